@@ -1,0 +1,103 @@
+"""The exception tree. Imports nothing, so that every room of the house can raise from it.
+
+::
+
+    EmendoError                     exit code 1: the work was attempted and failed
+    ├── InputError (ValueError)     exit code 2: something that the caller gave cannot be used
+    │   ├── RequestError            malformed edit requests (all problems at once)
+    │   │   └── ConflictError       requests that contradict or repeat each other
+    │   ├── MethodError             unknown method, unknown or ill-typed setting
+    │   ├── LayerError              a layer that the model does not have
+    │   ├── UnsupportedModelError   a model family that Emendo does not edit, with the reason
+    │   ├── ModelNotFoundError      no model under that name
+    │   ├── CorpusError             text for second moments that cannot be read
+    │   ├── MomentsError            a second moment that is missing, damaged or of another model
+    │   ├── UpdateFileError         an update file that is missing, truncated or altered
+    │   │   └── BaseMismatchError   a sound update that belongs to another base model
+    │   ├── OutputError             an output path that cannot be written
+    │   └── InfeasibleError         equality asked of keys that cannot hold it
+    ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
+    └── NumericalError (ArithmeticError)   a computation left the finite numbers
+
+Every message says what was found, what was expected, and the argument or command that fixes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EmendoError(Exception):
+    """Root of every error that Emendo raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(EmendoError, ValueError):
+    """Something that the caller gave cannot be used. Nothing was changed."""
+
+    exit_code = 2
+
+
+class RequestError(InputError):
+    """Malformed edit requests.
+
+    Attributes:
+        problems: One line for each problem found, never only the first.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+
+
+class ConflictError(RequestError):
+    """Requests that contradict or repeat each other."""
+
+
+class MethodError(InputError):
+    """Unknown method, or a setting that it does not have."""
+
+
+class LayerError(InputError):
+    """A layer index that the model does not have."""
+
+
+class UnsupportedModelError(InputError):
+    """A model family that Emendo does not edit."""
+
+
+class ModelNotFoundError(InputError):
+    """No model could be found under the given name."""
+
+
+class CorpusError(InputError):
+    """Text for second moments that cannot be read."""
+
+
+class MomentsError(InputError):
+    """A second moment that is missing, damaged, or belongs to another model."""
+
+
+class UpdateFileError(InputError):
+    """An update file that is missing, truncated or altered."""
+
+
+class BaseMismatchError(UpdateFileError):
+    """A sound update that was made for another base model."""
+
+
+class OutputError(InputError):
+    """An output path that cannot be written."""
+
+
+class InfeasibleError(InputError):
+    """Equality was asked of keys that cannot hold it."""
+
+
+class SelfCheckError(EmendoError, RuntimeError):
+    """The adapter's view of a module disagrees with what the module computes."""
+
+
+class NumericalError(EmendoError, ArithmeticError):
+    """A computation produced values that are not finite."""

@@ -1,0 +1,34 @@
+"""The algebra of an edit: tensors in, tensors out.
+
+One formula serves every method. With keys ``K [n, d_in]``, residuals ``R [n, d_out]`` and the
+preservation metric ``A = f(C) + H``, the update ``ΔW = RᵀQ`` has the dual keys
+
+    Q = (K A⁻¹ Kᵀ + s I)⁻¹ K A⁻¹
+
+``s = 0`` memorizes with equality (ROME for one request, EMMET for many), ``s > 0`` by least squares
+(MEMIT: ``A = λC``, ``s = 1``). `Preservation` is f, `prepare` factorises A once per layer, `solve`
+gives Q, and the cost functions measure ΔW without forming it.
+
+Nothing here knows a model, a tokenizer or a config.
+"""
+
+from emendo.solve.costs import frobenius_norm, preservation_cost
+from emendo.solve.feasibility import KEY_TOLERANCE, key_tolerance
+from emendo.solve.metric import PreparedLayer, prepare
+from emendo.solve.preservation import Preservation, extend_history
+from emendo.solve.solver import Form, Solution, SolveStats, solve
+
+__all__ = [
+    "KEY_TOLERANCE",
+    "Form",
+    "PreparedLayer",
+    "Preservation",
+    "Solution",
+    "SolveStats",
+    "extend_history",
+    "frobenius_norm",
+    "key_tolerance",
+    "prepare",
+    "preservation_cost",
+    "solve",
+]

@@ -1,0 +1,144 @@
+"""What an update must leave alone: the preservation metric A = f(C) + H.
+
+``tr(Δ A Δᵀ)`` is the price of an update Δ. ``C`` is the second moment of the keys to preserve, so
+``tr(Δ C Δᵀ)`` is the mean squared change of the layer's output on them; the ridge prices the
+update's own size; the history ``H`` prices what it does to earlier edits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from emendo.errors import InputError, MomentsError
+from emendo.shapes import Keys, Moment
+
+SYMMETRY_TOLERANCE = 1e-6
+"""Largest |M − Mᵀ| allowed, relative to the largest |M|: float32 sums stay below it."""
+
+_ROWS = 1024  # rows checked at a time, so that checking 14336² entries needs no second copy
+
+
+@dataclass(frozen=True)
+class Preservation:
+    """f(C) = weight · C + ridge · I.
+
+    MEMIT's λ (``mom2_update_weight``) is ``weight`` where the memorization strength s is 1;
+    ENCORE's norm constraint λₙ is ``ridge``; ``weight=0, ridge=1`` replaces C by the identity.
+
+    Attributes:
+        weight: How much the preserved keys count. It multiplies the mean moment E[k kᵀ], never a
+            sum over tokens.
+        ridge: How much the squared Frobenius norm of the update counts.
+
+    Raises:
+        InputError: A value is negative or not finite, or both are zero.
+
+    Source: MEMIT (arXiv 2210.07229) eq. 14 and 15 for the weight, ENCORE (arXiv 2502.01636) for the
+        ridge.
+    """
+
+    weight: float = 1.0
+    ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "ridge"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise InputError(
+                    f"preservation.{name} is {value}; expected a finite number of at least 0. "
+                    f"Set it with `--set preservation.{name}=1.0`."
+                )
+        if self.weight == 0.0 and self.ridge == 0.0:
+            raise InputError(
+                "preservation.weight and preservation.ridge are both 0, so nothing would be "
+                "preserved. Set one of them, e.g. `--set preservation.weight=1.0`."
+            )
+
+    def metric(self, moment: Moment, history: Moment | None = None) -> Moment:
+        """The metric A = weight · C + ridge · I + H.
+
+        Args:
+            moment: C, the mean second moment, in any floating dtype.
+            history: H, as `extend_history` makes it; None where no edit came before.
+
+        Returns:
+            A new float64 matrix on the moment's device. Of its two triangles the solver reads the
+            lower one only.
+
+        Raises:
+            MomentsError: The moment is not a finite symmetric matrix.
+            InputError: The history is not one, or has another size.
+        """
+        _check_symmetric(moment, "second moment", MomentsError, "collect it again with `emendo moments collect`")
+        metric = moment.detach().to(torch.float64, copy=True).mul_(self.weight)
+        metric.diagonal().add_(self.ridge)
+        if history is not None:
+            _check_symmetric(history, "history", InputError, "build it with `extend_history`")
+            if history.shape != moment.shape:
+                raise InputError(
+                    f"The history is {_size(history)} but the second moment is {_size(moment)}. "
+                    "Pass the history of this layer."
+                )
+            metric.add_(history.detach().to(metric))
+        return metric
+
+
+def extend_history(history: Moment | None, keys: Keys, *, weight: float = 1.0) -> Moment:
+    """Make edited keys part of what later edits preserve: H + weight · KᵀK.
+
+    With ``weight = 1/s`` a later solve at the same s counts earlier requests exactly as its own
+    (sequential MEMIT). Under equality (s = 0) no finite weight does that, and 1 is the convention.
+
+    Args:
+        history: H so far, or None.
+        keys: The keys that were edited.
+        weight: How much each of them counts, more than 0.
+
+    Returns:
+        A new float64 matrix; the one passed in is not changed.
+
+    Raises:
+        InputError: The weight is not a positive finite number, or the sizes differ.
+
+    Source: the sequential MEMIT of AlphaEdit (arXiv 2410.02355), term K_p K_pᵀ.
+    """
+    if not (math.isfinite(weight) and weight > 0.0):
+        raise InputError(f"The history weight is {weight}; expected a finite number above 0.")
+    if keys.ndim != 2:
+        raise InputError(f"The keys are {_size(keys)}; expected [n, d_in].")
+    keys = keys.detach().to(torch.float64)
+    if history is None:
+        return keys.T @ keys * weight
+    if history.shape != (keys.shape[1], keys.shape[1]):
+        raise InputError(
+            f"The history is {_size(history)} but the keys are {_size(keys)}; expected keys of the same layer."
+        )
+    return torch.addmm(history.detach().to(keys), keys.T, keys, alpha=weight)
+
+
+def _check_symmetric(matrix: Moment, name: str, error: type[InputError], remedy: str) -> None:
+    """Raise `error` unless the matrix is a square, finite, symmetric float matrix."""
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise error(f"The {name} is {_size(matrix)}; expected a square [d_in, d_in] matrix.")
+    if not matrix.is_floating_point():
+        raise error(f"The {name} has dtype {matrix.dtype}; expected a floating dtype.")
+    largest = asymmetry = 0.0
+    for start in range(0, matrix.shape[0], _ROWS):
+        rows = matrix[start : start + _ROWS].detach()
+        columns = matrix[:, start : start + _ROWS].detach().T
+        largest = max(largest, rows.abs().max().item())
+        asymmetry = max(asymmetry, (rows - columns).abs().max().item())
+        if not rows.isfinite().all():
+            raise error(f"The {name} holds values that are not finite; {remedy}.")
+    if asymmetry > SYMMETRY_TOLERANCE * largest:
+        raise error(
+            f"The {name} is not symmetric: entries differ from their mirror by up to "
+            f"{asymmetry:.1e}, with entries up to {largest:.1e}; {remedy}."
+        )
+
+
+def _size(tensor: torch.Tensor) -> str:
+    return "x".join(str(size) for size in tensor.shape) or "a scalar"

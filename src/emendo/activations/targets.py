@@ -1,0 +1,272 @@
+"""Target search: the value v* = init + δ that each request's edit must produce, for all requests at once.
+
+δ enters the residual stream at the subject's last token, at the output of one layer. Requests are independent:
+they are optimised in one batch, each with its own Adam state, clamp and stop, and leave the batch when finished.
+The published authors' serial loop finds the same δ up to rounding (a test holds this search to it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emendo.activations.objective import Losses, TargetProblem, target_problem
+from emendo.errors import NumericalError, SelfCheckError
+from emendo.models import ModelAdapter
+from emendo.models.suffix import packed_attention, replay
+from emendo.progress import Progress, Silent
+from emendo.requests import EditRequest
+
+Site = Literal["resid_post", "mlp_out"]
+
+REPLAY_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+"""Largest relative deviation of the replay from an ordinary forward pass that rounding explains."""
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """How a target value is searched.
+
+    Args:
+        site: Which vector δ is measured against and added to: the whole block's output (``"resid_post"``) or the
+            MLP's (``"mlp_out"``). Both enter the residual stream at the same place.
+        steps: Most loss evaluations; one fewer updates.
+        learning_rate: Of Adam.
+        max_norm_ratio: ‖δ‖ is kept within this multiple of ‖init‖ (clamp_norm_factor of the public code).
+        kl_weight: Weight of the divergence on the subject's own prompt (kl_factor).
+        weight_decay: Weight of ‖δ‖/‖init‖² (v_weight_decay).
+        loss_threshold: A request is finished when its total loss is below this.
+        argmax_steps: A request is finished when all its target tokens have been the argmax in all contexts for
+            this many further steps in a row; 0 turns the rule off.
+        batch_size: Requests searched together; a matter of memory and speed only.
+        precision: Of the matrix products: ``"float32"`` leaves them to the model's dtype, ``"bfloat16"`` runs them
+            in bfloat16 with float32 norms, softmax and residual stream (autocast).
+
+    Source: MEMIT (arXiv 2210.07229) and its public code; the argmax rule is MPES of ENCORE (arXiv 2502.01636).
+    """
+
+    site: Site = "resid_post"
+    steps: int = 25
+    learning_rate: float = 0.5
+    max_norm_ratio: float = 0.75
+    kl_weight: float = 0.0625
+    weight_decay: float = 0.5
+    loss_threshold: float = 0.05
+    argmax_steps: int = 0
+    batch_size: int = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class TargetTrace:
+    """What the search did for one request.
+
+    Attributes:
+        losses: Total loss at each evaluation, nats.
+        nll: Negative log-likelihood of the target at the δ that was kept, nats a token.
+        kl: Divergence on the subject's prompt at that δ, nats.
+        argmax: Whether all target tokens are the argmax in all contexts at that δ.
+        stopped: ``"loss"``, ``"argmax"`` or ``"steps"``: the rule that ended the search.
+        delta_norm: ‖δ‖.
+        init_norm: ‖init‖.
+    """
+
+    losses: tuple[float, ...]
+    nll: float
+    kl: float
+    argmax: bool
+    stopped: str
+    delta_norm: float
+    init_norm: float
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Target values of a batch of requests.
+
+    Attributes:
+        value: v* = init + δ, ``[n, d_model]``.
+        delta: δ, ``[n, d_model]``.
+        traces: One for each request.
+    """
+
+    value: Float[Tensor, "n d_model"]
+    delta: Float[Tensor, "n d_model"]
+    traces: tuple[TargetTrace, ...]
+
+
+def find_targets(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layer: int,
+    settings: TargetSettings,
+    progress: Progress | None = None,
+) -> Targets:
+    """Search v* for every request.
+
+    Args:
+        adapter: The model, which is left as it was.
+        requests: The facts to write.
+        contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
+        layer: The layer whose output receives δ.
+        settings: Constants of the search.
+        progress: Told about the stage "targets", in requests.
+
+    Raises:
+        NumericalError: A loss is not finite; names the requests.
+        SelfCheckError: The replay of upper layers disagrees with the model's own forward pass.
+    """
+    progress = progress or Silent()
+    progress.start("targets", len(requests))
+    values, deltas, traces = [], [], []
+    try:
+        for begin in range(0, len(requests), settings.batch_size):
+            part = requests[begin : begin + settings.batch_size]
+            problem, resid, mlp_out = target_problem(adapter, part, contexts, layer)
+            init = resid if settings.site == "resid_post" else mlp_out
+            search = _Search(adapter, layer, settings, problem, init, [r.label for r in part])
+            delta, part_traces = search.run(progress)
+            values.append(init + delta)
+            deltas.append(delta)
+            traces += part_traces
+    finally:
+        progress.finish()
+    return Targets(torch.cat(values), torch.cat(deltas), tuple(traces))
+
+
+class _Search:
+    """One batch of requests on its way; rows of every tensor are the requests that are still searched."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        layer: int,
+        settings: TargetSettings,
+        problem: TargetProblem,
+        init: Float[Tensor, "n d_model"],
+        labels: Sequence[str],
+    ) -> None:
+        self.adapter, self.layer, self.settings, self.problem = adapter, layer, settings, problem
+        self.labels = labels
+        self.active = list(range(problem.n))
+        self.init_norm = init.norm(dim=1)
+        self.delta = torch.zeros_like(init)
+        self.moment1 = torch.zeros_like(init)
+        self.moment2 = torch.zeros_like(init)
+        self.streak = [0] * problem.n
+        self.history: list[list[float]] = [[] for _ in labels]
+        self.found = torch.zeros_like(init)
+        self.traces: list[TargetTrace | None] = [None] * problem.n
+
+    def run(self, progress: Progress) -> tuple[Float[Tensor, "n d_model"], list[TargetTrace]]:
+        with packed_attention(self.adapter):
+            self._check_replay()
+            for step in range(self.settings.steps):
+                self.delta.requires_grad_(True)
+                with self._precision():
+                    losses = self._losses()
+                finished = self._finished(losses, last=step == self.settings.steps - 1)
+                if len(finished) < len(self.active):
+                    (gradient,) = torch.autograd.grad(losses.total.sum(), self.delta)
+                self.delta = self.delta.detach()
+                if finished:
+                    self._retire(finished, losses)
+                    progress.advance(len(finished))
+                    if not self.active:
+                        break
+                    keep = [row for row in range(len(gradient)) if row not in finished]
+                    gradient = gradient[keep]
+                self._update(gradient, step + 1)
+        return self.found, [trace for trace in self.traces if trace is not None]
+
+    def _losses(self) -> Losses:
+        losses = self.problem.losses(
+            self.adapter,
+            self.layer,
+            self.delta,
+            self.init_norm,
+            kl_weight=self.settings.kl_weight,
+            weight_decay=self.settings.weight_decay,
+        )
+        totals = losses.total.tolist()
+        bad = [self.labels[self.active[row]] for row, x in enumerate(totals) if not abs(x) < float("inf")]
+        if bad:
+            raise NumericalError(
+                f"the target search left the finite numbers for {', '.join(map(repr, bad))}; expected a finite loss. "
+                "Lower --set target.learning_rate, or load the model with --dtype float32"
+            )
+        for row, value in enumerate(totals):
+            self.history[self.active[row]].append(value)
+        return losses
+
+    def _finished(self, losses: Losses, *, last: bool) -> dict[int, str]:
+        """Rows that stop here, with the rule that stops them."""
+        finished = {}
+        totals, argmax = losses.total.tolist(), losses.argmax.tolist()
+        for row, request in enumerate(self.active):
+            self.streak[request] = self.streak[request] + 1 if argmax[row] else 0
+            if totals[row] < self.settings.loss_threshold:
+                finished[row] = "loss"
+            elif 0 < self.settings.argmax_steps < self.streak[request]:
+                finished[row] = "argmax"
+            elif last:
+                finished[row] = "steps"
+        return finished
+
+    def _retire(self, finished: dict[int, str], losses: Losses) -> None:
+        """Keep the results of finished rows and shrink everything to the others."""
+        for row, reason in finished.items():
+            request = self.active[row]
+            self.found[request] = self.delta[row]
+            self.traces[request] = TargetTrace(
+                losses=tuple(self.history[request]),
+                nll=float(losses.nll[row]),
+                kl=float(losses.kl[row]),
+                argmax=bool(losses.argmax[row]),
+                stopped=reason,
+                delta_norm=float(self.delta[row].norm()),
+                init_norm=float(self.init_norm[row]),
+            )
+        keep = [row for row in range(len(self.active)) if row not in finished]
+        self.active = [self.active[row] for row in keep]
+        if not keep:
+            return
+        self.problem = self.problem.keep(keep)
+        self.init_norm, self.delta = self.init_norm[keep], self.delta[keep]
+        self.moment1, self.moment2 = self.moment1[keep], self.moment2[keep]
+
+    def _update(self, gradient: Float[Tensor, "n d_model"], t: int) -> None:
+        """Adam (β = 0.9, 0.999, ε = 1e-8) on every row, then the rows' clamp."""
+        self.moment1 = self.moment1.lerp(gradient, 0.1)
+        self.moment2 = self.moment2.lerp(gradient.square(), 0.001)
+        scale = (self.moment2 / (1 - 0.999**t)).sqrt() + 1e-8
+        step = self.settings.learning_rate * (self.moment1 / (1 - 0.9**t)) / scale
+        delta = self.delta - step
+        radius = self.settings.max_norm_ratio * self.init_norm
+        norm = delta.norm(dim=1)
+        self.delta = torch.where((norm > radius)[:, None], delta * (radius / norm)[:, None], delta)
+
+    def _precision(self) -> torch.autocast | nullcontext[None]:
+        if self.settings.precision == "bfloat16":
+            return torch.autocast(self.adapter.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _check_replay(self) -> None:
+        """At δ = 0 the replay must give what the ordinary forward pass gave."""
+        with torch.no_grad():
+            again = replay(self.adapter, self.problem.constant, self.problem.layout, self.layer).float()
+        final = self.problem.final.float()
+        error = float((again - final).norm() / final.norm().clamp_min(1e-12))
+        tolerance = REPLAY_TOLERANCE[self.problem.constant.dtype]
+        if not error <= tolerance:
+            raise SelfCheckError(
+                f"re-running the layers above {self.layer} of {self.adapter.name!r} deviates from its forward pass by "
+                f"{error:.2e} relative (expected at most {tolerance:.0e}); this model's blocks do more than Emendo knows"
+            )

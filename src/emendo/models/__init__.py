@@ -1,0 +1,18 @@
+"""Models: the only place that knows Hugging Face module names."""
+
+from emendo.models.adapter import Capture, ModelAdapter
+from emendo.models.architecture import ARCHITECTURES, REFUSALS, ArchitectureSpec
+from emendo.models.batch import TokenBatch, pack_by_tokens
+from emendo.models.loading import load, wrap
+
+__all__ = [
+    "ARCHITECTURES",
+    "REFUSALS",
+    "ArchitectureSpec",
+    "Capture",
+    "ModelAdapter",
+    "TokenBatch",
+    "load",
+    "pack_by_tokens",
+    "wrap",
+]

@@ -1,0 +1,433 @@
+"""One view over an unmodified Hugging Face decoder: its weights, its activations, its text.
+
+The adapter owns every question of layout (Linear or Conv1D), of what a block returns (tensor or tuple) and of
+the state that a model happens to be in (training mode, `requires_grad`): callers see `[d_out, d_in]` weights,
+`[batch, seq, ·]` activations and a model that is as they left it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from emendo.errors import InputError, LayerError, SelfCheckError, UnsupportedModelError
+from emendo.models.architecture import ArchitectureSpec, resolve_architecture
+from emendo.models.batch import TokenBatch
+from emendo.shapes import Hidden, Weight
+
+SELF_CHECK_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+"""Largest relative deviation that rounding explains, by dtype of the weights."""
+
+
+@dataclass
+class Capture:
+    """Activations of one forward pass, by layer.
+
+    Attributes:
+        keys: Inputs of the down-projections, each ``[batch, seq, d_in]``.
+        mlp_out: Outputs of the down-projections, each ``[batch, seq, d_model]``.
+        resid: Outputs of whole blocks (the residual stream), each ``[batch, seq, d_model]``.
+    """
+
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    mlp_out: dict[int, Tensor] = field(default_factory=dict)
+    resid: dict[int, Tensor] = field(default_factory=dict)
+
+
+class _StopForwardError(Exception):
+    """Ends a forward pass above the highest layer that anyone asked for."""
+
+
+class ModelAdapter:
+    """A causal language model as editing sees it.
+
+    Args:
+        model: A transformers causal LM of a supported family.
+        tokenizer: Its fast tokenizer.
+        name: How reports and files name the model.
+
+    Raises:
+        UnsupportedModelError: The family, the weights or the tokenizer cannot be edited; says why.
+        SelfCheckError: A captured key times the weight does not give the captured MLP output.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.spec: ArchitectureSpec = resolve_architecture(model.config)
+        self.name = name or getattr(model.config, "_name_or_path", "") or self.spec.model_type
+        self.holds_edits = False
+        """Set by a session while updates are in the model: its weights are then not those of the base."""
+        self._weights_digest: str | None = None
+        self._tokenizer_digest: str | None = None
+        if not getattr(tokenizer, "is_fast", False):
+            raise UnsupportedModelError(
+                f"the tokenizer {type(tokenizer).__name__} gives no character offsets, which Emendo needs to find "
+                "the subject's tokens. Load a fast tokenizer (AutoTokenizer, or pip install tokenizers)"
+            )
+        self._refuse_unreachable_weights()
+        self._self_check()
+
+    # ---- facts -------------------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.weight(0).shape[0])
+
+    def d_in(self, layer: int) -> int:
+        """Inner width of a layer's MLP: the dimension of its keys."""
+        return int(self.weight(layer).shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the embedding."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the edited weights."""
+        return self._down_projection(0).weight.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the unembedding."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence, in tokens, that the model has positions for."""
+        config = self.model.config
+        for attribute in ("max_position_embeddings", "n_positions", "n_ctx"):
+            if (value := getattr(config, attribute, None)) is not None:
+                return int(value)
+        raise UnsupportedModelError(
+            f"the configuration of {self.name!r} names no maximum length "
+            "(expected max_position_embeddings, n_positions or n_ctx)"
+        )
+
+    def check_layers(self, layers: Sequence[int]) -> list[int]:
+        """Sorted `layers`, each an existing block and named once.
+
+        Raises:
+            LayerError: A layer is out of range, repeated, or none is given.
+        """
+        bad = [layer for layer in layers if not 0 <= layer < self.n_layers]
+        if bad or not layers or len(set(layers)) != len(layers):
+            what = f"out of range: {bad}" if bad else f"empty or repeated: {list(layers)}"
+            raise LayerError(
+                f"layers {what}; {self.name!r} has layers 0 to {self.n_layers - 1}, each named once (--layers)"
+            )
+        return sorted(layers)
+
+    # ---- modules -----------------------------------------------------------------------------------------
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The module that holds the blocks."""
+        return self.model.get_submodule(self.spec.decoder)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, lowest first."""
+        return self.decoder.get_submodule(self.spec.blocks)  # type: ignore[return-value]
+
+    def module_name(self, layer: int) -> str:
+        """Dotted name of a layer's edited linear map."""
+        self.check_layers([layer])
+        return f"{self.spec.decoder}.{self.spec.blocks}.{layer}.{self.spec.down_projection}"
+
+    def _down_projection(self, layer: int) -> nn.Module:
+        return self.blocks[layer].get_submodule(self.spec.down_projection)
+
+    def weight(self, layer: int) -> Weight:
+        """A layer's edited weight as ``[d_out, d_in]``, a view whatever the module's layout."""
+        self.check_layers([layer])
+        module = self._down_projection(layer)
+        weight = module.weight.detach()
+        return weight.T if isinstance(module, Conv1D) else weight
+
+    def write(self, layer: int, weight: Weight) -> None:
+        """Overwrite a layer's weight in place, cast once to the model's dtype."""
+        self.weight(layer).copy_(weight)
+
+    @contextmanager
+    def preserved(self, layers: Sequence[int]) -> Iterator[None]:
+        """Whatever is written to these layers inside, their weights come back bit for bit, also after an error."""
+        originals = {layer: self.weight(layer).clone() for layer in layers}
+        try:
+            yield
+        finally:
+            for layer, original in originals.items():
+                self.write(layer, original)
+
+    @contextmanager
+    def edited(self, weights: Mapping[int, Weight]) -> Iterator[None]:
+        """The model with other weights in some layers, restored bit for bit on exit, also after an error."""
+        with self.preserved(list(weights)):
+            for layer, weight in weights.items():
+                self.write(layer, weight)
+            yield
+
+    # ---- running -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Evaluation mode without parameter gradients, for as long as the context lasts.
+
+        Every module's training flag and every parameter's `requires_grad` come back as they were.
+        """
+        training = [module for module in self.model.modules() if module.training]
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        try:
+            self.model.eval()
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+    def run(
+        self,
+        batch: TokenBatch,
+        *,
+        keys: Sequence[int] = (),
+        mlp_out: Sequence[int] = (),
+        resid: Sequence[int] = (),
+    ) -> Capture:
+        """One forward pass that records activations and stops above the highest layer asked for.
+
+        Args:
+            batch: Right-padded tokens.
+            keys: Layers whose down-projection inputs to record.
+            mlp_out: Layers whose down-projection outputs to record.
+            resid: Layers whose block outputs to record.
+        """
+        top = self.check_layers(sorted({*keys, *mlp_out, *resid}))[-1]
+        capture = Capture()
+        with self.quiet(), torch.no_grad(), self.recording(capture, keys, mlp_out, resid, stop=top):
+            try:
+                self.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+            except _StopForwardError:
+                pass
+        return capture
+
+    @contextmanager
+    def recording(
+        self,
+        capture: Capture,
+        keys: Sequence[int] = (),
+        mlp_out: Sequence[int] = (),
+        resid: Sequence[int] = (),
+        *,
+        stop: int | None = None,
+    ) -> Iterator[None]:
+        """Hooks that fill `capture` during any forward pass inside the context; `stop` ends it after that block."""
+        handles = []
+
+        def key_hook(layer: int) -> Any:
+            return lambda module, args: capture.keys.__setitem__(layer, args[0].detach())
+
+        def out_hook(layer: int) -> Any:
+            return lambda module, args, out: capture.mlp_out.__setitem__(layer, out.detach())
+
+        def block_hook(layer: int) -> Any:
+            def hook(module: nn.Module, args: Any, out: Any) -> None:
+                if layer in resid:
+                    capture.resid[layer] = block_output(out).detach()
+                if layer == stop:
+                    raise _StopForwardError
+
+            return hook
+
+        try:
+            for layer in keys:
+                handles.append(self._down_projection(layer).register_forward_pre_hook(key_hook(layer)))
+            for layer in mlp_out:
+                handles.append(self._down_projection(layer).register_forward_hook(out_hook(layer)))
+            for layer in {*resid, *([] if stop is None else [stop])}:
+                handles.append(self.blocks[layer].register_forward_hook(block_hook(layer)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def final_hidden(self, batch: TokenBatch) -> Hidden:
+        """Hidden states after the final norm, ready for `unembed`; no logits are computed."""
+        with self.quiet(), torch.no_grad():
+            out = self.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+        return out.last_hidden_state
+
+    def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        """Logits in float32 (or float64 for a float64 model); differentiable in `hidden`."""
+        head = self.model.get_output_embeddings()
+        logits: Tensor = head(hidden.to(head.weight.dtype))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    # ---- text --------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids as the model expects them: its BOS if it has one, never a trailing EOS."""
+        return self.encode_with_offsets(text)[0]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and the character span of each; special tokens that are not in the text span nothing."""
+        encoded = self.tokenizer(text, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+        ids = list(encoded["input_ids"])
+        offsets = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+        while ids and ids[-1] == self.tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+            ids, offsets = ids[:-1], offsets[:-1]
+        if not ids:
+            raise InputError(f"the tokenizer turns {text!r} into no tokens; expected text")
+        return ids, offsets
+
+    def encode_bare(self, text: str) -> list[int]:
+        """Token ids of `text` without any special token."""
+        return list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill padding with; it is always masked."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
+
+    def batch(self, sequences: Sequence[Sequence[int]]) -> TokenBatch:
+        """Token sequences as a right-padded batch on the model's device.
+
+        Raises:
+            InputError: A sequence is longer than the model has positions for.
+        """
+        longest = max((len(ids) for ids in sequences), default=0)
+        if longest > self.max_length:
+            raise InputError(f"a text has {longest} tokens; {self.name!r} has positions for {self.max_length}")
+        return TokenBatch.pad(sequences, self.pad_id, self.device)
+
+    def generate(self, prompt: str, max_new_tokens: int = 32) -> str:
+        """Greedy continuation of a raw prompt, without the prompt."""
+        return self.generate_many([prompt], max_new_tokens)[0]
+
+    def generate_many(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
+        """Greedy continuations of raw prompts, in one batch.
+
+        Args:
+            prompts: Texts to continue.
+            max_new_tokens: Most tokens to add to each; a continuation ends earlier at the model's EOS.
+        """
+        rows = [self.encode(prompt) for prompt in prompts]
+        longest = max(len(row) for row in rows)
+        if longest + max_new_tokens > self.max_length:
+            raise InputError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the {self.max_length} positions of "
+                f"{self.name!r}; shorten the prompt or lower max_new_tokens"
+            )
+        # Generation appends on the right, so here, and only here, padding stands on the left.
+        ids = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        with self.quiet(), torch.no_grad():
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=self.pad_id,
+                # A model's own generation config may set sampling values, which greedy search would warn about.
+                temperature=None,
+                top_p=None,
+                top_k=None,
+            )
+        return [self.decode(row) for row in out[:, longest:].tolist()]
+
+    # ---- identity ----------------------------------------------------------------------------------------
+
+    def weights_digest(self) -> str:
+        """SHA-256 over all parameters (name, dtype, shape, bytes) of the model when first asked.
+
+        Computed once: the identity of the *base* model, so ask before editing (a session does).
+        """
+        if self._weights_digest is None:
+            self._weights_digest = _digest_parameters(self.model)
+        return self._weights_digest
+
+    def tokenizer_digest(self) -> str:
+        """SHA-256 over the tokenizer's full definition."""
+        if self._tokenizer_digest is None:
+            definition = self.tokenizer.backend_tokenizer.to_str()
+            self._tokenizer_digest = hashlib.sha256(definition.encode()).hexdigest()
+        return self._tokenizer_digest
+
+    # ---- checks ------------------------------------------------------------------------------------------
+
+    def _refuse_unreachable_weights(self) -> None:
+        for layer in range(self.n_layers):
+            module = self._down_projection(layer)
+            weight = getattr(module, "weight", None)
+            if not isinstance(module, (nn.Linear, Conv1D)) or weight is None:
+                raise UnsupportedModelError(
+                    f"{self.module_name(layer)} is a {type(module).__name__}, expected a Linear or Conv1D: "
+                    "wrapped or converted layers cannot be edited. Merge adapters first (merge_and_unload())"
+                )
+            if weight.device.type == "meta":
+                raise UnsupportedModelError(
+                    f"{self.module_name(layer)} is offloaded (device 'meta'); load the model into memory "
+                    "(without device_map offloading) to edit it"
+                )
+            if not weight.is_floating_point() or weight.dtype not in SELF_CHECK_TOLERANCE:
+                raise UnsupportedModelError(
+                    f"{self.module_name(layer)} has dtype {weight.dtype}; expected one of "
+                    f"{', '.join(str(dtype) for dtype in SELF_CHECK_TOLERANCE)} (--dtype float32)"
+                )
+
+    def _self_check(self) -> None:
+        """Hold key × weight + bias against the MLP output in every layer, on a handful of tokens."""
+        ids = [(7 * i + 3) % self.vocab_size for i in range(6)]
+        layers = range(self.n_layers)
+        capture = self.run(TokenBatch.pad([ids], 0, self.device), keys=layers, mlp_out=layers)
+        for layer in layers:
+            bias = self._down_projection(layer).bias
+            expected = capture.keys[layer].float() @ self.weight(layer).float().T
+            expected = expected if bias is None else expected + bias.float()
+            found = capture.mlp_out[layer].float()
+            error = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+            if not error <= SELF_CHECK_TOLERANCE[self.dtype]:
+                raise SelfCheckError(
+                    f"{self.module_name(layer)}: key × weight + bias differs from the module's output by "
+                    f"{error:.2e} relative (expected at most {SELF_CHECK_TOLERANCE[self.dtype]:.0e}); "
+                    "the module is wrapped, quantised or laid out in a way that Emendo does not know"
+                )
+
+
+def block_output(out: Any) -> Tensor:
+    """The hidden states of a block's return value, which is a tensor or a tuple that starts with one."""
+    hidden: Tensor = out[0] if isinstance(out, tuple) else out
+    return hidden
+
+
+def _digest_parameters(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        value = parameter.detach().contiguous().cpu()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""From a name to an adapter: a hub id, a local folder, a GGUF file, or "demo"."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from emendo.errors import InputError, ModelNotFoundError
+from emendo.models import demo
+from emendo.models.adapter import ModelAdapter
+from emendo.models.architecture import resolve_architecture
+from emendo.progress import Progress, Silent
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", progress: Progress | None = None
+) -> ModelAdapter:
+    """Load a causal language model for editing.
+
+    Args:
+        name: A Hugging Face hub id, a folder with a saved model, a ``.gguf`` file, or ``"demo"``.
+        device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        dtype: ``"auto"`` (the checkpoint's own; float32 for GGUF), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        progress: Told about the stage "loading".
+
+    Raises:
+        ModelNotFoundError: Nothing loadable under that name.
+        UnsupportedModelError: The family cannot be edited.
+        InputError: Unknown device or dtype.
+    """
+    progress = progress or Silent()
+    target = _device(device)
+    torch_dtype = _dtype(dtype)
+    progress.start("loading", None)
+    try:
+        with _silent_transformers(), _kept_rng():
+            model, tokenizer = _load_pair(str(name), torch_dtype)
+            model.to(target)
+        return ModelAdapter(model, tokenizer, name=str(name))
+    finally:
+        progress.finish()
+
+
+def wrap(model: Any, tokenizer: Any, name: str = "") -> ModelAdapter:
+    """An adapter over a model and tokenizer that are already loaded; both stay as they are.
+
+    Args:
+        model: A transformers causal LM.
+        tokenizer: Its fast tokenizer.
+        name: How reports and files name the model.
+
+    Raises:
+        UnsupportedModelError: The family, weights or tokenizer cannot be edited.
+    """
+    return ModelAdapter(model, tokenizer, name=name)
+
+
+def _load_pair(name: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    if name == "demo":
+        return _load_demo(dtype)
+    path = Path(name).expanduser()
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelNotFoundError(f"no GGUF file at {name!r} (--model)")
+        return _load_gguf(path, dtype)
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise ModelNotFoundError(
+                f"{name!r} holds no config.json; expected a folder written by save_pretrained (--model)"
+            )
+        return _from_pretrained(str(path), dtype)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelNotFoundError(f"no model folder at {name!r} (--model)")
+    return _from_pretrained(name, dtype)
+
+
+def _from_pretrained(name: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    try:
+        # The configuration first: an unsupported family is refused before gigabytes are fetched.
+        resolve_architecture(AutoConfig.from_pretrained(name))
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelNotFoundError(
+            f"cannot load {name!r}: {first} Expected a hub id that is reachable, a local folder, a .gguf file, or "
+            "'demo' (--model)"
+        ) from error
+    return model, tokenizer
+
+
+def _load_gguf(path: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise ModelNotFoundError(
+            f"reading {path.name} needs the packages gguf and accelerate: pip install 'emendo[demo]'"
+        ) from error
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype or torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    # The loaded weights are plain floats; a left-over quantisation entry would make saving and reloading fail.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    return model, tokenizer
+
+
+def _load_demo(dtype: torch.dtype | None) -> tuple[Any, Any]:
+    if (folder := demo.verified_demo_folder()) is None:
+        path = demo.demo_gguf()
+        if path is None:
+            return _demo_from_hub(dtype)
+        folder = demo.store_demo_folder(*_load_gguf(path, torch.float32))
+    return _from_pretrained(str(folder), dtype)
+
+
+def _demo_from_hub(dtype: torch.dtype | None) -> tuple[Any, Any]:
+    try:
+        return _from_pretrained(demo.HUB_ID, dtype or torch.float32)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"the demo model is not installed and {demo.HUB_ID} cannot be fetched. Get it with: {demo.INSTALL}"
+        ) from error
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N (--device)") from error
+    if target.type not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r} is not supported; expected auto, cpu, cuda or cuda:N (--device)")
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device is available here; use --device cpu")
+    return target
+
+
+def _dtype(dtype: str) -> torch.dtype | None:
+    if dtype == "auto":
+        return None
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}; expected auto, {', '.join(DTYPES)} (--dtype)")
+    return DTYPES[dtype]
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """No bars or warnings of transformers on the terminal while loading; its settings come back."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    try:
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        # The GGUF reader draws bars of its own, straight to standard error.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _kept_rng() -> Iterator[None]:
+    """Loading initialises modules, which draws random numbers; the caller's stream must not notice."""
+    with torch.random.fork_rng():
+        yield

@@ -1,0 +1,89 @@
+"""Prefix contexts: texts put before a prompt so that an edit does not hang on the prompt standing alone.
+
+A context is a template with one ``{}`` for the whole prompt; the first is always ``"{}"`` itself.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+import torch
+
+from emendo.errors import MethodError
+from emendo.models import ModelAdapter
+from emendo.models.sampling import sample_tokens
+from emendo.requests import SLOT
+
+MEMIT_SEEDS = ("The", "Therefore", "Because", "I", "You")
+"""First words of MEMIT's five sampled contexts."""
+
+FIXED_CONTEXTS = (
+    SLOT,
+    "The weather was calm that morning. {}",
+    "Therefore we opened the book again. {}",
+    "Because many people had asked before. {}",
+    "I wrote this down last year. {}",
+    "You may have heard about it. {}",
+)
+"""Six contexts that need no sampling and are the same for every model."""
+
+SCHEMES = ("memit", "rome", "fixed", "none")
+
+
+def prefix_contexts(adapter: ModelAdapter, scheme: str, seed: int) -> tuple[str, ...]:
+    """The contexts of a scheme.
+
+    Args:
+        adapter: The model that samples them.
+        scheme: ``"memit"`` (the plain prompt and five sampled texts of 10 tokens, one from each seed word),
+            ``"rome"`` (the plain prompt and twenty sampled texts, ten of 5 and ten of 10 tokens including the start
+            token), ``"fixed"`` (`FIXED_CONTEXTS`) or ``"none"`` (the plain prompt alone).
+        seed: Of the sampling; the same seed gives the same contexts for the same model.
+
+    Raises:
+        MethodError: Unknown scheme.
+
+    Source: public code of ROME (arXiv 2202.05262) and MEMIT (arXiv 2210.07229); top-5 sampling.
+    """
+    if scheme == "none":
+        return (SLOT,)
+    if scheme == "fixed":
+        return FIXED_CONTEXTS
+    if scheme not in SCHEMES:
+        raise MethodError(f"unknown context scheme {scheme!r}; expected one of {', '.join(SCHEMES)}")
+    generator = torch.Generator().manual_seed(seed)
+    if scheme == "memit":
+        texts = _sample(adapter, [adapter.encode(word) for word in MEMIT_SEEDS], 10, generator)
+    else:
+        start = [_start_token(adapter)]
+        texts = [text for total in (5, 10) for text in _sample(adapter, [start] * 10, total, generator)]
+    return (SLOT, *(f"{_clean(text)}. {SLOT}" for text in texts))
+
+
+def _sample(adapter: ModelAdapter, starts: list[list[int]], total: int, generator: torch.Generator) -> list[str]:
+    """Continue each start to `total` tokens; starts of equal length share one batch."""
+    texts = [""] * len(starts)
+    for length in sorted({len(start) for start in starts}):
+        same = [index for index, start in enumerate(starts) if len(start) == length]
+        batch = torch.tensor([starts[index] for index in same])
+        rows = sample_tokens(adapter, batch, max(0, total - length), generator, top_k=5)
+        for index, row in zip(same, rows.tolist(), strict=True):
+            texts[index] = adapter.decode(row)
+    return texts
+
+
+def _start_token(adapter: ModelAdapter) -> int:
+    """What a document starts with: the BOS token, or the EOS token where documents are separated by it."""
+    for candidate in (adapter.tokenizer.bos_token_id, adapter.tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    raise MethodError(
+        "the context scheme 'rome' samples from a start token, and this tokenizer has neither BOS nor EOS; "
+        "use --set contexts.scheme=memit or fixed"
+    )
+
+
+def _clean(text: str) -> str:
+    """Sampled text as a prefix: one line, no braces that would be taken for a slot."""
+    plain = unicodedata.normalize("NFKD", text).replace("{", " ").replace("}", " ")
+    return " ".join(plain.split())

@@ -1,0 +1,82 @@
+"""Emendo edits facts inside the weights of a language model, and takes them back bit for bit.
+
+::
+
+    import emendo
+
+    lm = emendo.load("demo")
+    session = emendo.EditSession(lm)
+    plan = session.plan([emendo.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")])
+    session.apply(plan.update)
+    print(lm.generate("The Eiffel Tower is located in the city of"))
+    plan.update.save("rome.safetensors")
+    session.rollback()
+
+Names are imported when first used, so that `import emendo` alone is cheap and touches nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emendo.errors import EmendoError, InputError
+    from emendo.evaluate import evaluate_records, perplexity
+    from emendo.methods import METHODS, MethodConfig
+    from emendo.models import ModelAdapter, load, wrap
+    from emendo.pipeline import Plan
+    from emendo.requests import EditRecord, EditRequest, read_records
+    from emendo.session import EditSession
+    from emendo.update import ModelUpdate
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "EditRecord": "emendo.requests",
+    "EditRequest": "emendo.requests",
+    "EditSession": "emendo.session",
+    "EmendoError": "emendo.errors",
+    "InputError": "emendo.errors",
+    "METHODS": "emendo.methods",
+    "MethodConfig": "emendo.methods",
+    "ModelAdapter": "emendo.models",
+    "ModelUpdate": "emendo.update",
+    "Plan": "emendo.pipeline",
+    "evaluate_records": "emendo.evaluate",
+    "load": "emendo.models",
+    "perplexity": "emendo.evaluate",
+    "read_records": "emendo.requests",
+    "wrap": "emendo.models",
+}
+
+__all__ = [
+    "METHODS",
+    "EditRecord",
+    "EditRequest",
+    "EditSession",
+    "EmendoError",
+    "InputError",
+    "MethodConfig",
+    "ModelAdapter",
+    "ModelUpdate",
+    "Plan",
+    "__version__",
+    "evaluate_records",
+    "load",
+    "perplexity",
+    "read_records",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'emendo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,67 @@
+"""The command `emendo`: a client of the library, and the one place that turns errors into exit codes.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from emendo.cli import catalog, demo, edit, moments
+from emendo.errors import EmendoError
+
+app = typer.Typer(
+    name="emendo",
+    help="Edit facts inside the weights of a language model, and take them back bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("edit")(edit.edit)
+app.add_typer(moments.app, name="moments")
+app.command("methods")(catalog.methods)
+app.command("models")(catalog.models)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; every expected failure is one readable message on standard error and an exit code.
+
+    With ``--json`` a failure is also one JSON document on standard output.
+    """
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="emendo", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except EmendoError as error:
+        return _fail(arguments, type(error).__name__, str(error), error.exit_code)
+    except typer.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(arguments, "Interrupted", "interrupted; nothing was written", 130)
+    except typer.TyperException as error:
+        # A usage error; its text is made on demand.
+        return _fail(arguments, type(error).__name__, getattr(error, "format_message", error.__str__)(), 2)
+    except BrokenPipeError:
+        # The reader of standard output went away (`emendo methods | head`); nothing is wrong on our side.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _fail(arguments: list[str], kind: str, message: str, code: int) -> int:
+    print(f"emendo: {message}", file=sys.stderr)
+    if "--json" in arguments:
+        print(json.dumps({"error": {"type": kind, "message": message, "exit_code": code}}, ensure_ascii=False))
+    return code

@@ -1,0 +1,101 @@
+"""What the command line shows: progress and messages on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+
+class Terminal:
+    """One command's output, and the `Progress` that the library reports to.
+
+    Args:
+        json_output: Standard output carries one JSON document and nothing else.
+        quiet: Nothing on standard error but errors.
+    """
+
+    def __init__(self, *, json_output: bool = False, quiet: bool = False) -> None:
+        self.json_output = json_output
+        self.quiet = quiet
+        self.out = Console(soft_wrap=False)
+        self.err = Console(stderr=True, quiet=quiet)
+        self.seconds: dict[str, float] = {}
+        self._bar: RichProgress | None = None
+        self._stage = ""
+        self._begin = 0.0
+
+    # ---- Progress ----------------------------------------------------------------------------------------
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        """Show a stage: a live bar on a terminal, a line when it is done elsewhere."""
+        self.finish()
+        self._stage, self._begin = stage, time.perf_counter()
+        if self.err.is_terminal and not self.quiet:
+            self._bar = RichProgress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=self.err,
+                transient=True,
+            )
+            self._bar.start()
+            self._bar.add_task(stage, total=total)
+
+    def advance(self, n: int = 1) -> None:
+        """Count finished units."""
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0], n)
+
+    def finish(self) -> None:
+        """End the stage and add its time."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self._stage:
+            took = time.perf_counter() - self._begin
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + took
+            self.err.print(f"  {self._stage}: {took:.1f} s", style="dim", highlight=False)
+            self._stage = ""
+
+    # ---- results -----------------------------------------------------------------------------------------
+
+    def message(self, text: str) -> None:
+        """One line for people, on standard error."""
+        self.err.print(text, highlight=False, markup=False)
+
+    def result(self, document: dict[str, Any]) -> None:
+        """The JSON document, where it was asked for."""
+        if self.json_output:
+            print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
+
+    def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """A table for people, on standard output; nothing under --json."""
+        if self.json_output:
+            return
+        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", highlight=False)
+        for name in header:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*(_cell(cell) for cell in row))
+        self.out.print(table, markup=False)
+
+    def line(self, text: str) -> None:
+        """A line of the result for people, on standard output; nothing under --json."""
+        if not self.json_output:
+            self.out.print(text, highlight=False, markup=False)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.1f}" if isinstance(value, float) else str(value)
+    return text.replace("[", "\\[")  # rich would read brackets as markup

@@ -1,0 +1,44 @@
+"""`emendo demo`: edit packaged facts in the embedded demo model, judge, and take the edit back."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emendo.cli import options
+from emendo.cli.console import Terminal
+from emendo.cli.edit import run_edit
+
+
+def demo(
+    method: options.Method = "emmet",
+    layers: options.Layers = None,
+    settings: options.Set = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the update and the reports.")] = Path("out/demo"),
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Change SmolLM2-135M's mind about dozens of facts that it knows, keep the rest, and change it back."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
+    from emendo.methods import apply_settings, method_named
+    from emendo.report import check_writable
+    from emendo.requests import parse_records
+
+    apply_settings(method_named(method), chosen_settings)
+    check_writable(out)
+    file = resources.files("emendo") / "data" / "demo_facts.jsonl"
+    records = parse_records(file.read_text(encoding="utf-8"), "demo_facts.jsonl")
+
+    from emendo.models import load
+    from emendo.session import EditSession
+
+    terminal.message(f"Editing {len(records)} facts in SmolLM2-135M-Instruct with {method}")
+    lm = load("demo", device=device, progress=terminal)
+    session = EditSession(lm, seed=seed, progress=terminal)
+    run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out)

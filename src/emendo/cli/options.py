@@ -1,0 +1,54 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from emendo.errors import LayerError, MethodError
+
+Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, or 'demo'.")]
+Method = Annotated[str, typer.Option("--method", help="Editing method; see `emendo methods`.")]
+Layers = Annotated[str | None, typer.Option("--layers", help="Edited layers, such as 5 or 4,5,6 or 4-8.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting of the method; may be repeated.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of sampled contexts and self-sampled second moments.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress or messages on standard error.")]
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """Layers from ``5``, ``4,5,6`` or ``4-8``; None stays None.
+
+    Raises:
+        LayerError: The text is not such a list.
+    """
+    if text is None:
+        return None
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            layers += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError as error:
+            raise LayerError(f"cannot read layers {text!r}; expected 5 or 4,5,6 or 4-8 (--layers)") from error
+    return layers
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, str]:
+    """Settings from ``NAME=VALUE`` texts.
+
+    Raises:
+        MethodError: A text without ``=``.
+    """
+    settings = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise MethodError(f"cannot read {pair!r}; expected NAME=VALUE, such as --set target.steps=20")
+        settings[name.strip()] = value.strip()
+    return settings

@@ -1,0 +1,184 @@
+"""A method as data: one value for each axis of the engine, checked strictly.
+
+Nothing here runs. `catalog.py` holds the named methods, `presets.py` the published settings by model, and
+`resolve.py` puts the two and the user's own settings together.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from emendo.activations.keys import KeySettings
+from emendo.activations.targets import TargetSettings
+from emendo.distribution import Distribution
+from emendo.errors import InputError, MethodError
+from emendo.solve import Preservation
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """Which prefix contexts prompts are put in; schemes as in `emendo.text.prefix_contexts`."""
+
+    scheme: Literal["memit", "rome", "fixed", "none"] = "memit"
+
+
+@dataclass(frozen=True)
+class MomentSettings:
+    """Where the second moment of preserved keys comes from.
+
+    Args:
+        source: ``"self"`` (text sampled from the model), a ``.txt`` or ``.jsonl`` file, or a Hugging Face data set as
+            ``"hf:ID"`` or ``"hf:ID:CONFIG"``.
+        multiple: Tokens as a multiple of d_in.
+        exclude_first: Leave out the first position of every sequence, where many models keep an outlier.
+    """
+
+    source: str = "self"
+    multiple: float = 10
+    exclude_first: bool = False
+
+
+@dataclass(frozen=True)
+class Memorization:
+    """How firmly an edit must hold.
+
+    Args:
+        s: 0 for equality, above 0 for least squares with that weight on the dual diagonal.
+        equality_alone: A single request is memorized with equality whatever `s` is.
+    """
+
+    s: float = 0.0
+    equality_alone: bool = False
+
+    def strength(self, n: int) -> float:
+        """The s that `n` requests are solved with."""
+        return 0.0 if n == 1 and self.equality_alone else self.s
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """One point in the engine's parameter space.
+
+    Args:
+        name: How users call it.
+        source: Paper and equation, or what was measured.
+        layers: Edited layers, ascending; empty until resolved for a model.
+        span: Number of layers that the method edits by default.
+        batching: ``"joint"`` solves all requests at once; ``"one_by_one"`` writes each on the model edited so far.
+        distribution: How the residual is spread over the layers.
+        contexts: Prefix contexts.
+        keys: Which keys an edit is stored under.
+        target: The target search.
+        moments: Source and size of the second moment.
+        preservation: f(C).
+        memorization: s.
+    """
+
+    name: str
+    source: str
+    layers: tuple[int, ...] = ()
+    span: int = 1
+    batching: Literal["joint", "one_by_one"] = "joint"
+    distribution: Distribution = "single"
+    contexts: ContextSettings = field(default_factory=ContextSettings)
+    keys: KeySettings = field(default_factory=KeySettings)
+    target: TargetSettings = field(default_factory=TargetSettings)
+    moments: MomentSettings = field(default_factory=MomentSettings)
+    preservation: Preservation = field(default_factory=Preservation)
+    memorization: Memorization = field(default_factory=Memorization)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted name, as JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value, _ in _leaves(self)
+            if name not in ("name", "source")
+        }
+
+
+_FIXED = ("name", "source", "layers", "span")
+"""Not settable with --set: names, and layers, which have their own argument."""
+
+
+def apply_settings(config: MethodConfig, settings: Mapping[str, Any]) -> MethodConfig:
+    """A copy of `config` with some settings replaced.
+
+    Args:
+        config: The method to start from.
+        settings: Values by dotted name, such as ``{"target.steps": 20}``; strings are read as the field's type.
+
+    Raises:
+        MethodError: An unknown name (with the nearest known ones) or a value of the wrong type or range.
+    """
+    types = {name: kind for name, _, kind in _leaves(config) if name not in _FIXED}
+    for name, value in settings.items():
+        if name not in types:
+            near = difflib.get_close_matches(name, types, n=3, cutoff=0.4)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise MethodError(f"unknown setting {name!r}{hint} Settings: {', '.join(sorted(types))} (--set NAME=VALUE)")
+        config = _replaced(config, name, _parse(name, value, types[name]))
+    _check_ranges(config)
+    return config
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name, value and type of every setting."""
+    types = get_type_hints(type(node))
+    for entry in fields(node):
+        value = getattr(node, entry.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}", value, types[entry.name]
+
+
+def _parse(name: str, value: Any, kind: Any) -> Any:
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_strings(value) if isinstance(value, str) else adapter.validate_python(value)
+    except ValidationError as error:
+        raise MethodError(f"{name}={value!r}: {error.errors()[0]['msg'].lower()} (--set {name}=VALUE)") from error
+
+
+def _replaced(config: MethodConfig, name: str, value: Any) -> MethodConfig:
+    section, _, leaf = name.rpartition(".")
+    try:
+        if not section:
+            return replace(config, **{leaf: value})
+        return replace(config, **{section: replace(getattr(config, section), **{leaf: value})})
+    except InputError as error:
+        raise MethodError(f"{name}={value!r}: {error}") from error
+
+
+_POSITIVE = ("target.steps", "target.learning_rate", "target.max_norm_ratio", "target.batch_size", "moments.multiple")
+_NOT_NEGATIVE = (
+    "target.kl_weight",
+    "target.weight_decay",
+    "target.loss_threshold",
+    "target.argmax_steps",
+    "memorization.s",
+)
+
+
+def _check_ranges(config: MethodConfig) -> None:
+    """Refuse numbers that no search or solve could use."""
+    values = config.settings()
+    for names, least, words in ((_POSITIVE, 0.0, "above 0"), (_NOT_NEGATIVE, -1e-300, "at least 0")):
+        for name in names:
+            if not least < values[name] < float("inf"):
+                raise MethodError(f"{name}={values[name]!r}: expected a finite number {words} (--set {name}=VALUE)")
+    if config.keys.residual == "mean" and config.target.site != "mlp_out":
+        raise MethodError(
+            "keys.residual=mean measures W k + b over contexts, which is the MLP's output; "
+            f"found target.site={config.target.site} (--set target.site=mlp_out)"
+        )
+    if config.keys.constraint == "plain" and config.memorization.s != 0:
+        raise MethodError(
+            "keys.constraint=plain holds edits with equality at the plain prompt; found "
+            f"memorization.s={config.memorization.s} (--set memorization.s=0)"
+        )

@@ -1,0 +1,118 @@
+"""From settings to second moments: what the store has is read, the rest is collected in one pass and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from emendo.errors import MomentsError
+from emendo.models import ModelAdapter
+from emendo.moments.collect import CHECKPOINT_EVERY, collect, partial_path
+from emendo.moments.corpus import open_corpus
+from emendo.moments.spec import MomentSpec, default_tokens
+from emendo.moments.store import MomentHeader, MomentStore, StoredMoment
+from emendo.progress import Progress
+from emendo.shapes import Moment
+
+
+def obtain(
+    adapter: ModelAdapter,
+    layers: Sequence[int],
+    spec: MomentSpec | None = None,
+    store: MomentStore | None = None,
+    *,
+    progress: Progress | None = None,
+    every: int = CHECKPOINT_EVERY,
+) -> dict[int, StoredMoment]:
+    """The second moments of `layers`: from the store where it has them, the others collected in one pass.
+
+    Args:
+        adapter: The unedited model.
+        layers: Layers whose keys to count.
+        spec: What to collect; sampled from the model itself unless given.
+        store: Where moments are kept; None: under EMENDO_HOME.
+        progress: Told about the stage "second moments".
+        every: Forward passes between two saved states of an unfinished collection.
+
+    Returns:
+        A stored moment for each layer.
+
+    Raises:
+        LayerError: A layer that the model does not have.
+        CorpusError: The text cannot be read or is too short.
+        MomentsError: A file of the store is damaged, or the model holds edits and a moment is missing.
+    """
+    spec, store = spec or MomentSpec(), store or MomentStore()
+    layers = adapter.check_layers(layers)
+    fingerprint = spec.fingerprint(adapter, layers)
+    modules = {layer: adapter.module_name(layer) for layer in layers}
+    found = {layer: store.get(fingerprint, layer, modules[layer]) for layer in layers}
+    missing = [layer for layer in layers if found[layer] is None]
+    if missing:
+        if adapter.holds_edits:
+            raise MomentsError(
+                f"{adapter.name!r} holds edits; second moments are those of the unedited model. Collect them before "
+                "editing, or call rollback() on the session first"
+            )
+        folder = store.folder(fingerprint)
+        moments = collect(adapter, missing, spec, checkpoint=folder, every=every, progress=progress)
+        for layer, moment in moments.items():
+            header = MomentHeader.now(fingerprint, layer, modules[layer], adapter.name)
+            found[layer] = store.put(moment, header)
+        partial_path(folder, fingerprint, missing).unlink(missing_ok=True)
+    return {layer: stored for layer, stored in found.items() if stored is not None}
+
+
+class MethodMoments(Protocol):
+    """What a method's configuration says about its second moments."""
+
+    @property
+    def source(self) -> str:
+        """A corpus as `open_corpus` names it."""
+
+    @property
+    def multiple(self) -> float:
+        """Keys for each key component."""
+
+    @property
+    def exclude_first(self) -> bool:
+        """Leave out the first position of every sequence."""
+
+
+def obtain_for_method(
+    adapter: ModelAdapter,
+    layers: Sequence[int],
+    settings: MethodMoments,
+    *,
+    seed: int = 0,
+    store: MomentStore | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[int, Moment], dict[str, Any]]:
+    """The mean second moments that a method asks for, and what a report says about them.
+
+    Args:
+        adapter: The unedited model.
+        layers: Edited layers.
+        settings: The `moments` section of a method's configuration.
+        seed: Seed of the sampling or of the document order.
+        store: Where moments are kept; None: under EMENDO_HOME.
+        progress: Told about the stage "second moments".
+
+    Returns:
+        The mean of each layer in float64, and a JSON-ready record of the source.
+    """
+    d_in = max(adapter.d_in(layer) for layer in layers)
+    spec = MomentSpec(
+        corpus=open_corpus(settings.source, seed=seed),
+        tokens=default_tokens(d_in, settings.multiple),
+        exclude_first=settings.exclude_first,
+    )
+    stored = obtain(adapter, layers, spec, store, progress=progress)
+    fingerprint = next(iter(stored.values())).header.fingerprint
+    record = {
+        "source": settings.source,
+        "fingerprint": fingerprint.digest,
+        **fingerprint.to_json(),
+        "cached": {str(layer): moment.cached for layer, moment in stored.items()},
+    }
+    return {layer: moment.mean() for layer, moment in stored.items()}, record

@@ -1,0 +1,64 @@
+"""Documents packed into sequences of one length, with the special tokens that the model expects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from emendo.models import ModelAdapter
+
+
+def pack(documents: Iterable[Iterable[int]], adapter: ModelAdapter, length: int) -> Iterator[list[int]]:
+    """Documents in one stream with separators, cut into sequences of one length.
+
+    Every sequence starts with the model's BOS if it has one, because the model expects one at position 0; so no
+    sequence needs padding, and no token but BOS and separators is counted twice or dropped.
+
+    Args:
+        documents: Token ids of each document, without special tokens.
+        adapter: The model whose tokens they are.
+        length: Tokens of each sequence, BOS included; the last may be shorter.
+    """
+    prefix, separator = bos_ids(adapter), separator_ids(adapter)
+    buffer = list(prefix)
+    for token in _stream(documents, separator):
+        buffer.append(token)
+        if len(buffer) == length:
+            yield buffer
+            buffer = list(prefix)
+    if len(buffer) > len(prefix):
+        yield buffer
+
+
+def _stream(documents: Iterable[Iterable[int]], separator: list[int]) -> Iterator[int]:
+    """All tokens of all documents, the separator between any two that are not empty."""
+    first = True
+    for document in documents:
+        tokens = iter(document)
+        head = list(islice(tokens, 1))
+        if head:
+            yield from head if first else [*separator, *head]
+            yield from tokens
+            first = False
+
+
+def bos_ids(adapter: ModelAdapter) -> list[int]:
+    """What the tokenizer puts in front of every text: usually one BOS, or nothing."""
+    bare = adapter.encode_bare("a")
+    whole = adapter.encode("a")
+    return whole[: len(whole) - len(bare)] if whole[-len(bare) :] == bare else []
+
+
+def separator_ids(adapter: ModelAdapter) -> list[int]:
+    """What stands between two documents of a packed sequence.
+
+    The BOS where the model uses one; otherwise the document end that pretraining used, ``<|endoftext|>``, which
+    a chat model's EOS often is not; otherwise the EOS, or nothing.
+    """
+    if prefix := bos_ids(adapter):
+        return prefix
+    tokenizer = adapter.tokenizer
+    known = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
+    if "<|endoftext|>" in known:
+        return [known["<|endoftext|>"]]
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]

@@ -1,0 +1,16 @@
+"""Reports: what an edit did, for people and for machines."""
+
+from emendo.report.folder import check_writable, report_document, write_folder
+from emendo.report.judge import Judgement, Sample, judge
+from emendo.report.markdown import SHOWN_SCORES, markdown_report
+
+__all__ = [
+    "SHOWN_SCORES",
+    "Judgement",
+    "Sample",
+    "check_writable",
+    "judge",
+    "markdown_report",
+    "report_document",
+    "write_folder",
+]

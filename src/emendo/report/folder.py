@@ -1,0 +1,83 @@
+"""The output folder of an edit: the update, a report for machines and one for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from emendo.errors import OutputError
+from emendo.pipeline import Plan
+from emendo.report.judge import Judgement
+from emendo.report.markdown import markdown_report
+from emendo.update import ModelUpdate
+
+UPDATE_NAME = "update.safetensors"
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be written, before any work is done; nothing is created.
+
+    Raises:
+        OutputError: The path or one of its parents is a file, or may not be written.
+    """
+    at = folder.expanduser().absolute()
+    while not at.exists():
+        at = at.parent
+    if not at.is_dir():
+        raise OutputError(f"cannot write to {str(folder)!r}: {str(at)!r} is a file, expected a folder (--out)")
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to {str(folder)!r}: no permission in {str(at)!r} (--out)")
+
+
+def report_document(plan: Plan, judgement: Judgement | None, seconds: dict[str, float]) -> dict[str, Any]:
+    """Everything about an edit as one JSON document."""
+    return {
+        "format": "emendo.report",
+        "version": 1,
+        "update": {
+            "id": plan.update.id,
+            "bytes": plan.update.nbytes,
+            "layers": [part.layer for part in plan.update.layers],
+            "rank": max(part.rank for part in plan.update.layers),
+        },
+        "base": plan.update.base,
+        "preceding": list(plan.update.preceding),
+        **plan.update.info,
+        "seconds": seconds,
+        "judgement": judgement.to_dict() if judgement is not None else None,
+    }
+
+
+def write_folder(folder: Path, update: ModelUpdate, document: dict[str, Any]) -> dict[str, str]:
+    """Write update, report.json and report.md, each whole or not at all.
+
+    Returns:
+        The paths written, by kind.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    check_writable(folder)
+    folder = folder.expanduser()
+    # The update last: a folder that has one is complete.
+    _write_text(folder / "report.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    _write_text(folder / "report.md", markdown_report(document))
+    update.save(folder / UPDATE_NAME)
+    names = {"update": UPDATE_NAME, "report": "report.json", "markdown": "report.md"}
+    return {kind: str(folder / name) for kind, name in names.items()}
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
+        ) as stream:
+            stream.write(text)
+        os.chmod(stream.name, 0o644)
+        os.replace(stream.name, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable folder (--out)") from error

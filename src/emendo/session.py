@@ -1,0 +1,236 @@
+"""A session: one model, the updates that are in it, and the way back.
+
+The session keeps the original of every matrix it touches. Weights are always ``cast(W₀ + ΣΔ)`` with the sum in float32;
+rolling back copies the originals, so it is exact bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from emendo.errors import BaseMismatchError, InputError
+from emendo.methods import MethodConfig, ResolvedMethod, resolve_method
+from emendo.models import ModelAdapter
+from emendo.moments import MomentStore, obtain_for_method
+from emendo.pipeline import Plan, plan_edit
+from emendo.progress import Progress
+from emendo.requests import EditRequest, check_requests
+from emendo.shapes import Weight
+from emendo.solve import PreparedLayer, prepare
+from emendo.update import ModelUpdate
+from emendo.versions import versions
+
+
+class EditSession:
+    """Plans, applies and takes back edits of one model.
+
+    Args:
+        lm: The model, from `emendo.load` or `emendo.wrap`, with no edits in it.
+        seed: Of sampled contexts and self-sampled second moments.
+        store: Where second moments are cached; the default is under EMENDO_HOME.
+        progress: Told about every long stage.
+
+    Raises:
+        InputError: Another session has edits in this model.
+    """
+
+    def __init__(
+        self,
+        lm: ModelAdapter,
+        *,
+        seed: int = 0,
+        store: MomentStore | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if lm.holds_edits:
+            raise InputError(
+                f"{lm.name!r} holds edits of another session, so its base weights are unknown here; "
+                "call rollback() on that session first"
+            )
+        self.lm = lm
+        self.seed = seed
+        self.progress = progress
+        self._store = store or MomentStore()
+        self._originals: dict[int, Weight] = {}
+        self._applied: list[ModelUpdate] = []
+        self._prepared: dict[tuple[Any, ...], PreparedLayer] = {}
+
+    @property
+    def applied_updates(self) -> tuple[ModelUpdate, ...]:
+        """Updates that are in the model now, in the order in which they were applied."""
+        return tuple(self._applied)
+
+    @property
+    def base(self) -> dict[str, str]:
+        """Identity of the unedited model."""
+        return {
+            "name": self.lm.name,
+            "model_type": self.lm.spec.model_type,
+            "weights_sha256": self.lm.weights_digest(),
+            "tokenizer_sha256": self.lm.tokenizer_digest(),
+        }
+
+    def resolve(
+        self,
+        method: str | MethodConfig = "emmet",
+        *,
+        layers: Sequence[int] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> ResolvedMethod:
+        """Every value that `plan` would use, and where it comes from; nothing is computed."""
+        return resolve_method(method, self.lm, layers=layers, settings=settings)
+
+    def plan(
+        self,
+        requests: Sequence[EditRequest],
+        method: str | MethodConfig = "emmet",
+        *,
+        layers: Sequence[int] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Work out an edit on the model as it is now; nothing is changed, also after an error.
+
+        Args:
+            requests: The facts to write.
+            method: Name or config.
+            layers: Edited layers; None takes the preset for the model.
+            settings: Values by dotted name, such as ``{"target.steps": 20}``.
+
+        Raises:
+            InputError: Requests, method, settings or layers cannot be used; says which and why.
+        """
+        check_requests(requests)
+        resolved = self.resolve(method, layers=layers, settings=settings)
+        base = self.base
+        prepared, record = self._prepare(resolved.config)
+        return plan_edit(
+            self.lm,
+            requests,
+            resolved,
+            prepared,
+            seed=self.seed,
+            base=base,
+            preceding=[update.id for update in self._applied],
+            weights={layer: self._exact(layer, self._applied) for layer in resolved.config.layers},
+            record={"moments": record, "versions": versions()},
+            progress=self.progress,
+        )
+
+    def apply(self, update: ModelUpdate) -> None:
+        """Add an update to the model.
+
+        Raises:
+            BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
+        """
+        self._check(update)
+        self._write([*self._applied, update])
+
+    def rollback(self) -> None:
+        """Take every update out: each touched matrix gets its original bytes back."""
+        self._write([])
+
+    @contextmanager
+    def applied(self, update: ModelUpdate) -> Iterator[None]:
+        """The update is in the model inside the context, and out of it afterwards, also after an error."""
+        before = list(self._applied)
+        self.apply(update)
+        try:
+            yield
+        finally:
+            self._write(before)
+
+    def verify_rolled_back(self) -> dict[str, bool]:
+        """Whether every matrix that was ever touched equals its original bit for bit, by module name."""
+        return {
+            self.lm.module_name(layer): _same_bits(self.lm.weight(layer), original)
+            for layer, original in sorted(self._originals.items())
+        }
+
+    def _prepare(self, config: MethodConfig) -> tuple[dict[int, PreparedLayer], dict[str, Any]]:
+        """The factorised preservation metric of every layer, made once for a moment and a preservation."""
+        with self._at_base():
+            moments, record = obtain_for_method(
+                self.lm, config.layers, config.moments, seed=self.seed, store=self._store, progress=self.progress
+            )
+        prepared = {}
+        for layer in config.layers:
+            key = (layer, config.moments, config.preservation)
+            if key not in self._prepared:
+                self._prepared[key] = prepare(moments[layer].to(self.lm.weight(layer).device), config.preservation)
+            prepared[layer] = self._prepared[key]
+        return prepared, record
+
+    @contextmanager
+    def _at_base(self) -> Iterator[None]:
+        """The unedited weights inside the context: second moments are those of the base model."""
+        before = list(self._applied)
+        if not before:
+            yield
+            return
+        self._write([])
+        try:
+            yield
+        finally:
+            self._write(before)
+
+    def _check(self, update: ModelUpdate) -> None:
+        found = update.base.get("weights_sha256")
+        if found != self.lm.weights_digest():
+            raise BaseMismatchError(
+                f"this update was made for {update.base.get('name')!r} with weights {str(found)[:12]}…, and this model "
+                f"is {self.lm.name!r} with weights {self.lm.weights_digest()[:12]}…; load that model, or plan again"
+            )
+        ids = [applied.id for applied in self._applied]
+        if list(update.preceding) != ids:
+            raise BaseMismatchError(
+                f"this update was planned on top of {len(update.preceding)} earlier update(s) and the session holds "
+                f"{len(ids)}; apply exactly the earlier ones first (or rollback()), or plan it again"
+            )
+        for part in update.layers:
+            self.lm.check_layers([part.layer])
+            expected = tuple(self.lm.weight(part.layer).shape)
+            shape = (part.residuals.shape[1], part.dual_keys.shape[1])
+            if part.module != self.lm.module_name(part.layer) or shape != expected:
+                raise BaseMismatchError(
+                    f"the update writes {part.module} with shape {shape}; this model has "
+                    f"{self.lm.module_name(part.layer)} with shape {expected}"
+                )
+
+    def _exact(self, layer: int, updates: Sequence[ModelUpdate]) -> Weight:
+        """W₀ + ΣΔ of a layer in float32, before it is cast to the model's dtype."""
+        weight = self._originals.get(layer, self.lm.weight(layer)).float().clone()
+        for update in updates:
+            for part in update.layers:
+                if part.layer == layer:
+                    weight += part.delta().to(weight.device)
+        return weight
+
+    def _write(self, updates: list[ModelUpdate]) -> None:
+        """Bring the model to base plus `updates`; if writing fails, it is left as it was."""
+        self.lm.weights_digest()  # the identity of the base, taken before anything is written
+        touched = {part.layer for update in [*self._applied, *updates] for part in update.layers}
+        for layer in sorted(touched - set(self._originals)):
+            self._originals[layer] = self.lm.weight(layer).clone()
+        edited = {part.layer for update in updates for part in update.layers}
+        weights = {
+            layer: self._exact(layer, updates) if layer in edited else self._originals[layer] for layer in touched
+        }
+        before = {layer: self.lm.weight(layer).clone() for layer in touched}
+        try:
+            for layer, weight in weights.items():
+                self.lm.write(layer, weight)
+        except BaseException:
+            for layer, weight in before.items():
+                self.lm.write(layer, weight)
+            raise
+        self._applied = list(updates)
+        self.lm.holds_edits = bool(updates)
+
+
+def _same_bits(found: Weight, expected: Weight) -> bool:
+    a, b = found.contiguous(), expected.contiguous()
+    return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))

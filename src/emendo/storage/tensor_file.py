@@ -1,0 +1,145 @@
+"""Tensor files: safetensors with a JSON header and one digest over all of it, written in one step.
+
+A file is complete or absent: it is written under a temporary name in the same folder and renamed. Reading
+refuses a file that is truncated, altered, of another format or of a newer version, and says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from emendo.errors import InputError, OutputError
+
+_VERSION_DIGITS = 9
+"""A version with more digits than this is no number that anybody wrote."""
+
+
+@dataclass(frozen=True)
+class TensorFileFormat:
+    """What kind of file is expected, and how to complain.
+
+    Args:
+        name: Written into the file and checked on reading, for instance ``"emendo.update"``.
+        version: Highest version that this code writes and reads.
+        error: Raised for a file that cannot be used.
+        remedy: How the user gets a good file; ends every complaint.
+    """
+
+    name: str
+    version: int
+    error: Callable[[str], InputError]
+    remedy: str
+
+
+def write_tensor_file(
+    path: Path, fmt: TensorFileFormat, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> Path:
+    """Write tensors and header; the file appears whole or not at all.
+
+    Raises:
+        OutputError: The folder cannot be written.
+        InputError: The header holds something that JSON does not, a NaN for instance.
+    """
+    path = Path(path)
+    stored = _apart(tensors)
+    try:
+        text = json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        metadata = {"format": fmt.name, "version": str(fmt.version), "header": text}
+        metadata["sha256"] = _digest(metadata, stored)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"the header of {str(path)!r} cannot be stored: {error}; expected what JSON holds: finite numbers, "
+            "strings, lists, and dictionaries with string keys. Take that value out of the header (an update's info)"
+        ) from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable path (--out)") from error
+    try:
+        save_file(stored, temporary, metadata)
+        # mkstemp makes files private; the result gets the permissions that any new file would have.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # so that no crash leaves the new name on bytes not yet written
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable path (--out)") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def read_tensor_file(path: Path, fmt: TensorFileFormat) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read and verify a file written by `write_tensor_file`.
+
+    Returns:
+        The tensors by name, and the header.
+
+    Raises:
+        InputError: As `fmt.error`: missing, truncated, altered, or another format or version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise fmt.error(f"no file at {str(path)!r}; {fmt.remedy}")
+    try:
+        with safe_open(str(path), framework="pt") as stored:
+            metadata = dict(stored.metadata() or {})
+            if metadata.get("format") != fmt.name:
+                raise fmt.error(
+                    f"{str(path)!r} is not an {fmt.name} file (its format is {metadata.get('format')!r}); {fmt.remedy}"
+                )
+            version = metadata.get("version", "")
+            if not version.isdecimal() or len(version) > _VERSION_DIGITS or int(version) > fmt.version:
+                raise fmt.error(
+                    f"{str(path)!r} has version {version[:20]!r}, this Emendo reads up to {fmt.version}; "
+                    f"upgrade Emendo (pip install -U emendo) or {fmt.remedy}"
+                )
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        if _digest({k: v for k, v in metadata.items() if k != "sha256"}, tensors) != metadata.get("sha256"):
+            raise fmt.error(f"{str(path)!r} was altered after it was written (digest mismatch); {fmt.remedy}")
+        header = json.loads(metadata["header"])
+        if not isinstance(header, dict):
+            raise ValueError(f"its header is a {type(header).__name__}, expected an object")
+    except InputError:
+        raise
+    except Exception as error:  # what the parsers below raise on junk is theirs to choose: TypeError, OverflowError ...
+        raise fmt.error(f"{str(path)!r} is truncated or damaged ({error}); {fmt.remedy}") from error
+    return tensors, header
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are stored, each with memory of its own: safetensors refuses shared memory."""
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in seen:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        stored[name] = value
+    return stored
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.numel():
+            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,177 @@
+"""Updates as factors: ΔW = RᵀQ for each edited layer, and what they are relative to.
+
+`(Rᵀ, Q)` is a LoRA pair (B, A) at scale 1. Factors are kept in float32; a weight is always written as
+``cast(W₀ + ΣΔ)`` with the sum in float32, never incremented in the model's own dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emendo.errors import InputError, UpdateFileError
+from emendo.shapes import DualKeys, Residuals, Weight
+from emendo.storage import TensorFileFormat, read_tensor_file, write_tensor_file
+
+_FORMAT = TensorFileFormat(
+    name="emendo.update",
+    version=1,
+    error=UpdateFileError,
+    remedy="make it again with `emendo edit --out FOLDER`",
+)
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """The update of one layer, as factors.
+
+    Args:
+        layer: Index of the block.
+        module: Dotted name of the edited linear map.
+        residuals: R, ``[n, d_out]``.
+        dual_keys: Q, ``[n, d_in]``.
+    """
+
+    layer: int
+    module: str
+    residuals: Residuals
+    dual_keys: DualKeys
+
+    def __post_init__(self) -> None:
+        if self.residuals.ndim != 2 or self.dual_keys.ndim != 2 or len(self.residuals) != len(self.dual_keys):
+            raise InputError(
+                f"layer {self.layer}: factors of shapes {tuple(self.residuals.shape)} and {tuple(self.dual_keys.shape)}"
+                " do not belong together; expected [n, d_out] and [n, d_in]"
+            )
+
+    @property
+    def rank(self) -> int:
+        """Rows of the factors: an upper bound of the rank of ΔW."""
+        return len(self.residuals)
+
+    def delta(self) -> Weight:
+        """ΔW as a dense float32 matrix ``[d_out, d_in]``."""
+        return self.residuals.T @ self.dual_keys
+
+
+@dataclass(frozen=True)
+class ModelUpdate:
+    """Updates of one or more layers of one base model, with what is needed to apply them safely.
+
+    Args:
+        layers: One entry a layer, ascending.
+        base: Identity of the base model: at least ``weights_sha256``, ``tokenizer_sha256``, ``name``.
+        preceding: Identities of the updates that were applied when this one was planned, in order.
+        info: Everything recorded about the plan (requests, method, seeds, versions, metrics), as JSON values.
+
+    Raises:
+        InputError: A layer has several entries, or the entries are not ascending.
+    """
+
+    layers: tuple[LayerUpdate, ...]
+    base: dict[str, str]
+    preceding: tuple[str, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A file has one place for each layer, and the identity depends on the order.
+        numbers = [update.layer for update in self.layers]
+        if numbers != sorted(set(numbers)):
+            raise InputError(
+                f"an update of layers {numbers} cannot be kept; expected each once, ascending: use merge_layers(parts)"
+            )
+
+    @property
+    def id(self) -> str:
+        """Content identity: SHA-256 over base, predecessors and factors (not over `info`)."""
+        digest = hashlib.sha256(self.base.get("weights_sha256", "").encode())
+        digest.update(json.dumps(self.preceding).encode())
+        for update in self.layers:
+            digest.update(f"{update.layer}|{update.module}|".encode())
+            for factor in (update.residuals, update.dual_keys):
+                digest.update(f"{factor.dtype}{tuple(factor.shape)}".encode())
+                digest.update(memoryview(factor.detach().cpu().contiguous().view(torch.uint8).numpy()))
+        return digest.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return sum(u.residuals.nbytes + u.dual_keys.nbytes for u in self.layers)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the update to a file, which appears whole or not at all.
+
+        The file is safetensors: ``layer.<l>.residuals [n, d_out]`` and ``layer.<l>.dual_keys [n, d_in]`` in float32,
+        and a JSON header with everything else.
+
+        Raises:
+            OutputError: The path cannot be written.
+        """
+        tensors = {}
+        for update in self.layers:
+            tensors[f"layer.{update.layer}.residuals"] = update.residuals
+            tensors[f"layer.{update.layer}.dual_keys"] = update.dual_keys
+        header = {
+            "base": self.base,
+            "preceding": list(self.preceding),
+            "modules": {str(update.layer): update.module for update in self.layers},
+            "info": self.info,
+        }
+        return write_tensor_file(Path(path), _FORMAT, tensors, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ModelUpdate:
+        """Read an update that `save` wrote.
+
+        Raises:
+            UpdateFileError: The file is missing, truncated, altered, or not an update.
+        """
+        tensors, header = read_tensor_file(Path(path), _FORMAT)
+        try:
+            layers = tuple(
+                LayerUpdate(
+                    layer=int(layer),
+                    module=module,
+                    residuals=tensors[f"layer.{layer}.residuals"],
+                    dual_keys=tensors[f"layer.{layer}.dual_keys"],
+                )
+                for layer, module in sorted(header["modules"].items(), key=lambda item: int(item[0]))
+            )
+            return cls(layers, dict(header["base"]), tuple(header["preceding"]), dict(header["info"]))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UpdateFileError(
+                f"{str(path)!r} has a sound digest but not the contents of an update ({error!r}); {_FORMAT.remedy}"
+            ) from error
+
+
+def merge_layers(parts: Sequence[LayerUpdate]) -> tuple[LayerUpdate, ...]:
+    """Sum updates layer by layer by stacking their factors; layers come out ascending.
+
+    Raises:
+        InputError: Updates of one layer are for different modules or shapes.
+    """
+    by_layer: dict[int, list[LayerUpdate]] = {}
+    for part in parts:
+        by_layer.setdefault(part.layer, []).append(part)
+    for layer, same in by_layer.items():
+        kinds = {(part.module, part.residuals.shape[1], part.dual_keys.shape[1]) for part in same}
+        if len(kinds) > 1:
+            raise InputError(
+                f"updates of layer {layer} cannot be summed, expected one module and shape and found "
+                + ", ".join(f"{module} [{d_out}, {d_in}]" for module, d_out, d_in in sorted(kinds))
+            )
+    return tuple(
+        LayerUpdate(
+            layer=layer,
+            module=same[0].module,
+            residuals=torch.cat([part.residuals for part in same]),
+            dual_keys=torch.cat([part.dual_keys for part in same]),
+        )
+        for layer, same in sorted(by_layer.items())
+    )

@@ -127,15 +127,15 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
     """
     if not requests:
         raise RequestError("there is nothing to edit: the list of requests is empty")
-    groups: dict[tuple[str, str], list[tuple[int, EditRequest]]] = {}
+    groups: dict[str, list[tuple[int, EditRequest]]] = {}
     for position, request in enumerate(requests, start=1):
-        groups.setdefault((request.prompt.strip(), request.subject.strip()), []).append((position, request))
+        groups.setdefault(_plain(request.text), []).append((position, request))
     problems = []
     for same in groups.values():
         if len(same) == 1:
             continue
         where = ", ".join(f"#{position} → {request.target!r}" for position, request in same)
-        kind = "repeated" if len({request.target.strip() for _, request in same}) == 1 else "contradicting"
+        kind = "repeated" if len({_plain(request.target) for _, request in same}) == 1 else "contradicting"
         problems.append(f"{kind}: {same[0][1].text!r} is asked by {where}")
     if problems:
         raise ConflictError(

@@ -95,7 +95,7 @@ def read_tensor_file(path: Path, fmt: TensorFileFormat) -> tuple[dict[str, Tenso
         InputError: As `fmt.error`: missing, truncated, altered, or another format or version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, not an error, for a path that no file can have
         raise fmt.error(f"no file at {str(path)!r}; {fmt.remedy}")
     try:
         with safe_open(str(path), framework="pt") as stored:
@@ -141,5 +141,5 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         if tensor.numel():
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ import torch
 
 from emendo.errors import MethodError
 from emendo.models import ModelAdapter
-from emendo.models.sampling import sample_tokens
+from emendo.models.sampling import row_uniforms, sample_tokens
 from emendo.requests import SLOT
 
 MEMIT_SEEDS = ("The", "Therefore", "Because", "I", "You")
@@ -51,23 +51,22 @@ def prefix_contexts(adapter: ModelAdapter, scheme: str, seed: int) -> tuple[str,
         return FIXED_CONTEXTS
     if scheme not in SCHEMES:
         raise MethodError(f"unknown context scheme {scheme!r}; expected one of {', '.join(SCHEMES)}")
-    generator = torch.Generator().manual_seed(seed)
     if scheme == "memit":
-        texts = _sample(adapter, [adapter.encode(word) for word in MEMIT_SEEDS], 10, generator)
+        texts = _sample(adapter, [adapter.encode(word) for word in MEMIT_SEEDS], [10] * len(MEMIT_SEEDS), seed)
     else:
-        start = [_start_token(adapter)]
-        texts = [text for total in (5, 10) for text in _sample(adapter, [start] * 10, total, generator)]
+        texts = _sample(adapter, [[_start_token(adapter)]] * 20, [5] * 10 + [10] * 10, seed)
     return (SLOT, *(f"{_clean(text)}. {SLOT}" for text in texts))
 
 
-def _sample(adapter: ModelAdapter, starts: list[list[int]], total: int, generator: torch.Generator) -> list[str]:
-    """Continue each start to `total` tokens; starts of equal length share one batch."""
+def _sample(adapter: ModelAdapter, starts: list[list[int]], totals: list[int], seed: int) -> list[str]:
+    """Continue each start to its total number of tokens; equal shapes share one batch."""
     texts = [""] * len(starts)
-    for length in sorted({len(start) for start in starts}):
-        same = [index for index, start in enumerate(starts) if len(start) == length]
+    shapes = [(len(start), max(len(start), total)) for start, total in zip(starts, totals, strict=True)]
+    for shape in sorted(set(shapes)):
+        same = [index for index, other in enumerate(shapes) if other == shape]
         batch = torch.tensor([starts[index] for index in same])
-        rows = sample_tokens(adapter, batch, max(0, total - length), generator, top_k=5)
-        for index, row in zip(same, rows.tolist(), strict=True):
+        uniform = torch.stack([row_uniforms(seed, index, shape[1]) for index in same])
+        for index, row in zip(same, sample_tokens(adapter, batch, uniform, top_k=5).tolist(), strict=True):
             texts[index] = adapter.decode(row)
     return texts
 

@@ -1,0 +1,372 @@
+"""Requests and their JSONL form: whatever the input, records or one RequestError that lists every problem."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emendo.errors import ConflictError, InputError, RequestError
+from emendo.requests import EditRecord, EditRequest, check_requests, parse_records, read_records, record_from_dict
+
+ROW: dict[str, Any] = {"prompt": "{} is in", "subject": "The Eiffel Tower", "target": "Rome"}
+FIELDS = ["id", "prompt", "subject", "target", "target_true", "paraphrase_prompts", "neighborhood_prompts"]
+
+
+def line(**changes: Any) -> str:
+    return json.dumps({**ROW, **changes})
+
+
+def problems_of(text: str) -> tuple[str, ...]:
+    with pytest.raises(RequestError) as caught:
+        parse_records(text, "facts.jsonl")
+    assert str(caught.value).startswith("facts.jsonl: ")
+    for problem in caught.value.problems:
+        assert problem in str(caught.value)
+    return caught.value.problems
+
+
+# ---- a request ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((1, "s", "t"), ["prompt must be a string, found int: 1"]),
+        ((None, b"s", ["t"]), ["prompt must be a string", "subject must be a string", "target must be a string"]),
+        (("", "s", "t"), ["prompt is empty"]),
+        ((" \n\u3000", "\t", " "), ["prompt is empty", "subject is empty", "target is empty"]),
+        (("no slot", "s", "t"), ["exactly one {} for the subject, found 0: 'no slot'"]),
+        (("{} and {}", "s", "t"), ["exactly one {} for the subject, found 2"]),
+        (("{0} is", "s", "t"), ["found 0"]),
+        (("{ } is", "s", "t"), ["found 0"]),
+        (("{} is", "a {} b", "t"), ["subject must not hold {}"]),
+        (("{} \ud800", "s\udfff", "\udc80"), ["prompt holds half", "subject holds half", "target holds half"]),
+        (("{} is", "s", "t", None), ["id must be a string, found NoneType"]),
+        (("{} is", "s", "t", 7), ["id must be a string, found int: 7"]),
+        (("{} is", "s", "t", "\ud800"), ["id holds half"]),
+        (("x", "{}", 3, 4), ["target must", "id must", "found 0", "subject must not"]),
+    ],
+)
+def test_every_problem_of_a_request_is_named(fields: tuple[Any, ...], expected: list[str]) -> None:
+    with pytest.raises(RequestError) as caught:
+        EditRequest(*fields)
+    assert len(caught.value.problems) == len(expected)
+    for problem, part in zip(caught.value.problems, expected, strict=True):
+        assert part in problem
+    assert isinstance(caught.value, (InputError, ValueError))
+    assert str(caught.value).encode("utf-8")
+
+
+def test_messages_stay_short_and_shallow() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(RequestError) as caught:
+        EditRequest("x" * 10**6, deep, {"a": "y" * 10**6})  # type: ignore[arg-type]
+    assert len(caught.value.problems) == 3
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_request_fills_its_slot_and_only_that() -> None:
+    assert EditRequest("{{}} and }{", "Paris", "x").text == "{Paris} and }{"
+    assert EditRequest("Paris, {}", "Paris", "x").text == "Paris, Paris"
+    assert EditRequest("{} of", "}{", "x").text == "}{ of"
+    assert EditRequest("{} of", "Paris", "x").label == "Paris"
+    assert EditRequest("{} of", "Paris", "x", "7").label == "7"
+
+
+@given(st.text(), st.text(), st.text(), st.text())
+def test_any_text_makes_a_request_or_a_request_error(prompt: str, subject: str, target: str, id: str) -> None:
+    try:
+        request = EditRequest(prompt, subject, target, id)
+    except RequestError:
+        return
+    assert request.text.count(subject) >= 1
+    assert EditRequest(**request.to_dict()) == request
+
+
+# ---- batches -----------------------------------------------------------------------------------------------
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(RequestError, match="nothing to edit"):
+        check_requests([])
+
+
+def test_every_repeated_and_contradicting_group_is_named() -> None:
+    batch = [
+        EditRequest("{} is in", "Paris", "Rome"),
+        EditRequest("{} is in", "Oslo", "Rome"),
+        EditRequest("{}  is in ", " Paris", " Rome"),
+        EditRequest("{} is in", "Oslo", "Berlin"),
+        EditRequest("{} is on", "Oslo", "Berlin"),
+    ]
+    with pytest.raises(ConflictError) as caught:
+        check_requests(batch)
+    assert caught.value.problems == (
+        "repeated: 'Paris is in' is asked by #1 → 'Rome', #3 → ' Rome'",
+        "contradicting: 'Oslo is in' is asked by #2 → 'Rome', #4 → 'Berlin'",
+    )
+    check_requests([batch[0], batch[1], batch[4]])
+
+
+def test_one_text_with_its_subject_cut_differently_is_one_fact() -> None:
+    with pytest.raises(ConflictError, match="contradicting"):
+        check_requests(
+            [EditRequest("{} Tower is in", "Eiffel", "Rome"), EditRequest("{} is in", "Eiffel Tower", "Oslo")]
+        )
+
+
+def test_accents_composed_or_not_are_one_fact() -> None:
+    with pytest.raises(ConflictError, match="repeated"):
+        check_requests([EditRequest("{} is", "Caf\u00e9", "x"), EditRequest("{} is", "Cafe\u0301", "x")])
+
+
+# ---- lines -------------------------------------------------------------------------------------------------
+
+
+def test_a_full_row_and_a_bare_row() -> None:
+    full = line(id="a", target_true="Paris", paraphrase_prompts=["p"], neighborhood_prompts=["n", "m"])
+    records = parse_records(f"{full}\n\n   \n{line()}\n", "f")
+    request = EditRequest("{} is in", "The Eiffel Tower", "Rome", "a")
+    assert records == [
+        EditRecord(request, "Paris", ("p",), ("n", "m")),
+        EditRecord(EditRequest("{} is in", "The Eiffel Tower", "Rome")),
+    ]
+
+
+def test_all_bad_lines_at_once_with_number_and_reason() -> None:
+    lines = [
+        line(),
+        "{",
+        "[1]",
+        "",
+        "null",
+        line(prompt=None, subject="", target=[]),
+        line(target_true=" "),
+        line(paraphrase_prompts="p", neighborhood_prompts=["ok", ""]),
+        '{"prompt": "no slot", "subject": 3}',
+        '{"prompt": "{} a", "prompt": "{} b", "subject": "s", "target": "t"}',
+    ]
+    found = problems_of("\n".join(lines))
+    expected = [
+        "line 2: not JSON: ",
+        "line 3: expected a JSON object, found list",
+        "line 5: expected a JSON object, found NoneType",
+        "line 6: prompt must be a string, found NoneType: None",
+        "line 6: subject is empty",
+        "line 6: target must be a string, found list: []",
+        "line 7: target_true must be a non-empty string, found ' '",
+        "line 8: paraphrase_prompts must be a list of non-empty strings, found 'p'",
+        "line 8: neighborhood_prompts must be a list of non-empty strings, found ['ok', '']",
+        "line 9: target is missing",
+        "line 9: subject must be a string, found int: 3",
+        "line 9: prompt must hold exactly one {}",
+        "line 10: field 'prompt' is given more than once",
+    ]
+    assert len(found) == len(expected)
+    for problem, start in zip(found, expected, strict=True):
+        assert problem.startswith(start)
+
+
+@pytest.mark.parametrize("name", ["paraphrase_prompts", "neighborhood_prompts"])
+@pytest.mark.parametrize("value", [None, "p", {"a": 1}, [1], [" "], ["\t\n"], [["p"]], [None], 3])
+def test_probes_are_lists_of_visible_strings(name: str, value: object) -> None:
+    (problem,) = problems_of(line(**{name: value}))
+    assert problem.startswith(f"line 1: {name} must be a list of non-empty strings")
+
+
+@pytest.mark.parametrize(
+    ("field", "hint"),
+    [
+        ("Prompt", "did you mean 'prompt'?"),
+        ("subjct", "did you mean 'subject'?"),
+        ("target_new", "did you mean 'target"),
+        ("paraphrases_prompts", "did you mean 'paraphrase_prompts'?"),
+        ("zzz", "known: id, prompt"),
+    ],
+)
+def test_unknown_fields_are_refused_with_a_suggestion(field: str, hint: str) -> None:
+    (problem,) = problems_of(line(**{field: "x"}))
+    assert f"unknown field {field!r}" in problem
+    assert hint in problem
+
+
+def test_two_unknown_fields_are_two_problems() -> None:
+    assert len(problems_of(line(foo=1, bar=2))) == 2
+
+
+def test_an_id_names_one_line_only() -> None:
+    text = "\n".join([line(id="a"), line(id=""), line(id=""), line(id="b"), line(id="a")])
+    (problem,) = problems_of(text)
+    assert problem.startswith("line 5: id 'a' is taken by line 1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"prompt": NaN, "subject": Infinity, "target": -Infinity}',
+        "NaN",
+        "1" * 5000,
+        '{"prompt": ' + "1" * 5000 + "}",
+        "[" * 100_000,
+        '{"prompt":' + "[" * 900 + "]" * 900 + ', "subject": "s", "target": "t"}',
+        '{"a":' * 50_000 + "1" + "}" * 50_000,
+        '{"prompt": "{} \\ud800", "subject": "s", "target": "t"}',
+        '\ufeff{"prompt": "{}", "subject": "s", "target": "t"}',
+        '{"prompt": "{}", "subject": "s", "target": "t"} {}',
+        "{'prompt': '{}'}",
+        "\x00",
+    ],
+)
+def test_hostile_json_is_a_request_error(text: str) -> None:
+    assert all(problem.startswith("line 1: ") for problem in problems_of(text))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+def test_only_line_breaks_end_a_line(separator: str) -> None:
+    """JSON strings may hold U+2028 and U+0085 as they are; str.splitlines would cut them."""
+    if separator in "\u2028\u2029\x85":
+        row = json.dumps({**ROW, "subject": f"a{separator}b"}, ensure_ascii=False)
+        (record,) = parse_records(row, "f")
+        assert record.request.subject == f"a{separator}b"
+    (problem,) = problems_of(f"{line()}\n{line()}{separator}{line()}\n")
+    assert problem.startswith("line 2: not JSON")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_every_system(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_bytes(end.join([line(), line(subject="Rome"), "", "{", ""]).encode())
+    with pytest.raises(RequestError) as caught:
+        read_records(path)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["line 4"]
+    path.write_bytes(end.join([line(), line(subject="Rome")]).encode())
+    assert [record.request.subject for record in read_records(path)] == ["The Eiffel Tower", "Rome"]
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def test_a_bom_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + line().encode())
+    assert read_records(str(path))[0].request.prompt == "{} is in"
+
+
+@pytest.mark.parametrize(
+    "data", [line().encode("utf-16"), line(subject="é").encode() + b"\xff", '{"a": "é"}'.encode("latin-1")]
+)
+def test_other_encodings_are_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(RequestError, match="expected a UTF-8 file"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf\r\n  \t"])
+def test_a_file_without_requests_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(RequestError, match="holds no request"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "", "a\0b", "a\ud800", "x" * 5000, "missing/facts.jsonl"])
+def test_paths_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match=r"cannot read requests from .*--requests FILE"):
+        read_records(f"{tmp_path}/{name}")
+
+
+def test_the_packaged_facts_are_records() -> None:
+    import emendo.requests
+
+    path = Path(emendo.requests.__file__).parent / "data" / "demo_facts.jsonl"
+    records = read_records(path)
+    assert len(records) == len({record.request.id for record in records}) > 10
+    check_requests([record.request for record in records])
+
+
+# ---- fuzz --------------------------------------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["{}", "{} is"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+ROWS = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), VALUES, max_size=8)
+
+
+def assert_records_or_request_error(text: str) -> None:
+    try:
+        records = parse_records(text, "f")
+    except RequestError:
+        return
+    assert records
+    assert all(isinstance(record, EditRecord) for record in records)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(alphabet='{}[]":,\\ud8\n\r\u2028 1eE-tfnpromptsubjecta', max_size=40), max_size=4))
+def test_arbitrary_text_never_raises_anything_else(parts: list[str]) -> None:
+    assert_records_or_request_error("\n".join(parts))
+
+
+@settings(deadline=None)
+@given(st.lists(ROWS | VALUES, min_size=1, max_size=4), st.booleans())
+def test_arbitrary_json_never_raises_anything_else(rows: list[Any], ascii_only: bool) -> None:
+    assert_records_or_request_error("\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows))
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_arbitrary_rows_never_raise_anything_else(row: dict[str, Any]) -> None:
+    try:
+        record = record_from_dict({**ROW, **row})
+    except RequestError:
+        return
+    assert set(row) <= set(FIELDS)
+    assert isinstance(record.paraphrase_prompts, tuple)
+
+
+@settings(deadline=None)
+@given(
+    st.binary(max_size=60)
+    | st.tuples(st.binary(max_size=4), st.binary(max_size=4)).map(lambda p: p[0] + b'{"id":' + p[1])
+)
+def test_arbitrary_bytes_never_raise_anything_else(data: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "facts.jsonl"
+        path.write_bytes(data)
+        with pytest.raises(RequestError):
+            read_records(path)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries({"subject": st.text(min_size=1), "target": st.text(min_size=1)}).filter(
+            lambda row: all(v.strip() and "{}" not in v for v in row.values())
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.booleans(),
+)
+def test_what_was_written_is_what_is_read(rows: list[dict[str, str]], ascii_only: bool) -> None:
+    """Any strings, whatever breaks or controls they hold, come back as they were."""
+    try:
+        text = "\n".join(json.dumps({"prompt": "{} is", **row}, ensure_ascii=ascii_only) for row in rows)
+        text.encode()
+        [value.encode() for row in rows for value in row.values()]
+    except UnicodeEncodeError:
+        return
+    records = parse_records(text, "f")
+    assert [(r.request.subject, r.request.target) for r in records] == [(r["subject"], r["target"]) for r in rows]

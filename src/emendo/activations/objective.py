@@ -173,7 +173,7 @@ def target_problem(
         starts.append(essence.subject_last)
         owner.append(number)
     constant = prefill(adapter, adapter.batch(sequences), starts, layer)
-    device = constant.hidden.device
+    device, precision = constant.hidden.device, torch.promote_types(constant.hidden.dtype, torch.float32)
     lengths = torch.tensor([len(ids) - at for ids, at in zip(sequences, starts, strict=True)])
     begins = (lengths.cumsum(0) - lengths).to(device)
     where = torch.tensor(score_at, device=device)
@@ -186,10 +186,10 @@ def target_problem(
         scored=begins[where[:, 0]] + where[:, 1],
         labels=torch.tensor(labels, device=device),
         score_owner=torch.tensor(score_owner, device=device),
-        score_weight=torch.tensor(score_weight, device=device),
+        score_weight=torch.tensor(score_weight, dtype=precision, device=device),
         kl_tokens=kl_tokens,
         base_logp=adapter.unembed(constant.final[kl_tokens]).log_softmax(dim=1).detach(),
         final=constant.final,
     )
     plain = begins[torch.arange(len(requests), device=device) * (len(contexts) + 1)]
-    return problem, constant.hidden[plain].float(), constant.mlp_out[plain].float()
+    return problem, constant.hidden[plain].to(precision), constant.mlp_out[plain].to(precision)

@@ -40,7 +40,7 @@ def collect(
     chosen = options.parse_layers(layers)
     from emendo.methods import resolve_method
     from emendo.models import load
-    from emendo.moments import MomentSpec, MomentStore, obtain, open_corpus
+    from emendo.moments import MomentSpec, MomentStore, obtain_moments, open_corpus
 
     spec = MomentSpec(
         corpus=open_corpus(corpus, field=field, split=split, revision=revision, seed=seed),
@@ -53,7 +53,7 @@ def collect(
     if chosen is None:
         chosen = list(resolve_method("emmet", lm).config.layers)
         terminal.message(f"No --layers given: collecting for {chosen}, the layers of emmet")
-    found = obtain(lm, chosen, spec, MomentStore(), progress=terminal)
+    found = obtain_moments(lm, chosen, spec, MomentStore(), progress=terminal)
     rows: list[dict[str, Any]] = [
         {
             "layer": layer,

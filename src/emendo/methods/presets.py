@@ -137,9 +137,9 @@ def preset_for(method: str, adapter: ModelAdapter) -> tuple[str, Preset] | None:
 def layers_by_depth(adapter: ModelAdapter, span: int) -> tuple[tuple[int, ...], str]:
     """Layers for a model without a preset, and the rule in words.
 
-    One layer: at 0.35 of the depth for GPT-2 and GPT-NeoX, 0.17 otherwise. Several: `span` consecutive layers that end at
-    0.35 and 0.26. These are the depths of the published settings (GPT2-XL 17 of 48, GPT-J 5 of 28, Llama 5 of 32; MEMIT ends
-    at 17 of 48, 8 of 28, 8 of 32).
+    One layer: at 0.35 of the depth for GPT-2 and GPT-NeoX, 0.17 otherwise. Several: `span` consecutive layers that end
+    at 0.35 and 0.26. These are the depths of the published settings (GPT2-XL 17 of 48, GPT-J 5 of 28, Llama 5 of 32;
+    MEMIT ends at 17 of 48, 8 of 28, 8 of 32).
     """
     late = adapter.spec.model_type in _LATE_FAMILIES
     depth = 0.35 if late else (0.17 if span == 1 else 0.26)

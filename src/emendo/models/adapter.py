@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from emendo.errors import InputError, LayerError, SelfCheckError, UnsupportedModelError
@@ -62,7 +63,7 @@ class ModelAdapter:
     def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.spec: ArchitectureSpec = resolve_architecture(model.config)
+        self.spec: ArchitectureSpec = resolve_architecture(getattr(model, "config", None))
         self.name = name or getattr(model.config, "_name_or_path", "") or self.spec.model_type
         self.holds_edits = False
         """Set by a session while updates are in the model: its weights are then not those of the base."""
@@ -73,6 +74,7 @@ class ModelAdapter:
                 f"the tokenizer {type(tokenizer).__name__} gives no character offsets, which Emendo needs to find "
                 "the subject's tokens. Load a fast tokenizer (AutoTokenizer, or pip install tokenizers)"
             )
+        self._refuse_other_modules()
         self._refuse_unreachable_weights()
         self._self_check()
 
@@ -150,7 +152,7 @@ class ModelAdapter:
         self.check_layers([layer])
         return f"{self.spec.decoder}.{self.spec.blocks}.{layer}.{self.spec.down_projection}"
 
-    def _down_projection(self, layer: int) -> nn.Module:
+    def _down_projection(self, layer: int) -> Any:
         return self.blocks[layer].get_submodule(self.spec.down_projection)
 
     def weight(self, layer: int) -> Weight:
@@ -161,8 +163,18 @@ class ModelAdapter:
         return weight.T if isinstance(module, Conv1D) else weight
 
     def write(self, layer: int, weight: Weight) -> None:
-        """Overwrite a layer's weight in place, cast once to the model's dtype."""
-        self.weight(layer).copy_(weight)
+        """Overwrite a layer's weight in place, cast once to the model's dtype.
+
+        Raises:
+            InputError: The shape is not the layer's; a smaller one would be repeated silently.
+        """
+        own = self.weight(layer)
+        if own.shape != weight.shape:
+            raise InputError(
+                f"{self.module_name(layer)} takes a weight [d_out, d_in] of shape {tuple(own.shape)}, found "
+                f"{tuple(weight.shape)}; pass it as adapter.weight({layer}) gives it"
+            )
+        own.copy_(weight)
 
     @contextmanager
     def preserved(self, layers: Sequence[int]) -> Iterator[None]:
@@ -221,11 +233,9 @@ class ModelAdapter:
         """
         top = self.check_layers(sorted({*keys, *mlp_out, *resid}))[-1]
         capture = Capture()
-        with self.quiet(), torch.no_grad(), self.recording(capture, keys, mlp_out, resid, stop=top):
-            try:
-                self.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
-            except _StopForwardError:
-                pass
+        recording = self.recording(capture, keys, mlp_out, resid, stop=top)
+        with self.quiet(), torch.no_grad(), recording, suppress(_StopForwardError):
+            self.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
         return capture
 
     @contextmanager
@@ -271,7 +281,12 @@ class ModelAdapter:
     def final_hidden(self, batch: TokenBatch) -> Hidden:
         """Hidden states after the final norm, ready for `unembed`; no logits are computed."""
         with self.quiet(), torch.no_grad():
-            out = self.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+            out = self.decoder(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask.long(),
+                use_cache=False,
+                return_dict=True,  # a configuration may ask for tuples
+            )
         return out.last_hidden_state
 
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
@@ -325,39 +340,55 @@ class ModelAdapter:
         return TokenBatch.pad(sequences, self.pad_id, self.device)
 
     def generate(self, prompt: str, max_new_tokens: int = 32) -> str:
-        """Greedy continuation of a raw prompt, without the prompt."""
+        """Greedy continuation of a raw prompt, without the prompt; it ends where the model's positions end."""
         return self.generate_many([prompt], max_new_tokens)[0]
 
     def generate_many(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
         """Greedy continuations of raw prompts, in one batch.
 
+        Written out because `model.generate` adds what the model's generation config holds (penalties, beams).
+
         Args:
             prompts: Texts to continue.
-            max_new_tokens: Most tokens to add to each; a continuation ends earlier at the model's EOS.
+            max_new_tokens: Most tokens to add to each; a continuation ends earlier at an EOS or at the last position.
         """
         rows = [self.encode(prompt) for prompt in prompts]
-        longest = max(len(row) for row in rows)
-        if longest + max_new_tokens > self.max_length:
-            raise InputError(
-                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the {self.max_length} positions of "
-                f"{self.name!r}; shorten the prompt or lower max_new_tokens"
-            )
-        # Generation appends on the right, so here, and only here, padding stands on the left.
+        longest = max(map(len, rows))
+        self.batch(rows)  # refuses prompts that are too long
+        # Continuations grow on the right, so here, and only here, padding stands on the left.
         ids = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+        cache, new = DynamicCache(config=self.model.config), [list[int]() for _ in rows]
+        open_rows = set(range(len(rows)))
         with self.quiet(), torch.no_grad():
-            out = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=self.pad_id,
-                # A model's own generation config may set sampling values, which greedy search would warn about.
-                temperature=None,
-                top_p=None,
-                top_k=None,
-            )
-        return [self.decode(row) for row in out[:, longest:].tolist()]
+            for _ in range(min(max_new_tokens, self.max_length - longest)):
+                out = self.decoder(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    return_dict=True,
+                )
+                ids = self.unembed(out.last_hidden_state[:, -1]).argmax(dim=-1, keepdim=True)
+                for row in sorted(open_rows):
+                    if int(ids[row]) in self.stop_ids:
+                        open_rows.remove(row)
+                    else:
+                        new[row].append(int(ids[row]))
+                if not open_rows:
+                    break
+                mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+                positions = positions[:, -1:] + 1
+        return [self.decode(tokens) for tokens in new]
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens that end a continuation."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        found = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        return {int(token) for token in found if token is not None}
 
     # ---- identity ----------------------------------------------------------------------------------------
 
@@ -378,6 +409,19 @@ class ModelAdapter:
         return self._tokenizer_digest
 
     # ---- checks ------------------------------------------------------------------------------------------
+
+    def _refuse_other_modules(self) -> None:
+        try:
+            complete = all(self._down_projection(layer) is not None for layer in range(self.n_layers))
+        except AttributeError:
+            complete = False
+        if not complete or self.model.get_output_embeddings() is None:
+            path = f"{self.spec.decoder}.{self.spec.blocks}.*.{self.spec.down_projection}"
+            raise UnsupportedModelError(
+                f"a {type(self.model).__name__} does not have {path} and an unembedding, as expected of "
+                f"model_type {self.spec.model_type!r}. Pass the causal LM itself (AutoModelForCausalLM), "
+                "with adapters merged first (merge_and_unload())"
+            )
 
     def _refuse_unreachable_weights(self) -> None:
         for layer in range(self.n_layers):
@@ -404,11 +448,12 @@ class ModelAdapter:
         ids = [(7 * i + 3) % self.vocab_size for i in range(6)]
         layers = range(self.n_layers)
         capture = self.run(TokenBatch.pad([ids], 0, self.device), keys=layers, mlp_out=layers)
+        precision = torch.promote_types(self.dtype, torch.float32)
         for layer in layers:
             bias = self._down_projection(layer).bias
-            expected = capture.keys[layer].float() @ self.weight(layer).float().T
-            expected = expected if bias is None else expected + bias.float()
-            found = capture.mlp_out[layer].float()
+            expected = capture.keys[layer].to(precision) @ self.weight(layer).to(precision).T
+            expected = expected if bias is None else expected + bias.detach().to(precision)
+            found = capture.mlp_out[layer].to(precision)
             error = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
             if not error <= SELF_CHECK_TOLERANCE[self.dtype]:
                 raise SelfCheckError(
@@ -429,5 +474,5 @@ def _digest_parameters(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         value = parameter.detach().contiguous().cpu()
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -18,6 +21,9 @@ from emendo.models import demo
 from emendo.models.adapter import ModelAdapter
 from emendo.models.architecture import resolve_architecture
 from emendo.progress import Progress, Silent
+
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, SafetensorError, UnpicklingError, struct.error)
+"""What readers of configurations, checkpoints and GGUF files raise on files that are absent or damaged."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,18 +93,31 @@ def _load_pair(name: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
 def _from_pretrained(name: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
     try:
         # The configuration first: an unsupported family is refused before gigabytes are fetched.
-        resolve_architecture(AutoConfig.from_pretrained(name))
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        # Without an explicit False, transformers would ask on the terminal whether to run a folder's own code.
+        resolve_architecture(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    except UNREADABLE as error:
+        raise _cannot_load(name, error) from error
+    # transformers fills missing tensors with random numbers and only warns.
+    if missing := sorted(map(str, {*found["missing_keys"], *found["mismatched_keys"]})):
         raise ModelNotFoundError(
-            f"cannot load {name!r}: {first} Expected a hub id that is reachable, a local folder, a .gguf file, or "
-            "'demo' (--model)"
-        ) from error
+            f"cannot load {name!r}: {len(missing)} tensors are missing or of another shape than its config.json says, "
+            f"{missing[0]} for one; expected a complete checkpoint of a causal LM (--model)"
+        )
     return model, tokenizer
+
+
+def _cannot_load(name: str, error: Exception) -> ModelNotFoundError:
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ModelNotFoundError(
+        f"cannot load {name!r}: {first} Expected a hub id that is reachable, a local folder, a .gguf file, or "
+        "'demo' (--model)"
+    )
 
 
 def _load_gguf(path: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
@@ -110,8 +129,11 @@ def _load_gguf(path: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
             f"reading {path.name} needs the packages gguf and accelerate: pip install 'emendo[demo]'"
         ) from error
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype or torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(**where)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype or torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except UNREADABLE as error:
+        raise _cannot_load(str(path), error) from error
     # The loaded weights are plain floats; a left-over quantisation entry would make saving and reloading fail.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -148,6 +170,10 @@ def _device(device: str) -> torch.device:
         raise InputError(f"device {device!r} is not supported; expected auto, cpu, cuda or cuda:N (--device)")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device is available here; use --device cpu")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"no device {device!r}: this machine has {torch.cuda.device_count()} CUDA device(s) (--device)"
+        )
     return target
 
 

@@ -1,9 +1,16 @@
-"""Sampling text from the model itself with an explicit random generator; the global RNG is never touched."""
+"""Sampling text from the model itself, each row with its own stream of random numbers.
+
+A row depends on its own numbers alone (up to rounding of batched matrix products), so it is the same in whatever batch
+it is sampled and a resumed run continues exactly where it stopped. No global random state is read or changed.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -13,38 +20,69 @@ from emendo.models.adapter import ModelAdapter
 def sample_tokens(
     adapter: ModelAdapter,
     starts: Int[Tensor, "batch start"],
-    new_tokens: int,
-    generator: torch.Generator,
+    uniform: Float[Tensor, "batch total"],
     *,
     top_k: int | None = None,
     temperature: float = 1.0,
+    restart: tuple[int, int] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Int[Tensor, "batch total"]:
     """Continue rows of equal length by sampling, with a key/value cache.
 
     Args:
         adapter: The model.
         starts: Tokens to continue; all rows have the same length.
-        new_tokens: How many tokens to add to each row.
-        generator: Source of randomness, on the CPU whatever the model's device, so that a seed means the same.
+        uniform: One number in [0, 1) for each token of each finished row, as `row_uniforms` makes them; those at the
+            positions of `starts` are not used.
         top_k: Keep only the k most likely tokens, renormalised; None keeps all.
-        temperature: Divides the logits.
+        temperature: Divides the logits; 1 is the model's own distribution.
+        restart: ``(end, start)``: after token `end` the next token is always `start`.
+        on_step: Told the number of tokens that each step added.
 
     Returns:
-        The rows, start included, ``[batch, start + new_tokens]``.
+        The rows, start included, ``[batch, total]``.
     """
-    tokens = starts.to(adapter.device)
-    cache = DynamicCache(config=adapter.model.config)
-    step = tokens
+    tokens, report = starts.to(adapter.device), on_step or (lambda n: None)
+    uniform = uniform.to(adapter.device)
+    step, cache = tokens, DynamicCache(config=adapter.model.config)
+    report(tokens.numel())
     with adapter.quiet(), torch.no_grad():
-        for _ in range(new_tokens):
-            out = adapter.decoder(input_ids=step, past_key_values=cache, use_cache=True)
-            logits = adapter.unembed(out.last_hidden_state[:, -1]).cpu() / temperature
-            if top_k is not None:
-                values, candidates = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-                pick = torch.multinomial(values.softmax(-1), 1, generator=generator)
-                step = candidates.gather(-1, pick)
-            else:
-                step = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-            step = step.to(tokens.device)
-            tokens = torch.cat([tokens, step], dim=-1)
+        for position in range(tokens.shape[1], uniform.shape[1]):
+            out = adapter.decoder(input_ids=step, past_key_values=cache, use_cache=True, return_dict=True)
+            logits = adapter.unembed(out.last_hidden_state[:, -1]) / temperature
+            drawn = draw(logits, uniform[:, position].to(logits.device), top_k=top_k).to(tokens)
+            if restart is not None:
+                drawn = torch.where(tokens[:, -1] == restart[0], restart[1], drawn)
+            step = drawn[:, None]
+            tokens = torch.cat([tokens, step], dim=1)
+            report(len(tokens))
     return tokens
+
+
+def draw(
+    logits: Float[Tensor, "n vocab"], uniform: Float[Tensor, " n"], *, top_k: int | None = None
+) -> Int[Tensor, " n"]:
+    """One token for each row by inverting the cumulative distribution at a uniform number.
+
+    `torch.multinomial` draws a random number for every entry of the vocabulary; this needs one for each row.
+
+    Args:
+        logits: Unnormalised log-probabilities, shape ``[n, vocab]``.
+        uniform: Numbers in [0, 1), shape ``[n]``.
+        top_k: Keep only the k most likely tokens; None keeps all.
+    """
+    if top_k is not None:
+        values, candidates = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+        return candidates.gather(-1, draw(values, uniform)[:, None])[:, 0]
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    # The last entry is 1 only up to rounding: scaling the target keeps every draw inside the table.
+    target = uniform[:, None].to(cumulative) * cumulative[:, -1:]
+    picked = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return picked.clamp_(max=logits.shape[-1] - 1)
+
+
+def row_uniforms(seed: int, row: int, length: int) -> Float[Tensor, " length"]:
+    """The random numbers of one row; made on the CPU whatever the model's device, so that a seed means the same."""
+    mixed = hashlib.sha256(f"{seed}:{row}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "big"))
+    return torch.rand(length, generator=generator)

@@ -2,7 +2,8 @@
 
 A vector added to the residual stream at layer L and position p changes nothing at or below L and nothing
 before p. So one ordinary forward pass (`prefill`) gives everything constant: hidden states at layer L from p on,
-and the keys and values of earlier positions in the blocks above. `SuffixReplay.final_hidden` then repeats only what can change.
+and the keys and values of earlier positions in the blocks above. `replay` then repeats only
+what can change.
 
 Positions of all prompts stand in one row of tokens: norms and linear maps never see padding. Only attention must
 know which token belongs to which prompt; a block hands its `attention_mask` unchanged to its attention
@@ -101,7 +102,7 @@ def _packed_attention(
     q = layout.unpack(query[0]) * (dim**-0.5 if scaling is None else scaling)
     k, v = layout.unpack(key[0]), layout.unpack(value[0])
     # Query heads that share one key head form one taller matrix: [rows, kv_heads, groups × width, dim].
-    n_rows, heads, width, _ = q.shape
+    n_rows, heads, width = q.shape[:3]
     q = q.reshape(n_rows, kv_heads, heads // kv_heads * width, dim)
     see_past, see_suffix = layout.allowed()
     see_suffix = see_suffix.repeat(1, 1, heads // kv_heads, 1)
@@ -177,13 +178,15 @@ def prefill(
         part = slice(begin, begin + per_chunk)
         here = (rows >= begin) & (rows < begin + per_chunk)
         at = (rows[here] - begin, steps[here] + first[rows[here]])
-        capture, cache = Capture(), DynamicCache(config=adapter.model.config)
+        # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
+        capture, cache = Capture(), DynamicCache()
         with adapter.quiet(), torch.no_grad(), adapter.recording(capture, mlp_out=[layer], resid=[layer]):
             out = adapter.decoder(
                 input_ids=batch.input_ids[part],
                 attention_mask=batch.attention_mask[part].long(),
                 past_key_values=cache,
                 use_cache=True,
+                return_dict=True,
             )
         hidden.append(capture.resid[layer][at])
         mlp_out.append(capture.mlp_out[layer][at])
@@ -266,14 +269,14 @@ def replay(
     if adapter.spec.rotary is not None:
         rotary = adapter.decoder.get_submodule(adapter.spec.rotary)
         extra["position_embeddings"] = rotary(stream, position_ids=positions)
-    for block in adapter.blocks[layer + 1 :]:  # type: ignore[union-attr]
+    for block in adapter.blocks[layer + 1 :]:
         stream = block_output(block(stream, attention_mask=layout, **extra))
     final: Tensor = adapter.decoder.get_submodule(adapter.spec.final_norm)(stream)
     return final[0]
 
 
 def _refuse_sliding_window(adapter: ModelAdapter, batch: TokenBatch) -> None:
-    """Past keys outside a sliding window are dropped by the model's cache and would be attended to here."""
+    """Past keys outside a sliding window are hidden from the model's own attention and would be seen here."""
     config = adapter.model.config
     window = getattr(config, "sliding_window", None)
     active = getattr(config, "use_sliding_window", True)

@@ -1,6 +1,6 @@
 """Second moments of preserved keys: collected in one pass, merged, stored and verified."""
 
-from emendo.moments.collect import collect
+from emendo.moments.collect import collect_moments
 from emendo.moments.corpus import (
     Corpus,
     DatasetCorpus,
@@ -8,7 +8,7 @@ from emendo.moments.corpus import (
     TextCorpus,
     open_corpus,
 )
-from emendo.moments.obtain import obtain, obtain_for_method
+from emendo.moments.obtain import obtain_for_method, obtain_moments
 from emendo.moments.second_moment import SecondMoment
 from emendo.moments.spec import Fingerprint, MomentSpec, default_tokens
 from emendo.moments.store import (
@@ -31,10 +31,10 @@ __all__ = [
     "StoreEntry",
     "StoredMoment",
     "TextCorpus",
-    "collect",
+    "collect_moments",
     "default_tokens",
-    "obtain",
     "obtain_for_method",
+    "obtain_moments",
     "open_corpus",
     "read_moment",
 ]

@@ -23,7 +23,7 @@ CHECKPOINT_EVERY = 16
 """Forward passes between two saved states: at most this much work is lost."""
 
 
-def collect(
+def collect_moments(
     adapter: ModelAdapter,
     layers: Sequence[int],
     spec: MomentSpec,
@@ -64,8 +64,8 @@ def collect(
         if saved.exists():
             state.load(saved)
     n_sequences = -(-tokens // (spec.length - spec.exclude_first))
-    remaining = n_sequences - state.sequences
-    progress.start("second moments", tokens - state.count + spec.corpus.sampled * remaining * spec.length)
+    ahead = spec.corpus.sampled_tokens(length=spec.length, count=n_sequences, start=state.sequences)
+    progress.start("second moments", tokens - state.count + ahead)
     try:
         sequences = spec.corpus.sequences(
             adapter, length=spec.length, count=n_sequences, start=state.sequences, progress=progress

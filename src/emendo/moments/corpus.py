@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -34,12 +34,11 @@ _BLOCK_CHARACTERS = 20_000
 class Corpus(Protocol):
     """A source of token sequences."""
 
-    @property
-    def sampled(self) -> bool:
-        """Whether the model has to write the text first."""
-
     def describe(self) -> dict[str, Any]:
         """Everything that determines the text, JSON-ready: equal descriptions mean equal text."""
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """How many tokens `sequences` has the model write, and reports as progress, for these arguments."""
 
     def sequences(
         self,
@@ -79,14 +78,16 @@ class TextCorpus:
     field: str = "text"
     seed: int | None = 0
 
-    sampled = False
-
     def describe(self) -> dict[str, Any]:
         """Digest of the file's bytes; for JSONL also the field and the order. The path does not matter."""
         described: dict[str, Any] = {"kind": "text", "sha256": _file_digest(self._checked_path())}
         if self._is_jsonl:
             described |= {"field": self.field, "seed": self.seed}
         return described
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """None: the text is given."""
+        return 0
 
     def sequences(
         self,
@@ -185,8 +186,6 @@ class DatasetCorpus:
     revision: str | None = None
     seed: int | None = 0
 
-    sampled = False
-
     def describe(self) -> dict[str, Any]:
         """The arguments and the library's own hash of the dataset's version and files."""
         return {
@@ -199,6 +198,10 @@ class DatasetCorpus:
             "seed": self.seed,
             "sha256": self._content_digest(),
         }
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """None: the text is given."""
+        return 0
 
     def sequences(
         self,
@@ -268,8 +271,6 @@ class SelfSampledCorpus:
     temperature: float = 1.0
     top_k: int | None = None
 
-    sampled = True
-
     def __post_init__(self) -> None:
         if not self.temperature > 0 or (self.top_k is not None and self.top_k < 1):
             raise CorpusError(
@@ -286,6 +287,10 @@ class SelfSampledCorpus:
             "top_k": self.top_k,
             "start": "uniform token",
         }
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """All tokens of the sequences from the beginning of a group on."""
+        return (count - start // SAMPLE_ROWS * SAMPLE_ROWS) * length
 
     def sequences(
         self,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from emendo.errors import MomentsError
 from emendo.models import ModelAdapter
-from emendo.moments.collect import CHECKPOINT_EVERY, collect, partial_path
+from emendo.moments.collect import CHECKPOINT_EVERY, collect_moments, partial_path
 from emendo.moments.corpus import open_corpus
 from emendo.moments.spec import MomentSpec, default_tokens
 from emendo.moments.store import MomentHeader, MomentStore, StoredMoment
@@ -15,7 +15,7 @@ from emendo.progress import Progress
 from emendo.shapes import Moment
 
 
-def obtain(
+def obtain_moments(
     adapter: ModelAdapter,
     layers: Sequence[int],
     spec: MomentSpec | None = None,
@@ -55,7 +55,7 @@ def obtain(
                 "editing, or call rollback() on the session first"
             )
         folder = store.folder(fingerprint)
-        moments = collect(adapter, missing, spec, checkpoint=folder, every=every, progress=progress)
+        moments = collect_moments(adapter, missing, spec, checkpoint=folder, every=every, progress=progress)
         for layer, moment in moments.items():
             header = MomentHeader.now(fingerprint, layer, modules[layer], adapter.name)
             found[layer] = store.put(moment, header)
@@ -107,7 +107,7 @@ def obtain_for_method(
         tokens=default_tokens(d_in, settings.multiple),
         exclude_first=settings.exclude_first,
     )
-    stored = obtain(adapter, layers, spec, store, progress=progress)
+    stored = obtain_moments(adapter, layers, spec, store, progress=progress)
     fingerprint = next(iter(stored.values())).header.fingerprint
     record = {
         "source": settings.source,

@@ -153,8 +153,14 @@ class MomentStore:
         path = self.path(fingerprint, layer)
         return read_moment(path, fingerprint, module) if path.exists() else None
 
-    def require(self, fingerprint: Fingerprint, layer: int, module: str) -> StoredMoment:
+    def require(self, fingerprint: Fingerprint, layer: int, module: str, *, model: str = "MODEL") -> StoredMoment:
         """The stored moment of a layer.
+
+        Args:
+            fingerprint: What it must be valid for.
+            layer: Layer number.
+            module: Dotted name of the module.
+            model: How the command in an error message names the model.
 
         Raises:
             MomentsError: There is none; says how the nearest one differs and how to collect the right one.
@@ -167,7 +173,7 @@ class MomentStore:
             key=lambda pair: len(pair[0]),
             default=None,
         )
-        command = collect_command(fingerprint, layer)
+        command = collect_command(fingerprint, layer, model)
         if nearest is None:
             raise MomentsError(f"no second moment of {module} in {self.root}. Collect it: {command}")
         differences, entry = nearest
@@ -242,12 +248,12 @@ def read_moment(path: Path, fingerprint: Fingerprint | None = None, module: str 
     return StoredMoment(SecondMoment(total, header.fingerprint.tokens), header, path)
 
 
-def collect_command(fingerprint: Fingerprint, layer: int) -> str:
+def collect_command(fingerprint: Fingerprint, layer: int, model: str = "MODEL") -> str:
     """The command that collects what a fingerprint describes."""
     corpus = fingerprint.corpus
     source = {"self": "self", "dataset": corpus.get("id"), "text": "FILE"}.get(str(corpus.get("kind")), "CORPUS")
     parts = [
-        f"emendo moments collect --model MODEL --layers {layer} --corpus {source}",
+        f"emendo moments collect --model {model} --layers {layer} --corpus {source}",
         f"--tokens {fingerprint.tokens} --length {fingerprint.length}",
     ]
     return " ".join(parts + ["--exclude-first"] * fingerprint.exclude_first)

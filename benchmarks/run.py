@@ -1,0 +1,31 @@
+"""`make bench`: every benchmark, one after another, JSON into benchmarks/results/."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="CounterFact JSONL for the target search; default: the demo facts")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes: minutes instead of a quarter of an hour")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    targets = ["targets.py", "--profile", *(["--data", str(args.data)] if args.data else [])]
+    if args.quick:
+        targets += ["--repeats", "1", "-n", "8"]
+    runs = [targets, ["moments.py"], ["solve.py", *(["--quick"] if args.quick else [])]]
+    for script, *rest in runs:
+        out = args.out / f"{Path(script).stem}.json"
+        print(f"== {script} → {out}", file=sys.stderr)
+        subprocess.run([sys.executable, str(HERE / script), *rest, "--out", str(out)], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -59,9 +59,10 @@ def floor_gflop(
     owner = problem.owner[problem.layout.rows].bincount().double()
     scored = problem.score_owner.bincount().double() + 1
     step = 2 * (above * owner + head * scored)
-    # The last evaluation of a request has no backward pass; weights are frozen, so a backward costs what a forward does.
+    # The last evaluation has no backward pass; weights are frozen, so a backward pass costs what a forward does.
     search = float((step * (2 * evaluations - 1)).mean()) / 1e9
-    prompts = float((2 * whole * (problem.layout.positions + 1)[problem.subjects].double().sum()) / len(requests)) / 1e9
+    before = problem.layout.positions[problem.subjects].double().sum() / len(requests)
+    prompts = 2 * whole * float(before) / 1e9
     prompts += 2 * whole * float(owner.mean()) / 1e9
     return {"search_gflop": search, "prompts_gflop": prompts, "tokens_per_fact": float(owner.mean())}
 

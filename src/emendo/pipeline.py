@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def plan_edit(
         seed: Of the sampled contexts.
         base: Identity of the base model, stored with the update.
         preceding: Identities of updates already applied to the model, stored with the update.
-        weights: Present weights in float32, where they are known better than the model's own dtype holds them.
+        weights: Present weights in float32 or better, where more is known of them than the model's dtype holds.
         record: More JSON values to store with the update.
         progress: Told about the stages.
 
@@ -117,7 +118,10 @@ def plan_edit(
     parts: list[LayerUpdate] = []
     traces: list[TargetTrace] = []
     stats: dict[int, list[SolveStats]] = {layer: [] for layer in config.layers}
-    exact = {layer: (weights or {}).get(layer, adapter.weight(layer)).float().clone() for layer in config.layers}
+    exact = {layer: (weights or {}).get(layer, adapter.weight(layer)) for layer in config.layers}
+    exact = {
+        layer: weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True) for layer, weight in exact.items()
+    }
     with adapter.preserved(config.layers):
         for batch in batches:
             with watch("targets"):
@@ -138,7 +142,7 @@ def plan_edit(
         "seed": seed,
         "contexts": list(contexts),
         "targets": [_trace_to_dict(trace) for trace in traces],
-        "layers": [asdict(report) for report in reports],
+        "layers": [asdict(report) | {"solves": [asdict(solved) for solved in report.solves]} for report in reports],
         **(record or {}),
     }
     update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)

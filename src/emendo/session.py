@@ -1,7 +1,7 @@
 """A session: one model, the updates that are in it, and the way back.
 
-The session keeps the original of every matrix it touches. Weights are always ``cast(W₀ + ΣΔ)`` with the sum in float32;
-rolling back copies the originals, so it is exact bit for bit.
+The session keeps the original of every matrix it touches. Weights are always ``cast(W₀ + ΣΔ)`` with the sum in float32
+(float64 for a float64 model); rolling back copies the originals, so it is exact bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from emendo.errors import BaseMismatchError, InputError
+from emendo.errors import BaseMismatchError, InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod, resolve_method
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, obtain_for_method
@@ -46,11 +46,6 @@ class EditSession:
         store: MomentStore | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if lm.holds_edits:
-            raise InputError(
-                f"{lm.name!r} holds edits of another session, so its base weights are unknown here; "
-                "call rollback() on that session first"
-            )
         self.lm = lm
         self.seed = seed
         self.progress = progress
@@ -58,6 +53,7 @@ class EditSession:
         self._originals: dict[int, Weight] = {}
         self._applied: list[ModelUpdate] = []
         self._prepared: dict[tuple[Any, ...], PreparedLayer] = {}
+        self._check_own()
 
     @property
     def applied_updates(self) -> tuple[ModelUpdate, ...]:
@@ -101,8 +97,10 @@ class EditSession:
             settings: Values by dotted name, such as ``{"target.steps": 20}``.
 
         Raises:
-            InputError: Requests, method, settings or layers cannot be used; says which and why.
+            InputError: Requests, method, settings or layers cannot be used, or another session has edits in the model;
+                says which and why.
         """
+        self._check_own()
         check_requests(requests)
         resolved = self.resolve(method, layers=layers, settings=settings)
         base = self.base
@@ -125,13 +123,17 @@ class EditSession:
 
         Raises:
             BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
+            InputError: Another session has edits in this model.
+            NumericalError: The weights would not be finite in the model's dtype.
         """
+        self._check_own()
         self._check(update)
         self._write([*self._applied, update])
 
     def rollback(self) -> None:
         """Take every update out: each touched matrix gets its original bytes back."""
-        self._write([])
+        if self._applied:  # else there may be edits of another session, which are not ours to forget
+            self._write([])
 
     @contextmanager
     def applied(self, update: ModelUpdate) -> Iterator[None]:
@@ -158,7 +160,7 @@ class EditSession:
             )
         prepared = {}
         for layer in config.layers:
-            key = (layer, config.moments, config.preservation)
+            key = (layer, record["fingerprint"], config.preservation)
             if key not in self._prepared:
                 self._prepared[key] = prepare(moments[layer].to(self.lm.weight(layer).device), config.preservation)
             prepared[layer] = self._prepared[key]
@@ -177,6 +179,14 @@ class EditSession:
         finally:
             self._write(before)
 
+    def _check_own(self) -> None:
+        """Refuse a model whose edits are not those of this session."""
+        if self.lm.holds_edits and not self._applied:
+            raise InputError(
+                f"{self.lm.name!r} holds edits of another session, so its base weights are unknown here; "
+                "call rollback() on that session first"
+            )
+
     def _check(self, update: ModelUpdate) -> None:
         found = update.base.get("weights_sha256")
         if found != self.lm.weights_digest():
@@ -188,7 +198,8 @@ class EditSession:
         if list(update.preceding) != ids:
             raise BaseMismatchError(
                 f"this update was planned on top of {len(update.preceding)} earlier update(s) and the session holds "
-                f"{len(ids)}; apply exactly the earlier ones first (or rollback()), or plan it again"
+                f"{len(ids)}; expected {_short(update.preceding)}, found {_short(ids)}. Apply exactly the earlier ones "
+                "first (or rollback()), or plan it again"
             )
         for part in update.layers:
             self.lm.check_layers([part.layer])
@@ -201,8 +212,9 @@ class EditSession:
                 )
 
     def _exact(self, layer: int, updates: Sequence[ModelUpdate]) -> Weight:
-        """W₀ + ΣΔ of a layer in float32, before it is cast to the model's dtype."""
-        weight = self._originals.get(layer, self.lm.weight(layer)).float().clone()
+        """W₀ + ΣΔ of a layer in float32 or better, before it is cast to the model's dtype."""
+        original = self._originals.get(layer, self.lm.weight(layer))
+        weight = original.to(torch.promote_types(original.dtype, torch.float32), copy=True)
         for update in updates:
             for part in update.layers:
                 if part.layer == layer:
@@ -219,6 +231,12 @@ class EditSession:
         weights = {
             layer: self._exact(layer, updates) if layer in edited else self._originals[layer] for layer in touched
         }
+        for layer in edited:
+            if not weights[layer].to(self.lm.dtype).isfinite().all():
+                raise NumericalError(
+                    f"the updates of layer {layer} give weights that are not finite in {self.lm.dtype}; nothing was "
+                    "written. Expected finite factors; load the model with --dtype float32 if they are too large for it"
+                )
         before = {layer: self.lm.weight(layer).clone() for layer in touched}
         try:
             for layer, weight in weights.items():
@@ -229,6 +247,11 @@ class EditSession:
             raise
         self._applied = list(updates)
         self.lm.holds_edits = bool(updates)
+
+
+def _short(ids: Sequence[str]) -> str:
+    """Identities of updates as messages show them."""
+    return "[" + ", ".join(f"{id[:12]}…" for id in ids) + "]"
 
 
 def _same_bits(found: Weight, expected: Weight) -> bool:

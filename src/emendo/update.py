@@ -96,7 +96,7 @@ class ModelUpdate:
             digest.update(f"{update.layer}|{update.module}|".encode())
             for factor in (update.residuals, update.dual_keys):
                 digest.update(f"{factor.dtype}{tuple(factor.shape)}".encode())
-                digest.update(memoryview(factor.detach().cpu().contiguous().view(torch.uint8).numpy()))
+                digest.update(factor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @property

@@ -29,6 +29,8 @@ app.add_typer(moments.app, name="moments")
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 
+_INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
@@ -44,13 +46,15 @@ def run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name="emendo", standalone_mode=False)
+        if result == _INTERRUPTED:  # typer has turned Ctrl-C into this code, without a word
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except EmendoError as error:
         return _fail(arguments, type(error).__name__, str(error), error.exit_code)
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(arguments, "Interrupted", "interrupted; nothing was written", 130)
+        return _fail(arguments, "Interrupted", "interrupted; no update was written", _INTERRUPTED)
     except typer.TyperException as error:
         # A usage error; its text is made on demand.
         return _fail(arguments, type(error).__name__, getattr(error, "format_message", error.__str__)(), 2)

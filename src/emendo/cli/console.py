@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 
 class Terminal:
@@ -86,7 +87,7 @@ class Terminal:
             table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(*(_cell(cell) for cell in row))
-        self.out.print(table, markup=False)
+        self.out.print(table)
 
     def line(self, text: str) -> None:
         """A line of the result for people, on standard output; nothing under --json."""
@@ -94,8 +95,8 @@ class Terminal:
             self.out.print(text, highlight=False, markup=False)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> Text:
     if value is None:
-        return "–"
-    text = f"{value:.1f}" if isinstance(value, float) else str(value)
-    return text.replace("[", "\\[")  # rich would read brackets as markup
+        return Text("–")
+    # Text, because rich would read brackets in a string as markup.
+    return Text(f"{value:.1f}" if isinstance(value, float) else str(value))

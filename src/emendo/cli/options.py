@@ -20,6 +20,9 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress or messages on standard error.")]
 
+_MOST_LAYERS = 10_000
+"""More than any model has; a longer range is a slip, and would only fill memory."""
+
 
 def parse_layers(text: str | None) -> list[int] | None:
     """Layers from ``5``, ``4,5,6`` or ``4-8``; None stays None.
@@ -33,9 +36,12 @@ def parse_layers(text: str | None) -> list[int] | None:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         try:
-            layers += range(int(first), int(last) + 1) if dash else [int(first)]
-        except ValueError as error:
-            raise LayerError(f"cannot read layers {text!r}; expected 5 or 4,5,6 or 4-8 (--layers)") from error
+            named = range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            named = range(0)
+        if not 0 < len(named) <= _MOST_LAYERS:
+            raise LayerError(f"cannot read layers {text!r}; expected 5 or 4,5,6 or 4-8 (--layers)")
+        layers += named
     return layers
 
 

@@ -116,12 +116,14 @@ def apply_settings(config: MethodConfig, settings: Mapping[str, Any]) -> MethodC
         MethodError: An unknown name (with the nearest known ones) or a value of the wrong type or range.
     """
     types = {name: kind for name, _, kind in _leaves(config) if name not in _FIXED}
+    values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in types:
             near = difflib.get_close_matches(name, types, n=3, cutoff=0.4)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise MethodError(f"unknown setting {name!r}{hint} Settings: {', '.join(sorted(types))} (--set NAME=VALUE)")
-        config = _replaced(config, name, _parse(name, value, types[name]))
+        values[name] = _parse(name, value, types[name])
+    config = _replaced(config, values)
     _check_ranges(config)
     return config
 
@@ -145,14 +147,20 @@ def _parse(name: str, value: Any, kind: Any) -> Any:
         raise MethodError(f"{name}={value!r}: {error.errors()[0]['msg'].lower()} (--set {name}=VALUE)") from error
 
 
-def _replaced(config: MethodConfig, name: str, value: Any) -> MethodConfig:
-    section, _, leaf = name.rpartition(".")
-    try:
-        if not section:
-            return replace(config, **{leaf: value})
-        return replace(config, **{section: replace(getattr(config, section), **{leaf: value})})
-    except InputError as error:
-        raise MethodError(f"{name}={value!r}: {error}") from error
+def _replaced(config: MethodConfig, values: Mapping[str, Any]) -> MethodConfig:
+    """The config with all values at once, because a section may refuse what only one of two values makes of it."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, _, leaf = name.rpartition(".")
+        sections.setdefault(section, {})[leaf] = value
+    config = replace(config, **sections.pop("", {}))
+    for section, changed in sections.items():
+        try:
+            config = replace(config, **{section: replace(getattr(config, section), **changed)})
+        except InputError as error:
+            given = ", ".join(f"{section}.{leaf}={value!r}" for leaf, value in changed.items())
+            raise MethodError(f"{given}: {error}") from error
+    return config
 
 
 _POSITIVE = ("target.steps", "target.learning_rate", "target.max_norm_ratio", "target.batch_size", "moments.multiple")

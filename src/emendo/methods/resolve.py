@@ -62,9 +62,10 @@ def resolve_method(
     if (found := preset_for(config.name, adapter)) is not None:
         model, preset = found
         config = apply_settings(config, preset.settings)
-        chosen = chosen or preset.layers
-        layer_origin = f"preset for {model}: {preset.source}"
-        origins.update(dict.fromkeys(preset.settings, layer_origin))
+        preset_origin = f"preset for {model}: {preset.source}"
+        if not chosen:
+            chosen, layer_origin = preset.layers, preset_origin
+        origins.update(dict.fromkeys(preset.settings, preset_origin))
     elif not chosen:
         chosen, layer_origin = layers_by_depth(adapter, config.span)
     if settings:

@@ -16,16 +16,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from emendo.errors import InputError, LayerError, SelfCheckError, UnsupportedModelError
+from emendo.errors import InputError, LayerError, UnsupportedModelError
 from emendo.models.architecture import ArchitectureSpec, resolve_architecture
 from emendo.models.batch import TokenBatch
+from emendo.models.checks import check_model, parameters_sha256
+from emendo.models.generation import greedy_continuations
 from emendo.shapes import Hidden, Weight
-
-SELF_CHECK_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-"""Largest relative deviation that rounding explains, by dtype of the weights."""
 
 
 @dataclass
@@ -69,14 +67,7 @@ class ModelAdapter:
         """Set by a session while updates are in the model: its weights are then not those of the base."""
         self._weights_digest: str | None = None
         self._tokenizer_digest: str | None = None
-        if not getattr(tokenizer, "is_fast", False):
-            raise UnsupportedModelError(
-                f"the tokenizer {type(tokenizer).__name__} gives no character offsets, which Emendo needs to find "
-                "the subject's tokens. Load a fast tokenizer (AutoTokenizer, or pip install tokenizers)"
-            )
-        self._refuse_other_modules()
-        self._refuse_unreachable_weights()
-        self._self_check()
+        check_model(self)
 
     # ---- facts -------------------------------------------------------------------------------------------
 
@@ -102,7 +93,7 @@ class ModelAdapter:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the edited weights."""
-        return self._down_projection(0).weight.dtype
+        return self.down_projection(0).weight.dtype
 
     @property
     def vocab_size(self) -> int:
@@ -152,13 +143,14 @@ class ModelAdapter:
         self.check_layers([layer])
         return f"{self.spec.decoder}.{self.spec.blocks}.{layer}.{self.spec.down_projection}"
 
-    def _down_projection(self, layer: int) -> Any:
+    def down_projection(self, layer: int) -> Any:
+        """A layer's edited linear map, as the model has it."""
         return self.blocks[layer].get_submodule(self.spec.down_projection)
 
     def weight(self, layer: int) -> Weight:
         """A layer's edited weight as ``[d_out, d_in]``, a view whatever the module's layout."""
         self.check_layers([layer])
-        module = self._down_projection(layer)
+        module = self.down_projection(layer)
         weight = module.weight.detach()
         return weight.T if isinstance(module, Conv1D) else weight
 
@@ -268,9 +260,9 @@ class ModelAdapter:
 
         try:
             for layer in keys:
-                handles.append(self._down_projection(layer).register_forward_pre_hook(key_hook(layer)))
+                handles.append(self.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
             for layer in mlp_out:
-                handles.append(self._down_projection(layer).register_forward_hook(out_hook(layer)))
+                handles.append(self.down_projection(layer).register_forward_hook(out_hook(layer)))
             for layer in {*resid, *([] if stop is None else [stop])}:
                 handles.append(self.blocks[layer].register_forward_hook(block_hook(layer)))
             yield
@@ -346,42 +338,11 @@ class ModelAdapter:
     def generate_many(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
         """Greedy continuations of raw prompts, in one batch.
 
-        Written out because `model.generate` adds what the model's generation config holds (penalties, beams).
-
         Args:
             prompts: Texts to continue.
             max_new_tokens: Most tokens to add to each; a continuation ends earlier at an EOS or at the last position.
         """
-        rows = [self.encode(prompt) for prompt in prompts]
-        longest = max(map(len, rows))
-        self.batch(rows)  # refuses prompts that are too long
-        # Continuations grow on the right, so here, and only here, padding stands on the left.
-        ids = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-        cache, new = DynamicCache(config=self.model.config), [list[int]() for _ in rows]
-        open_rows = set(range(len(rows)))
-        with self.quiet(), torch.no_grad():
-            for _ in range(min(max_new_tokens, self.max_length - longest)):
-                out = self.decoder(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    return_dict=True,
-                )
-                ids = self.unembed(out.last_hidden_state[:, -1]).argmax(dim=-1, keepdim=True)
-                for row in sorted(open_rows):
-                    if int(ids[row]) in self.stop_ids:
-                        open_rows.remove(row)
-                    else:
-                        new[row].append(int(ids[row]))
-                if not open_rows:
-                    break
-                mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-                positions = positions[:, -1:] + 1
-        return [self.decode(tokens) for tokens in new]
+        return greedy_continuations(self, prompts, max_new_tokens)
 
     @property
     def stop_ids(self) -> set[int]:
@@ -398,7 +359,7 @@ class ModelAdapter:
         Computed once: the identity of the *base* model, so ask before editing (a session does).
         """
         if self._weights_digest is None:
-            self._weights_digest = _digest_parameters(self.model)
+            self._weights_digest = parameters_sha256(self.model)
         return self._weights_digest
 
     def tokenizer_digest(self) -> str:
@@ -408,71 +369,8 @@ class ModelAdapter:
             self._tokenizer_digest = hashlib.sha256(definition.encode()).hexdigest()
         return self._tokenizer_digest
 
-    # ---- checks ------------------------------------------------------------------------------------------
-
-    def _refuse_other_modules(self) -> None:
-        try:
-            complete = all(self._down_projection(layer) is not None for layer in range(self.n_layers))
-        except AttributeError:
-            complete = False
-        if not complete or self.model.get_output_embeddings() is None:
-            path = f"{self.spec.decoder}.{self.spec.blocks}.*.{self.spec.down_projection}"
-            raise UnsupportedModelError(
-                f"a {type(self.model).__name__} does not have {path} and an unembedding, as expected of "
-                f"model_type {self.spec.model_type!r}. Pass the causal LM itself (AutoModelForCausalLM), "
-                "with adapters merged first (merge_and_unload())"
-            )
-
-    def _refuse_unreachable_weights(self) -> None:
-        for layer in range(self.n_layers):
-            module = self._down_projection(layer)
-            weight = getattr(module, "weight", None)
-            if not isinstance(module, (nn.Linear, Conv1D)) or weight is None:
-                raise UnsupportedModelError(
-                    f"{self.module_name(layer)} is a {type(module).__name__}, expected a Linear or Conv1D: "
-                    "wrapped or converted layers cannot be edited. Merge adapters first (merge_and_unload())"
-                )
-            if weight.device.type == "meta":
-                raise UnsupportedModelError(
-                    f"{self.module_name(layer)} is offloaded (device 'meta'); load the model into memory "
-                    "(without device_map offloading) to edit it"
-                )
-            if not weight.is_floating_point() or weight.dtype not in SELF_CHECK_TOLERANCE:
-                raise UnsupportedModelError(
-                    f"{self.module_name(layer)} has dtype {weight.dtype}; expected one of "
-                    f"{', '.join(str(dtype) for dtype in SELF_CHECK_TOLERANCE)} (--dtype float32)"
-                )
-
-    def _self_check(self) -> None:
-        """Hold key × weight + bias against the MLP output in every layer, on a handful of tokens."""
-        ids = [(7 * i + 3) % self.vocab_size for i in range(6)]
-        layers = range(self.n_layers)
-        capture = self.run(TokenBatch.pad([ids], 0, self.device), keys=layers, mlp_out=layers)
-        precision = torch.promote_types(self.dtype, torch.float32)
-        for layer in layers:
-            bias = self._down_projection(layer).bias
-            expected = capture.keys[layer].to(precision) @ self.weight(layer).to(precision).T
-            expected = expected if bias is None else expected + bias.detach().to(precision)
-            found = capture.mlp_out[layer].to(precision)
-            error = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
-            if not error <= SELF_CHECK_TOLERANCE[self.dtype]:
-                raise SelfCheckError(
-                    f"{self.module_name(layer)}: key × weight + bias differs from the module's output by "
-                    f"{error:.2e} relative (expected at most {SELF_CHECK_TOLERANCE[self.dtype]:.0e}); "
-                    "the module is wrapped, quantised or laid out in a way that Emendo does not know"
-                )
-
 
 def block_output(out: Any) -> Tensor:
     """The hidden states of a block's return value, which is a tensor or a tuple that starts with one."""
     hidden: Tensor = out[0] if isinstance(out, tuple) else out
     return hidden
-
-
-def _digest_parameters(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        value = parameter.detach().contiguous().cpu()
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

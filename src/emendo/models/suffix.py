@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class SuffixLayout:
     past: dict[int, tuple[Tensor, Tensor]]
     past_mask: Bool[Tensor, "n_rows past"]
 
-    @property
+    @cached_property
     def slots(self) -> Int[Tensor, " tokens"]:
         """Where each packed token lands in a padded ``[n_rows × width]`` grid."""
         return self.rows * self.width + self.steps
@@ -71,6 +71,7 @@ class SuffixLayout:
         _, heads, _, dim = grid.shape
         return grid.transpose(1, 2).reshape(self.n_rows * self.width, heads, dim)[self.slots]
 
+    @cached_property
     def allowed(self) -> tuple[Bool[Tensor, "n_rows 1 1 past"], Bool[Tensor, "n_rows 1 width width"]]:
         """What a suffix position may attend to: real past positions, and suffix positions up to itself."""
         device = self.rows.device
@@ -104,7 +105,7 @@ def _packed_attention(
     # Query heads that share one key head form one taller matrix: [rows, kv_heads, groups × width, dim].
     n_rows, heads, width = q.shape[:3]
     q = q.reshape(n_rows, kv_heads, heads // kv_heads * width, dim)
-    see_past, see_suffix = layout.allowed()
+    see_past, see_suffix = layout.allowed
     see_suffix = see_suffix.repeat(1, 1, heads // kv_heads, 1)
     n_past = past_keys.shape[2]
     scores = torch.cat(

@@ -109,10 +109,10 @@ def obtain_for_method(
     )
     stored = obtain_moments(adapter, layers, spec, store, progress=progress)
     fingerprint = next(iter(stored.values())).header.fingerprint
+    # No "cached": the record of an edit must not depend on what lay on the disk.
     record = {
         "source": settings.source,
         "fingerprint": fingerprint.digest,
         **fingerprint.to_json(),
-        "cached": {str(layer): moment.cached for layer, moment in stored.items()},
     }
     return {layer: moment.mean() for layer, moment in stored.items()}, record

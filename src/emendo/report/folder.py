@@ -24,8 +24,13 @@ def check_writable(folder: Path) -> None:
         OutputError: The path or one of its parents is a file, or may not be written.
     """
     at = folder.expanduser().absolute()
-    while not at.exists():
-        at = at.parent
+    try:
+        while not at.exists():
+            at = at.parent
+    except OSError as error:  # a name that is too long, for instance
+        raise OutputError(
+            f"cannot write to {str(folder)!r}: {error.strerror}; choose another folder (--out)"
+        ) from error
     if not at.is_dir():
         raise OutputError(f"cannot write to {str(folder)!r}: {str(at)!r} is a file, expected a folder (--out)")
     if not os.access(at, os.W_OK | os.X_OK):
@@ -71,13 +76,18 @@ def write_folder(folder: Path, update: ModelUpdate, document: dict[str, Any]) ->
 
 
 def _write_text(path: Path, text: str) -> None:
+    draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
         ) as stream:
+            draft = Path(stream.name)
             stream.write(text)
-        os.chmod(stream.name, 0o644)
-        os.replace(stream.name, path)
+        draft.chmod(0o644)
+        draft.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable folder (--out)") from error
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)

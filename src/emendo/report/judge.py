@@ -101,9 +101,9 @@ def judge(
         ppl = perplexity(lm, packaged_text(), progress=progress).value
         progress.start("generation", len(prompts))
         texts: list[str] = []
-        for _, prompt, _ in prompts:
-            texts.append(lm.generate(prompt, new_tokens))
-            progress.advance()
+        for at in range(0, len(prompts), 32):
+            texts += lm.generate_many([prompt for _, prompt, _ in prompts[at : at + 32]], new_tokens)
+            progress.advance(len(prompts[at : at + 32]))
         progress.finish()
         return scores, ppl, texts
 

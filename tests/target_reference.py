@@ -1,0 +1,159 @@
+"""The target search as it was published: one request at a time, the whole model, every position, every step.
+
+A plain transcription of the constants and the order of operations in the public code of MEMIT (δ at the output of a
+whole block) and ROME (δ at the output of its MLP), on a bare transformers model. Emendo only says which tokens a
+sentence has and where its subject ends; the target's tokens are appended to them as ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from emendo.models import ModelAdapter
+from emendo.requests import EditRequest
+from emendo.text import align_edit, align_prompt
+
+BLOCKS = {
+    "llama": "model.layers",
+    "mistral": "model.layers",
+    "qwen2": "model.layers",
+    "qwen3": "model.layers",
+    "gpt2": "transformer.h",
+    "gptj": "transformer.h",
+    "gpt_neox": "gpt_neox.layers",
+}
+"""Where transformers keeps the blocks of a family; the MLP of each is called `mlp`."""
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """One request as sentences: all rewriting prompts, then the KL prompt, each with its subject's last token."""
+
+    ids: list[list[int]]
+    lookups: list[int]
+    target_ids: list[int]
+
+
+@dataclass
+class SerialSearch:
+    """What happened at each evaluation of the loss, and what was returned."""
+
+    losses: list[float] = field(default_factory=list)
+    nlls: list[float] = field(default_factory=list)
+    kls: list[float] = field(default_factory=list)
+    argmax: list[bool] = field(default_factory=list)
+    deltas: list[Tensor] = field(default_factory=list)
+    updates: int = 0
+    target_init: Tensor = field(default_factory=lambda: torch.zeros(0))
+    first_logits: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @property
+    def delta(self) -> Tensor:
+        """δ at the last evaluation, the one that is returned."""
+        return self.deltas[-1]
+
+    def stopped_below(self, loss_threshold: float) -> SerialSearch:
+        """The same search, ended at the first loss below a threshold: what comes before does not depend on it."""
+        end = next((at + 1 for at, loss in enumerate(self.losses) if loss < loss_threshold), len(self.losses))
+        paths = {name: getattr(self, name)[:end] for name in ("losses", "nlls", "kls", "argmax", "deltas")}
+        return replace(self, **paths, updates=end - 1)
+
+
+def sentences_of(adapter: ModelAdapter, request: EditRequest, contexts: Sequence[str]) -> Sentences:
+    """Tokens and lookup positions of a request."""
+    edits = [align_edit(adapter, request, context) for context in contexts]
+    kl_prompt = align_prompt(adapter, EditRequest("{} is a", request.subject, request.target))
+    return Sentences(
+        ids=[[*edit.prompt.ids, *edit.target_ids[:-1]] for edit in edits] + [list(kl_prompt.ids)],
+        lookups=[edit.prompt.subject_last for edit in edits] + [kl_prompt.subject_last],
+        target_ids=list(edits[0].target_ids),
+    )
+
+
+def serial_search(
+    model: Any,
+    sentences: Sentences,
+    layer: int,
+    *,
+    site: str = "resid_post",
+    steps: int = 25,
+    learning_rate: float = 0.5,
+    clamp_norm_factor: float = 0.75,
+    kl_factor: float = 0.0625,
+    weight_decay: float = 0.5,
+    loss_threshold: float = 0.05,
+) -> SerialSearch:
+    """Search δ for one request; the model's parameters are frozen and stay so."""
+    search = SerialSearch()
+    model.requires_grad_(False)
+    input_ids, attention_mask = _right_padded(sentences.ids)
+    lengths = [len(ids) for ids in sentences.ids]
+    rewriting = range(len(sentences.ids) - 1)
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    delta = torch.zeros(model.get_input_embeddings().weight.shape[1], dtype=dtype, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=learning_rate)
+    kl_base = None
+
+    def add_delta(module: Any, args: Any, out: Any) -> Any:
+        hidden = (out[0] if isinstance(out, tuple) else out).clone()
+        if not len(search.target_init):
+            search.target_init = hidden[0, sentences.lookups[0]].detach().to(dtype)
+        for row, lookup in enumerate(sentences.lookups):
+            hidden[row, lookup] += delta.to(hidden.dtype)
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    block = model.get_submodule(BLOCKS[model.config.model_type])[layer]
+    hook = (block if site == "resid_post" else block.mlp).register_forward_hook(add_delta)
+    try:
+        for step in range(steps):
+            optimizer.zero_grad()
+            logits = model(input_ids=input_ids, attention_mask=attention_mask).logits.to(dtype)
+            log_probs = logits.log_softmax(dim=-1)
+            if step == 0:
+                search.first_logits = logits.detach()
+
+            n_target = len(sentences.target_ids)
+            nll_terms, hits = [], []
+            for row in rewriting:
+                positions = range(lengths[row] - n_target, lengths[row])
+                pairs = list(zip(positions, sentences.target_ids, strict=True))
+                nll_terms.append(-sum(log_probs[row, at, token] for at, token in pairs) / n_target)
+                hits += [int(logits[row, at].argmax()) == token for at, token in pairs]
+            nll = sum(nll_terms) / len(nll_terms)
+
+            kl_log_probs = log_probs[-1, sentences.lookups[-1]][None]
+            kl_base = kl_log_probs.detach().clone() if kl_base is None else kl_base
+            kl = kl_div(kl_base, kl_log_probs, log_target=True, reduction="batchmean")
+            decay = weight_decay * (delta.norm() / search.target_init.norm() ** 2)
+            loss = nll + kl_factor * kl + decay
+
+            search.losses.append(loss.item())
+            search.nlls.append(nll.item())
+            search.kls.append(kl.item())
+            search.argmax.append(all(hits))
+            search.deltas.append(delta.detach().clone())
+            if loss < loss_threshold or step == steps - 1:
+                break
+            loss.backward()
+            optimizer.step()
+            search.updates += 1
+            radius = clamp_norm_factor * search.target_init.norm()
+            if delta.norm() > radius:
+                with torch.no_grad():
+                    delta[...] = delta * radius / delta.norm()
+    finally:
+        hook.remove()
+    return search
+
+
+def _right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    input_ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    attention_mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return input_ids, attention_mask

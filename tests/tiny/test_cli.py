@@ -1,0 +1,398 @@
+"""The command as its users meet it: one document or one message, the right exit code, and no file that lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emendo.cli.app import run
+from emendo.methods import METHODS
+from emendo.models.architecture import ARCHITECTURES
+from emendo.update import ModelUpdate
+from tests.conftest import build_tiny
+
+FACT = ["--prompt", "{} is located in the city of", "--subject", "The Eiffel Tower", "--target", "Rome"]
+QUICK = ["--set", "target.steps=3", "--set", "contexts.scheme=fixed", "--set", "moments.multiple=4"]
+RECORD: dict[str, Any] = {
+    "id": "eiffel",
+    "prompt": "{} is located in the city of",
+    "subject": "The Eiffel Tower",
+    "target": "Rome",
+    "target_true": "Paris",
+    "paraphrase_prompts": ["The Eiffel Tower stands in"],
+    "neighborhood_prompts": ["The capital of France is", "The weather in Bordeaux was"],
+}
+OTHER = {"prompt": "The capital of {} is", "subject": "Japan", "target": "Bordeaux"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    adapter = build_tiny("llama")
+    adapter.model.save_pretrained(folder)
+    adapter.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Moments are collected once for all tests that do not look at them."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def home(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EMENDO_HOME", str(shared_home))
+    monkeypatch.chdir(tmp_path)
+    return shared_home
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def emendo(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run a command: exit code, standard output, standard error; of the process, not only of Python's streams."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = run(list(arguments))
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def jsonl(path: Path, *rows: Any) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+# ---- editing -------------------------------------------------------------------------------------------------
+
+
+def test_one_fact(emendo: Command, model: str, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    code, text, err = emendo("edit", "--model", model, *FACT, *QUICK, "--target-true", "Paris", "--out", str(out))
+    assert code == 0, err
+    for words in ("Before and after", "Scores in percent", "Perplexity", "Rollback: 1 of 1 touched tensors"):
+        assert words in text
+    assert "targets:" in err
+    assert sorted(path.name for path in out.iterdir()) == ["report.json", "report.md", "update.safetensors"]
+    update = ModelUpdate.load(out / "update.safetensors")
+    report = json.loads((out / "report.json").read_text())
+    assert report["update"]["id"] == update.id
+    assert "# 1 edit(s)" in (out / "report.md").read_text()
+
+
+def test_every_option_reaches_the_engine(emendo: Command, model: str, tmp_path: Path) -> None:
+    requests = jsonl(tmp_path / "requests.jsonl", RECORD, "", OTHER)
+    code, text, err = emendo(
+        *("edit", "--model", model, "--requests", requests, "--method", "memit", "--layers", "0,2-3", *QUICK),
+        *("--set", "preservation.weight=7", "--seed", "3", "--device", "cpu", "--dtype", "bfloat16"),
+        *("--out", str(tmp_path / "out"), "--json", "--quiet"),
+    )
+    assert (code, err) == (0, "")
+    document = json.loads(text)
+    assert document["update"]["layers"] == [0, 2, 3]
+    assert document["method"]["name"] == "memit"
+    assert document["method"]["settings"]["preservation.weight"] == 7
+    assert document["method"]["origins"]["preservation.weight"] == "given (--set)"
+    assert document["seed"] == 3
+    assert document["moments"]["dtype"] == "bfloat16"
+    assert [request["subject"] for request in document["requests"]] == ["The Eiffel Tower", "Japan"]
+    assert set(document["rolled_back_bitwise"].values()) == {True}
+    scores = document["judgement"]["after"]["scores"]
+    assert scores["n"] == 2
+    assert all(scores[name] is not None for name in ("ES", "PS", "NS"))
+    assert {sample["kind"] for sample in document["judgement"]["samples"]} == {"edited", "paraphrase", "neighbor"}
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert stored == {name: value for name, value in document.items() if name != "files"}
+    assert all(Path(path).is_file() for path in document["files"].values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_edits(emendo: Command, model: str, method: str) -> None:
+    code, text, err = emendo("edit", "--model", model, *FACT, *QUICK, "--method", method, "--json")
+    assert code == 0, err
+    document = json.loads(text)
+    assert document["files"] == {}
+    assert document["judgement"]["perplexity"]["ratio"] > 0
+
+
+def test_the_same_command_twice_makes_the_same_update(emendo: Command, model: str, tmp_path: Path) -> None:
+    arguments = ["edit", "--model", model, *FACT, "--set", "target.steps=3", "--set", "moments.multiple=4", "--json"]
+    documents = []
+    for name in ("a", "b"):
+        code, text, err = emendo(*arguments, "--out", str(tmp_path / name))
+        assert code == 0, err
+        documents.append(json.loads(text))
+    first, second = documents
+    assert first["update"] == second["update"]
+    assert first["contexts"] == second["contexts"]
+    assert first["targets"] == second["targets"]
+    for when in ("before", "after"):
+        assert first["judgement"][when]["scores"] == second["judgement"][when]["scores"]
+    assert first["judgement"]["samples"] == second["judgement"]["samples"]
+    loaded = [ModelUpdate.load(tmp_path / name / "update.safetensors") for name in ("a", "b")]
+    assert loaded[0].id == loaded[1].id
+
+
+def test_plan_only_edits_nothing(emendo: Command, model: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["edit", "--model", model, *FACT, "--plan-only", "--out", str(tmp_path / "out")]
+    code, text, _ = emendo(*arguments)
+    assert code == 0
+    assert "Nothing was edited" in text
+    assert "[1]" in text, "layers as they are typed"
+    assert "\\[" not in text
+    code, text, _ = emendo(*arguments, "--json")
+    document = json.loads(text)
+    assert document["plan_only"] is True
+    assert document["requests"][0]["target_tokens"] == [" ", "Ro", "me"]
+    assert document["method"]["origins"].keys() == document["method"]["settings"].keys()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_quiet_is_quiet(emendo: Command, model: str, arguments: list[str]) -> None:
+    code, text, err = emendo("edit", "--model", model, *FACT, *QUICK, "--quiet", *arguments)
+    assert (code, err) == (0, "")
+    assert text
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------
+
+ROWS: dict[str, tuple[list[Any], list[str]]] = {
+    "not JSON": (["{", OTHER, "[1]"], ["line 1: not JSON", "line 3: expected a JSON object"]),
+    "no slot": ([{**OTHER, "prompt": "The capital is"}], ["exactly one {}", "found 0"]),
+    "two slots": ([{**OTHER, "prompt": "{} and {}"}], ["found 2"]),
+    "empty subject": ([{**OTHER, "subject": ""}], ["line 1: subject is empty"]),
+    "empty target": ([{**OTHER, "target": "  "}], ["line 1: target is empty"]),
+    "subject a number": ([{**OTHER, "subject": 7}], ["subject must be a string", "int"]),
+    "field missing": ([{"prompt": "{} is"}], ["subject is missing", "target is missing"]),
+    "repeated": ([OTHER, RECORD, OTHER], ["repeated", "#1", "#3"]),
+    "contradicting": ([OTHER, {**OTHER, "target": "Rome"}], ["contradicting", "#2 → 'Rome'"]),
+    "nothing": ([""], ["holds no request"]),
+}
+OPTIONS: dict[str, tuple[list[str], list[str]]] = {
+    "slot": (["--prompt", "The tower is in"], ["exactly one {}"]),
+    "two slots": (["--prompt", "{} {}"], ["found 2"]),
+    "subject": (["--subject", ""], ["subject is empty"]),
+    "target": (["--target", " "], ["target is empty"]),
+    "layer out of range": (["--layers", "4"], ["layers 0 to 3"]),
+    "layers in words": (["--layers", "five"], ["'five'", "4-8"]),
+    "layers backwards": (["--layers", "8-4"], ["'8-4'", "4-8"]),
+    "layers half": (["--layers", "1-"], ["'1-'"]),
+    "layers negative": (["--layers", "-1"], ["'-1'"]),
+    "layers without end": (["--layers", "0-99999999999999"], ["--layers"]),
+    "several layers": (["--layers", "1,2"], ["distribution=even"]),
+    "layer twice": (["--method", "memit", "--layers", "1,1"], ["repeated"]),
+    "method": (["--method", "memmit"], ["did you mean 'memit'"]),
+    "setting": (["--set", "target.step=3"], ["did you mean target.steps"]),
+    "setting without =": (["--set", "target.steps"], ["NAME=VALUE"]),
+    "setting without name": (["--set", "=3"], ["NAME=VALUE"]),
+    "setting of the wrong type": (["--set", "target.steps=few"], ["valid integer"]),
+    "setting out of range": (["--set", "target.steps=0"], ["above 0"]),
+    "missing model": (["--model", "./no-such-folder"], ["./no-such-folder", "--model"]),
+    "missing hub model": (["--model", "nobody/no-such-model"], ["nobody/no-such-model", "--model"]),
+    "folder without a model": (["--model", "."], ["config.json"]),
+    "missing gguf": (["--model", "no.gguf"], ["no GGUF file"]),
+    "device": (["--device", "abacus"], ["--device"]),
+    "dtype": (["--dtype", "float7"], ["--dtype"]),
+    "seed": (["--seed", "x"], ["--seed"]),
+    "unknown option": (["--colour", "red"], ["--colour"]),
+    "out below a file": (["--out", "file/below/out"], ["'file/below/out'", "is a file"]),
+    "out is a file": (["--out", "file"], ["is a file"]),
+    "out too long": (["--out", "x" * 300], ["--out"]),
+    "both forms": (["--requests", "file"], ["exclude each other"]),
+    "moments of a missing file": (["--set", "moments.source=none.txt"], ["none.txt"]),
+}
+
+
+def check_refused(result: tuple[int, str, str], words: list[str], as_json: bool) -> None:
+    code, out, err = result
+    assert code == 2, err
+    assert "Traceback" not in err
+    message = " ".join(err.split())
+    for word in words:
+        assert word in message
+    if as_json:
+        document = json.loads(out)
+        assert document["error"]["exit_code"] == 2
+        assert document["error"]["type"]
+        for word in words:
+            assert word in " ".join(document["error"]["message"].split())
+    else:
+        assert out == ""
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("case", ROWS)
+def test_bad_rows(case: str, as_json: bool, emendo: Command, model: str, tmp_path: Path) -> None:
+    rows, words = ROWS[case]
+    requests, out = jsonl(tmp_path / "requests.jsonl", *rows), tmp_path / "out"
+    result = emendo(
+        "edit", "--model", model, "--requests", requests, "--out", str(out), "--quiet", *(["--json"] * as_json)
+    )
+    check_refused(result, words, as_json)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("case", OPTIONS)
+def test_bad_options(case: str, as_json: bool, emendo: Command, model: str, tmp_path: Path) -> None:
+    arguments, words = OPTIONS[case]
+    (tmp_path / "file").write_text("a regular file")
+    defaults = ["--model", model, *FACT, *QUICK, "--out", str(tmp_path / "out"), "--quiet"]
+    result = emendo("edit", *defaults, *arguments, *(["--json"] * as_json))  # the last of an option counts
+    check_refused(result, words, as_json)
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["edit", "--model", "x"], ["missing --prompt, --subject, --target"]),
+        (["edit", "--model", "x", "--prompt", "{} is", "--target", "y"], ["missing --subject"]),
+        (["edit", "--model", "x", "--requests", "nowhere.jsonl"], ["nowhere.jsonl", "--requests"]),
+        (["edit", *FACT], ["--model"]),
+        (["edits"], ["edits"]),
+        (["moments", "gather"], ["gather"]),
+        (["moments", "collect", "--model", "./nowhere"], ["./nowhere"]),
+        (["demo", "--method", "memmit"], ["did you mean 'memit'"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_incomplete_commands(arguments: list[str], words: list[str], as_json: bool, emendo: Command) -> None:
+    check_refused(emendo(*arguments, *(["--json"] * as_json)), words, as_json)
+
+
+def test_a_conflict_of_keys_is_bad_input(emendo: Command, model: str, tmp_path: Path) -> None:
+    twin = {**RECORD, "id": "twin", "prompt": "{} was built in", "target": "Tokyo"}
+    requests = jsonl(tmp_path / "requests.jsonl", RECORD, twin)
+    result = emendo("edit", "--model", model, "--requests", requests, *QUICK, "--out", "out", "--quiet", "--json")
+    check_refused(result, ["share a key: eiffel, twin", "--method memit"], as_json=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", ["emendo.pipeline.find_targets", "emendo.report.judge", "emendo.models.load"])
+def test_an_interrupt(stage: str, emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, interrupted)
+    code, out, err = emendo_call(emendo, model, tmp_path)
+    assert code == 130
+    assert json.loads(out)["error"] == {
+        "type": "Interrupted",
+        "message": "interrupted; no update was written",
+        "exit_code": 130,
+    }
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def emendo_call(command: Command, model: str, tmp_path: Path) -> tuple[int, str, str]:
+    return command("edit", "--model", model, *FACT, *QUICK, "--out", str(tmp_path / "out"), "--json")
+
+
+def test_a_numerical_failure_is_exit_code_1(
+    emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emendo.activations.keys import EditKeys
+    from emendo.pipeline import extract_keys
+
+    def spoilt(*args: Any, **kwargs: Any) -> EditKeys:
+        keys = extract_keys(*args, **kwargs)
+        return EditKeys(keys.mean * float("nan"), keys.plain)
+
+    monkeypatch.setattr("emendo.pipeline.extract_keys", spoilt)
+    code, out, err = emendo_call(emendo, model, tmp_path)
+    assert code == 1
+    assert json.loads(out)["error"]["type"] == "NumericalError"
+    assert "not finite" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_leaves_no_update_and_no_litter(
+    emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    code, out, err = emendo_call(emendo, model, tmp_path)
+    assert code == 2
+    assert "No space left" in err
+    assert json.loads(out)["error"]["type"] == "OutputError"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# ---- moments -------------------------------------------------------------------------------------------------
+
+
+def test_moments_from_collection_to_damage(
+    emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "own"))
+    assert json.loads(emendo("moments", "list", "--json")[1])["moments"] == []
+    collect = ["moments", "collect", "--model", model, "--layers", "1-2", "--tokens", "300", "--json", "--quiet"]
+    code, text, err = emendo(*collect)
+    assert (code, err) == (0, "")
+    rows = json.loads(text)["moments"]
+    assert [(row["layer"], row["tokens"], row["cached"]) for row in rows] == [(1, 300, False), (2, 300, False)]
+    assert [row["cached"] for row in json.loads(emendo(*collect)[1])["moments"]] == [True, True]
+    code, text, _ = emendo("moments", "verify")
+    assert code == 0
+    assert text.count("verified") == 2
+    damaged = Path(rows[1]["path"])
+    content = bytearray(damaged.read_bytes())
+    content[-5] ^= 1
+    damaged.write_bytes(content)
+    assert emendo("moments", "list")[0] == 0, "headers only"
+    code, _, err = emendo("moments", "verify")
+    assert code == 2
+    assert "1 of 2" in err
+    code, text, _ = emendo("moments", "verify", "--json")
+    assert code == 2
+    assert [bool(row["problem"]) for row in json.loads(text)["moments"]] == [False, True]
+
+
+def test_an_edit_refuses_a_damaged_moment(
+    emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "own"))
+    assert emendo_call(emendo, model, tmp_path)[0] == 0
+    (file,) = (tmp_path / "own").rglob("layer-*.safetensors")
+    file.write_bytes(file.read_bytes()[:-9])
+    result = emendo("edit", "--model", model, *FACT, *QUICK, "--out", str(tmp_path / "again"), "--json", "--quiet")
+    check_refused(result, [file.name, "damaged"], as_json=True)
+    assert not (tmp_path / "again").exists()
+
+
+# ---- catalogues ----------------------------------------------------------------------------------------------
+
+
+def test_methods_and_models(emendo: Command) -> None:
+    code, text, err = emendo("methods", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(text)["methods"].keys() == METHODS.keys()
+    code, text, err = emendo("models", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(text)["supported"].keys() == ARCHITECTURES.keys()
+    for command, name in (("methods", "emmet-published"), ("models", "gpt_neox")):
+        code, text, err = emendo(command)
+        assert (code, err) == (0, "")
+        assert name in text
+
+
+def test_help(emendo: Command) -> None:
+    code, text, _ = emendo("edit", "--help")
+    assert code == 0
+    assert "--plan-only" in text

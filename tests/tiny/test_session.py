@@ -1,0 +1,522 @@
+"""A session: plans change nothing, whatever fails; updates go in exactly, and come out bit for bit."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from emendo.activations.keys import context_weights
+from emendo.activations.targets import find_targets
+from emendo.errors import BaseMismatchError, InputError, NumericalError, RequestError
+from emendo.models import ModelAdapter
+from emendo.moments import MomentStore, read_moment
+from emendo.pipeline import Plan
+from emendo.requests import EditRequest
+from emendo.session import EditSession
+from emendo.text import align_prompt
+from emendo.update import LayerUpdate, ModelUpdate
+from tests.conftest import build_tiny
+from tests.model_state import changes, model_state
+
+EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
+DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo")
+JAPAN = EditRequest("The capital of {} is", "Japan", "Bordeaux")
+REQUESTS = [EIFFEL, DARRIEUX, JAPAN]
+
+QUICK: dict[str, Any] = {"target.steps": 4, "contexts.scheme": "fixed", "moments.multiple": 4}
+ROUNDING = 3e-6  # of a few dozen float32 products, relative
+LAYOUTS = ("llama", "gpt2", "gpt2_square", "gptj", "gpt_neox")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
+    """Moments of the tiny models, collected once for all tests: the models are the same each time."""
+    return MomentStore(tmp_path_factory.mktemp("moments"))
+
+
+@pytest.fixture
+def session(store: MomentStore, tiny_llama: ModelAdapter) -> EditSession:
+    return EditSession(tiny_llama, store=store)
+
+
+def quick_plan(session: EditSession, requests: list[EditRequest], method: str = "emmet", **kwargs: Any) -> Plan:
+    return session.plan(requests, method, settings=QUICK, **kwargs)
+
+
+def weights_of(adapter: ModelAdapter) -> list[Tensor]:
+    return [adapter.weight(layer).clone() for layer in range(adapter.n_layers)]
+
+
+def equal_bits(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(
+        torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+# ---- planning changes nothing --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2_square"])
+@pytest.mark.parametrize("method", ["emmet", "memit", "rome"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plan_leaves_no_trace(family: str, method: str, dtype: torch.dtype, store: MomentStore) -> None:
+    adapter = build_tiny(family, dtype=dtype)
+    adapter.model.train()
+    next(adapter.model.parameters()).requires_grad_(False)
+    before = model_state(adapter)
+    plan = quick_plan(EditSession(adapter, store=store), [EIFFEL], method)
+    assert changes(before, model_state(adapter)) == []
+    assert max(float(part.delta().abs().max()) for part in plan.update.layers) > 0, "the plan does something"
+
+
+class BrokenError(Exception):
+    """What the tests inject; nothing in Emendo catches it."""
+
+
+def failing(original: Callable[..., Any], at: int, error: type[BaseException]) -> Callable[..., Any]:
+    """`original`, but its call number `at` (from 1) raises."""
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise error
+        return original(*args, **kwargs)
+
+    return wrapped
+
+
+STAGES = {
+    "contexts": ("emendo.pipeline.prefix_contexts", 1),
+    "moments": ("emendo.session.obtain_for_method", 1),
+    "factorisation of the second layer": ("emendo.session.prepare", 2),
+    "target problem": ("emendo.activations.targets.target_problem", 1),
+    "target search, first step": ("emendo.activations.targets._Search._update", 1),
+    "target search, third step": ("emendo.activations.targets._Search._update", 3),
+    "keys of the first layer": ("emendo.pipeline.extract_keys", 1),
+    "keys of the second layer": ("emendo.pipeline.extract_keys", 2),
+    "residual of the second layer": ("emendo.pipeline.current_values", 2),
+    "solve of the first layer": ("emendo.pipeline.solve", 1),
+    "solve of the last layer": ("emendo.pipeline.solve", 3),
+    "measures": ("emendo.pipeline.preservation_cost", 2),
+    "the update": ("emendo.pipeline.ModelUpdate", 1),
+}
+
+
+@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
+@pytest.mark.parametrize("earlier", [False, True], ids=["fresh", "on top of an edit"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_failure_at_any_stage_leaves_the_model_and_the_session_sound(
+    stage: str, earlier: bool, error: type[BaseException], tiny_gpt2: ModelAdapter, store: MomentStore
+) -> None:
+    session = EditSession(tiny_gpt2, store=store)
+    if earlier:
+        session.apply(quick_plan(session, [JAPAN]).update)
+    before, applied = model_state(tiny_gpt2), session.applied_updates
+    where, at = STAGES[stage]
+    with pytest.MonkeyPatch.context() as patch:
+        module, _, name = where.rpartition(".")
+        holder = _resolved(module)
+        patch.setattr(holder, name, failing(getattr(holder, name), at, error))
+        with pytest.raises(error):
+            quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
+    assert changes(before, model_state(tiny_gpt2)) == []
+    assert session.applied_updates == applied
+    again = quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
+    untroubled = EditSession(build_tiny("gpt2"), store=store)
+    if earlier:
+        untroubled.apply(applied[0])
+    assert again.update.id == quick_plan(untroubled, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2]).update.id
+
+
+def _resolved(path: str) -> Any:
+    """The module or class of a dotted path."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_write_that_fails_half_way_through_a_matrix_during_planning(
+    at: int, session: EditSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = model_state(session.lm)
+    torn_write(monkeypatch, at)
+    with pytest.raises(BrokenError):
+        quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
+    assert changes(before, model_state(session.lm)) == []
+    quick_plan(session, [EIFFEL])
+
+
+def torn_write(monkeypatch: pytest.MonkeyPatch, at: int, error: type[BaseException] = BrokenError) -> None:
+    """Write number `at` overwrites half of its matrix and raises."""
+    original, calls = ModelAdapter.write, 0
+
+    def write(self: ModelAdapter, layer: int, weight: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            own = self.weight(layer)
+            own[: len(own) // 2] = 7.0
+            raise error
+        original(self, layer, weight)
+
+    monkeypatch.setattr(ModelAdapter, "write", write)
+
+
+def test_moments_that_fail_on_top_of_an_edit_bring_the_edit_back(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    """Collection runs on the unedited weights, so a failure inside it happens with the edit taken out."""
+
+    class Fuse:
+        def start(self, stage: str, total: int | None = None) -> None:
+            if blown and stage == "second moments":
+                assert not tiny_llama.holds_edits
+                raise BrokenError
+
+        def advance(self, n: int = 1) -> None: ...
+
+        def finish(self) -> None: ...
+
+    blown = False
+    session = EditSession(tiny_llama, store=MomentStore(tmp_path), progress=Fuse())
+    session.apply(quick_plan(session, [JAPAN], layers=[1]).update)
+    before, blown = model_state(tiny_llama), True
+    with pytest.raises(BrokenError):
+        quick_plan(session, [EIFFEL], layers=[2])
+    assert changes(before, model_state(tiny_llama)) == []
+    assert tiny_llama.holds_edits
+    blown = False
+    quick_plan(session, [EIFFEL], layers=[2])
+
+
+def test_refused_requests_leave_the_session_usable(session: EditSession) -> None:
+    before = model_state(session.lm)
+    with pytest.raises(RequestError):
+        session.plan([EIFFEL, EIFFEL])
+    with pytest.raises(RequestError):
+        session.plan([])
+    assert changes(before, model_state(session.lm)) == []
+    quick_plan(session, [EIFFEL])
+
+
+# ---- what applying does --------------------------------------------------------------------------------------
+
+
+def naive_rows(adapter: ModelAdapter, request: EditRequest, contexts: tuple[str, ...], layer: int) -> tuple[Any, Any]:
+    """Input and output of the edited map at the subject's last token: one full forward pass a context."""
+    module, keys, outs = adapter.model.get_submodule(adapter.module_name(layer)), [], []
+    for context in contexts:
+        prompt = align_prompt(adapter, request, context)
+        seen: list[tuple[Tensor, Tensor]] = []
+        handle = module.register_forward_hook(lambda _, args, out, seen=seen: seen.append((args[0], out)))
+        with torch.no_grad():
+            adapter.model(input_ids=torch.tensor([prompt.ids]))
+        handle.remove()
+        keys.append(seen[0][0][0, prompt.subject_last])
+        outs.append(seen[0][1][0, prompt.subject_last])
+    return torch.stack(keys), torch.stack(outs)
+
+
+@pytest.mark.parametrize("method", ["emmet", "rome", "r-rome"])
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_the_edited_layer_maps_the_key_to_the_value(family: str, method: str, store: MomentStore) -> None:
+    """(W₀ + Δ) k = W₀ k + R at the mean key (EMMET, r-ROME) or the plain one (ROME), in the edited model itself."""
+    adapter = build_tiny(family)
+    session = EditSession(adapter, store=store)
+    plan = quick_plan(session, [EIFFEL], method)
+    (part,), config = plan.update.layers, plan.method.config
+    keys, before = naive_rows(adapter, EIFFEL, plan.contexts, part.layer)
+    targets = find_targets(adapter, [EIFFEL], plan.contexts, part.layer, config.target)
+    session.apply(plan.update)
+    again, after = naive_rows(adapter, EIFFEL, plan.contexts, part.layer)
+    torch.testing.assert_close(again, keys, rtol=0, atol=0)  # nothing below the edit moves
+    average = context_weights(len(plan.contexts), config.keys.average).to(keys)
+    # The map is affine, so its outputs average as its keys do.
+    moved = (after - before)[0] if method == "rome" else average @ (after - before)
+    tolerance = ROUNDING * float(after.abs().max())
+    torch.testing.assert_close(moved, part.residuals[0], rtol=0, atol=tolerance)
+    if method == "rome":
+        torch.testing.assert_close(after[0], targets.value[0], rtol=0, atol=tolerance)
+    elif method == "r-rome":
+        torch.testing.assert_close(average @ after, targets.value[0], rtol=0, atol=tolerance)
+    else:
+        torch.testing.assert_close(moved, targets.delta[0], rtol=0, atol=tolerance)
+    assert float(moved.norm()) > 0.1, "the edit moves the output by more than rounding"
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_equality_holds_for_every_request_of_a_batch(family: str, store: MomentStore) -> None:
+    adapter = build_tiny(family)
+    session = EditSession(adapter, store=store)
+    plan = quick_plan(session, REQUESTS)
+    (part,) = plan.update.layers
+    average = context_weights(len(plan.contexts), "two_level")
+    before = [average @ naive_rows(adapter, request, plan.contexts, part.layer)[1] for request in REQUESTS]
+    session.apply(plan.update)
+    for row, request in enumerate(REQUESTS):
+        after = average @ naive_rows(adapter, request, plan.contexts, part.layer)[1]
+        torch.testing.assert_close(after - before[row], part.residuals[row], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("family", ["llama", "gpt2_square"])
+def test_weights_are_the_sum_cast_once_and_rollback_is_bitwise(
+    family: str, dtype: torch.dtype, store: MomentStore
+) -> None:
+    adapter = build_tiny(family, dtype=dtype)
+    state, originals = model_state(adapter), weights_of(adapter)
+    session = EditSession(adapter, store=store)
+    first = quick_plan(session, [EIFFEL], layers=[1]).update
+    session.apply(first)
+    second = quick_plan(session, [DARRIEUX], layers=[1]).update
+    session.apply(second)
+    wide = torch.promote_types(dtype, torch.float32)
+    deltas = [update.layers[0].delta() for update in (first, second)]
+    expected = originals[1].to(wide) + deltas[0] + deltas[1]
+    assert torch.equal(adapter.weight(1), expected.to(dtype))
+    if dtype is torch.bfloat16:
+        in_steps = ((originals[1] + deltas[0]).to(dtype) + deltas[1]).to(dtype)
+        assert not torch.equal(adapter.weight(1), in_steps), "casting twice would show"
+    assert session.verify_rolled_back() == {adapter.module_name(1): False}
+    session.rollback()
+    assert changes(state, model_state(adapter)) == []
+    assert session.verify_rolled_back() == {adapter.module_name(1): True}
+    assert session.applied_updates == ()
+    assert not adapter.holds_edits
+
+
+def test_untouched_entries_of_a_float64_model_keep_all_their_digits(store: MomentStore) -> None:
+    adapter = build_tiny("llama", dtype=torch.float64)
+    session, original = EditSession(adapter, store=store), adapter.weight(1).clone()
+    session.apply(quick_plan(session, [EIFFEL], layers=[1]).update)
+    delta = session.applied_updates[0].layers[0].delta().double()
+    torch.testing.assert_close(adapter.weight(1), original + delta, rtol=0, atol=1e-15)
+
+
+def test_the_context_takes_the_update_out_again(session: EditSession) -> None:
+    state, update = model_state(session.lm), quick_plan(session, [EIFFEL]).update
+    with session.applied(update):
+        assert session.applied_updates == (update,)
+        assert changes(state, model_state(session.lm)) == ["weights"]
+    assert changes(state, model_state(session.lm)) == []
+    with pytest.raises(KeyboardInterrupt), session.applied(update):
+        raise KeyboardInterrupt
+    assert changes(state, model_state(session.lm)) == []
+    assert session.applied_updates == ()
+
+
+def test_the_context_on_top_of_an_edit_returns_to_that_edit(session: EditSession) -> None:
+    session.apply(quick_plan(session, [EIFFEL]).update)
+    state, applied = model_state(session.lm), session.applied_updates
+    second = quick_plan(session, [DARRIEUX]).update
+    with pytest.raises(BrokenError), session.applied(second):
+        raise BrokenError
+    assert changes(state, model_state(session.lm)) == []
+    assert session.applied_updates == applied
+
+
+@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("earlier", [False, True], ids=["fresh", "on top of an edit"])
+def test_applying_fails_in_the_middle_of_a_matrix(
+    earlier: bool, at: int, error: type[BaseException], session: EditSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if earlier:
+        session.apply(quick_plan(session, [JAPAN], layers=[1]).update)
+    update = quick_plan(session, [EIFFEL], "memit", layers=[0, 1, 2]).update
+    state, applied, holds = model_state(session.lm), session.applied_updates, session.lm.holds_edits
+    with monkeypatch.context() as patch:
+        torn_write(patch, at, error)
+        with pytest.raises(error):
+            session.apply(update)
+    assert changes(state, model_state(session.lm)) == []
+    assert session.applied_updates == applied
+    assert session.lm.holds_edits == holds
+    session.apply(update)
+    session.rollback()
+    assert all(session.verify_rolled_back().values())
+
+
+def test_a_rollback_that_fails_can_be_repeated(session: EditSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = model_state(session.lm)
+    session.apply(quick_plan(session, [EIFFEL], "memit", layers=[0, 1, 2]).update)
+    edited = model_state(session.lm)
+    with monkeypatch.context() as patch:
+        torn_write(patch, 2)
+        with pytest.raises(BrokenError):
+            session.rollback()
+    assert changes(edited, model_state(session.lm)) == []
+    session.rollback()
+    assert changes(clean, model_state(session.lm)) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_update_that_is_not_finite_is_refused(value: float, session: EditSession) -> None:
+    state, (part,) = model_state(session.lm), quick_plan(session, [EIFFEL]).update.layers
+    residuals = part.residuals.clone()
+    residuals[0, 0] = value
+    broken = ModelUpdate((LayerUpdate(part.layer, part.module, residuals, part.dual_keys),), session.base)
+    with pytest.raises(NumericalError, match=f"layer {part.layer}"):
+        session.apply(broken)
+    assert changes(state, model_state(session.lm)) == []
+    assert session.applied_updates == ()
+
+
+def test_an_update_beyond_the_range_of_the_dtype_is_refused() -> None:
+    adapter = build_tiny("llama", dtype=torch.float16)
+    session, state = EditSession(adapter), model_state(adapter)
+    big = LayerUpdate(1, adapter.module_name(1), torch.full((1, adapter.d_model), 1e3), torch.full((1, 48), 1e3))
+    with pytest.raises(NumericalError, match="float32"):
+        session.apply(ModelUpdate((big,), session.base))
+    assert changes(state, model_state(adapter)) == []
+
+
+def test_a_model_that_is_not_finite_is_not_edited(session: EditSession) -> None:
+    session.lm.weight(0)[0, 0] = float("nan")
+    state = model_state(session.lm)
+    with pytest.raises((NumericalError, InputError)):
+        quick_plan(session, [EIFFEL])
+    assert changes(state, model_state(session.lm)) == []
+
+
+# ---- edits on top of edits -----------------------------------------------------------------------------------
+
+
+def test_a_plan_knows_what_it_stands_on(session: EditSession, store: MomentStore) -> None:
+    first = quick_plan(session, [EIFFEL]).update
+    session.apply(first)
+    second = quick_plan(session, [DARRIEUX]).update
+    assert (first.preceding, second.preceding) == ((), (first.id,))
+    other = EditSession(build_tiny("llama"), store=store)
+    with pytest.raises(BaseMismatchError, match=r"on top of 1 earlier update\(s\) and the session holds 0"):
+        other.apply(second)
+    with pytest.raises(BaseMismatchError, match=r"on top of 0 earlier update\(s\) and the session holds 1"):
+        session.apply(first)
+    assert second.id != quick_plan(other, [DARRIEUX]).update.id
+    other.apply(first)
+    other.apply(second)
+    session.apply(second)
+    assert equal_bits(weights_of(session.lm), weights_of(other.lm))
+
+
+def test_as_many_but_other_predecessors_are_named(session: EditSession, store: MomentStore) -> None:
+    first = quick_plan(session, [EIFFEL]).update
+    session.apply(first)
+    second = quick_plan(session, [DARRIEUX]).update
+    other = EditSession(build_tiny("llama"), store=store)
+    other.apply(quick_plan(other, [JAPAN]).update)
+    with pytest.raises(BaseMismatchError, match=first.id[:12]):
+        other.apply(second)
+
+
+def test_the_second_edit_sees_the_first_in_the_model_but_not_in_the_moments(
+    session: EditSession, store: MomentStore, tmp_path: Path
+) -> None:
+    session._store = MomentStore(tmp_path)
+    session.apply(quick_plan(session, [EIFFEL], layers=[1]).update)
+    assert list(tmp_path.rglob("layer-02.safetensors")) == []
+    later = quick_plan(session, [DARRIEUX], layers=[2])
+    fresh = quick_plan(EditSession(build_tiny("llama"), store=store), [DARRIEUX], layers=[2])
+    folder = later.update.info["moments"]["fingerprint"][:16]
+    totals = [read_moment(root / folder / "layer-02.safetensors").moment.total for root in (tmp_path, store.root)]
+    assert torch.equal(totals[0], totals[1]), "moments are those of the unedited model"
+    assert not torch.equal(later.update.layers[0].residuals, fresh.update.layers[0].residuals)
+
+
+def test_second_moments_of_a_changed_file_are_not_taken_for_the_old_ones(session: EditSession, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    settings = {**QUICK, "moments.source": str(text)}
+    session._store = MomentStore(tmp_path / "store")
+    text.write_text("The weather was calm that morning. I wrote this down last year.\n" * 60)
+    first = session.plan([EIFFEL], settings=settings).update
+    text.write_text("Danielle Darrieux, a native speaker of French, was born in Bordeaux.\n" * 60)
+    second = session.plan([EIFFEL], settings=settings).update
+    fresh = EditSession(build_tiny("llama"), store=session._store).plan([EIFFEL], settings=settings).update
+    assert second.info["moments"]["fingerprint"] != first.info["moments"]["fingerprint"]
+    assert second.id == fresh.id
+
+
+# ---- whose update, whose model -------------------------------------------------------------------------------
+
+
+def test_an_update_of_another_base_is_refused(session: EditSession, store: MomentStore) -> None:
+    other = build_tiny("llama", seed=1)
+    foreign = quick_plan(EditSession(other, store=store), [EIFFEL]).update
+    state = model_state(session.lm)
+    with pytest.raises(BaseMismatchError, match=foreign.base["weights_sha256"][:12]):
+        session.apply(foreign)
+    assert changes(state, model_state(session.lm)) == []
+
+
+@pytest.mark.parametrize("module", ["model.layers.2.mlp.down_proj", "elsewhere"])
+def test_an_update_for_another_module_is_refused(module: str, session: EditSession) -> None:
+    part = LayerUpdate(1, module, torch.ones(1, session.lm.d_model), torch.ones(1, 48))
+    with pytest.raises(BaseMismatchError, match=module):
+        session.apply(ModelUpdate((part,), session.base))
+
+
+def test_an_update_of_another_shape_is_refused(session: EditSession) -> None:
+    part = LayerUpdate(1, session.lm.module_name(1), torch.ones(1, 3), torch.ones(1, 48))
+    with pytest.raises(BaseMismatchError, match="3, 48"):
+        session.apply(ModelUpdate((part,), session.base))
+
+
+def test_one_session_at_a_time_edits_a_model(session: EditSession, store: MomentStore) -> None:
+    early = EditSession(session.lm, store=store)
+    update = quick_plan(session, [EIFFEL]).update
+    session.apply(update)
+    edited = model_state(session.lm)
+    with pytest.raises(InputError, match="another session"):
+        EditSession(session.lm, store=store)
+    for attempt in (lambda: early.apply(update), lambda: quick_plan(early, [JAPAN])):
+        with pytest.raises(InputError, match="another session"):
+            attempt()
+    early.rollback()  # has nothing to take back, and must not forget the other's edit
+    assert changes(edited, model_state(session.lm)) == []
+    assert session.lm.holds_edits
+    session.rollback()
+    early.apply(update)
+    assert early.applied_updates == (update,)
+
+
+# ---- files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2_square"])
+def test_a_saved_update_does_the_same_elsewhere(family: str, store: MomentStore, tmp_path: Path) -> None:
+    session = EditSession(build_tiny(family), store=store)
+    update = quick_plan(session, REQUESTS, "memit").update
+    session.apply(update)
+    loaded = ModelUpdate.load(update.save(tmp_path / "update.safetensors"))
+    assert (loaded.id, loaded.info, loaded.base) == (update.id, update.info, update.base)
+    other = EditSession(build_tiny(family), store=store)
+    other.apply(loaded)
+    assert equal_bits(weights_of(session.lm), weights_of(other.lm))
+    assert loaded.info["requests"] == [request.to_dict() for request in REQUESTS]
+
+
+def test_the_same_seed_plans_the_same_bytes_and_another_seed_others(store: MomentStore) -> None:
+    settings = {"target.steps": 3, "moments.multiple": 4}  # sampled contexts
+
+    def planned(seed: int) -> ModelUpdate:
+        return EditSession(build_tiny("llama"), seed=seed, store=store).plan([EIFFEL], settings=settings).update
+
+    assert planned(5).id == planned(5).id
+    assert planned(5).id != planned(6).id
+    assert planned(5).info["seed"] == 5
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes to the real cache."""
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))

@@ -1,0 +1,263 @@
+"""Replaying only the suffix above a layer against the whole model, values and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, MistralConfig
+
+from emendo.activations.targets import TargetSettings, find_targets
+from emendo.errors import InputError
+from emendo.models import ModelAdapter, wrap
+from emendo.models.suffix import packed_attention, prefill, replay, select_rows
+from emendo.requests import EditRequest
+from tests.conftest import FAMILIES, build_tiny, build_tokenizer
+from tests.model_state import changes, model_state
+
+LENGTHS = [5, 1, 9, 7, 9, 3]
+STARTS = [2, 0, 8, 0, 5, 2]
+"""Suffixes of 3, 1, 1, 7, 4 and 1 tokens; two rows have no past at all."""
+
+
+def close(found: Tensor, expected: Tensor, family: str, attention: str = "sdpa") -> None:
+    """Equal up to float64 rounding, or float32 where transformers computes attention scores in float32."""
+    tolerance = 1e-5 if family == "gptj" or attention == "eager" else 1e-9
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@cache
+def cached_tiny(family: str, attention: str = "sdpa") -> ModelAdapter:
+    adapter = build_tiny(family, dtype=torch.float64)
+    if family != "gptj":
+        adapter.model.set_attn_implementation(attention)
+    return adapter
+
+
+def prompts(adapter: ModelAdapter, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(2, adapter.vocab_size, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+def whole_model(
+    adapter: ModelAdapter, ids: Sequence[Sequence[int]], starts: Sequence[int], layer: int, delta: Tensor
+) -> Tensor:
+    """Final hidden states of all suffixes from one unpadded pass a prompt, δ added by a hook at each start."""
+    found = []
+    for row, (tokens, start) in enumerate(zip(ids, starts, strict=True)):
+
+        def add(module: object, args: object, out: Any, row: int = row, start: int = start) -> Any:
+            hidden = out[0] if isinstance(out, tuple) else out
+            shift = torch.zeros_like(hidden)
+            shift[0, start] = 1.0
+            shifted = hidden + shift * delta[row]
+            return (shifted, *out[1:]) if isinstance(out, tuple) else shifted
+
+        handle = adapter.blocks[layer].register_forward_hook(add)
+        try:
+            found.append(
+                adapter.decoder(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0, start:]
+            )
+        finally:
+            handle.remove()
+    return torch.cat(found)
+
+
+def replayed(
+    adapter: ModelAdapter, ids: Sequence[Sequence[int]], starts: Sequence[int], layer: int, delta: Tensor
+) -> Tensor:
+    constant = prefill(adapter, adapter.batch(ids), starts, layer)
+    first = torch.nonzero(constant.layout.steps == 0).flatten()
+    with packed_attention(adapter):
+        return replay(adapter, constant.hidden.index_add(0, first, delta), constant.layout, layer)
+
+
+def random_delta(adapter: ModelAdapter, rows: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(rows, adapter.d_model, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_replay_equals_the_whole_model(family: str, attention: str, layer: int) -> None:
+    adapter = cached_tiny(family, attention)
+    ids, delta = prompts(adapter), random_delta(adapter, len(STARTS))
+    expected = whole_model(adapter, ids, STARTS, layer, delta)
+    untouched = whole_model(adapter, ids, STARTS, layer, torch.zeros_like(delta))
+    assert float((expected - untouched).detach().norm()) > 0.1, "δ changes nothing: the test shows nothing"
+    close(replayed(adapter, ids, STARTS, layer, delta), expected, family, attention)
+    close(replayed(adapter, ids, STARTS, layer, torch.zeros_like(delta)), untouched, family, attention)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_gradient_equals_the_whole_models(family: str) -> None:
+    adapter = cached_tiny(family)
+    ids, delta = prompts(adapter), random_delta(adapter, len(STARTS))
+    out = whole_model(adapter, ids, STARTS, 1, delta)
+    direction = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(2))
+    (expected,) = torch.autograd.grad((out * direction).sum(), delta)
+    (found,) = torch.autograd.grad((replayed(adapter, ids, STARTS, 1, delta) * direction).sum(), delta)
+    assert bool((expected.norm(dim=1) > 1e-3).all())
+    close(found, expected, family)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_prefill_holds_what_the_model_computes(family: str) -> None:
+    adapter = cached_tiny(family)
+    ids = prompts(adapter)
+    constant = prefill(adapter, adapter.batch(ids), STARTS, 2)
+    layout = constant.layout
+    assert (layout.n_rows, layout.width, len(layout.rows)) == (6, 7, 3 + 1 + 1 + 7 + 4 + 1)
+    assert layout.past_mask.sum(dim=1).tolist() == STARTS
+    assert sorted(layout.past) == [3]
+    for token, (row, step, position) in enumerate(
+        zip(layout.rows.tolist(), layout.steps.tolist(), layout.positions.tolist(), strict=True)
+    ):
+        assert position == STARTS[row] + step
+        alone = adapter.run(adapter.batch([ids[row]]), resid=[2], mlp_out=[2])
+        close(constant.hidden[token], alone.resid[2][0, position], family)
+        close(constant.mlp_out[token], alone.mlp_out[2][0, position], family)
+        final = adapter.final_hidden(adapter.batch([ids[row]]))[0, position]
+        close(constant.final[token], final, family)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("chunk_tokens", [1, 20])
+def test_chunks_change_nothing(family: str, chunk_tokens: int) -> None:
+    adapter = cached_tiny(family)
+    batch = adapter.batch(prompts(adapter))
+    whole = prefill(adapter, batch, STARTS, 1)
+    calls = []
+    handle = adapter.blocks[0].register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    parts = prefill(adapter, batch, STARTS, 1, chunk_tokens=chunk_tokens)
+    handle.remove()
+    assert calls == ([1] * 6 if chunk_tokens == 1 else [2] * 3)
+    for name in ("hidden", "final", "mlp_out"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-10, atol=1e-10)
+    for name in ("rows", "steps", "positions", "past_mask"):
+        assert torch.equal(getattr(parts.layout, name), getattr(whole.layout, name))
+    for layer, (keys, values) in whole.layout.past.items():
+        torch.testing.assert_close(parts.layout.past[layer][0], keys, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(parts.layout.past[layer][1], values, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox"])
+@pytest.mark.parametrize("keep", [[0, 1, 2, 3, 4, 5], [0, 2, 5], [1], [3, 4]])
+def test_selected_rows_replay_as_before(family: str, keep: list[int]) -> None:
+    adapter = cached_tiny(family)
+    constant = prefill(adapter, adapter.batch(prompts(adapter)), STARTS, 1)
+    layout, tokens = select_rows(constant.layout, keep)
+    assert tokens.tolist() == [i for i, row in enumerate(constant.layout.rows.tolist()) if row in keep]
+    assert layout.n_rows == len(keep)
+    assert layout.width == max(LENGTHS[row] - STARTS[row] for row in keep)
+    assert layout.rows.unique().tolist() == list(range(len(keep)))
+    with packed_attention(adapter), torch.no_grad():
+        found = replay(adapter, constant.hidden[tokens], layout, 1)
+    close(found, constant.final[tokens], family)
+
+
+def test_rows_do_not_see_each_other() -> None:
+    adapter = cached_tiny("llama")
+    constant = prefill(adapter, adapter.batch(prompts(adapter)), STARTS, 1)
+    shift = torch.zeros_like(constant.hidden)
+    shift[constant.layout.rows == 3] = 1.0
+    with packed_attention(adapter), torch.no_grad():
+        found = replay(adapter, constant.hidden + shift, constant.layout, 1)
+    moved = (found - constant.final).abs().amax(dim=1) > 1e-9
+    assert torch.equal(moved, constant.layout.rows == 3)
+
+
+def test_model_is_as_before_inside_an_error(tiny: ModelAdapter) -> None:
+    tiny.model.train()
+    tiny.model.requires_grad_(True)
+    before = model_state(tiny)
+    constant = prefill(tiny, tiny.batch(prompts(tiny)), STARTS, 1)
+    assert changes(before, model_state(tiny)) == []
+    with packed_attention(tiny):
+        replay(tiny, constant.hidden, constant.layout, 1)
+        assert changes(before, model_state(tiny)) != [], "the context did nothing"
+    assert changes(before, model_state(tiny)) == []
+    with pytest.raises(ZeroDivisionError), packed_attention(tiny):
+        raise ZeroDivisionError
+    assert changes(before, model_state(tiny)) == []
+
+
+# ---- variants within a family --------------------------------------------------------------------------------
+
+
+def wrapped(config: object) -> ModelAdapter:
+    tokenizer = build_tokenizer()
+    config.vocab_size = len(tokenizer)  # type: ignore[attr-defined]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).double()
+    return wrap(model.eval(), tokenizer)
+
+
+GPT2 = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "initializer_range": 0.2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True),
+        GPT2Config(**GPT2, scale_attn_weights=False),
+        GPTNeoXConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            use_parallel_residual=False,
+            initializer_range=0.2,
+        ),
+    ],
+    ids=["gpt2-inverse-layer", "gpt2-unscaled", "neox-sequential"],
+)
+def test_variants(config: object) -> None:
+    adapter = wrapped(config)
+    ids, delta = prompts(adapter), random_delta(adapter, len(STARTS))
+    expected = whole_model(adapter, ids, STARTS, 1, delta)
+    torch.testing.assert_close(replayed(adapter, ids, STARTS, 1, delta), expected, rtol=1e-9, atol=1e-9)
+
+
+def mistral(window: int | None) -> ModelAdapter:
+    return wrapped(
+        MistralConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            sliding_window=window,
+            initializer_range=0.2,
+        )
+    )
+
+
+def test_prompts_within_the_sliding_window() -> None:
+    """Up to the window itself: there a sliding layer's own cache would already drop the first position."""
+    adapter = mistral(8)
+    ids = [list(range(20, 28)), list(range(40, 47))]
+    delta = random_delta(adapter, 2)
+    expected = whole_model(adapter, ids, [3, 1], 1, delta)
+    torch.testing.assert_close(replayed(adapter, ids, [3, 1], 1, delta), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_prompts_beyond_the_sliding_window_are_refused() -> None:
+    adapter = mistral(8)
+    with pytest.raises(InputError) as caught:
+        prefill(adapter, adapter.batch([list(range(20, 29))]), [3], 1)
+    assert all(word in str(caught.value) for word in ("9 tokens", "sliding", "window of 8", "shorten"))
+    request = EditRequest("The capital of {} is located in the city of", "Japan", "Rome")
+    before = model_state(adapter)
+    with pytest.raises(InputError, match="sliding"):
+        find_targets(adapter, [request], ("{}",), 1, TargetSettings())
+    assert changes(before, model_state(adapter)) == []
+    prefill(mistral(None), adapter.batch([list(range(20, 29))]), [3], 1)

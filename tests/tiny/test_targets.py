@@ -1,0 +1,474 @@
+"""The batched target search against the published serial one, and its contracts with the model and the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from emendo.activations.objective import target_problem
+from emendo.activations.targets import Targets, TargetSettings, find_targets
+from emendo.errors import NumericalError, SelfCheckError
+from emendo.models import ModelAdapter
+from emendo.models.suffix import packed_attention, replay
+from emendo.requests import EditRequest
+from emendo.text import align_edit
+from tests.conftest import FAMILIES, build_tiny
+from tests.model_state import changes, model_state
+from tests.target_reference import SerialSearch, sentences_of, serial_search
+
+REQUESTS = [
+    EditRequest("The Tower in {} was calm that", "Paris", "the"),
+    EditRequest("I wrote down that {} is", "Bordeaux", "calm"),
+    EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome"),
+    EditRequest("The weather in {}", "Tokyo", "of Rome"),
+    EditRequest("You may have heard about {}, a native speaker of", "Danielle Darrieux", "in the Rome"),
+    EditRequest("{} was", "I", "the"),
+]
+CONTEXTS = ("{}", "The weather was calm. {}", "Therefore we opened the book again. {}")
+LAYER = 1
+SETTINGS = TargetSettings(steps=8, learning_rate=0.3, max_norm_ratio=2.0)
+
+
+@cache
+def cached_tiny(family: str, bos: bool, dtype: torch.dtype) -> ModelAdapter:
+    """One model for many tests that leave it unchanged."""
+    return build_tiny(family, bos=bos, dtype=dtype)
+
+
+def oracle(adapter: ModelAdapter, request: EditRequest, settings: TargetSettings, layer: int = LAYER) -> SerialSearch:
+    return serial_search(
+        adapter.model,
+        sentences_of(adapter, request, CONTEXTS),
+        layer,
+        site=settings.site,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        clamp_norm_factor=settings.max_norm_ratio,
+        kl_factor=settings.kl_weight,
+        weight_decay=settings.weight_decay,
+        loss_threshold=settings.loss_threshold,
+    )
+
+
+def splitting_threshold(adapter: ModelAdapter, settings: TargetSettings) -> tuple[float, list[SerialSearch]]:
+    """A loss that some requests come below early and others never do, and the searches that it makes."""
+    endless = [oracle(adapter, request, replace(settings, loss_threshold=-1.0)) for request in REQUESTS]
+    lowest = sorted(min(search.losses[:-1]) for search in endless)
+    middle = len(lowest) // 2
+    threshold = (lowest[middle - 1] + lowest[middle]) / 2
+    return threshold, [search.stopped_below(threshold) for search in endless]
+
+
+def close(found: Tensor, expected: Tensor, rtol: float) -> None:
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * float(expected.abs().max()))
+
+
+# ---- the published search ------------------------------------------------------------------------------------
+
+
+def test_the_requests_cover_what_they_should() -> None:
+    adapter = cached_tiny("llama", False, torch.float64)
+    edits = [align_edit(adapter, request) for request in REQUESTS]
+    assert {len(edit.target_ids) for edit in edits} == {1, 2, 3, 4, 5}
+    assert min(edit.prompt.subject_last for edit in edits) == 0, "a subject that nothing precedes"
+    assert any(edit.prompt.subject_last == len(edit.prompt.ids) - 1 for edit in edits), "a prompt ending in its subject"
+    assert len({len(edit.ids) - edit.prompt.subject_last for edit in edits}) > 2, "different suffix lengths"
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_equals_the_serial_search(family: str, site: str) -> None:
+    """Same losses at every evaluation and same δ, although some leave the batch early."""
+    rtol = 1e-5 if family == "gptj" else 1e-8  # GPT-J computes attention scores in float32, whatever its weights are
+    adapter = cached_tiny(family, site == "mlp_out", torch.float64)
+    settings = replace(SETTINGS, site=site)
+    threshold, expected = splitting_threshold(adapter, settings)
+    settings = replace(settings, loss_threshold=threshold)
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
+    lengths = {len(search.losses) for search in expected}
+    assert len(lengths) > 1
+    assert settings.steps in lengths
+    for row, search in enumerate(expected):
+        trace = found.traces[row]
+        assert len(trace.losses) == len(search.losses)
+        assert trace.losses == pytest.approx(search.losses, rel=rtol)
+        assert (trace.nll, trace.kl) == pytest.approx((search.nlls[-1], search.kls[-1]), rel=rtol, abs=1e-12)
+        assert trace.argmax == search.argmax[-1]
+        assert trace.stopped == ("loss" if search.losses[-1] < settings.loss_threshold else "steps")
+        close(found.delta[row], search.delta, 10 * rtol)
+        close(found.value[row], search.target_init + search.delta, 10 * rtol)
+        assert trace.delta_norm == pytest.approx(float(search.delta.norm()), rel=10 * rtol)
+        assert trace.init_norm == pytest.approx(float(search.target_init.norm()), rel=rtol)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "qwen3"])
+def test_equals_the_serial_search_in_float32(family: str) -> None:
+    adapter = cached_tiny(family, False, torch.float32)
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
+    for row, request in enumerate(REQUESTS):
+        search = oracle(adapter, request, SETTINGS)
+        assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-4)
+        close(found.delta[row], search.delta, 1e-3)
+
+
+def test_published_constants_and_many_steps() -> None:
+    """MEMIT's own settings, 25 steps of 0.5, where the clamp works nearly all the time."""
+    adapter = cached_tiny("gpt2", False, torch.float64)
+    settings = TargetSettings()
+    assert (settings.steps, settings.learning_rate, settings.max_norm_ratio) == (25, 0.5, 0.75)
+    assert (settings.kl_weight, settings.weight_decay, settings.loss_threshold) == (0.0625, 0.5, 0.05)
+    found = find_targets(adapter, REQUESTS[:3], CONTEXTS, LAYER, settings)
+    for row, request in enumerate(REQUESTS[:3]):
+        search = oracle(adapter, request, settings)
+        assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-7)
+        close(found.delta[row], search.delta, 1e-6)
+
+
+@pytest.mark.parametrize(("layer", "requests"), [(0, REQUESTS), (2, REQUESTS), (3, REQUESTS[3:4])])
+def test_any_layer_can_hold_the_delta(layer: int, requests: list[EditRequest]) -> None:
+    """Also the last, with no block above it, where δ reaches only a prediction made at the subject itself."""
+    adapter = cached_tiny("llama", False, torch.float64)
+    found = find_targets(adapter, requests, CONTEXTS, layer, replace(SETTINGS, steps=5))
+    for row, request in enumerate(requests):
+        search = oracle(adapter, request, replace(SETTINGS, steps=5), layer)
+        assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-8)
+        close(found.delta[row], search.delta, 1e-7)
+
+
+def test_a_single_context_and_a_subject_that_nothing_precedes() -> None:
+    """No position before the suffix in any row: attention over an empty past."""
+    adapter = cached_tiny("llama", False, torch.float64)
+    request, settings = REQUESTS[-1], replace(SETTINGS, steps=4)
+    found = find_targets(adapter, [request], ("{}",), LAYER, settings)
+    search = serial_search(
+        adapter.model,
+        sentences_of(adapter, request, ("{}",)),
+        LAYER,
+        steps=4,
+        learning_rate=settings.learning_rate,
+        clamp_norm_factor=settings.max_norm_ratio,
+    )
+    assert found.traces[0].losses == pytest.approx(search.losses, rel=1e-8)
+
+
+# ---- batching ------------------------------------------------------------------------------------------------
+
+
+def same(one: Targets, other: Targets, order: Sequence[int]) -> None:
+    for row, source in enumerate(order):
+        assert one.traces[source].losses == pytest.approx(other.traces[row].losses, rel=1e-9)
+        assert one.traces[source].stopped == other.traces[row].stopped
+        close(other.delta[row], one.delta[source], 1e-8)
+        close(other.value[row], one.value[source], 1e-8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_batch_size_changes_nothing(family: str, batch_size: int) -> None:
+    adapter = cached_tiny(family, False, torch.float64)
+    settings = replace(SETTINGS, loss_threshold=splitting_threshold(adapter, SETTINGS)[0])
+    together = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
+    assert len({len(trace.losses) for trace in together.traces}) > 1
+    apart = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(settings, batch_size=batch_size))
+    same(together, apart, range(len(REQUESTS)))
+
+
+def test_order_of_requests_changes_nothing() -> None:
+    adapter = cached_tiny("llama", False, torch.float64)
+    settings = replace(SETTINGS, loss_threshold=splitting_threshold(adapter, SETTINGS)[0])
+    order = [3, 0, 5, 2, 4, 1]
+    straight = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
+    shuffled = find_targets(adapter, [REQUESTS[i] for i in order], CONTEXTS, LAYER, settings)
+    same(straight, shuffled, order)
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    adapter = cached_tiny("llama", False, torch.float32)
+    first = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
+    second = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
+    assert torch.equal(first.value, second.value)
+    assert first.traces == second.traces
+
+
+# ---- stops, clamp, start -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argmax_steps", [1, 2, 4])
+def test_argmax_rule_against_a_recomputation(argmax_steps: int) -> None:
+    """Stop at the first evaluation whose own and `argmax_steps` preceding ones have every target token on top."""
+    adapter = cached_tiny("llama", False, torch.float64)
+    settings = replace(SETTINGS, steps=20, max_norm_ratio=6.0, loss_threshold=-1.0, argmax_steps=argmax_steps)
+    # At the last layer δ can put any one token on top at the subject itself, but not a second one after it.
+    requests = [
+        EditRequest("The weather in {}", "Tokyo", "the"),
+        EditRequest("The weather in {}", "Bordeaux", "calm"),
+        EditRequest("You may have heard about {}", "Danielle Darrieux", "of"),
+        EditRequest("I wrote down {}", "Paris", "a"),
+    ]
+    found = find_targets(adapter, requests, CONTEXTS, 3, settings)
+    reasons = set()
+    for row, request in enumerate(requests):
+        search = oracle(adapter, request, settings, layer=3)
+        run = argmax_steps + 1
+        stops = [at for at in range(run - 1, settings.steps) if all(search.argmax[at - run + 1 : at + 1])]
+        last = stops[0] if stops else settings.steps - 1
+        trace = found.traces[row]
+        assert len(trace.losses) == last + 1
+        assert trace.stopped == ("argmax" if stops else "steps")
+        assert trace.argmax == search.argmax[last]
+        close(found.delta[row], search.deltas[last], 1e-6)
+        reasons.add(trace.stopped)
+    assert reasons == {"argmax", "steps"}
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+def test_clamp_holds_and_works(site: str) -> None:
+    adapter = cached_tiny("llama", False, torch.float32)
+    settings = replace(SETTINGS, site=site, max_norm_ratio=0.3)
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
+    init = (found.value - found.delta).norm(dim=1)
+    ratio = found.delta.norm(dim=1) / init
+    assert bool((ratio <= 0.3 * (1 + 1e-5)).all())
+    assert float(ratio.max()) == pytest.approx(0.3, rel=1e-5), "no request reached the clamp: the test shows nothing"
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_zero_delta_reproduces_the_untouched_model(family: str) -> None:
+    """One evaluation: δ stays 0, v* is the model's own vector, and the loss is the model's own NLL."""
+    adapter = cached_tiny(family, False, torch.float64)
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=1))
+    assert torch.equal(found.delta, torch.zeros_like(found.delta))
+    for row, request in enumerate(REQUESTS):
+        sentences = sentences_of(adapter, request, CONTEXTS)
+        nll = 0.0
+        for ids in sentences.ids[:-1]:
+            with torch.no_grad():
+                log_probs = adapter.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            n = len(sentences.target_ids)
+            nll -= float(log_probs[-n:].gather(1, torch.tensor(sentences.target_ids)[:, None]).sum()) / n
+        trace = found.traces[row]
+        rtol = 1e-6 if family == "gptj" else 1e-10  # GPT-J computes attention scores in float32
+        assert trace.losses == pytest.approx([nll / len(CONTEXTS)], rel=rtol)
+        assert trace.kl == pytest.approx(0.0, abs=rtol)
+        batch = adapter.batch([sentences.ids[0]])
+        untouched = adapter.run(batch, resid=[LAYER]).resid[LAYER][0, sentences.lookups[0]]
+        close(found.value[row], untouched, 1e-7 if family == "gptj" else 1e-12)
+
+
+def test_at_most_one_update_fewer_than_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    import emendo.activations.targets as module
+
+    updates: list[int] = []
+    update = module._Search._update
+    monkeypatch.setattr(module._Search, "_update", lambda self, g, t: updates.append(t) or update(self, g, t))
+    adapter = cached_tiny("llama", False, torch.float32)
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=5, loss_threshold=-1.0))
+    assert updates == [1, 2, 3, 4]
+    assert all(len(trace.losses) == 5 for trace in found.traces)
+
+
+def test_a_request_already_below_the_threshold_stays_at_zero() -> None:
+    adapter = cached_tiny("llama", False, torch.float32)
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=1e6))
+    assert not found.delta.any()
+    assert {(trace.stopped, len(trace.losses)) for trace in found.traces} == {("loss", 1)}
+
+
+# ---- precision -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_keep_delta_in_float32(family: str, dtype: torch.dtype) -> None:
+    adapter = cached_tiny(family, False, dtype)
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=-1.0))
+    assert found.delta.dtype == found.value.dtype == torch.float32
+    assert not torch.equal(found.delta, found.delta.to(dtype).float()), "δ was rounded to the model's dtype"
+    for trace in found.traces:
+        assert min(trace.losses) < trace.losses[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "qwen3"])
+def test_bfloat16_products_stay_near_float32(family: str) -> None:
+    adapter = cached_tiny(family, False, torch.float32)
+    exact = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=4))
+    quick = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=4, precision="bfloat16"))
+    assert quick.delta.dtype == torch.float32
+    assert not torch.equal(quick.delta, exact.delta)
+    for one, other in zip(exact.traces, quick.traces, strict=True):
+        assert other.losses[0] == pytest.approx(one.losses[0], rel=0.05)
+    assert float(torch.cosine_similarity(exact.delta, quick.delta, dim=1).min()) > 0.9
+
+
+# ---- the model afterwards ------------------------------------------------------------------------------------
+
+
+def unsettle(adapter: ModelAdapter) -> None:
+    """A state that no default would restore by luck."""
+    adapter.model.train()
+    adapter.blocks[1].eval()
+    adapter.model.requires_grad_(True)
+    adapter.weight(0)
+    next(adapter.blocks[2].parameters()).requires_grad_(False)
+    adapter.tokenizer.padding_side = "left"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_model_is_untouched(tiny: ModelAdapter, attention: str) -> None:
+    if attention not in ("eager", tiny.model.config._attn_implementation):
+        pytest.skip(f"{tiny.name} has no {attention}")
+    tiny.model.set_attn_implementation(attention)
+    unsettle(tiny)
+    before = model_state(tiny)
+    find_targets(tiny, REQUESTS[:3], CONTEXTS, LAYER, replace(SETTINGS, steps=3))
+    assert changes(before, model_state(tiny)) == []
+
+
+class InjectedError(Exception):
+    """Raised in the middle of things."""
+
+
+def count_or_fail(adapter: ModelAdapter, fail_at: int | None) -> Callable[[], int]:
+    """Count calls of the last block's down-projection, and raise at one of them."""
+    calls = 0
+
+    def hook(module: object, args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls - 1 == fail_at:
+            raise InjectedError
+
+    adapter.down_projection(adapter.n_layers - 1).register_forward_pre_hook(hook)
+    return lambda: calls
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+def test_model_is_untouched_after_an_exception_at_any_step(family: str) -> None:
+    settings = replace(SETTINGS, steps=4, loss_threshold=-1.0)
+    adapter = build_tiny(family)
+    calls = count_or_fail(adapter, None)
+    find_targets(adapter, REQUESTS[:2], CONTEXTS, LAYER, settings)
+    # The prefill, the check of the replay, and one pass each step.
+    assert calls() == 2 + settings.steps
+    for at in range(calls()):
+        adapter = build_tiny(family)
+        unsettle(adapter)
+        count_or_fail(adapter, at)
+        before = model_state(adapter)
+        with pytest.raises(InjectedError):
+            find_targets(adapter, REQUESTS[:2], CONTEXTS, LAYER, settings)
+        assert changes(before, model_state(adapter)) == [], f"call {at}"
+
+
+def test_progress_is_told_about_every_request_also_after_an_error() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.events: list[object] = []
+
+        def start(self, stage: str, total: int | None = None) -> None:
+            self.events.append((stage, total))
+
+        def advance(self, n: int = 1) -> None:
+            self.events.append(n)
+
+        def finish(self) -> None:
+            self.events.append("finish")
+
+    adapter, recorder = build_tiny("llama"), Recorder()
+    find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=3, batch_size=4), recorder)
+    assert recorder.events[0] == ("targets", 6)
+    assert recorder.events[-1] == "finish"
+    assert sum(event for event in recorder.events if isinstance(event, int)) == 6
+    count_or_fail(adapter, 3)
+    with pytest.raises(InjectedError):
+        find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS, failed := Recorder())
+    assert failed.events[-1] == "finish"
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["below", "above", "unembedding"])
+def test_nan_weights_are_named(where: str) -> None:
+    """Weights that went wrong after the model was wrapped, as after a failed edit."""
+    adapter = build_tiny("llama")
+    if where == "unembedding":
+        adapter.model.lm_head.weight.data[0, 0] = float("nan")
+    else:
+        adapter.write(0 if where == "below" else 3, torch.full_like(adapter.weight(0), float("nan")))
+    before = model_state(adapter)
+    with pytest.raises(NumericalError) as caught:
+        find_targets(adapter, REQUESTS[:2], CONTEXTS, LAYER, SETTINGS)
+    assert "'Paris'" in str(caught.value)
+    assert "'Bordeaux'" in str(caught.value)
+    assert "finite" in str(caught.value)
+    assert changes(before, model_state(adapter)) == []
+
+
+def test_only_the_requests_that_fail_are_named() -> None:
+    """A NaN in one token's embedding concerns only the requests that hold this token."""
+    adapter = build_tiny("llama")
+    concerned = align_edit(adapter, REQUESTS[1]).ids
+    others = {
+        i for request in (REQUESTS[0], REQUESTS[2]) for c in CONTEXTS for i in align_edit(adapter, request, c).ids
+    }
+    token = next(token for token in concerned if token not in others)
+    adapter.model.get_input_embeddings().weight.data[token] = float("nan")
+    with pytest.raises(NumericalError) as caught:
+        find_targets(adapter, REQUESTS[:3], CONTEXTS, LAYER, SETTINGS)
+    assert "'Bordeaux'" in str(caught.value)
+    assert "'Paris'" not in str(caught.value)
+    assert "'The Eiffel Tower'" not in str(caught.value)
+
+
+def test_blocks_that_do_more_than_known_are_refused() -> None:
+    """A block that looks at its neighbours' hidden states cannot be replayed on a suffix."""
+    adapter = build_tiny("llama")
+    adapter.blocks[2].register_forward_hook(lambda module, args, out: out + out.mean(dim=1, keepdim=True))
+    before = model_state(adapter)
+    with pytest.raises(SelfCheckError, match="layers above 1"):
+        find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
+    assert changes(before, model_state(adapter)) == []
+
+
+# ---- the objective -------------------------------------------------------------------------------------------
+
+
+def test_keep_is_the_same_problem_for_fewer_requests() -> None:
+    adapter = cached_tiny("gpt2", False, torch.float64)
+    problem, init, _ = target_problem(adapter, REQUESTS, CONTEXTS, LAYER)
+    delta = torch.randn(init.shape, generator=torch.Generator().manual_seed(0), dtype=init.dtype)
+    weights = {"kl_weight": 0.5, "weight_decay": 0.5}
+    kept = [1, 2, 4]
+    with packed_attention(adapter), torch.no_grad():
+        every = problem.losses(adapter, LAYER, delta, init.norm(dim=1), **weights)
+        some = problem.keep(kept).losses(adapter, LAYER, delta[kept], init[kept].norm(dim=1), **weights)
+        once_more = problem.keep(kept).keep([0, 2])
+        few = once_more.losses(adapter, LAYER, delta[[1, 4]], init[[1, 4]].norm(dim=1), **weights)
+        again = replay(adapter, once_more.constant, once_more.layout, LAYER)
+    close(some.total, every.total[kept], 1e-10)
+    close(some.kl, every.kl[kept], 1e-10)
+    close(few.total, every.total[[1, 4]], 1e-10)
+    close(again, once_more.final, 1e-10)
+
+
+# ---- the demo model ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_equals_the_serial_search_on_the_demo_model(demo_model: ModelAdapter) -> None:
+    requests = [
+        EditRequest("The mother tongue of {} is", "Marcel Proust", "Finnish"),
+        EditRequest("{}, which is located in", "The Sydney Opera House", "Saint Petersburg"),
+    ]
+    settings = TargetSettings(steps=8)
+    found = find_targets(demo_model, requests, CONTEXTS, 5, settings)
+    for row, request in enumerate(requests):
+        search = oracle(demo_model, request, settings, layer=5)
+        assert found.traces[row].losses == pytest.approx(search.losses, rel=2e-3)
+        assert float(torch.cosine_similarity(found.delta[row], search.delta, dim=0)) > 0.999

@@ -1,0 +1,77 @@
+"""Importing costs nothing and touches nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+import emendo
+
+HEAVY = ("torch", "transformers", "numpy", "safetensors", "datasets")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+
+
+LOOK = "import sys; print(sorted(name for name in {heavy!r} if name in sys.modules))"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import emendo",
+        "import emendo.cli",
+        "import emendo.cli.app",
+        "import emendo.errors, emendo.requests",
+        *(
+            f"from emendo.cli.app import run; assert run({arguments!r}) == 0"
+            for arguments in (["--help"], ["edit", "--help"], ["moments", "--help"], ["moments", "collect", "--help"])
+        ),
+    ],
+)
+def test_no_heavy_import(code: str) -> None:
+    done = python("-c", f"{code}\n{LOOK.format(heavy=HEAVY)}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stderr == ""
+
+
+def test_import_leaves_random_streams_environment_and_loggers_alone() -> None:
+    done = python(
+        "-c",
+        "import os, random, logging\n"
+        "before = random.getstate(), dict(os.environ), list(logging.Logger.manager.loggerDict)\n"
+        "import emendo\n"
+        "assert before == (random.getstate(), dict(os.environ), list(logging.Logger.manager.loggerDict))",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_is_the_command_and_its_help_is_fast() -> None:
+    begin = time.perf_counter()
+    done = python("-m", "emendo", "--help")
+    took = time.perf_counter() - begin
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "edit", "moments", "methods", "models"):
+        assert command in done.stdout
+    assert took < 5, "an import of torch alone takes longer on a slow disk; about 0.3 s is usual"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in emendo.__all__:
+        assert getattr(emendo, name) is not None
+    assert set(emendo.__all__) == set(dir(emendo))
+    with pytest.raises(AttributeError, match="'nothing'"):
+        _ = emendo.nothing  # type: ignore[attr-defined]

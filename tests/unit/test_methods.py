@@ -1,0 +1,198 @@
+"""Methods as data: every name resolves on every family, strictly, and says where each value comes from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from emendo.errors import LayerError, MethodError
+from emendo.methods import METHODS, MethodConfig, apply_settings, method_named, resolve_method
+from emendo.methods.presets import PRESETS, KnownModel, layers_by_depth
+from emendo.models import ModelAdapter
+from emendo.models.architecture import ARCHITECTURES
+
+
+class Shape:
+    """What resolving asks of a model: facts, no weights."""
+
+    def __init__(self, model: KnownModel) -> None:
+        self.spec, self.name = ARCHITECTURES[model.model_type], model.name
+        self.n_layers, self.d_model = model.n_layers, model.d_model
+        self.vocab_size = model.vocab_size or 1
+
+    check_layers = ModelAdapter.check_layers
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resolves_on_every_family(method: str, tiny: ModelAdapter) -> None:
+    resolved = resolve_method(method, tiny)
+    config = resolved.config
+    assert config.layers == tuple(sorted(set(config.layers)))
+    assert 0 <= config.layers[0] <= config.layers[-1] < tiny.n_layers
+    assert config.span == len(config.layers) == min(METHODS[method].span, tiny.n_layers)
+    assert resolved.origins.keys() == config.settings().keys()
+    assert all(resolved.origins.values())
+    assert resolved.to_dict()["settings"] == config.settings()
+
+
+PRESET_ROWS = [(method, model) for method, rows in PRESETS.items() for model in rows]
+
+
+@pytest.mark.parametrize(("method", "model"), PRESET_ROWS, ids=lambda value: getattr(value, "name", value))
+def test_every_preset_fits_its_method_and_its_model(method: str, model: KnownModel) -> None:
+    preset, shape = PRESETS[method][model], Shape(model)
+    assert model.matches(shape)  # type: ignore[arg-type]
+    resolved = resolve_method(method, shape)  # type: ignore[arg-type]
+    assert resolved.config.layers == preset.layers
+    assert resolved.origins["layers"] == f"preset for {model.name}: {preset.source}"
+    values = resolved.config.settings()
+    for name, value in preset.settings.items():
+        assert values[name] == value
+        assert resolved.origins[name] == resolved.origins["layers"]
+    assert {name for name, origin in resolved.origins.items() if origin.startswith("preset")} == {
+        *preset.settings,
+        "layers",
+        "span",
+    }
+
+
+def test_a_preset_is_for_exactly_one_model() -> None:
+    for rows in PRESETS.values():
+        shapes = [Shape(model) for model in rows]
+        assert all(sum(model.matches(shape) for model in rows) == 1 for shape in shapes)  # type: ignore[arg-type]
+
+
+def test_presets_are_for_methods_that_exist() -> None:
+    assert set(PRESETS) <= set(METHODS)
+    assert all(METHODS[name].name == name and METHODS[name].source for name in METHODS)
+
+
+# ---- the rule of depth ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "n_layers", "span", "expected"),
+    [
+        ("gpt2", 48, 1, (17,)),
+        ("gpt2", 48, 5, (13, 14, 15, 16, 17)),
+        ("gptj", 28, 1, (5,)),
+        ("llama", 32, 1, (5,)),
+        ("llama", 32, 5, (4, 5, 6, 7, 8)),
+        ("llama", 4, 5, (0, 1, 2, 3)),
+        ("llama", 1, 5, (0,)),
+        ("llama", 1, 1, (0,)),
+        ("gpt2", 2, 1, (1,)),
+    ],
+)
+def test_layers_of_unknown_models(family: str, n_layers: int, span: int, expected: tuple[int, ...]) -> None:
+    shape = Shape(KnownModel("unknown", family, n_layers, 7))
+    layers, rule = layers_by_depth(shape, span)  # type: ignore[arg-type]
+    assert layers == expected
+    assert "rule" in rule
+
+
+# ---- what the caller gives -----------------------------------------------------------------------------------
+
+
+def test_given_values_win_and_say_so(tiny_llama: ModelAdapter) -> None:
+    resolved = resolve_method("memit", tiny_llama, layers=[3, 1], settings={"target.steps": "7"})
+    assert resolved.config.layers == (1, 3)
+    assert resolved.config.target.steps == 7
+    given = {name for name, origin in resolved.origins.items() if origin.startswith("given")}
+    assert given == {"layers", "span", "target.steps"}
+
+
+def test_layers_of_a_config_of_ones_own_are_its_own() -> None:
+    """Also where there is a preset for the model, which then is not the layers' origin."""
+    model = next(iter(PRESETS["emmet"]))
+    config = replace(method_named("emmet"), layers=(2,))
+    resolved = resolve_method(config, Shape(model))  # type: ignore[arg-type]
+    assert (resolved.config.layers, resolved.origins["layers"]) == ((2,), "method emmet")
+
+
+@pytest.mark.parametrize("layers", [[4], [-1], [0, 99], [1, 1], []])
+def test_layers_that_the_model_does_not_have(layers: list[int], tiny_llama: ModelAdapter) -> None:
+    with pytest.raises(LayerError, match=r"layers 0 to 3.*--layers"):
+        resolve_method("memit", tiny_llama, layers=layers)
+
+
+def test_several_layers_need_a_distribution(tiny_llama: ModelAdapter) -> None:
+    with pytest.raises(MethodError, match="distribution=even"):
+        resolve_method("emmet", tiny_llama, layers=[1, 2])
+    even = resolve_method("emmet", tiny_llama, layers=[1, 2], settings={"distribution": "even"})
+    assert even.config.layers == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("memitt", "memit"), ("EMMET", ""), ("r_rome", "r-rome"), ("", ""), ("x" * 99, "")]
+)
+def test_unknown_methods(name: str, near: str) -> None:
+    with pytest.raises(MethodError, match="unknown method") as caught:
+        method_named(name)
+    assert "emmet-published" in str(caught.value)
+    assert f"did you mean {near!r}" in str(caught.value) or not near
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("target.step", "20", "did you mean target.steps"),
+        ("steps", "20", "unknown setting 'steps'"),
+        ("layers", "5", "unknown setting 'layers'"),
+        ("name", "x", "unknown setting 'name'"),
+        ("target", "x", "unknown setting 'target'"),
+        ("", "x", "unknown setting ''"),
+        ("target.steps", "many", "valid integer"),
+        ("target.steps", "2.5", "valid integer"),
+        ("target.steps", 2.5, "valid integer"),
+        ("target.steps", None, "valid integer"),
+        ("target.steps", "0", "above 0"),
+        ("target.steps", "-3", "above 0"),
+        ("target.learning_rate", "nan", "finite"),
+        ("target.learning_rate", "inf", "finite"),
+        ("target.batch_size", 0, "above 0"),
+        ("target.kl_weight", "-1", "at least 0"),
+        ("target.argmax_steps", "-1", "at least 0"),
+        ("target.site", "attention", "resid_post"),
+        ("target.precision", "float8", "bfloat16"),
+        ("moments.multiple", "0", "above 0"),
+        ("moments.exclude_first", "perhaps", "boolean"),
+        ("memorization.s", "-0.1", "at least 0"),
+        ("memorization.s", "nan", "finite"),
+        ("preservation.weight", "-1", "at least 0"),
+        ("preservation.weight", "nan", "finite"),
+        ("preservation.weight", "0", "both 0"),
+        ("contexts.scheme", "none at all", "memit"),
+        ("batching", "sometimes", "joint"),
+        ("distribution", "odd", "single"),
+        ("keys.residual", "mean", "target.site=mlp_out"),
+    ],
+)
+def test_settings_that_cannot_be_used(name: str, value: Any, words: str) -> None:
+    with pytest.raises(MethodError) as caught:
+        apply_settings(method_named("emmet"), {name: value})
+    assert words in str(caught.value)
+    assert "--set" in str(caught.value)
+
+
+def test_equality_at_the_plain_key_excludes_least_squares() -> None:
+    with pytest.raises(MethodError, match=r"memorization\.s=0"):
+        apply_settings(method_named("rome"), {"memorization.s": 1})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_that_only_make_sense_together_come_in_any_order(order: int) -> None:
+    together = [("preservation.weight", "0"), ("preservation.ridge", "1")][::order]
+    config = apply_settings(method_named("emmet"), dict(together))
+    assert (config.preservation.weight, config.preservation.ridge) == (0.0, 1.0)
+    mean = [("keys.residual", "mean"), ("target.site", "mlp_out")][::order]
+    assert apply_settings(method_named("emmet"), dict(mean)).keys.residual == "mean"
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_settings_survive_the_way_through_text(method: MethodConfig) -> None:
+    fixed = ("layers", "span")
+    texts = {name: str(value) for name, value in method.settings().items() if name not in fixed}
+    assert apply_settings(method, texts) == method

@@ -33,12 +33,14 @@ class Losses:
         nll: Mean negative log-likelihood of the target tokens over contexts, nats, ``[n]``.
         kl: Divergence on the subject's own prompt, nats, ``[n]``.
         argmax: Whether every target token is the argmax in every context, ``[n]``.
+        final: Hidden states after the final norm that the losses were read from, ``[tokens, d_model]``.
     """
 
     total: Float[Tensor, " n"]
     nll: Float[Tensor, " n"]
     kl: Float[Tensor, " n"]
     argmax: Bool[Tensor, " n"]
+    final: Float[Tensor, "tokens d_model"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class TargetProblem:
                 0, self.score_owner, (target_logits.argmax(dim=1) != self.labels).to(delta.dtype)
             )
         total = nll + kl_weight * kl + weight_decay * decay
-        return Losses(total, nll.detach(), kl.detach(), missed == 0)
+        return Losses(total, nll.detach(), kl.detach(), missed == 0, final.detach())
 
     def keep(self, requests: Sequence[int]) -> TargetProblem:
         """The same problem for some of its requests, in ascending order."""

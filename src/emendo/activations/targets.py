@@ -19,7 +19,7 @@ from torch import Tensor
 from emendo.activations.objective import Losses, TargetProblem, target_problem
 from emendo.errors import NumericalError, SelfCheckError
 from emendo.models import ModelAdapter
-from emendo.models.suffix import packed_attention, replay
+from emendo.models.suffix import packed_attention
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRequest
 
@@ -171,11 +171,12 @@ class _Search:
     def run(self, progress: Progress) -> tuple[Float[Tensor, "n d_model"], list[TargetTrace]]:
         self._refuse_non_finite()
         with packed_attention(self.adapter):
-            self._check_replay()
             for step in range(self.settings.steps):
                 self.delta.requires_grad_(True)
                 with self._precision():
                     losses = self._losses()
+                if step == 0:
+                    self._check_replay(losses.final)
                 finished = self._finished(losses, last=step == self.settings.steps - 1)
                 if len(finished) < len(self.active):
                     (gradient,) = torch.autograd.grad(losses.total.sum(), self.delta)
@@ -273,14 +274,12 @@ class _Search:
                 "finite weights. Load it with --dtype float32, or roll back the edit that broke it"
             )
 
-    def _check_replay(self) -> None:
+    def _check_replay(self, again: Float[Tensor, "tokens d_model"]) -> None:
         """At δ = 0 the replay must give what the ordinary forward pass gave."""
-        precision = self.delta.dtype
-        with torch.no_grad():
-            again = replay(self.adapter, self.problem.constant, self.problem.layout, self.layer).to(precision)
-        final = self.problem.final.to(precision)
+        again, final = again.to(self.delta.dtype), self.problem.final.to(self.delta.dtype)
         error = float((again - final).norm() / final.norm().clamp_min(1e-12))
-        tolerance = REPLAY_TOLERANCE[self.problem.constant.dtype]
+        dtype = torch.bfloat16 if self.settings.precision == "bfloat16" else self.problem.constant.dtype
+        tolerance = REPLAY_TOLERANCE[dtype]
         if not error <= tolerance:
             raise SelfCheckError(
                 f"re-running the layers above {self.layer} of {self.adapter.name!r} deviates from its forward pass by "

@@ -17,7 +17,7 @@ _ALL = (
         name="emmet",
         source="EMMET, arXiv 2403.14236 eq. 9 and 10 with α = 0: equality for the whole batch; "
         "argmax stop as MPES, arXiv 2502.01636",
-        target=TargetSettings(argmax_steps=2),
+        target=TargetSettings(argmax_steps=2, precision="bfloat16"),
     ),
     MethodConfig(
         name="emmet-published",

@@ -26,7 +26,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from emendo.errors import InputError
 from emendo.models.adapter import Capture, ModelAdapter, block_output
-from emendo.models.batch import TokenBatch
+from emendo.models.batch import TokenBatch, pack_by_tokens
 
 PACKED_ATTENTION = "emendo_packed_suffix"
 """Name under which transformers' attention interface finds `_packed_attention`."""
@@ -150,7 +150,7 @@ class Prefill:
 
 
 def prefill(
-    adapter: ModelAdapter, batch: TokenBatch, starts: Sequence[int], layer: int, *, chunk_tokens: int = 8192
+    adapter: ModelAdapter, batch: TokenBatch, starts: Sequence[int], layer: int, *, chunk_tokens: int = 2048
 ) -> Prefill:
     """Run prompts once and keep what a change at `layer` from `starts` on cannot alter.
 
@@ -167,44 +167,55 @@ def prefill(
     _refuse_sliding_window(adapter, batch)
     lengths = batch.lengths
     first = torch.tensor(list(starts), device=lengths.device)
-    width = int((lengths - first).max())
-    n_past = int(first.max())
+    width, n_past = int((lengths - first).max()), int(first.max())
     grid = torch.arange(width, device=lengths.device)[None] + first[:, None]
     rows, steps = torch.nonzero(grid < lengths[:, None], as_tuple=True)
-    per_chunk = max(1, chunk_tokens // batch.input_ids.shape[1])
-    hidden, final, mlp_out = [], [], []
-    above = range(layer + 1, adapter.n_layers)
-    past: dict[int, list[tuple[Tensor, Tensor]]] = {index: [] for index in above}
-    for begin in range(0, len(starts), per_chunk):
-        part = slice(begin, begin + per_chunk)
-        here = (rows >= begin) & (rows < begin + per_chunk)
-        at = (rows[here] - begin, steps[here] + first[rows[here]])
-        # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
-        capture, cache = Capture(), DynamicCache()
-        with adapter.quiet(), torch.no_grad(), adapter.recording(capture, mlp_out=[layer], resid=[layer]):
-            out = adapter.decoder(
-                input_ids=batch.input_ids[part],
-                attention_mask=batch.attention_mask[part].long(),
-                past_key_values=cache,
-                use_cache=True,
-                return_dict=True,
-            )
-        hidden.append(capture.resid[layer][at])
-        mlp_out.append(capture.mlp_out[layer][at])
-        final.append(out.last_hidden_state[at])
-        for index in above:
-            stored = cache.layers[index]
-            past[index].append((stored.keys[:, :, :n_past].clone(), stored.values[:, :, :n_past].clone()))
+    hidden, mlp_out, final = ([torch.empty(0)] * len(starts) for _ in range(3))
+    past: dict[int, tuple[Tensor, Tensor]] = {}
+    # Rows of like length share a pass, so that little padding is run.
+    for group in pack_by_tokens(lengths.tolist(), chunk_tokens):
+        part = torch.tensor(group, device=lengths.device)
+        longest = int(lengths[part].max())
+        capture, cache, out = _keep_everything(adapter, batch, part, longest, layer)
+        for place, row in enumerate(group):
+            suffix = slice(starts[row], int(lengths[row]))
+            hidden[row] = capture.resid[layer][place, suffix]
+            mlp_out[row] = capture.mlp_out[layer][place, suffix]
+            final[row] = out[place, suffix]
+        for index in range(layer + 1, adapter.n_layers):
+            stored, kept = cache.layers[index], min(n_past, longest)
+            if index not in past:
+                shape = (len(starts), stored.keys.shape[1], n_past, stored.keys.shape[3])
+                past[index] = (stored.keys.new_zeros(shape), stored.values.new_zeros(shape))
+            past[index][0][part, :, :kept] = stored.keys[:, :, :kept]
+            past[index][1][part, :, :kept] = stored.values[:, :, :kept]
     layout = SuffixLayout(
         rows=rows,
         steps=steps,
         positions=steps + first[rows],
         n_rows=len(starts),
         width=width,
-        past={i: tuple(torch.cat(part) for part in zip(*parts, strict=True)) for i, parts in past.items()},  # type: ignore[misc]
+        past=past,
         past_mask=torch.arange(n_past, device=first.device)[None] < first[:, None],
     )
     return Prefill(torch.cat(hidden), torch.cat(final), layout, torch.cat(mlp_out))
+
+
+def _keep_everything(
+    adapter: ModelAdapter, batch: TokenBatch, part: Tensor, longest: int, layer: int
+) -> tuple[Capture, DynamicCache, Tensor]:
+    """One ordinary forward pass of some rows: activations at `layer`, all keys and values, final hidden states."""
+    # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
+    capture, cache = Capture(), DynamicCache()
+    with adapter.quiet(), torch.no_grad(), adapter.recording(capture, mlp_out=[layer], resid=[layer]):
+        out = adapter.decoder(
+            input_ids=batch.input_ids[part, :longest],
+            attention_mask=batch.attention_mask[part, :longest].long(),
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+        )
+    return capture, cache, out.last_hidden_state
 
 
 def select_rows(layout: SuffixLayout, keep: Sequence[int]) -> tuple[SuffixLayout, Int[Tensor, " kept_tokens"]]:

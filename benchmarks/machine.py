@@ -42,6 +42,6 @@ def describe_machine() -> dict[str, Any]:
         "processor": model,
         "torch_threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
     }

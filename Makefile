@@ -30,6 +30,8 @@ demo: $(VENV)/.stamp-demo ## edit facts in a small real model on this machine
 
 # Tests and checks never ask a model hub for anything.
 test test-slow lint types imports: export HF_HUB_OFFLINE = 1
+# Tests make many tiny products; on a busy machine threads that spin between them cost minutes.
+test test-slow: export OMP_WAIT_POLICY = PASSIVE
 
 .PHONY: test test-slow lint types imports
 test: $(VENV)/.stamp-test ## run the quick tests

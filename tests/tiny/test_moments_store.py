@@ -60,8 +60,8 @@ def test_a_moment_survives_bit_for_bit(tiny_llama: ModelAdapter, store: MomentSt
 def test_the_header_says_everything(stored: StoredMoment, tiny_llama: ModelAdapter) -> None:
     with safe_open(stored.path, framework="pt") as file:
         metadata = file.metadata()
-    header = json.loads(metadata["emendo"])
-    assert metadata["format"] == "emendo.moment/1"
+    header = json.loads(metadata["header"])
+    assert metadata["format"] == "emendo.moment"
     assert set(header) == {"fingerprint", "layer", "module", "model", "created", "emendo_version"}
     assert header["model"] == "tiny-llama"
     assert header["module"] == tiny_llama.module_name(1)
@@ -117,7 +117,7 @@ def test_damage_is_found_and_named(
     elif damage == "flip":
         content[-5] ^= 1
     elif damage == "header":
-        content = content.replace(b'\\"tokens\\":90', b'\\"tokens\\":91')
+        content = content.replace(b'\\"tokens\\": 90', b'\\"tokens\\": 91')
     elif damage == "empty":
         content = bytearray()
     else:
@@ -138,7 +138,7 @@ def test_a_damaged_unfinished_state_is_named(
     path = partial_path(store.folder(fingerprint), fingerprint, [1])
     path.parent.mkdir(parents=True)
     path.write_bytes(b"cut")
-    with pytest.raises(MomentsError, match=r"damaged or cut off.*Delete the file"):
+    with pytest.raises(MomentsError, match=r"truncated or damaged.*delete the file"):
         obtain_moments(tiny_llama, [1], SPEC, store)
 
 
@@ -184,7 +184,7 @@ def test_a_failed_write_leaves_nothing(
     def fails(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("emendo.moments.store.save_file", fails)
+    monkeypatch.setattr("emendo.storage.tensor_file.save_file", fails)
     with pytest.raises(OutputError, match="EMENDO_HOME"):
         store.put(stored.moment, replace(stored.header, layer=2))
     assert sorted(store.root.rglob("*")) == before

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from emendo.errors import InputError, MomentsError, OutputError
-from emendo.storage import TensorFileFormat, read_tensor_file, write_tensor_file
+from emendo.storage import TensorFileFormat, read_tensor_file, read_tensor_file_header, write_tensor_file
 from emendo.storage import tensor_file as module
 
 FORMAT = TensorFileFormat("emendo.test", 3, MomentsError, "do it again")
@@ -28,6 +28,17 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_the_header_is_read_without_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tensor_file(tmp_path / "f", FORMAT, {"a": torch.ones(1000)}, {"x": [1, "é"]})
+    monkeypatch.setattr(module, "_digest", None)  # the digest is over the tensors: it would have to read them
+    assert read_tensor_file_header(path, FORMAT) == {"x": [1, "é"]}
+    with pytest.raises(MomentsError, match="no file at"):
+        read_tensor_file_header(tmp_path / "other", FORMAT)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(MomentsError, match="truncated or damaged"):
+        read_tensor_file_header(path, FORMAT)
 
 
 # ---- round trips -------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from emendo.models import ModelAdapter
 from emendo.moments.corpus import SAMPLE_ROWS
 from emendo.moments.second_moment import SecondMoment
 from emendo.moments.spec import Fingerprint, MomentSpec, canonical_json
-from emendo.moments.store import pack_triangle, read_tensors, unpack_triangle, write_tensors
+from emendo.moments.store import FORMAT, pack_triangle, unpack_triangle
 from emendo.progress import Progress, Silent
+from emendo.storage import read_tensor_file, write_tensor_file
 
 TOKEN_BUDGET = 4096
 """Tokens of one forward pass."""
@@ -111,10 +112,10 @@ class _State:
 
     def save(self, path: Path) -> None:
         tensors = {str(layer): pack_triangle(m.total) for layer, m in self.moments.items()}
-        write_tensors(path, tensors, {"count": self.count, "sequences": self.sequences})
+        write_tensor_file(path, FORMAT, tensors, {"count": self.count, "sequences": self.sequences})
 
     def load(self, path: Path) -> None:
-        tensors, header = read_tensors(path)
+        tensors, header = read_tensor_file(path, FORMAT)
         for layer, moment in self.moments.items():
             total = unpack_triangle(tensors[str(layer)]).to(moment.total.device)
             self.moments[layer] = SecondMoment(total, header["count"])

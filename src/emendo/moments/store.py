@@ -6,15 +6,11 @@ Layout, under ``$EMENDO_HOME/moments`` (``~/.cache/emendo/moments`` unless the v
 
 A file holds one tensor, ``total``: the lower triangle of the sum of k kᵀ, row by row, in the dtype it was
 accumulated in. A symmetric matrix loses nothing by that, and a mean or a merge after loading is bit for bit
-what it was before. The header (`MomentHeader`) is JSON under the metadata key ``emendo``.
+what it was before. Its header is a `MomentHeader`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,21 +19,23 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from emendo.errors import MomentsError, OutputError
+from emendo.errors import MomentsError
 from emendo.home import emendo_home
 from emendo.moments.second_moment import SecondMoment
-from emendo.moments.spec import Fingerprint, canonical_json
+from emendo.moments.spec import Fingerprint
 from emendo.shapes import Moment
+from emendo.storage import TensorFileFormat, read_tensor_file, read_tensor_file_header, write_tensor_file
 from emendo.versions import versions
 
-FORMAT = "emendo.moment/1"
-"""Name and version of the file format."""
-
-_RECOLLECT = "Delete the file and collect again (emendo moments collect)"
+FORMAT = TensorFileFormat(
+    name="emendo.moment",
+    version=1,
+    error=MomentsError,
+    remedy="delete the file and collect again (emendo moments collect)",
+    destination="set EMENDO_HOME to a directory that can be written",
+)
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ class MomentStore:
                 f"a moment of {moment.count} keys cannot be stored as one of {header.fingerprint.tokens}"
             )
         path = self.path(header.fingerprint, header.layer)
-        write_tensors(path, {"total": pack_triangle(moment.total)}, header.to_json())
+        write_tensor_file(path, FORMAT, {"total": pack_triangle(moment.total)}, header.to_json())
         return StoredMoment(moment, header, path, cached=False)
 
     def entries(self) -> list[StoreEntry]:
@@ -202,7 +200,7 @@ class MomentStore:
         found = []
         for path in sorted(self.root.glob("*/layer-*.safetensors")):
             try:
-                header, problem = MomentHeader.from_json(read_header(path)), None
+                header, problem = MomentHeader.from_json(read_tensor_file_header(path, FORMAT)), None
             except MomentsError as error:
                 header, problem = None, str(error)
             except (KeyError, TypeError) as error:
@@ -230,7 +228,7 @@ def read_moment(path: Path, fingerprint: Fingerprint | None = None, module: str 
     Raises:
         MomentsError: The file is missing, damaged, or belongs to something else; says what differs.
     """
-    tensors, values = read_tensors(path)
+    tensors, values = read_tensor_file(path, FORMAT)
     try:
         header = MomentHeader.from_json(values)
         total = unpack_triangle(tensors["total"])
@@ -259,92 +257,6 @@ def collect_command(fingerprint: Fingerprint, layer: int, model: str = "MODEL") 
     return " ".join(parts + ["--exclude-first"] * fingerprint.exclude_first)
 
 
-# ---- files -------------------------------------------------------------------------------------
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors with a JSON header and a digest over both: into a new file, then renamed.
-
-    Raises:
-        OutputError: The place cannot be written.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    digest = _digest(tensors, header)
-    metadata = {"format": FORMAT, "emendo": canonical_json(header), "sha256": digest}
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, draft, metadata=metadata)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error}. Set EMENDO_HOME to a directory that can be written"
-        ) from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a file, unverified.
-
-    Raises:
-        MomentsError: The file is missing or damaged.
-    """
-    with _opened(path) as file:
-        return _header_of(path, file.metadata())
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file, checked against its digest.
-
-    Raises:
-        MomentsError: The file is missing, damaged or altered.
-    """
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-        header = _header_of(path, metadata)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if _digest(tensors, header) != metadata.get("sha256"):
-        raise MomentsError(f"{path} was altered: its content does not match its digest. {_RECOLLECT}")
-    return tensors, header
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except FileNotFoundError as error:
-        raise MomentsError(f"no second moment at {path} (emendo moments collect)") from error
-    except (SafetensorError, OSError) as error:
-        raise MomentsError(f"{path} is damaged or cut off: {error}. {_RECOLLECT}") from error
-
-
-def _header_of(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    found = (metadata or {}).get("format")
-    if found != FORMAT:
-        raise MomentsError(
-            f"{path} has format {found!r}, expected {FORMAT!r}: not a second moment of this version. {_RECOLLECT}"
-        )
-    try:
-        header: dict[str, Any] = json.loads((metadata or {})["emendo"])
-    except (KeyError, ValueError) as error:
-        raise MomentsError(_incomplete(path, error)) from error
-    return header
-
-
-def _incomplete(path: Path, error: Exception) -> str:
-    return f"{path} has no complete header ({type(error).__name__}: {error}). {_RECOLLECT}"
-
-
-def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(canonical_json(header).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def pack_triangle(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " packed"]:
     """The lower triangle of a symmetric matrix, row by row, d (d + 1) / 2 numbers."""
     return torch.cat([row[: index + 1] for index, row in enumerate(matrix.cpu())])
@@ -357,3 +269,7 @@ def unpack_triangle(packed: Float[Tensor, " packed"]) -> Float[Tensor, "d d"]:
     for index, row in enumerate(packed.split(list(range(1, d + 1)))):
         matrix[index, : index + 1] = row
     return matrix.add_(matrix.tril(-1).T)
+
+
+def _incomplete(path: Path, error: Exception) -> str:
+    return f"{str(path)!r} has no complete header ({error!r}); {FORMAT.remedy}"

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,15 @@ class TensorFileFormat:
         name: Written into the file and checked on reading, for instance ``"emendo.update"``.
         version: Highest version that this code writes and reads.
         error: Raised for a file that cannot be used.
-        remedy: How the user gets a good file; ends every complaint.
+        remedy: How the user gets a good file; ends every complaint about one that is read.
+        destination: How the user chooses another place; ends every complaint about one that is written.
     """
 
     name: str
     version: int
     error: Callable[[str], InputError]
     remedy: str
+    destination: str = "choose a writable path (--out)"
 
 
 def write_tensor_file(
@@ -68,7 +71,7 @@ def write_tensor_file(
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         os.close(handle)
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
-        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable path (--out)") from error
+        raise OutputError(f"cannot write {str(path)!r}: {error}; {fmt.destination}") from error
     try:
         save_file(stored, temporary, metadata)
         # mkstemp makes files private; the result gets the permissions that any new file would have.
@@ -79,7 +82,7 @@ def write_tensor_file(
             os.fsync(written.fileno())  # so that no crash leaves the new name on bytes not yet written
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable path (--out)") from error
+        raise OutputError(f"cannot write {str(path)!r}: {error}; {fmt.destination}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path
@@ -94,33 +97,59 @@ def read_tensor_file(path: Path, fmt: TensorFileFormat) -> tuple[dict[str, Tenso
     Raises:
         InputError: As `fmt.error`: missing, truncated, altered, or another format or version.
     """
-    path = Path(path)
+    with _opened(path, fmt) as stored:
+        metadata = _metadata(path, fmt, stored)
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        if _digest({k: v for k, v in metadata.items() if k != "sha256"}, tensors) != metadata.get("sha256"):
+            raise fmt.error(f"{str(path)!r} was altered after it was written (digest mismatch); {fmt.remedy}")
+        return tensors, _header(metadata)
+
+
+def read_tensor_file_header(path: Path, fmt: TensorFileFormat) -> dict[str, Any]:
+    """The header alone, whatever the size of the tensors; unverified, since the digest covers both.
+
+    Raises:
+        InputError: As `fmt.error`: missing, unreadable, or another format or version.
+    """
+    with _opened(path, fmt) as stored:
+        return _header(_metadata(path, fmt, stored))
+
+
+@contextmanager
+def _opened(path: Path, fmt: TensorFileFormat) -> Iterator[Any]:
+    """The file, open; whatever goes wrong while it is becomes `fmt.error`."""
     if not os.path.isfile(path):  # False, not an error, for a path that no file can have
         raise fmt.error(f"no file at {str(path)!r}; {fmt.remedy}")
     try:
         with safe_open(str(path), framework="pt") as stored:
-            metadata = dict(stored.metadata() or {})
-            if metadata.get("format") != fmt.name:
-                raise fmt.error(
-                    f"{str(path)!r} is not an {fmt.name} file (its format is {metadata.get('format')!r}); {fmt.remedy}"
-                )
-            version = metadata.get("version", "")
-            if not version.isdecimal() or len(version) > _VERSION_DIGITS or int(version) > fmt.version:
-                raise fmt.error(
-                    f"{str(path)!r} has version {version[:20]!r}, this Emendo reads up to {fmt.version}; "
-                    f"upgrade Emendo (pip install -U emendo) or {fmt.remedy}"
-                )
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        if _digest({k: v for k, v in metadata.items() if k != "sha256"}, tensors) != metadata.get("sha256"):
-            raise fmt.error(f"{str(path)!r} was altered after it was written (digest mismatch); {fmt.remedy}")
-        header = json.loads(metadata["header"])
-        if not isinstance(header, dict):
-            raise ValueError(f"its header is a {type(header).__name__}, expected an object")
+            yield stored
     except InputError:
         raise
-    except Exception as error:  # what the parsers below raise on junk is theirs to choose: TypeError, OverflowError ...
+    except Exception as error:  # what the parsers raise on junk is theirs to choose: TypeError, OverflowError ...
         raise fmt.error(f"{str(path)!r} is truncated or damaged ({error}); {fmt.remedy}") from error
-    return tensors, header
+
+
+def _metadata(path: Path, fmt: TensorFileFormat, stored: Any) -> dict[str, str]:
+    """The metadata of a file whose format and version are the expected ones."""
+    metadata: dict[str, str] = dict(stored.metadata() or {})
+    if metadata.get("format") != fmt.name:
+        raise fmt.error(
+            f"{str(path)!r} is not an {fmt.name} file (its format is {metadata.get('format')!r}); {fmt.remedy}"
+        )
+    version = metadata.get("version", "")
+    if not version.isdecimal() or len(version) > _VERSION_DIGITS or int(version) > fmt.version:
+        raise fmt.error(
+            f"{str(path)!r} has version {version[:20]!r}, this Emendo reads up to {fmt.version}; "
+            f"upgrade Emendo (pip install -U emendo) or {fmt.remedy}"
+        )
+    return metadata
+
+
+def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
+    header = json.loads(metadata["header"])
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is a {type(header).__name__}, expected an object")
+    return header
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -141,5 +170,5 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -122,17 +122,25 @@ def plan_edit(
     exact = {
         layer: weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True) for layer, weight in exact.items()
     }
+    # Many batches are one stage, in requests; a single one shows its own stages.
+    inner = progress if len(batches) == 1 else Silent()
+    if len(batches) > 1:
+        progress.start("edits", len(requests))
     with adapter.preserved(config.layers):
         for batch in batches:
             with watch("targets"):
-                targets = find_targets(adapter, batch, contexts, config.layers[-1], config.target, progress)
+                targets = find_targets(adapter, batch, contexts, config.layers[-1], config.target, inner)
             traces += targets.traces
             with watch("keys and solve"):
                 for part, solved in _write_batch(
-                    adapter, batch, contexts, config, targets.value, prepared, exact, progress
+                    adapter, batch, contexts, config, targets.value, prepared, exact, inner
                 ):
                     parts.append(part)
                     stats[part.layer].append(solved)
+            if len(batches) > 1:
+                progress.advance(len(batch))
+    if len(batches) > 1:
+        progress.finish()
     layers = merge_layers(parts)
     with watch("measures"):
         reports = tuple(_report(adapter, update, prepared[update.layer], stats[update.layer]) for update in layers)

@@ -19,6 +19,7 @@ from emendo.methods import method_named
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, obtain_for_method
 from emendo.pipeline import Plan
+from emendo.progress import Silent
 from emendo.requests import EditRequest
 from emendo.session import EditSession
 from emendo.text import align_prompt
@@ -202,6 +203,20 @@ def test_emmet_as_published_is_memit(n: int, s: float, expected: float, store: M
         other = planned(adapter, store, requests, "memit", [1], preservation__weight=100)
         assert stats.constraint_error > 1e-3, "least squares"
     close(published.update.layers[0].delta(), other.update.layers[0].delta())
+
+
+def test_one_by_one_is_one_stage_and_a_batch_shows_its_own(store: MomentStore) -> None:
+    told: list[str] = []
+
+    class Recorder(Silent):
+        def start(self, stage: str, total: int | None = None) -> None:
+            told.append(f"{stage} {total}")
+
+    adapter = build_tiny("llama")
+    for method in ("r-rome", "emmet"):
+        session = EditSession(adapter, store=store, progress=Recorder())
+        session.plan(REQUESTS, method, layers=[1], settings={**QUICK, "moments.multiple": 4})
+    assert [stage for stage in told if not stage.startswith("second")] == ["edits 3", "targets 3", "solve 1"]
 
 
 def test_one_by_one_computes_each_request_on_the_model_that_the_earlier_ones_left(store: MomentStore) -> None:

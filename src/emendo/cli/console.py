@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
+
+from emendo import strict_json
 
 
 class Terminal:
@@ -76,7 +77,7 @@ class Terminal:
     def result(self, document: dict[str, Any]) -> None:
         """The JSON document, where it was asked for."""
         if self.json_output:
-            print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
+            print(strict_json.dumps(document, indent=2), flush=True)
 
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people, on standard output; nothing under --json."""

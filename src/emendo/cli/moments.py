@@ -121,7 +121,9 @@ def _show(*, verified: bool, json_output: bool, quiet: bool) -> None:
         ),
     )
     terminal.result({"store": str(store.root), "verified": verified, "moments": rows})
-    if verified and bad and not json_output:
-        raise MomentsError(f"{len(bad)} of {len(rows)} cached second moments are damaged; see the table above")
     if verified and bad:
+        message = f"{len(bad)} of {len(rows)} cached second moments are damaged: delete them and collect again"
+        if not json_output:
+            raise MomentsError(message)
+        terminal.message(message)  # the document on standard output is already complete
         raise typer.Exit(2)

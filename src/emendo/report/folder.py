@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from emendo import strict_json
 from emendo.errors import OutputError
 from emendo.pipeline import Plan
 from emendo.report.judge import Judgement
@@ -68,7 +68,7 @@ def write_folder(folder: Path, update: ModelUpdate, document: dict[str, Any]) ->
     check_writable(folder)
     folder = folder.expanduser()
     # The update last: a folder that has one is complete.
-    _write_text(folder / "report.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    _write_text(folder / "report.json", strict_json.dumps(document, indent=2) + "\n")
     _write_text(folder / "report.md", markdown_report(document))
     update.save(folder / UPDATE_NAME)
     names = {"update": UPDATE_NAME, "report": "report.json", "markdown": "report.md"}

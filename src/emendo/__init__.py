@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from emendo.evaluate import evaluate_records, perplexity
     from emendo.methods import METHODS, MethodConfig
     from emendo.models import ModelAdapter, load, wrap
-    from emendo.pipeline import Plan
+    from emendo.plan import Plan
     from emendo.requests import EditRecord, EditRequest, read_records
     from emendo.session import EditSession
     from emendo.update import ModelUpdate
@@ -42,7 +42,7 @@ _HOMES = {
     "MethodConfig": "emendo.methods",
     "ModelAdapter": "emendo.models",
     "ModelUpdate": "emendo.update",
-    "Plan": "emendo.pipeline",
+    "Plan": "emendo.plan",
     "evaluate_records": "emendo.evaluate",
     "load": "emendo.models",
     "perplexity": "emendo.evaluate",

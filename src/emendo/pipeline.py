@@ -2,11 +2,13 @@
 
 For each batch of requests (all at once, or one by one for ROME):
 
-1. search the target values v* at the last edited layer (`activations.targets`);
-2. for each edited layer, ascending: read the keys K there and what is still missing at the last layer, take the
-   layer's share R of it (`distribution`), solve for the dual keys Q (`solve`), and write ΔW = RᵀQ so that the next
-   layer sees it;
-3. put every weight back, and return the factors.
+1. search the target values v* (`activations.targets`) at the layers that the distribution aims at;
+2. for each step of the distribution, ascending: read the keys K of the step's layer and what is still missing at the
+   layer that it aims at, take the layer's share R of it (`distribution`), solve for the dual keys Q (`solve`), and
+   write ΔW = RᵀQ so that the next layer sees it;
+3. where the method keeps a history, make the written keys part of what the next batch preserves.
+
+Then every weight is put back, the post-step shapes each layer's sum, and the factors are returned.
 """
 
 from __future__ import annotations
@@ -14,68 +16,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.activations.keys import current_values, extract_keys
-from emendo.activations.targets import TargetTrace, find_targets
-from emendo.distribution import share
-from emendo.errors import NumericalError
+from emendo.activations.keys import EditKeys, KeySettings, current_values, extract_keys, forward_values
+from emendo.activations.targets import TargetTrace, find_targets, share_groups
+from emendo.distribution import distribution_steps, remaining_shares, searched_layers
+from emendo.errors import InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
+from emendo.methods.config import PostStep
 from emendo.models import ModelAdapter
+from emendo.plan import LayerReport, Plan, layer_report
 from emendo.progress import Progress, Silent
-from emendo.requests import EditRequest, check_requests
+from emendo.requests import SLOT, EditRequest, check_requests
 from emendo.shapes import Weight
-from emendo.solve import PreparedLayer, SolveStats, frobenius_norm, key_tolerance, preservation_cost, solve
+from emendo.solve import PreparedLayer, SolveStats, cap_norm, extend_history, key_tolerance, prune, rect, solve
 from emendo.text import prefix_contexts
 from emendo.update import LayerUpdate, ModelUpdate, merge_layers
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What an edit does to one layer.
-
-    Attributes:
-        layer: Index of the block.
-        solves: Figures of each solve, one a batch.
-        update_norm: ‖ΔW‖_F.
-        relative_norm: ‖ΔW‖_F / ‖W‖_F.
-        relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ): mean squared change of the layer's output on preserved keys,
-            relative to the output's own mean square.
-    """
-
-    layer: int
-    solves: tuple[SolveStats, ...]
-    update_norm: float
-    relative_norm: float
-    relative_cost: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An edit that has been worked out and not yet applied.
-
-    Attributes:
-        update: The factors, with everything below recorded in its `info`.
-        requests: The facts to write.
-        method: The method with every value fixed.
-        contexts: The prefix contexts that were used.
-        targets: What the target search did, one entry a request.
-        layers: What the edit does to each layer.
-        seconds: Wall time by stage.
-    """
-
-    update: ModelUpdate
-    requests: tuple[EditRequest, ...]
-    method: ResolvedMethod
-    contexts: tuple[str, ...]
-    targets: tuple[TargetTrace, ...]
-    layers: tuple[LayerReport, ...]
-    seconds: dict[str, float]
 
 
 def plan_edit(
@@ -87,7 +48,9 @@ def plan_edit(
     seed: int = 0,
     base: Mapping[str, str] | None = None,
     preceding: Sequence[str] = (),
+    earlier: Sequence[LayerUpdate] = (),
     weights: Mapping[int, Weight] | None = None,
+    anchors: Mapping[int, Float[Tensor, " n"]] | None = None,
     record: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -97,136 +60,271 @@ def plan_edit(
         adapter: The model, in the state that the update is to be added to.
         requests: The facts to write.
         method: How, with every value fixed for this model.
-        prepared: The factorised preservation metric of each edited layer.
+        prepared: The factorised preservation metric of each written layer, without history.
         seed: Of the sampled contexts.
         base: Identity of the base model, stored with the update.
         preceding: Identities of updates already applied to the model, stored with the update.
+        earlier: Sum of the updates already applied, one entry a layer: the method's history.
         weights: Present weights in float32 or better, where more is known of them than the model's dtype holds.
+        anchors: Norms that a method with `target.norm_anchor` gives to the target values, by searched layer; None: those
+            that the model has now.
         record: More JSON values to store with the update.
         progress: Told about the stages.
 
     Raises:
         RequestError: No request, or repeated or contradicting ones.
         InfeasibleError: Equality was asked of keys that cannot hold it; names the requests.
+        InputError: The method needs the keys of earlier updates and they are not known.
         NumericalError: Something is not finite.
     """
     check_requests(requests)
     progress, watch, config = progress or Silent(), _Watch(), method.config
     with watch("contexts"):
         contexts = prefix_contexts(adapter, config.contexts.scheme, seed)
+    run = _Run(adapter, method, contexts, prepared, earlier, weights or {})
+    if config.target.norm_anchor and anchors is None:
+        anchors = reference_norms(adapter, requests, config)
     batches = [list(requests)] if config.batching == "joint" else [[request] for request in requests]
-    parts: list[LayerUpdate] = []
-    traces: list[TargetTrace] = []
-    stats: dict[int, list[SolveStats]] = {layer: [] for layer in config.layers}
-    exact = {layer: (weights or {}).get(layer, adapter.weight(layer)) for layer in config.layers}
-    exact = {
-        layer: weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True) for layer, weight in exact.items()
-    }
     # Many batches are one stage, in requests; a single one shows its own stages.
     inner = progress if len(batches) == 1 else Silent()
     if len(batches) > 1:
         progress.start("edits", len(requests))
-    with adapter.preserved(config.layers):
+    done = 0
+    with adapter.preserved(run.written):
         for batch in batches:
+            norms = {layer: found[done : done + len(batch)] for layer, found in (anchors or {}).items()}
             with watch("targets"):
-                targets = find_targets(adapter, batch, contexts, config.layers[-1], config.target, inner)
-            traces += targets.traces
+                aims = run.search(batch, norms, inner)
             with watch("keys and solve"):
-                for part, solved in _write_batch(
-                    adapter, batch, contexts, config, targets.value, prepared, exact, inner
-                ):
-                    parts.append(part)
-                    stats[part.layer].append(solved)
+                run.write(batch, aims, inner)
+            done += len(batch)
             if len(batches) > 1:
                 progress.advance(len(batch))
     if len(batches) > 1:
         progress.finish()
-    layers = merge_layers(parts)
     with watch("measures"):
-        reports = tuple(_report(adapter, update, prepared[update.layer], stats[update.layer]) for update in layers)
+        solved = merge_layers(run.parts)
+        layers = tuple(run.finish(update) for update in solved)
+        reports = tuple(run.report(update, before) for update, before in zip(layers, solved, strict=True))
     info = {
         "requests": [request.to_dict() for request in requests],
         "method": method.to_dict(),
         "seed": seed,
         "contexts": list(contexts),
-        "targets": [_trace_to_dict(trace) for trace in traces],
-        "layers": [asdict(report) | {"solves": [asdict(solved) for solved in report.solves]} for report in reports],
+        "targets": [_trace_to_dict(layer, trace) for layer, trace in run.traces],
+        "layers": [report.to_dict() for report in reports],
         **(record or {}),
     }
     update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)
-    return Plan(update, tuple(requests), method, contexts, tuple(traces), reports, watch.seconds)
+    traces = tuple(trace for _, trace in run.traces)
+    return Plan(update, tuple(requests), method, contexts, traces, reports, watch.seconds)
 
 
-def _write_batch(
-    adapter: ModelAdapter,
-    batch: Sequence[EditRequest],
-    contexts: Sequence[str],
-    config: MethodConfig,
-    target: Float[Tensor, "n d_model"],
-    prepared: Mapping[int, PreparedLayer],
-    exact: dict[int, Weight],
-    progress: Progress,
-) -> Iterator[tuple[LayerUpdate, SolveStats]]:
-    """Write one batch into the model layer by layer, yielding each layer's factors.
+def reference_norms(
+    adapter: ModelAdapter, requests: Sequence[EditRequest], config: MethodConfig
+) -> dict[int, Float[Tensor, " n"]]:
+    """‖v₀‖ of every request at the layers where its target is searched, in the model's present state.
 
-    `exact` holds the weights before rounding to the model's dtype, and is kept up to date.
+    Args:
+        adapter: The model; for the norm anchor, unedited.
+        requests: The facts, in their plain prompts.
+        config: The method.
+
+    Source: NAS (arXiv 2602.02543).
     """
-    last = config.layers[-1]
-    labels = [request.label for request in batch]
-    progress.start("solve", len(config.layers))
-    try:
-        for position, layer in enumerate(config.layers):
-            keys = extract_keys(adapter, batch, contexts, layer, config.keys.average)
-            present = current_values(adapter, batch, contexts, last, config.target.site, config.keys)
-            residuals = (target - present) * share(config.distribution, position, len(config.layers))
-            solution = solve(
-                prepared[layer],
-                keys.mean,
-                s=config.memorization.strength(len(batch)),
-                constraint_keys=keys.plain if config.keys.constraint == "plain" else None,
-                labels=labels,
-                tolerance=key_tolerance(adapter.dtype),
-            )
-            part = LayerUpdate(
-                layer=layer,
-                module=adapter.module_name(layer),
-                residuals=residuals.float().cpu(),
-                dual_keys=solution.dual_keys.float().cpu(),
-            )
-            if not (part.residuals.isfinite().all() and part.dual_keys.isfinite().all()):
-                raise NumericalError(
-                    f"the update of layer {layer} is not finite; expected finite factors. Load the model with "
-                    "--dtype float32, or use more tokens for the second moment (--set moments.multiple=20)"
+    plain = KeySettings(residual="plain")
+    return {
+        layer: current_values(adapter, requests, [SLOT], layer, config.target.site, plain).norm(dim=1)
+        for layer in searched_layers(config.distribution, config.layers)
+    }
+
+
+class _Run:
+    """One edit on its way: what is fixed, and what has been written so far."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        method: ResolvedMethod,
+        contexts: tuple[str, ...],
+        prepared: Mapping[int, PreparedLayer],
+        earlier: Sequence[LayerUpdate],
+        weights: Mapping[int, Weight],
+    ) -> None:
+        self.adapter, self.contexts, self.config = adapter, contexts, method.config
+        self.steps = distribution_steps(self.config.distribution, self.config.layers)
+        self.written = [step.layer for step in self.steps]
+        self.earlier = {update.layer: update for update in earlier if update.layer in self.written}
+        self.prepared = dict(prepared)
+        self.start = {layer: _precise(weights.get(layer, adapter.weight(layer))) for layer in self.written}
+        self.exact = dict(self.start)
+        self.parts: list[LayerUpdate] = []
+        self.stats: dict[int, list[SolveStats]] = {layer: [] for layer in self.written}
+        self.traces: list[tuple[int, TargetTrace]] = []
+        for layer, update in self.earlier.items():
+            self._remember(layer, update)
+
+    def search(
+        self, batch: Sequence[EditRequest], norms: Mapping[int, Float[Tensor, " n"]], progress: Progress
+    ) -> dict[int, Float[Tensor, "n d_model"]]:
+        """The values that the steps aim at, by layer."""
+        config = self.config
+        aims: dict[int, Tensor] = {}
+        for layer in searched_layers(config.distribution, config.layers):
+            targets = find_targets(self.adapter, batch, self.contexts, layer, config.target, progress)
+            if config.target.norm_anchor:
+                targets = targets.anchored(norms[layer])
+            aims[layer] = targets.value
+            self.traces += [(layer, trace) for trace in targets.traces]
+        later = [step.aim for step in self.steps if step.aim not in aims]
+        if later:
+            aims |= forward_values(self.adapter, batch, targets.layer, targets.delta, config.target.site, later)
+        return aims
+
+    def write(
+        self, batch: Sequence[EditRequest], aims: Mapping[int, Float[Tensor, "n d_model"]], progress: Progress
+    ) -> None:
+        """Write one batch into the model, layer by layer."""
+        config = self.config
+        groups = share_groups(batch, config.target.shared)
+        names = [" + ".join(batch[index].label for index in group) for group in groups]
+        s = config.memorization.strength(len(groups))
+        splits = self._splits(batch, groups, s)
+        written = []
+        progress.start("solve", len(self.steps))
+        try:
+            for step, split in zip(self.steps, splits, strict=True):
+                keys = self._keys(batch, groups, [step.layer])[step.layer]
+                residuals = split(self._missing(batch, groups, step.aim, aims[step.aim]))
+                solution = solve(
+                    self.prepared[step.layer],
+                    keys.mean,
+                    s=s,
+                    constraint_keys=keys.plain if config.keys.constraint == "plain" else None,
+                    labels=names,
+                    tolerance=key_tolerance(self.adapter.dtype),
                 )
-            exact[layer] += part.delta().to(exact[layer].device)
-            adapter.write(layer, exact[layer])
-            yield part, solution.stats
-            progress.advance()
-    finally:
-        progress.finish()
+                written.append(
+                    LayerUpdate(
+                        layer=step.layer,
+                        module=self.adapter.module_name(step.layer),
+                        residuals=residuals.float().cpu(),
+                        dual_keys=solution.dual_keys.float().cpu(),
+                        keys=(keys.plain if config.keys.constraint == "plain" else keys.mean).float().cpu(),
+                    )
+                )
+                self._add(written[-1])
+                self.stats[step.layer].append(solution.stats)
+                progress.advance()
+        finally:
+            progress.finish()
+        self.parts += written
+        if config.batching == "one_by_one":
+            for part in written:
+                self._remember(part.layer, part)
+
+    def finish(self, update: LayerUpdate) -> LayerUpdate:
+        """The layer's sum after the method's post-step."""
+        return _post_step(update, self.config.post, self.start[update.layer], self.earlier.get(update.layer))
+
+    def report(self, update: LayerUpdate, solved: LayerUpdate) -> LayerReport:
+        """What the finished update does to its layer."""
+        layer = update.layer
+        return layer_report(
+            update, solved, self.stats[layer], self.prepared[layer], self.start[layer], self.earlier.get(layer)
+        )
+
+    def _splits(self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], s: float) -> list[Any]:
+        """For each step, the function from what is missing to what its layer takes."""
+        if any(step.share is None for step in self.steps):
+            keys = self._keys(batch, groups, self.written)
+            metrics = [self.prepared[layer] for layer in self.written]
+            shares = remaining_shares(metrics, [keys[layer].mean for layer in self.written], s)
+            return [lambda missing, share=share: share.to(missing) @ missing for share in shares]
+        return [lambda missing, share=step.share: missing * share for step in self.steps]
+
+    def _keys(
+        self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> dict[int, EditKeys]:
+        """Keys of every group at some layers."""
+        found = extract_keys(self.adapter, batch, self.contexts, layers, self.config.keys.average)
+        return {
+            layer: EditKeys(_group_means(keys.mean, groups), _group_means(keys.plain, groups))
+            for layer, keys in found.items()
+        }
+
+    def _missing(
+        self,
+        batch: Sequence[EditRequest],
+        groups: Sequence[Sequence[int]],
+        layer: int,
+        aim: Float[Tensor, "n d_model"],
+    ) -> Float[Tensor, "groups d_model"]:
+        """What the down-projection has yet to add for the model to hold `aim`."""
+        site = self.config.target.site
+        missing = aim - current_values(self.adapter, batch, self.contexts, layer, site, self.config.keys)
+        missing = _group_means(missing, groups)
+        return missing / self.adapter.mlp_scale if site == "resid_post" else missing
+
+    def _add(self, part: LayerUpdate) -> None:
+        """Bring an update into the model, summed before rounding to the model's dtype."""
+        if not (part.residuals.isfinite().all() and part.dual_keys.isfinite().all()):
+            raise NumericalError(
+                f"the update of layer {part.layer} is not finite; expected finite factors. Load the model with "
+                "--dtype float32, or use more tokens for the second moment (--set moments.multiple=20)"
+            )
+        self.exact[part.layer] = self.exact[part.layer] + part.delta().to(self.exact[part.layer])
+        self.adapter.write(part.layer, self.exact[part.layer])
+
+    def _remember(self, layer: int, update: LayerUpdate) -> None:
+        """Written keys become preserved keys, where the method says so."""
+        weight = self.config.history.weight
+        if weight == 0:
+            return
+        if update.keys is None:
+            raise InputError(
+                f"history.weight={weight:g} preserves earlier edits by their keys, and an update already in the model "
+                f"has none for layer {layer}; roll it back first, or leave history out (--set history.weight=0)"
+            )
+        metric = self.prepared[layer]
+        history = extend_history(metric.history, update.keys.to(metric.moment.device), weight=weight)
+        self.prepared[layer] = metric.with_history(history)
 
 
-def _report(
-    adapter: ModelAdapter, update: LayerUpdate, prepared: PreparedLayer, stats: Sequence[SolveStats]
-) -> LayerReport:
-    weight = adapter.weight(update.layer).double()
-    moment = prepared.moment.to(weight)
-    norm = frobenius_norm(update.residuals, update.dual_keys)
-    cost = preservation_cost(update.residuals, update.dual_keys, prepared.moment)
-    return LayerReport(
-        layer=update.layer,
-        solves=tuple(stats),
-        update_norm=norm,
-        relative_norm=norm / float(weight.norm()),
-        relative_cost=cost / float(((weight @ moment) * weight).sum()),
-    )
+def _post_step(update: LayerUpdate, post: PostStep, weight: Weight, earlier: LayerUpdate | None) -> LayerUpdate:
+    """Shape a finished update; its keys stay those that were written."""
+    residuals, dual_keys = update.residuals, update.dual_keys
+    if post.kind == "none":
+        return update
+    if post.kind == "rect":
+        residuals, dual_keys = rect(update.delta(), weight.float().cpu(), keep=post.keep)
+    elif post.kind == "cap":
+        residuals, dual_keys = cap_norm(residuals, dual_keys, weight, ratio=post.max_ratio)
+    else:
+        total = merge_layers([update] if earlier is None else [earlier, update])[0]
+        base = weight if earlier is None else weight - earlier.delta().to(weight)
+        residuals, dual_keys = prune(total.residuals, total.dual_keys, base, log_base=post.log_base)
+        if earlier is not None:
+            residuals = torch.cat([residuals, -earlier.residuals.to(residuals)])
+            dual_keys = torch.cat([dual_keys, earlier.dual_keys.to(dual_keys)])
+    return LayerUpdate(update.layer, update.module, residuals.float().cpu(), dual_keys.float().cpu(), update.keys)
 
 
-def _trace_to_dict(trace: TargetTrace) -> dict[str, Any]:
+def _group_means(rows: Float[Tensor, "n d"], groups: Sequence[Sequence[int]]) -> Float[Tensor, "groups d"]:
+    if len(groups) == len(rows):
+        return rows
+    return torch.stack([rows[list(group)].mean(dim=0) for group in groups])
+
+
+def _precise(weight: Weight) -> Weight:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+
+
+def _trace_to_dict(layer: int, trace: TargetTrace) -> dict[str, Any]:
     """A trace without its loss path, which is long and can be had from the plan."""
     row = asdict(trace)
     row["evaluations"] = len(row.pop("losses"))
-    return row
+    return {"layer": layer, **row}
 
 
 class _Watch:

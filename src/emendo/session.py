@@ -16,12 +16,13 @@ from emendo.errors import BaseMismatchError, InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod, resolve_method
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, obtain_for_method
-from emendo.pipeline import Plan, plan_edit
+from emendo.pipeline import plan_edit, reference_norms
+from emendo.plan import Plan
 from emendo.progress import Progress
 from emendo.requests import EditRequest, check_requests
 from emendo.shapes import Weight
 from emendo.solve import PreparedLayer, prepare
-from emendo.update import ModelUpdate
+from emendo.update import ModelUpdate, merge_layers
 from emendo.versions import versions
 
 
@@ -104,7 +105,12 @@ class EditSession:
         check_requests(requests)
         resolved = self.resolve(method, layers=layers, settings=settings)
         base = self.base
-        prepared, record = self._prepare(resolved.config)
+        config = resolved.config
+        prepared, record = self._prepare(config)
+        anchors = None
+        if config.target.norm_anchor:
+            with self._at_base():
+                anchors = reference_norms(self.lm, requests, config)
         return plan_edit(
             self.lm,
             requests,
@@ -113,7 +119,9 @@ class EditSession:
             seed=self.seed,
             base=base,
             preceding=[update.id for update in self._applied],
-            weights={layer: self._exact(layer, self._applied) for layer in resolved.config.layers},
+            earlier=merge_layers([part for update in self._applied for part in update.layers]),
+            weights={layer: self._exact(layer, self._applied) for layer in config.written_layers},
+            anchors=anchors,
             record={"moments": record, "versions": versions()},
             progress=self.progress,
         )
@@ -156,10 +164,15 @@ class EditSession:
         """The factorised preservation metric of every layer, made once for a moment and a preservation."""
         with self._at_base():
             moments, record = obtain_for_method(
-                self.lm, config.layers, config.moments, seed=self.seed, store=self._store, progress=self.progress
+                self.lm,
+                config.written_layers,
+                config.moments,
+                seed=self.seed,
+                store=self._store,
+                progress=self.progress,
             )
         prepared = {}
-        for layer in config.layers:
+        for layer in config.written_layers:
             key = (layer, record["fingerprint"], config.preservation)
             if key not in self._prepared:
                 self._prepared[key] = prepare(moments[layer].to(self.lm.weight(layer).device), config.preservation)

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from emendo.errors import InputError, UpdateFileError
-from emendo.shapes import DualKeys, Residuals, Weight
+from emendo.shapes import DualKeys, Keys, Residuals, Weight
 from emendo.storage import TensorFileFormat, read_tensor_file, write_tensor_file
 
 _FORMAT = TensorFileFormat(
     name="emendo.update",
-    version=1,
+    version=2,  # 2: the keys that were written, where they are known
     error=UpdateFileError,
     remedy="make it again with `emendo edit --out FOLDER`",
 )
@@ -36,18 +37,26 @@ class LayerUpdate:
         module: Dotted name of the edited linear map.
         residuals: R, ``[n, d_out]``.
         dual_keys: Q, ``[n, d_in]``.
+        keys: K, the keys that the update writes, ``[edits, d_in]``: what later edits have to preserve. None where
+            it was not made by a solve.
     """
 
     layer: int
     module: str
     residuals: Residuals
     dual_keys: DualKeys
+    keys: Keys | None = None
 
     def __post_init__(self) -> None:
         if self.residuals.ndim != 2 or self.dual_keys.ndim != 2 or len(self.residuals) != len(self.dual_keys):
             raise InputError(
                 f"layer {self.layer}: factors of shapes {tuple(self.residuals.shape)} and {tuple(self.dual_keys.shape)}"
                 " do not belong together; expected [n, d_out] and [n, d_in]"
+            )
+        if self.keys is not None and (self.keys.ndim != 2 or self.keys.shape[1] != self.dual_keys.shape[1]):
+            raise InputError(
+                f"layer {self.layer}: keys of shape {tuple(self.keys.shape)} do not belong to dual keys of shape "
+                f"{tuple(self.dual_keys.shape)}; expected [edits, {self.dual_keys.shape[1]}]"
             )
 
     @property
@@ -58,6 +67,12 @@ class LayerUpdate:
     def delta(self) -> Weight:
         """ΔW as a dense float32 matrix ``[d_out, d_in]``."""
         return self.residuals.T @ self.dual_keys
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        named = {"residuals": self.residuals, "dual_keys": self.dual_keys}
+        return named if self.keys is None else {**named, "keys": self.keys}
 
 
 @dataclass(frozen=True)
@@ -89,34 +104,33 @@ class ModelUpdate:
 
     @property
     def id(self) -> str:
-        """Content identity: SHA-256 over base, predecessors and factors (not over `info`)."""
+        """Content identity: SHA-256 over base, predecessors and tensors (not over `info`)."""
         digest = hashlib.sha256(self.base.get("weights_sha256", "").encode())
         digest.update(json.dumps(self.preceding).encode())
         for update in self.layers:
             digest.update(f"{update.layer}|{update.module}|".encode())
-            for factor in (update.residuals, update.dual_keys):
-                digest.update(f"{factor.dtype}{tuple(factor.shape)}".encode())
-                digest.update(factor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            for tensor in update.tensors.values():
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the factors."""
-        return sum(u.residuals.nbytes + u.dual_keys.nbytes for u in self.layers)
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for update in self.layers for tensor in update.tensors.values())
 
     def save(self, path: str | Path) -> Path:
         """Write the update to a file, which appears whole or not at all.
 
-        The file is safetensors: ``layer.<l>.residuals [n, d_out]`` and ``layer.<l>.dual_keys [n, d_in]`` in float32,
-        and a JSON header with everything else.
+        The file is safetensors: ``layer.<l>.residuals [n, d_out]``, ``layer.<l>.dual_keys [n, d_in]`` and, where known,
+        ``layer.<l>.keys [edits, d_in]`` in float32, and a JSON header with everything else.
 
         Raises:
             OutputError: The path cannot be written.
         """
-        tensors = {}
-        for update in self.layers:
-            tensors[f"layer.{update.layer}.residuals"] = update.residuals
-            tensors[f"layer.{update.layer}.dual_keys"] = update.dual_keys
+        tensors = {
+            f"layer.{update.layer}.{name}": tensor for update in self.layers for name, tensor in update.tensors.items()
+        }
         header = {
             "base": self.base,
             "preceding": list(self.preceding),
@@ -140,6 +154,7 @@ class ModelUpdate:
                     module=module,
                     residuals=tensors[f"layer.{layer}.residuals"],
                     dual_keys=tensors[f"layer.{layer}.dual_keys"],
+                    keys=tensors.get(f"layer.{layer}.keys"),
                 )
                 for layer, module in sorted(header["modules"].items(), key=lambda item: int(item[0]))
             )
@@ -172,6 +187,13 @@ def merge_layers(parts: Sequence[LayerUpdate]) -> tuple[LayerUpdate, ...]:
             module=same[0].module,
             residuals=torch.cat([part.residuals for part in same]),
             dual_keys=torch.cat([part.dual_keys for part in same]),
+            keys=_stacked([part.keys for part in same]),
         )
         for layer, same in sorted(by_layer.items())
     )
+
+
+def _stacked(keys: Sequence[Keys | None]) -> Keys | None:
+    """All keys, or None where some are not known: half a history would preserve half of the edits in silence."""
+    known = [part for part in keys if part is not None]
+    return torch.cat(known) if len(known) == len(keys) else None

@@ -9,7 +9,7 @@ import pytest
 
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore
-from emendo.pipeline import Plan
+from emendo.plan import Plan
 from emendo.requests import EditRequest
 from emendo.session import EditSession
 from emendo.update import ModelUpdate

@@ -18,7 +18,7 @@ from emendo.errors import ConflictError, InfeasibleError, MethodError
 from emendo.methods import method_named
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, obtain_for_method
-from emendo.pipeline import Plan
+from emendo.plan import Plan
 from emendo.progress import Silent
 from emendo.requests import EditRequest
 from emendo.session import EditSession

@@ -16,7 +16,7 @@ from emendo.activations.targets import find_targets
 from emendo.errors import BaseMismatchError, InputError, NumericalError, RequestError
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, read_moment
-from emendo.pipeline import Plan
+from emendo.plan import Plan
 from emendo.requests import EditRequest
 from emendo.session import EditSession
 from emendo.text import align_prompt

@@ -73,7 +73,7 @@ def replayed(
     constant = prefill(adapter, adapter.batch(ids), starts, layer)
     first = torch.nonzero(constant.layout.steps == 0).flatten()
     with packed_attention(adapter):
-        return replay(adapter, constant.hidden.index_add(0, first, delta), constant.layout, layer)
+        return replay(adapter, constant.resid.index_add(0, first, delta), constant.layout, layer)
 
 
 def random_delta(adapter: ModelAdapter, rows: int) -> Tensor:
@@ -120,7 +120,7 @@ def test_prefill_holds_what_the_model_computes(family: str) -> None:
     ):
         assert position == STARTS[row] + step
         alone = adapter.run(adapter.batch([ids[row]]), resid=[2], mlp_out=[2])
-        close(constant.hidden[token], alone.resid[2][0, position], family)
+        close(constant.resid[token], alone.resid[2][0, position], family)
         close(constant.mlp_out[token], alone.mlp_out[2][0, position], family)
         final = adapter.final_hidden(adapter.batch([ids[row]]))[0, position]
         close(constant.final[token], final, family)
@@ -161,17 +161,17 @@ def test_selected_rows_replay_as_before(family: str, keep: list[int]) -> None:
     assert layout.width == max(LENGTHS[row] - STARTS[row] for row in keep)
     assert layout.rows.unique().tolist() == list(range(len(keep)))
     with packed_attention(adapter), torch.no_grad():
-        found = replay(adapter, constant.hidden[tokens], layout, 1)
+        found = replay(adapter, constant.resid[tokens], layout, 1)
     close(found, constant.final[tokens], family)
 
 
 def test_rows_do_not_see_each_other() -> None:
     adapter = cached_tiny("llama")
     constant = prefill(adapter, adapter.batch(prompts(adapter)), STARTS, 1)
-    shift = torch.zeros_like(constant.hidden)
+    shift = torch.zeros_like(constant.resid)
     shift[constant.layout.rows == 3] = 1.0
     with packed_attention(adapter), torch.no_grad():
-        found = replay(adapter, constant.hidden + shift, constant.layout, 1)
+        found = replay(adapter, constant.resid + shift, constant.layout, 1)
     moved = (found - constant.final).abs().amax(dim=1) > 1e-9
     assert torch.equal(moved, constant.layout.rows == 3)
 
@@ -183,7 +183,7 @@ def test_model_is_as_before_inside_an_error(tiny: ModelAdapter) -> None:
     constant = prefill(tiny, tiny.batch(prompts(tiny)), STARTS, 1)
     assert changes(before, model_state(tiny)) == []
     with packed_attention(tiny):
-        replay(tiny, constant.hidden, constant.layout, 1)
+        replay(tiny, constant.resid, constant.layout, 1)
         assert changes(before, model_state(tiny)) != [], "the context did nothing"
     assert changes(before, model_state(tiny)) == []
     with pytest.raises(ZeroDivisionError), packed_attention(tiny):

@@ -6,6 +6,7 @@ Only tokens up to that one are run, and only the layers up to the one asked for:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,11 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.activations.targets import Site
-from emendo.models import ModelAdapter, pack_by_tokens
-from emendo.requests import EditRequest
+from emendo.activations.objective import Site
+from emendo.models import ModelAdapter, TokenBatch, pack_by_tokens
+from emendo.requests import SLOT, EditRequest
 from emendo.shapes import Keys
 from emendo.text import align_prompt
+
+_What = Literal["keys", "resid", "mlp_out"]
+_CAPTURED: dict[Site, _What] = {"resid_post": "resid", "mlp_out": "mlp_out"}
 
 TOKEN_BUDGET = 8192
 """Padded tokens of one forward pass: bounds memory, changes no result beyond rounding."""
@@ -67,22 +71,25 @@ def extract_keys(
     adapter: ModelAdapter,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
-    layer: int,
+    layers: Sequence[int],
     average: str,
-) -> EditKeys:
-    """Keys of every request at `layer`, in the model's present state.
+) -> dict[int, EditKeys]:
+    """Keys of every request at some layers, in the model's present state, in one pass.
 
     Args:
         adapter: The model.
         requests: The facts to write.
         contexts: Templates, the plain prompt first.
-        layer: Where the keys are read.
+        layers: Where the keys are read.
         average: As in `KeySettings`.
     """
     rows = _subject_rows(adapter, requests, contexts)
-    keys = _last_token(adapter, rows, "keys", layer).view(len(requests), len(contexts), -1)
-    weights = context_weights(len(contexts), average).to(keys)
-    return EditKeys(torch.einsum("c,ncd->nd", weights, keys), keys[:, 0])
+    weights = context_weights(len(contexts), average)
+    found = {}
+    for layer, values in _last_token(adapter, rows, "keys", layers).items():
+        keys = values.view(len(requests), len(contexts), -1)
+        found[layer] = EditKeys(torch.einsum("c,ncd->nd", weights.to(keys), keys), keys[:, 0])
+    return found
 
 
 def current_values(
@@ -97,9 +104,31 @@ def current_values(
     if settings.residual == "plain":
         contexts = contexts[:1]
     rows = _subject_rows(adapter, requests, contexts)
-    values = _last_token(adapter, rows, "resid" if site == "resid_post" else "mlp_out", layer)
+    values = _last_token(adapter, rows, _CAPTURED[site], [layer])[layer]
     weights = context_weights(len(contexts), settings.average).to(values)
     return torch.einsum("c,ncd->nd", weights, values.view(len(requests), len(contexts), -1))
+
+
+def forward_values(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    layer: int,
+    delta: Float[Tensor, "n d_model"],
+    site: Site,
+    layers: Sequence[int],
+) -> dict[int, Float[Tensor, "n d_model"]]:
+    """What later layers hold at the subjects' last tokens when δ has been added at `layer`: a forward replay.
+
+    Args:
+        adapter: The model.
+        requests: The facts to write, in their plain prompts.
+        layer: Where δ is added.
+        delta: What the target search found.
+        site: What δ was measured against, and what is read.
+        layers: Where to read, above `layer`.
+    """
+    rows = _subject_rows(adapter, requests, [SLOT])
+    return _run(adapter, rows, _CAPTURED[site], layers, _Added(layer, site, delta))
 
 
 def _subject_rows(
@@ -114,15 +143,46 @@ def _subject_rows(
     return rows
 
 
-def _last_token(adapter: ModelAdapter, rows: Sequence[Sequence[int]], what: str, layer: int) -> Float[Tensor, "rows d"]:
-    """One activation at the last token of each row, in float32 or better; equal rows are run once."""
-    distinct = list(dict.fromkeys(map(tuple, rows)))
-    found: dict[tuple[int, ...], Tensor] = {}
-    for group in pack_by_tokens([len(ids) for ids in distinct], TOKEN_BUDGET):
-        sequences = [distinct[index] for index in group]
-        batch = adapter.batch(sequences)
-        capture = adapter.run(batch, **{what: [layer]})
-        values = getattr(capture, what)[layer]
-        last = values[torch.arange(len(sequences), device=values.device), batch.lengths - 1]
-        found.update(zip(sequences, last.to(torch.promote_types(last.dtype, torch.float32)), strict=True))
-    return torch.stack([found[tuple(ids)] for ids in rows])
+def _last_token(
+    adapter: ModelAdapter, rows: Sequence[tuple[int, ...]], what: _What, layers: Sequence[int]
+) -> dict[int, Float[Tensor, "rows d"]]:
+    """One activation of some layers at the last token of each row, in float32 or better; equal rows are run once."""
+    place = {ids: at for at, ids in enumerate(dict.fromkeys(rows))}
+    order = [place[ids] for ids in rows]
+    return {layer: values[order] for layer, values in _run(adapter, list(place), what, layers).items()}
+
+
+def _run(
+    adapter: ModelAdapter,
+    rows: Sequence[tuple[int, ...]],
+    what: _What,
+    layers: Sequence[int],
+    added: _Added | None = None,
+) -> dict[int, Float[Tensor, "rows d"]]:
+    """The activation at the last token of each row, with a vector of its own added there at one layer, if any."""
+    found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(rows) for layer in layers}
+    for group in pack_by_tokens([len(ids) for ids in rows], TOKEN_BUDGET):
+        batch = adapter.batch([rows[row] for row in group])
+        with nullcontext() if added is None else added.to(adapter, batch, group):
+            capture = adapter.run(batch, **{what: list(layers)})
+        for layer, values in getattr(capture, what).items():
+            last = values[torch.arange(len(group), device=values.device), (batch.lengths - 1).to(values.device)]
+            for row, value in zip(group, last.to(torch.promote_types(last.dtype, torch.float32)), strict=True):
+                found[layer][row] = value
+    return {layer: torch.stack(values) for layer, values in found.items()}
+
+
+@dataclass(frozen=True)
+class _Added:
+    """A vector for each row, added at one layer at the row's last token."""
+
+    layer: int
+    site: Site
+    vectors: Float[Tensor, "rows d_model"]
+
+    def to(self, adapter: ModelAdapter, batch: TokenBatch, group: Sequence[int]) -> AbstractContextManager[None]:
+        """The context in which the vectors of some rows are added to a batch of them."""
+        shift = adapter.weight(self.layer).new_zeros(*batch.input_ids.shape, adapter.d_model)
+        last = (batch.lengths - 1).to(shift.device)
+        shift[torch.arange(len(group), device=shift.device), last] = self.vectors[list(group)].to(shift)
+        return adapter.adding(self.layer, **{"block" if self.site == "resid_post" else "mlp": shift})

@@ -4,24 +4,96 @@ For request i with contexts c and target tokens t::
 
     loss_i = mean_c mean_t −log p(target_t | context_c(prompt), δ_i)          make the target likely
            + kl_weight · KL(p(· | subject, δ_i) ‖ p(· | subject))             keep what the subject is
-           + weight_decay · ‖δ_i‖ / ‖init_i‖²                                 stay small
+           + weight_decay · Σ_parts ‖δ_i‖ / ‖init_i‖²                         stay small
 
-Source: public code of MEMIT (arXiv 2210.07229); `algorithms` section B of the design gives the constants.
+δ has one part or two: what is added to the residual stream or to the MLP's output, and (PMET) what is added to the
+attention's output beside it. It enters after the block where that is the same thing and cheapest, and inside it where
+it is not: when the MLP's output is normed before it joins the stream, or when attention has a part of its own.
+
+Source: public code of MEMIT (arXiv 2210.07229) and PMET (arXiv 2308.08742).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from emendo.models import ModelAdapter
-from emendo.models.suffix import SuffixLayout, prefill, replay, select_rows
+from emendo.models.suffix import Prefill, SuffixLayout, prefill, replay, select_rows
 from emendo.requests import SLOT, EditRequest
 from emendo.text import align_edit, align_prompt
+
+Site = Literal["resid_post", "mlp_out"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weights of the loss terms.
+
+    Args:
+        kl: Of the divergence on the subject's own prompt.
+        decay: Of ‖δ‖/‖init‖².
+        nll_when_argmax: Of the NLL of a request whose target tokens are all the argmax already.
+    """
+
+    kl: float = 0.0625
+    decay: float = 0.5
+    nll_when_argmax: float = 1.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where δ enters the model.
+
+    Args:
+        layer: The block.
+        site: What δ is measured against: the block's output or the MLP's.
+        joint_attention: δ has a second part, added to the attention's output.
+        inside: It enters inside the block, which is then run again in every step.
+        scale: Factor from δ to what is added after the block.
+    """
+
+    layer: int
+    site: Site
+    joint_attention: bool
+    inside: bool
+    scale: float
+
+    @classmethod
+    def at(cls, adapter: ModelAdapter, layer: int, site: Site, joint_attention: bool = False) -> Entry:
+        """The cheapest exact way in for this family."""
+        inside = joint_attention or (site == "mlp_out" and adapter.spec.mlp_normed)
+        return cls(layer, site, joint_attention, inside, adapter.mlp_scale if site == "mlp_out" else 1.0)
+
+    def init(self, constant: Prefill) -> Float[Tensor, "tokens parts d_model"]:
+        """The vectors that δ is added to, at every packed token."""
+        own = constant.resid if self.site == "resid_post" else constant.mlp_out
+        parts = [own, constant.attention_out] if self.joint_attention else [own]
+        return torch.stack(parts, dim=1)
+
+    def replay(
+        self,
+        adapter: ModelAdapter,
+        constant: Float[Tensor, "tokens d_model"],
+        layout: SuffixLayout,
+        subjects: Int[Tensor, " rows"],
+        delta: Float[Tensor, "rows parts d_model"],
+    ) -> Float[Tensor, "tokens d_model"]:
+        """Final hidden states with δ added at the rows' subject tokens; differentiable in δ."""
+        delta = delta.to(constant.dtype)
+        if not self.inside:
+            shifted = constant.index_add(0, subjects, self.scale * delta[:, 0])
+            return replay(adapter, shifted, layout, self.layer)
+        added = [torch.zeros_like(constant).index_add(0, subjects, part) for part in delta.unbind(1)]
+        attention = added[1] if self.joint_attention else None
+        with adapter.adding(self.layer, mlp=added[0], attention=attention):
+            return replay(adapter, constant, layout, self.layer - 1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +122,8 @@ class TargetProblem:
     Rows come request by request: its contexts, then its KL prompt.
 
     Attributes:
-        constant: Residual stream at the edit layer without δ, packed suffix tokens ``[tokens, d_model]``.
+        entry: Where δ enters.
+        constant: Residual stream without δ where the replay starts, packed suffix tokens ``[tokens, d_model]``.
         layout: Where the packed tokens stand.
         subjects: Packed token of each row's subject end, where δ is added, ``[rows]``.
         owner: Request of each row, ``[rows]``.
@@ -63,6 +136,7 @@ class TargetProblem:
         final: Final hidden states without δ from the ordinary forward pass, ``[tokens, d_model]``.
     """
 
+    entry: Entry
     constant: Float[Tensor, "tokens d_model"]
     layout: SuffixLayout
     subjects: Int[Tensor, " rows"]
@@ -83,16 +157,12 @@ class TargetProblem:
     def losses(
         self,
         adapter: ModelAdapter,
-        layer: int,
-        delta: Float[Tensor, "n d_model"],
-        init_norm: Float[Tensor, " n"],
-        *,
-        kl_weight: float,
-        weight_decay: float,
+        delta: Float[Tensor, "n parts d_model"],
+        init_norm: Float[Tensor, "n parts"],
+        terms: Terms,
     ) -> Losses:
         """Loss terms at `delta`; call inside `packed_attention`."""
-        shifted = self.constant.index_add(0, self.subjects, delta[self.owner].to(self.constant.dtype))
-        final = replay(adapter, shifted, self.layout, layer)
+        final = self.entry.replay(adapter, self.constant, self.layout, self.subjects, delta[self.owner])
         logits = adapter.unembed(final[torch.cat([self.scored, self.kl_tokens])])
         target_logits, kl_logits = logits.split([len(self.scored), self.n])
         chosen = target_logits.gather(1, self.labels[:, None])[:, 0]
@@ -100,13 +170,15 @@ class TargetProblem:
         nll = delta.new_zeros(self.n).index_add(0, self.score_owner, (token_nll * self.score_weight).to(delta.dtype))
         logp = kl_logits.log_softmax(dim=1)
         kl = (logp.exp() * (logp - self.base_logp)).sum(dim=1).to(delta.dtype)
-        decay = delta.norm(dim=1) / init_norm.square()
+        decay = (delta.norm(dim=2) / init_norm.square()).sum(dim=1)
         with torch.no_grad():
             missed = delta.new_zeros(self.n).index_add(
                 0, self.score_owner, (target_logits.argmax(dim=1) != self.labels).to(delta.dtype)
             )
-        total = nll + kl_weight * kl + weight_decay * decay
-        return Losses(total, nll.detach(), kl.detach(), missed == 0, final.detach())
+        argmax = missed == 0
+        weight = torch.where(argmax, terms.nll_when_argmax, 1.0).to(nll)
+        total = weight * nll + terms.kl * kl + terms.decay * decay
+        return Losses(total, nll.detach(), kl.detach(), argmax, final.detach())
 
     def keep(self, requests: Sequence[int]) -> TargetProblem:
         """The same problem for some of its requests, in ascending order."""
@@ -120,6 +192,7 @@ class TargetProblem:
         token_number[tokens] = torch.arange(len(tokens), device=device)
         scores = torch.nonzero(renumber[self.score_owner] >= 0).flatten()
         return TargetProblem(
+            entry=self.entry,
             constant=self.constant[tokens],
             layout=layout,
             subjects=token_number[self.subjects[rows]],
@@ -135,18 +208,25 @@ class TargetProblem:
 
 
 def target_problem(
-    adapter: ModelAdapter, requests: Sequence[EditRequest], contexts: Sequence[str], layer: int
-) -> tuple[TargetProblem, Float[Tensor, "n d_model"], Float[Tensor, "n d_model"]]:
+    adapter: ModelAdapter,
+    groups: Sequence[Sequence[EditRequest]],
+    contexts: Sequence[str],
+    entry: Entry,
+    *,
+    end_of_text: bool = False,
+) -> tuple[TargetProblem, Float[Tensor, "n parts d_model"]]:
     """Align requests in all contexts and run the constant part once.
 
     Args:
         adapter: The model.
-        requests: The facts to write.
+        groups: The facts to write; the requests of a group are about one subject and share δ.
         contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
-        layer: Where δ enters.
+        entry: Where δ enters.
+        end_of_text: The model's end-of-text token is the last token of every target.
 
     Returns:
-        The problem, and at the plain prompt's subject end the residual stream and the MLP output of `layer`.
+        The problem, in which a group counts as one request, and what δ is added to: the group's mean over plain
+        prompts, at the subject's end.
     """
     sequences: list[tuple[int, ...]] = []
     starts: list[int] = []
@@ -156,32 +236,35 @@ def target_problem(
     score_weight: list[float] = []
     score_at: list[tuple[int, int]] = []  # row, step
     kl_rows: list[int] = []
-    for number, request in enumerate(requests):
-        for context in contexts:
-            edit = align_edit(adapter, request, context)
-            row, length = len(sequences), len(edit.ids)
-            first = length - len(edit.target_ids)
-            score_at += [(row, at - edit.prompt.subject_last) for at in range(first, length)]
-            labels += edit.target_ids
-            score_owner += [number] * len(edit.target_ids)
-            score_weight += [1 / (len(contexts) * len(edit.target_ids))] * len(edit.target_ids)
-            sequences.append(edit.ids)
-            starts.append(edit.prompt.subject_last)
-            owner.append(number)
-        essence = align_prompt(adapter, EditRequest(f"{SLOT} is a", request.subject, request.target))
+    plain_rows: list[int] = []
+    for number, group in enumerate(groups):
+        for request in group:
+            plain_rows.append(len(sequences))
+            for context in contexts:
+                edit = align_edit(adapter, request, context, end_of_text=end_of_text)
+                row, length, n_tokens = len(sequences), len(edit.ids), len(edit.target_ids)
+                score_at += [(row, at - edit.prompt.subject_last) for at in range(length - n_tokens, length)]
+                labels += edit.target_ids
+                score_owner += [number] * n_tokens
+                score_weight += [1 / (len(group) * len(contexts) * n_tokens)] * n_tokens
+                sequences.append(edit.ids)
+                starts.append(edit.prompt.subject_last)
+                owner.append(number)
+        essence = align_prompt(adapter, EditRequest(f"{SLOT} is a", group[0].subject, group[0].target))
         # The words after the subject cannot influence its last token, so they are not run.
         kl_rows.append(len(sequences))
         sequences.append(essence.ids[: essence.subject_last + 1])
         starts.append(essence.subject_last)
         owner.append(number)
-    constant = prefill(adapter, adapter.batch(sequences), starts, layer)
-    device, precision = constant.hidden.device, torch.promote_types(constant.hidden.dtype, torch.float32)
+    constant = prefill(adapter, adapter.batch(sequences), starts, entry.layer)
+    device, precision = constant.final.device, torch.promote_types(constant.final.dtype, torch.float32)
     lengths = torch.tensor([len(ids) - at for ids, at in zip(sequences, starts, strict=True)])
     begins = (lengths.cumsum(0) - lengths).to(device)
     where = torch.tensor(score_at, device=device)
     kl_tokens = begins[torch.tensor(kl_rows, device=device)]
     problem = TargetProblem(
-        constant=constant.hidden,
+        entry=entry,
+        constant=constant.entering if entry.inside else constant.resid,
         layout=constant.layout,
         subjects=begins,
         owner=torch.tensor(owner, device=device),
@@ -193,5 +276,8 @@ def target_problem(
         base_logp=adapter.unembed(constant.final[kl_tokens]).log_softmax(dim=1).detach(),
         final=constant.final,
     )
-    plain = begins[torch.arange(len(requests), device=device) * (len(contexts) + 1)]
-    return problem, constant.hidden[plain].to(precision), constant.mlp_out[plain].to(precision)
+    plain = entry.init(constant)[begins[torch.tensor(plain_rows, device=device)]].to(precision)
+    sizes = torch.tensor([len(group) for group in groups], device=device)
+    member = torch.repeat_interleave(torch.arange(len(groups), device=device), sizes)
+    init = plain.new_zeros(len(groups), *plain.shape[1:]).index_add(0, member, plain) / sizes.to(plain)[:, None, None]
+    return problem, init

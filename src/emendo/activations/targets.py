@@ -1,7 +1,8 @@
 """Target search: the value v* = init + δ that each request's edit must produce, for all requests at once.
 
-δ enters the residual stream at the subject's last token, at the output of one layer. Requests are independent:
-they are optimised in one batch, each with its own Adam state, clamp and stop, and leave the batch when finished.
+δ enters the residual stream at the subject's last token, at one layer. Requests are independent, or groups of requests
+that share a subject and a δ: they are optimised in one batch, each with its own Adam state, clamp and stop, and leave
+the batch when finished.
 The published authors' serial loop finds the same δ up to rounding (a test holds this search to it).
 """
 
@@ -9,21 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.activations.objective import Losses, TargetProblem, target_problem
+from emendo.activations.objective import Entry, Losses, Site, TargetProblem, Terms, target_problem
 from emendo.errors import NumericalError, SelfCheckError
 from emendo.models import ModelAdapter
 from emendo.models.suffix import packed_attention
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRequest
-
-Site = Literal["resid_post", "mlp_out"]
 
 REPLAY_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 """Largest relative deviation of the replay from an ordinary forward pass that rounding explains.
@@ -38,7 +37,8 @@ class TargetSettings:
 
     Args:
         site: Which vector δ is measured against and added to: the whole block's output (``"resid_post"``) or the
-            MLP's (``"mlp_out"``). Both enter the residual stream at the same place.
+            MLP's (``"mlp_out"``). In most families both enter the residual stream at the same place; where the
+            MLP's output is normed first, only ``"mlp_out"`` can be written by an edit.
         steps: Most loss evaluations; one fewer updates.
         learning_rate: Of Adam.
         max_norm_ratio: ‖δ‖ is kept within this multiple of ‖init‖ (clamp_norm_factor of the public code).
@@ -47,11 +47,22 @@ class TargetSettings:
         loss_threshold: A request is finished when its total loss is below this.
         argmax_steps: A request is finished when all its target tokens have been the argmax in all contexts for
             this many further steps in a row; 0 turns the rule off.
+        argmax_nll_weight: Weight of a request's NLL in steps in which all its target tokens are the argmax (PMET:
+            0.1), so that the search turns to the divergence.
+        kl_threshold: A request whose target tokens are all the argmax is finished when its divergence is at most
+            this; 0 turns the rule off.
+        joint_attention: Search a second vector, added to the attention's output, beside the one that is written; it
+            takes the part of the change that attention could make (PMET).
+        end_of_text: The model's end-of-text token is the last token of every target, so that generation stops there.
+        norm_anchor: Rescale v* to the norm that the unedited model has there (NAS).
+        shared: Which requests share one v*: each its own (``"request"``), or all on one subject (``"subject"``).
         batch_size: Requests searched together; a matter of memory and speed only.
         precision: Of the matrix products: ``"float32"`` leaves them to the model's dtype, ``"bfloat16"`` runs them
             in bfloat16 with float32 norms, softmax and residual stream (autocast).
 
-    Source: MEMIT (arXiv 2210.07229) and its public code; the argmax rule is MPES of ENCORE (arXiv 2502.01636).
+    Source: MEMIT (arXiv 2210.07229) and its public code; argmax rule: MPES of ENCORE (arXiv 2502.01636); joint search and
+        its two rules: PMET (arXiv 2308.08742); norm anchor: NAS (arXiv 2602.02543); shared: MEMIT-Merge
+        (arXiv 2502.07322).
     """
 
     site: Site = "resid_post"
@@ -62,6 +73,12 @@ class TargetSettings:
     weight_decay: float = 0.5
     loss_threshold: float = 0.05
     argmax_steps: int = 0
+    argmax_nll_weight: float = 1.0
+    kl_threshold: float = 0.0
+    joint_attention: bool = False
+    end_of_text: bool = False
+    norm_anchor: bool = False
+    shared: Literal["request", "subject"] = "request"
     batch_size: int = 24
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -75,8 +92,8 @@ class TargetTrace:
         nll: Negative log-likelihood of the target at the δ that was kept, nats a token.
         kl: Divergence on the subject's prompt at that δ, nats.
         argmax: Whether all target tokens are the argmax in all contexts at that δ.
-        stopped: ``"loss"``, ``"argmax"`` or ``"steps"``: the rule that ended the search.
-        delta_norm: ‖δ‖.
+        stopped: ``"loss"``, ``"argmax"``, ``"kl"`` or ``"steps"``: the rule that ended the search.
+        delta_norm: ‖δ‖, of the part that is written.
         init_norm: ‖init‖.
     """
 
@@ -94,14 +111,38 @@ class Targets:
     """Target values of a batch of requests.
 
     Attributes:
-        value: v* = init + δ, ``[n, d_model]``.
+        layer: Where δ entered.
+        value: v* = init + δ, ``[n, d_model]``; equal rows where requests share it.
         delta: δ, ``[n, d_model]``.
         traces: One for each request.
     """
 
+    layer: int
     value: Float[Tensor, "n d_model"]
     delta: Float[Tensor, "n d_model"]
     traces: tuple[TargetTrace, ...]
+
+    def anchored(self, norms: Float[Tensor, " n"]) -> Targets:
+        """The same directions with other norms.
+
+        Args:
+            norms: ‖v*‖ of each request.
+        """
+        value = self.value * (norms / self.value.norm(dim=1))[:, None]
+        return replace(self, value=value, delta=self.delta + value - self.value)
+
+
+def share_groups(requests: Sequence[EditRequest], shared: str) -> list[list[int]]:
+    """Which requests share one v*, as indices, in the order of their first.
+
+    Args:
+        requests: The facts to write.
+        shared: As in `TargetSettings`.
+    """
+    groups: dict[object, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(request.subject.strip() if shared == "subject" else index, []).append(index)
+    return list(groups.values())
 
 
 def find_targets(
@@ -118,48 +159,52 @@ def find_targets(
         adapter: The model, which is left as it was.
         requests: The facts to write.
         contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
-        layer: The layer whose output receives δ.
+        layer: The layer that δ enters.
         settings: Constants of the search.
-        progress: Told about the stage "targets", in requests.
+        progress: Told about the stage "targets", in v* to find.
 
     Raises:
         NumericalError: A loss is not finite; names the requests.
         SelfCheckError: The replay of upper layers disagrees with the model's own forward pass.
     """
     progress = progress or Silent()
-    progress.start("targets", len(requests))
+    groups = share_groups(requests, settings.shared)
+    entry = Entry.at(adapter, layer, settings.site, settings.joint_attention)
+    progress.start("targets", len(groups))
     values, deltas, traces = [], [], []
     try:
-        for begin in range(0, len(requests), settings.batch_size):
-            part = requests[begin : begin + settings.batch_size]
-            problem, resid, mlp_out = target_problem(adapter, part, contexts, layer)
-            init = resid if settings.site == "resid_post" else mlp_out
-            search = _Search(adapter, layer, settings, problem, init, [r.label for r in part])
+        for begin in range(0, len(groups), settings.batch_size):
+            part = [[requests[index] for index in group] for group in groups[begin : begin + settings.batch_size]]
+            problem, init = target_problem(adapter, part, contexts, entry, end_of_text=settings.end_of_text)
+            search = _Search(adapter, settings, problem, init, [group[0].label for group in part])
             delta, part_traces = search.run(progress)
-            values.append(init + delta)
-            deltas.append(delta)
+            values.append((init + delta)[:, 0])
+            deltas.append(delta[:, 0])
             traces += part_traces
     finally:
         progress.finish()
-    return Targets(torch.cat(values), torch.cat(deltas), tuple(traces))
+    owner = {index: number for number, group in enumerate(groups) for index in group}
+    order = torch.tensor([owner[index] for index in range(len(requests))], device=values[0].device)
+    return Targets(
+        layer, torch.cat(values)[order], torch.cat(deltas)[order], tuple(traces[group] for group in order.tolist())
+    )
 
 
 class _Search:
-    """One batch of requests on its way; rows of every tensor are the requests that are still searched."""
+    """One batch on its way; rows of every tensor are the requests (or groups) that are still searched."""
 
     def __init__(
         self,
         adapter: ModelAdapter,
-        layer: int,
         settings: TargetSettings,
         problem: TargetProblem,
-        init: Float[Tensor, "n d_model"],
+        init: Float[Tensor, "n parts d_model"],
         labels: Sequence[str],
     ) -> None:
-        self.adapter, self.layer, self.settings, self.problem = adapter, layer, settings, problem
-        self.labels = labels
+        self.adapter, self.settings, self.problem, self.labels = adapter, settings, problem, labels
+        self.terms = Terms(settings.kl_weight, settings.weight_decay, settings.argmax_nll_weight)
         self.active = list(range(problem.n))
-        self.init_norm = init.norm(dim=1)
+        self.init_norm = init.norm(dim=2)
         self.delta = torch.zeros_like(init)
         self.moment1 = torch.zeros_like(init)
         self.moment2 = torch.zeros_like(init)
@@ -168,7 +213,7 @@ class _Search:
         self.found = torch.zeros_like(init)
         self.traces: list[TargetTrace | None] = [None] * problem.n
 
-    def run(self, progress: Progress) -> tuple[Float[Tensor, "n d_model"], list[TargetTrace]]:
+    def run(self, progress: Progress) -> tuple[Float[Tensor, "n parts d_model"], list[TargetTrace]]:
         self._refuse_non_finite()
         with packed_attention(self.adapter):
             for step in range(self.settings.steps):
@@ -192,14 +237,7 @@ class _Search:
         return self.found, [trace for trace in self.traces if trace is not None]
 
     def _losses(self) -> Losses:
-        losses = self.problem.losses(
-            self.adapter,
-            self.layer,
-            self.delta,
-            self.init_norm,
-            kl_weight=self.settings.kl_weight,
-            weight_decay=self.settings.weight_decay,
-        )
+        losses = self.problem.losses(self.adapter, self.delta, self.init_norm, self.terms)
         totals = losses.total.tolist()
         bad = [self.labels[self.active[row]] for row, x in enumerate(totals) if not abs(x) < float("inf")]
         if bad:
@@ -214,13 +252,15 @@ class _Search:
     def _finished(self, losses: Losses, *, last: bool) -> dict[int, str]:
         """Rows that stop here, with the rule that stops them."""
         finished = {}
-        totals, argmax = losses.total.tolist(), losses.argmax.tolist()
+        totals, argmax, kl = losses.total.tolist(), losses.argmax.tolist(), losses.kl.tolist()
         for row, request in enumerate(self.active):
             self.streak[request] = self.streak[request] + 1 if argmax[row] else 0
             if totals[row] < self.settings.loss_threshold:
                 finished[row] = "loss"
             elif 0 < self.settings.argmax_steps < self.streak[request]:
                 finished[row] = "argmax"
+            elif argmax[row] and self.settings.kl_threshold > 0 and kl[row] <= self.settings.kl_threshold:
+                finished[row] = "kl"
             elif last:
                 finished[row] = "steps"
         return finished
@@ -236,8 +276,8 @@ class _Search:
                 kl=float(losses.kl[row]),
                 argmax=bool(losses.argmax[row]),
                 stopped=reason,
-                delta_norm=float(self.delta[row].norm()),
-                init_norm=float(self.init_norm[row]),
+                delta_norm=float(self.delta[row, 0].norm()),
+                init_norm=float(self.init_norm[row, 0]),
             )
         keep = [row for row in range(len(self.active)) if row not in finished]
         self.active = [self.active[row] for row in keep]
@@ -247,16 +287,16 @@ class _Search:
         self.init_norm, self.delta = self.init_norm[keep], self.delta[keep]
         self.moment1, self.moment2 = self.moment1[keep], self.moment2[keep]
 
-    def _update(self, gradient: Float[Tensor, "n d_model"], t: int) -> None:
-        """Adam (β = 0.9, 0.999, ε = 1e-8) on every row, then the rows' clamp."""
+    def _update(self, gradient: Float[Tensor, "n parts d_model"], t: int) -> None:
+        """Adam (β = 0.9, 0.999, ε = 1e-8) on every row, then the clamp of every part."""
         self.moment1 = self.moment1.lerp(gradient, 0.1)
         self.moment2 = self.moment2.lerp(gradient.square(), 0.001)
         scale = (self.moment2 / (1 - 0.999**t)).sqrt() + 1e-8
         step = self.settings.learning_rate * (self.moment1 / (1 - 0.9**t)) / scale
         delta = self.delta - step
         radius = self.settings.max_norm_ratio * self.init_norm
-        norm = delta.norm(dim=1)
-        self.delta = torch.where((norm > radius)[:, None], delta * (radius / norm)[:, None], delta)
+        norm = delta.norm(dim=2)
+        self.delta = torch.where((norm > radius)[..., None], delta * (radius / norm)[..., None], delta)
 
     def _precision(self) -> torch.autocast | nullcontext[None]:
         if self.settings.precision == "bfloat16":
@@ -282,6 +322,6 @@ class _Search:
         tolerance = REPLAY_TOLERANCE[dtype]
         if not error <= tolerance:
             raise SelfCheckError(
-                f"re-running the layers above {self.layer} of {self.adapter.name!r} deviates from its forward pass by "
+                f"re-running the layers from {self.problem.entry.layer} of {self.adapter.name!r} deviates from its forward pass by "
                 f"{error:.2e} relative (expected at most {tolerance:.0e}); its blocks do more than Emendo knows"
             )

@@ -1,18 +1,42 @@
-"""The named methods: each a handful of values on the engine's axes, with its paper."""
+"""The named methods: each a handful of values on the engine's axes, with its paper.
+
+A new method is one entry here. `_MEMIT` and the other shared values are what several papers have in common.
+"""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 
 from emendo.activations.keys import KeySettings
 from emendo.activations.targets import TargetSettings
 from emendo.errors import MethodError
-from emendo.methods.config import ContextSettings, Memorization, MethodConfig
+from emendo.methods.config import ContextSettings, HistorySettings, Memorization, MethodConfig, PostStep
 from emendo.solve import Preservation
 
 _ROME_TARGET = TargetSettings(site="mlp_out", steps=20, max_norm_ratio=4)
+_EACH_EDIT = HistorySettings(weight=1.0)
+
+_MEMIT = MethodConfig(
+    name="memit",
+    source="MEMIT, arXiv 2210.07229 eq. 14 and 20",
+    span=5,
+    distribution="even",
+    preservation=Preservation(weight=15000),
+    memorization=Memorization(s=1.0),
+)
 
 _ALL = (
+    MethodConfig(
+        name="emendo",
+        source="measured, docs/methods.md: EMMET's equality (arXiv 2403.14236 eq. 9), the cheapest split over layers, "
+        "earlier edits preserved, argmax stop (MPES, arXiv 2502.01636)",
+        span=5,
+        distribution="optimal",
+        keys=KeySettings(average="flat"),
+        target=TargetSettings(argmax_steps=5, precision="bfloat16"),
+        history=_EACH_EDIT,
+    ),
     MethodConfig(
         name="emmet",
         source="EMMET, arXiv 2403.14236 eq. 9 and 10 with α = 0: equality for the whole batch; "
@@ -23,20 +47,25 @@ _ALL = (
         name="emmet-published",
         source="EMMET, arXiv 2403.14236, as its public code runs it: α = 0.1 on the dual diagonal for more than one "
         "request, which is MEMIT with λ = α · preservation.weight",
+        deviations=("the paper's equality holds only at α = 0; its code takes a pseudo-inverse where that fails",),
         memorization=Memorization(s=0.1, equality_alone=True),
     ),
-    MethodConfig(
-        name="memit",
-        source="MEMIT, arXiv 2210.07229 eq. 14 and 20",
-        span=5,
-        distribution="even",
-        preservation=Preservation(weight=15000),
-        memorization=Memorization(s=1.0),
+    _MEMIT,
+    replace(
+        _MEMIT,
+        name="memit-history",
+        source="sequential MEMIT of AlphaEdit, arXiv 2410.02355: keys of earlier edits are preserved keys",
+        deviations=("keys are those of the solve; AlphaEdit's code reads them again after all layers are written",),
+        history=_EACH_EDIT,
     ),
     MethodConfig(
         name="rome",
         source="ROME, arXiv 2202.05262 eq. 2, as its public code runs it: the direction from the key averaged over "
         "21 contexts, equality at the plain prompt's key",
+        deviations=(
+            "the paper has one key; its code mixes two, which can disable a model (r-rome has one)",
+            "KL weight and weight decay are the code's; the paper prints others",
+        ),
         batching="one_by_one",
         contexts=ContextSettings(scheme="rome"),
         keys=KeySettings(average="flat", constraint="plain"),
@@ -49,6 +78,73 @@ _ALL = (
         contexts=ContextSettings(scheme="rome"),
         keys=KeySettings(average="flat", constraint="mean", residual="mean"),
         target=_ROME_TARGET,
+    ),
+    replace(
+        _MEMIT,
+        name="pmet",
+        source="PMET, arXiv 2308.08742: attention and MLP searched together, the MLP's part written, 1/√(L−i)",
+        deviations=("only the MLP is written, as in the authors' settings; the paper can also write attention",),
+        distribution="sqrt",
+        target=TargetSettings(
+            site="mlp_out",
+            joint_attention=True,
+            steps=30,
+            learning_rate=0.2,
+            kl_weight=1.0,
+            argmax_nll_weight=0.1,
+            kl_threshold=0.01,
+        ),
+        preservation=Preservation(weight=6000),
+    ),
+    replace(
+        _MEMIT,
+        name="alphaedit",
+        source="AlphaEdit, arXiv 2410.02355: MEMIT's objective inside the null space of C, earlier edits preserved",
+        deviations=(
+            "threshold 0.02 and L2 = 10 are the code's; the paper prints 0.01 and 1",
+            "the cache holds the solve's keys; the code reads them again after all layers are written",
+            "solved in float64 in the null basis; the code solves the full system in float32",
+        ),
+        preservation=Preservation(weight=0, ridge=10, null_space="absolute", threshold=0.02),
+        history=_EACH_EDIT,
+    ),
+    replace(
+        _MEMIT,
+        name="encore",
+        source="ENCORE, arXiv 2502.01636: MEMIT with history, a ridge on the update's norm, and most-probable early stop",
+        deviations=("the stop asks all contexts and consecutive steps; the code skips the plain prompt and never resets",),
+        target=TargetSettings(argmax_steps=2),
+        preservation=Preservation(weight=15000, ridge=10),
+        history=_EACH_EDIT,
+    ),
+    replace(
+        _MEMIT,
+        name="rect",
+        source="RECT, arXiv 2401.04700: MEMIT, then only the entries that change their weight most, relatively",
+        deviations=("as in the code, lower layers are written in full while the others are solved",),
+        post=PostStep(kind="rect", keep=0.4),
+    ),
+    replace(
+        _MEMIT,
+        name="prune",
+        source="PRUNE, arXiv 2405.16821: MEMIT, then singular values of the total update above W₀'s largest are damped",
+        deviations=(
+            "replaces the total update by the damped one; the public code adds it to weights that have the whole already",
+            "base e, as AlphaEdit's comparison; applied after every batch, not once at the end",
+        ),
+        post=PostStep(kind="prune"),
+    ),
+    replace(
+        _MEMIT,
+        name="blue",
+        source="BLUE, arXiv 2502.03748: only the first and the last layer, each with its own target, nothing divided",
+        distribution="ends",
+    ),
+    replace(
+        _MEMIT,
+        name="replay",
+        source="forward replay: a target searched at the first layer, later layers aim at what it makes them hold",
+        distribution="replay",
     ),
 )
 

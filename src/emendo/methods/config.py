@@ -7,6 +7,7 @@ Nothing here runs. `catalog.py` holds the named methods, `presets.py` the publis
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_type_hints
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from emendo.activations.keys import KeySettings
 from emendo.activations.targets import TargetSettings
-from emendo.distribution import Distribution
+from emendo.distribution import Distribution, distribution_steps
 from emendo.errors import InputError, MethodError
 from emendo.solve import Preservation
 
@@ -61,12 +62,47 @@ class Memorization:
 
 
 @dataclass(frozen=True)
+class HistorySettings:
+    """What earlier edits in the model count in the preservation metric: H = weight · Σ kᵀk over their keys.
+
+    Args:
+        weight: 0 for none. With ``1/s`` (1 for MEMIT) an earlier edit counts exactly like one of the present batch.
+
+    Source: sequential MEMIT and the cache of AlphaEdit (arXiv 2410.02355); ENCORE (arXiv 2502.01636).
+    """
+
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class PostStep:
+    """What is done to the finished update of each layer.
+
+    Args:
+        kind: ``"none"``; ``"rect"`` keeps the entries that change their weight most, relatively; ``"prune"`` damps
+            singular values of the total update (earlier ones included) above the largest of W₀; ``"cap"`` scales the
+            update to a largest Frobenius norm.
+        keep: Share of the entries that ``"rect"`` keeps.
+        log_base: Of the logarithm that ``"prune"`` damps with.
+        max_ratio: Largest ‖ΔW‖/‖W‖ that ``"cap"`` leaves.
+
+    Source: RECT (arXiv 2401.04700), PRUNE (arXiv 2405.16821).
+    """
+
+    kind: Literal["none", "rect", "prune", "cap"] = "none"
+    keep: float = 0.4
+    log_base: float = math.e
+    max_ratio: float = 0.1
+
+
+@dataclass(frozen=True)
 class MethodConfig:
     """One point in the engine's parameter space.
 
     Args:
         name: How users call it.
         source: Paper and equation, or what was measured.
+        deviations: Where the authors' public code differs from the paper, or this method from their code.
         layers: Edited layers, ascending; empty until resolved for a model.
         span: Number of layers that the method edits by default.
         batching: ``"joint"`` solves all requests at once; ``"one_by_one"`` writes each on the model edited so far.
@@ -77,10 +113,13 @@ class MethodConfig:
         moments: Source and size of the second moment.
         preservation: f(C).
         memorization: s.
+        history: H.
+        post: What is done to the finished update.
     """
 
     name: str
     source: str
+    deviations: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     span: int = 1
     batching: Literal["joint", "one_by_one"] = "joint"
@@ -91,17 +130,24 @@ class MethodConfig:
     moments: MomentSettings = field(default_factory=MomentSettings)
     preservation: Preservation = field(default_factory=Preservation)
     memorization: Memorization = field(default_factory=Memorization)
+    history: HistorySettings = field(default_factory=HistorySettings)
+    post: PostStep = field(default_factory=PostStep)
+
+    @property
+    def written_layers(self) -> tuple[int, ...]:
+        """The edited layers that get an update."""
+        return tuple(step.layer for step in distribution_steps(self.distribution, self.layers))
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted name, as JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value, _ in _leaves(self)
-            if name not in ("name", "source")
+            if name not in ("name", "source", "deviations")
         }
 
 
-_FIXED = ("name", "source", "layers", "span")
+_FIXED = ("name", "source", "deviations", "layers", "span")
 """Not settable with --set: names, and layers, which have their own argument."""
 
 
@@ -163,13 +209,24 @@ def _replaced(config: MethodConfig, values: Mapping[str, Any]) -> MethodConfig:
     return config
 
 
-_POSITIVE = ("target.steps", "target.learning_rate", "target.max_norm_ratio", "target.batch_size", "moments.multiple")
+_POSITIVE = (
+    "target.steps",
+    "target.learning_rate",
+    "target.max_norm_ratio",
+    "target.batch_size",
+    "moments.multiple",
+    "post.keep",
+    "post.max_ratio",
+)
 _NOT_NEGATIVE = (
     "target.kl_weight",
     "target.weight_decay",
     "target.loss_threshold",
     "target.argmax_steps",
+    "target.argmax_nll_weight",
+    "target.kl_threshold",
     "memorization.s",
+    "history.weight",
 )
 
 
@@ -180,6 +237,13 @@ def _check_ranges(config: MethodConfig) -> None:
         for name in names:
             if not least < values[name] < float("inf"):
                 raise MethodError(f"{name}={values[name]!r}: expected a finite number {words} (--set {name}=VALUE)")
+    for name, most in (("post.keep", 1.0), ("target.argmax_nll_weight", 1.0)):
+        if values[name] > most:
+            raise MethodError(f"{name}={values[name]!r}: expected at most {most:g} (--set {name}=VALUE)")
+    if not values["post.log_base"] > 1:
+        raise MethodError(
+            f"post.log_base={values['post.log_base']!r}: expected a number above 1 (--set post.log_base=2)"
+        )
     if config.keys.residual == "mean" and config.target.site != "mlp_out":
         raise MethodError(
             "keys.residual=mean measures W k + b over contexts, which is the MLP's output; "

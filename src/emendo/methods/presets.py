@@ -70,6 +70,7 @@ _UNIFIED = "public code of arXiv 2403.14236"
 _EASYEDIT = "EasyEdit settings"
 _ALPHAEDIT = "AlphaEdit public code"
 _PMET = "PMET public code"
+_ENCORE = "ENCORE public code"
 _MEASURED = "measured on held-apart facts, docs/demo-model.md"
 
 # SmolLM2 has no BOS token, so a subject that opens a prompt stands on the attention sink, whose key resembles no other.
@@ -124,8 +125,63 @@ PRESETS: dict[str, dict[KnownModel, Preset]] = {
         LLAMA_32_3B: Preset((5,), _EASYEDIT, {**_LONG, **_lambda(100000)}),
     },
 }
-# r-ROME's authors edit the layers of ROME with ROME's settings.
+_FIVE = (4, 5, 6, 7, 8)
+_SLOW = {"target.learning_rate": 0.1}
+PRESETS |= {
+    "pmet": {
+        SMOLLM2_135M: Preset((1, 2, 3, 4, 5), _MEASURED, {**_FLAT_KEYS, **_lambda(100)}),
+        GPT_J: Preset((3, 4, 5, 6, 7, 8), _PMET),
+        GPT_NEOX: Preset(
+            (6, 7, 8, 9, 10),
+            _PMET,
+            {
+                "target.learning_rate": 0.5,
+                "target.max_norm_ratio": 0.8,
+                "target.kl_weight": 0.8,
+                **_lambda(15000),
+            },
+        ),
+        LLAMA_2_7B: Preset(
+            _FIVE,
+            "PMET's authors (issue 5 of their repository)",
+            {
+                "target.learning_rate": 0.5,
+                "target.steps": 20,
+                "target.max_norm_ratio": 1.0,
+                "target.kl_weight": 0.0625,
+            },
+        ),
+        LLAMA_32_3B: Preset(
+            _FIVE,
+            _EASYEDIT,
+            {
+                "target.learning_rate": 0.5,
+                "target.steps": 25,
+                "target.max_norm_ratio": 1.0,
+                "target.kl_weight": 0.0625,
+                **_lambda(15000),
+            },
+        ),
+    },
+    "alphaedit": {
+        SMOLLM2_135M: Preset((1, 2, 3, 4, 5), _MEASURED, _FLAT_KEYS),
+        GPT2_XL: Preset((13, 14, 15, 16, 17), _ALPHAEDIT, _SHORT),
+        GPT_J: Preset((3, 4, 5, 6, 7, 8), _ALPHAEDIT),
+        LLAMA_2_7B: Preset(_FIVE, _ENCORE, _SLOW),
+        LLAMA_3_8B: Preset(_FIVE, _ALPHAEDIT, _SLOW),
+        QWEN2_7B: Preset(_FIVE, _EASYEDIT, {**_LONG, "preservation.ridge": 1.0}),
+    },
+    "encore": {
+        SMOLLM2_135M: Preset((1, 2, 3, 4, 5), _MEASURED, {**_FLAT_KEYS, **_lambda(100)}),
+        GPT2_XL: Preset((13, 14, 15, 16, 17), _ENCORE, {**_SHORT, **_lambda(20000), "target.argmax_steps": 3}),
+        LLAMA_2_7B: Preset(_FIVE, _ENCORE),
+        LLAMA_3_8B: Preset(_FIVE, _ENCORE, {"preservation.ridge": 20.0, "target.argmax_steps": 1}),
+    },
+    "emendo": {SMOLLM2_135M: Preset((1, 2, 3, 4, 5), _MEASURED)},
+}
+# r-ROME's authors edit the layers of ROME with ROME's settings; the others are MEMIT with one more step or another split.
 PRESETS["r-rome"] = PRESETS["rome"]
+PRESETS |= dict.fromkeys(("memit-history", "rect", "prune", "blue", "replay"), PRESETS["memit"])
 
 _LATE_FAMILIES = ("gpt2", "gpt_neox")
 

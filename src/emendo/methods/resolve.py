@@ -12,6 +12,9 @@ from emendo.methods.config import MethodConfig, apply_settings
 from emendo.methods.presets import layers_by_depth, preset_for
 from emendo.models import ModelAdapter
 
+_PASSTHROUGH = ("even", "sqrt", "optimal")
+"""Distributions that divide one residual over layers."""
+
 
 @dataclass(frozen=True)
 class ResolvedMethod:
@@ -68,6 +71,8 @@ def resolve_method(
         origins.update(dict.fromkeys(preset.settings, preset_origin))
     elif not chosen:
         chosen, layer_origin = layers_by_depth(adapter, config.span)
+    if adapter.spec.mlp_normed:
+        config = _for_normed_mlp(config, origins)
     if settings:
         config = apply_settings(config, settings)
         origins.update(dict.fromkeys(settings, "given (--set)"))
@@ -80,4 +85,32 @@ def resolve_method(
             f"{config.name} writes one layer, found {list(config.layers)}; give one (--layers {config.layers[-1]}) or "
             "spread the edit (--set distribution=even)"
         )
+    if adapter.spec.mlp_normed:
+        _check_for_normed_mlp(config, adapter)
     return ResolvedMethod(config, origins)
+
+
+def _for_normed_mlp(config: MethodConfig, origins: dict[str, str]) -> MethodConfig:
+    """The method on a family whose MLP output is normed before it joins the residual stream.
+
+    There ΔW k is not what the stream gains, so targets are MLP outputs, and what one layer writes is no part of what
+    another layer's MLP has to give: every layer aims at a value of its own.
+    """
+    changed: dict[str, Any] = {"target.site": "mlp_out"}
+    if config.distribution in _PASSTHROUGH:
+        changed["distribution"] = "replay"
+    origins.update(dict.fromkeys(changed, "family: the MLP's output is normed before it joins the residual stream"))
+    return apply_settings(config, changed)
+
+
+def _check_for_normed_mlp(config: MethodConfig, adapter: ModelAdapter) -> None:
+    if config.target.site != "mlp_out":
+        raise MethodError(
+            f"target.site={config.target.site}: {adapter.spec.model_type} norms its MLP's output before it joins the "
+            "residual stream, so an edit cannot reach a target there; leave it out, or --set target.site=mlp_out"
+        )
+    if config.distribution in _PASSTHROUGH:
+        raise MethodError(
+            f"distribution={config.distribution} divides one residual over layers, and {adapter.spec.model_type} norms "
+            "its MLPs' outputs; expected single, ends or replay (--set distribution=replay)"
+        )

@@ -34,11 +34,15 @@ class Capture:
         keys: Inputs of the down-projections, each ``[batch, seq, d_in]``.
         mlp_out: Outputs of the down-projections, each ``[batch, seq, d_model]``.
         resid: Outputs of whole blocks (the residual stream), each ``[batch, seq, d_model]``.
+        entering: What enters whole blocks (the residual stream below them), each ``[batch, seq, d_model]``.
+        attention_out: Outputs of attention modules, each ``[batch, seq, d_model]``.
     """
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     mlp_out: dict[int, Tensor] = field(default_factory=dict)
     resid: dict[int, Tensor] = field(default_factory=dict)
+    entering: dict[int, Tensor] = field(default_factory=dict)
+    attention_out: dict[int, Tensor] = field(default_factory=dict)
 
 
 class _StopForwardError(Exception):
@@ -84,6 +88,11 @@ class ModelAdapter:
     def d_in(self, layer: int) -> int:
         """Inner width of a layer's MLP: the dimension of its keys."""
         return int(self.weight(layer).shape[1])
+
+    @property
+    def mlp_scale(self) -> float:
+        """Factor with which the MLP's output joins the residual stream."""
+        return 1.0 if self.spec.mlp_scale is None else float(getattr(self.model.config, self.spec.mlp_scale))
 
     @property
     def device(self) -> torch.device:
@@ -146,6 +155,10 @@ class ModelAdapter:
     def down_projection(self, layer: int) -> Any:
         """A layer's edited linear map, as the model has it."""
         return self.blocks[layer].get_submodule(self.spec.down_projection)
+
+    def attention(self, layer: int) -> nn.Module:
+        """A layer's attention module, as the model has it."""
+        return self.blocks[layer].get_submodule(self.spec.attention)
 
     def weight(self, layer: int) -> Weight:
         """A layer's edited weight as ``[d_out, d_in]``, a view whatever the module's layout."""
@@ -238,10 +251,12 @@ class ModelAdapter:
         mlp_out: Sequence[int] = (),
         resid: Sequence[int] = (),
         *,
+        entering: Sequence[int] = (),
+        attention_out: Sequence[int] = (),
         stop: int | None = None,
     ) -> Iterator[None]:
         """Hooks that fill `capture` during any forward pass inside the context; `stop` ends it after that block."""
-        handles = []
+        handles: list[Any] = []
 
         def key_hook(layer: int) -> Any:
             return lambda module, args: capture.keys.__setitem__(layer, args[0].detach())
@@ -258,13 +273,59 @@ class ModelAdapter:
 
             return hook
 
+        def entering_hook(layer: int) -> Any:
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+                capture.entering[layer] = (args[0] if args else kwargs["hidden_states"]).detach()
+
+            return hook
+
+        def attention_hook(layer: int) -> Any:
+            return lambda module, args, out: capture.attention_out.__setitem__(layer, block_output(out).detach())
+
         try:
+            for layer in entering:
+                handles.append(self.blocks[layer].register_forward_pre_hook(entering_hook(layer), with_kwargs=True))
+            for layer in attention_out:
+                handles.append(self.attention(layer).register_forward_hook(attention_hook(layer)))
             for layer in keys:
                 handles.append(self.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
             for layer in mlp_out:
                 handles.append(self.down_projection(layer).register_forward_hook(out_hook(layer)))
             for layer in {*resid, *([] if stop is None else [stop])}:
                 handles.append(self.blocks[layer].register_forward_hook(block_hook(layer)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def adding(
+        self, layer: int, *, mlp: Tensor | None = None, attention: Tensor | None = None, block: Tensor | None = None
+    ) -> Iterator[None]:
+        """Vectors are added to outputs inside one block while the context lasts; differentiable in them.
+
+        Args:
+            layer: The block.
+            mlp: Added to the down-projection's output, of its shape up to leading ones.
+            attention: Added to the attention module's output, likewise.
+            block: Added to the block's own output, likewise.
+        """
+
+        def hook(added: Tensor) -> Any:
+            def add(module: nn.Module, args: Any, out: Any) -> Any:
+                hidden = block_output(out)
+                hidden = hidden + added.view(hidden.shape)
+                return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+            return add
+
+        places = (
+            (self.down_projection(layer), mlp),
+            (self.attention(layer), attention),
+            (self.blocks[layer], block),
+        )
+        handles = [module.register_forward_hook(hook(added)) for module, added in places if added is not None]
+        try:
             yield
         finally:
             for handle in handles:

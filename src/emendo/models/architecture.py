@@ -39,6 +39,8 @@ class ArchitectureSpec:
     rotary: str | None
     attention_seam: str
     examples: str
+    mlp_normed: bool = False
+    mlp_scale: str | None = None
 
 
 def _llama_like(model_type: str, examples: str) -> ArchitectureSpec:

@@ -137,16 +137,20 @@ class Prefill:
     """The constant part of many prompts, from one forward pass.
 
     Attributes:
-        hidden: Residual stream at the start layer, packed suffix tokens ``[tokens, d_model]``.
+        resid: Residual stream above the start layer, packed suffix tokens ``[tokens, d_model]``.
+        entering: Residual stream below the start layer, likewise.
+        mlp_out: Down-projection output at the start layer, likewise.
+        attention_out: Attention output at the start layer, likewise.
         final: Hidden states after the final norm of the same tokens, the oracle of the replay.
         layout: Where the packed tokens stand.
-        mlp_out: Down-projection output at the start layer, packed suffix tokens ``[tokens, d_model]``.
     """
 
-    hidden: Float[Tensor, "tokens d_model"]
+    resid: Float[Tensor, "tokens d_model"]
+    entering: Float[Tensor, "tokens d_model"]
+    mlp_out: Float[Tensor, "tokens d_model"]
+    attention_out: Float[Tensor, "tokens d_model"]
     final: Float[Tensor, "tokens d_model"]
     layout: SuffixLayout
-    mlp_out: Float[Tensor, "tokens d_model"]
 
 
 def prefill(
@@ -158,7 +162,7 @@ def prefill(
         adapter: The model.
         batch: Prompts, right padded.
         starts: First suffix position of each prompt.
-        layer: The layer after which something will be added to the residual stream.
+        layer: The layer inside or after which something will be added.
         chunk_tokens: Most padded tokens in one forward pass.
 
     Raises:
@@ -170,7 +174,7 @@ def prefill(
     width, n_past = int((lengths - first).max()), int(first.max())
     grid = torch.arange(width, device=lengths.device)[None] + first[:, None]
     rows, steps = torch.nonzero(grid < lengths[:, None], as_tuple=True)
-    hidden, mlp_out, final = ([torch.empty(0)] * len(starts) for _ in range(3))
+    resid, entering, mlp_out, attention_out, final = ([torch.empty(0)] * len(starts) for _ in range(5))
     past: dict[int, tuple[Tensor, Tensor]] = {}
     # Rows of like length share a pass, so that little padding is run.
     for group in pack_by_tokens(lengths.tolist(), chunk_tokens):
@@ -179,10 +183,15 @@ def prefill(
         capture, cache, out = _keep_everything(adapter, batch, part, longest, layer)
         for place, row in enumerate(group):
             suffix = slice(starts[row], int(lengths[row]))
-            hidden[row] = capture.resid[layer][place, suffix]
-            mlp_out[row] = capture.mlp_out[layer][place, suffix]
+            for found, captured in (
+                (resid, capture.resid),
+                (entering, capture.entering),
+                (mlp_out, capture.mlp_out),
+                (attention_out, capture.attention_out),
+            ):
+                found[row] = captured[layer][place, suffix]
             final[row] = out[place, suffix]
-        for index in range(layer + 1, adapter.n_layers):
+        for index in range(layer, adapter.n_layers):
             stored, kept = cache.layers[index], min(n_past, longest)
             if index not in past:
                 shape = (len(starts), stored.keys.shape[1], n_past, stored.keys.shape[3])
@@ -198,7 +207,7 @@ def prefill(
         past=past,
         past_mask=torch.arange(n_past, device=first.device)[None] < first[:, None],
     )
-    return Prefill(torch.cat(hidden), torch.cat(final), layout, torch.cat(mlp_out))
+    return Prefill(*map(torch.cat, (resid, entering, mlp_out, attention_out, final)), layout=layout)
 
 
 def _keep_everything(
@@ -206,8 +215,9 @@ def _keep_everything(
 ) -> tuple[Capture, DynamicCache, Tensor]:
     """One ordinary forward pass of some rows: activations at `layer`, all keys and values, final hidden states."""
     # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
-    capture, cache = Capture(), DynamicCache()
-    with adapter.quiet(), torch.no_grad(), adapter.recording(capture, mlp_out=[layer], resid=[layer]):
+    capture, cache, at = Capture(), DynamicCache(), [layer]
+    recording = adapter.recording(capture, mlp_out=at, resid=at, entering=at, attention_out=at)
+    with adapter.quiet(), torch.no_grad(), recording:
         out = adapter.decoder(
             input_ids=batch.input_ids[part, :longest],
             attention_mask=batch.attention_mask[part, :longest].long(),

@@ -9,7 +9,7 @@ from typing import Any
 
 from emendo import strict_json
 from emendo.errors import OutputError
-from emendo.pipeline import Plan
+from emendo.plan import Plan
 from emendo.report.judge import Judgement
 from emendo.report.markdown import markdown_report
 from emendo.update import ModelUpdate

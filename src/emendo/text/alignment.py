@@ -154,12 +154,30 @@ def _encode_apart(adapter: ModelAdapter, prompt_ids: list[int], spaced: str, joi
     return []
 
 
-def align_edit(adapter: ModelAdapter, request: EditRequest, context: str = SLOT) -> AlignedEdit:
+def align_edit(
+    adapter: ModelAdapter, request: EditRequest, context: str = SLOT, *, end_of_text: bool = False
+) -> AlignedEdit:
     """A request inside a context as tokens, ready for the target search.
 
     The target's tokens are those that follow the plain prompt, the same in every context.
+
+    Args:
+        adapter: The model.
+        request: The fact to write.
+        context: Template with one ``{}`` for the whole prompt.
+        end_of_text: Add the model's end-of-text token to the target.
+
+    Raises:
+        RequestError: The request cannot be aligned, or the tokenizer has no end-of-text token.
     """
     _, target_ids = encode_target(adapter, request.text, request.target)
+    if end_of_text:
+        if adapter.tokenizer.eos_token_id is None:
+            raise RequestError(
+                f"the tokenizer of {adapter.name!r} has no end-of-text token to append to targets; "
+                "leave it out (--set target.end_of_text=false)"
+            )
+        target_ids = [*target_ids, adapter.tokenizer.eos_token_id]
     return AlignedEdit(align_prompt(adapter, request, context), tuple(target_ids))
 
 

@@ -1,0 +1,120 @@
+"""What planning an edit gives: the update, how it was found, and what it does to each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emendo.activations.targets import TargetTrace
+from emendo.methods import ResolvedMethod
+from emendo.requests import EditRequest
+from emendo.shapes import Keys, Residuals, Weight
+from emendo.solve import PreparedLayer, SolveStats, frobenius_norm, preservation_cost, retained
+from emendo.update import LayerUpdate, ModelUpdate
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What an edit does to one layer.
+
+    Attributes:
+        layer: Index of the block.
+        solves: Figures of each solve, one a batch.
+        update_norm: ‖ΔW‖_F.
+        relative_norm: ‖ΔW‖_F / ‖W‖_F.
+        relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ): mean squared change of the layer's output on preserved keys,
+            relative to the output's own mean square.
+        written: Part of the wanted residuals that the finished update gives at its own keys, mean over
+            requests; 1 is all.
+        disturbed: Change of what earlier edits had written at their keys, relative to it, root mean square; None where
+            there were none or their keys are not known.
+    """
+
+    layer: int
+    solves: tuple[SolveStats, ...]
+    update_norm: float
+    relative_norm: float
+    relative_cost: float
+    written: float
+    disturbed: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"solves": [asdict(solved) for solved in self.solves]}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An edit that has been worked out and not yet applied.
+
+    Attributes:
+        update: The factors, with everything below recorded in its `info`.
+        requests: The facts to write.
+        method: The method with every value fixed.
+        contexts: The prefix contexts that were used.
+        targets: What the target search did, one entry a request (and searched layer, where there are several).
+        layers: What the edit does to each layer.
+        seconds: Wall time by stage.
+    """
+
+    update: ModelUpdate
+    requests: tuple[EditRequest, ...]
+    method: ResolvedMethod
+    contexts: tuple[str, ...]
+    targets: tuple[TargetTrace, ...]
+    layers: tuple[LayerReport, ...]
+    seconds: dict[str, float]
+
+
+def layer_report(
+    finished: LayerUpdate,
+    solved: LayerUpdate,
+    stats: Sequence[SolveStats],
+    prepared: PreparedLayer,
+    weight: Weight,
+    earlier: LayerUpdate | None,
+) -> LayerReport:
+    """Measure the finished update of a layer.
+
+    Args:
+        finished: The update that will be applied.
+        solved: The same before any post-step: one row for each key.
+        stats: Figures of its solves.
+        prepared: The layer's preservation metric.
+        weight: The weight that the update is added to, in float32 or better.
+        earlier: Sum of the updates already in the model.
+    """
+    weight = weight.double()
+    moment = prepared.moment.to(weight)
+    norm = frobenius_norm(finished.residuals, finished.dual_keys)
+    cost = preservation_cost(finished.residuals, finished.dual_keys, prepared.moment)
+    assert solved.keys is not None  # made by a solve
+    written = retained(finished.residuals, finished.dual_keys, solved.keys, solved.residuals)
+    return LayerReport(
+        layer=finished.layer,
+        solves=tuple(stats),
+        update_norm=norm,
+        relative_norm=norm / float(weight.norm()),
+        relative_cost=cost / float(((weight @ moment) * weight).sum()),
+        written=float(written.mean()),
+        disturbed=None if earlier is None else _disturbed(finished, earlier),
+    )
+
+
+def _disturbed(update: LayerUpdate, earlier: LayerUpdate) -> float | None:
+    if earlier.keys is None or not len(earlier.keys):
+        return None
+    changed = _at_keys(update.residuals, update.dual_keys, earlier.keys)
+    before = _at_keys(earlier.residuals, earlier.dual_keys, earlier.keys)
+    return float(changed.norm() / before.norm())
+
+
+def _at_keys(residuals: Residuals, dual_keys: Keys, keys: Keys) -> Float[Tensor, "edits d_out"]:
+    """ΔW k for every key, without forming ΔW."""
+    dual_keys = dual_keys.to(torch.float64)
+    return (keys.to(dual_keys) @ dual_keys.T) @ residuals.to(dual_keys)

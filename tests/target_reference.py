@@ -1,8 +1,9 @@
 """The target search as it was published: one request at a time, the whole model, every position, every step.
 
 A plain transcription of the constants and the order of operations in the public code of MEMIT (δ at the output of a
-whole block) and ROME (δ at the output of its MLP), on a bare transformers model. Emendo only says which tokens a
-sentence has and where its subject ends; the target's tokens are appended to them as ids.
+whole block), ROME (δ at the output of its MLP) and PMET (a second δ at the output of its attention), on a bare
+transformers model. Emendo only says which tokens a sentence has and where its subject ends; the target's tokens are
+appended to them as ids.
 """
 
 from __future__ import annotations
@@ -65,9 +66,11 @@ class SerialSearch:
         return replace(self, **paths, updates=end - 1)
 
 
-def sentences_of(adapter: ModelAdapter, request: EditRequest, contexts: Sequence[str]) -> Sentences:
+def sentences_of(
+    adapter: ModelAdapter, request: EditRequest, contexts: Sequence[str], end_of_text: bool = False
+) -> Sentences:
     """Tokens and lookup positions of a request."""
-    edits = [align_edit(adapter, request, context) for context in contexts]
+    edits = [align_edit(adapter, request, context, end_of_text=end_of_text) for context in contexts]
     kl_prompt = align_prompt(adapter, EditRequest("{} is a", request.subject, request.target))
     return Sentences(
         ids=[[*edit.prompt.ids, *edit.target_ids[:-1]] for edit in edits] + [list(kl_prompt.ids)],
@@ -88,28 +91,43 @@ def serial_search(
     kl_factor: float = 0.0625,
     weight_decay: float = 0.5,
     loss_threshold: float = 0.05,
+    joint_attention: str | None = None,
+    argmax_nll_weight: float = 1.0,
+    kl_threshold: float = 0.0,
 ) -> SerialSearch:
-    """Search δ for one request; the model's parameters are frozen and stay so."""
+    """Search δ for one request; the model's parameters are frozen and stay so.
+
+    `joint_attention` names the attention module of a block, which then gets a δ of its own; the one that is returned
+    is the other.
+    """
     search = SerialSearch()
     model.requires_grad_(False)
     input_ids, attention_mask = _right_padded(sentences.ids)
     lengths = [len(ids) for ids in sentences.ids]
     rewriting = range(len(sentences.ids) - 1)
     dtype = torch.promote_types(model.dtype, torch.float32)
-    delta = torch.zeros(model.get_input_embeddings().weight.shape[1], dtype=dtype, requires_grad=True)
-    optimizer = torch.optim.Adam([delta], lr=learning_rate)
+    width = model.get_input_embeddings().weight.shape[1]
+    block = model.get_submodule(BLOCKS[model.config.model_type])[layer]
+    modules = [block if site == "resid_post" else block.mlp]
+    modules += [] if joint_attention is None else [block.get_submodule(joint_attention)]
+    deltas = [torch.zeros(width, dtype=dtype, requires_grad=True) for _ in modules]
+    inits: list[Tensor | None] = [None for _ in modules]
+    delta = deltas[0]
+    optimizer = torch.optim.Adam(deltas, lr=learning_rate)
     kl_base = None
 
-    def add_delta(module: Any, args: Any, out: Any) -> Any:
-        hidden = (out[0] if isinstance(out, tuple) else out).clone()
-        if not len(search.target_init):
-            search.target_init = hidden[0, sentences.lookups[0]].detach().to(dtype)
-        for row, lookup in enumerate(sentences.lookups):
-            hidden[row, lookup] += delta.to(hidden.dtype)
-        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+    def adding(part: int) -> Any:
+        def add_delta(module: Any, args: Any, out: Any) -> Any:
+            hidden = (out[0] if isinstance(out, tuple) else out).clone()
+            if inits[part] is None:
+                inits[part] = hidden[0, sentences.lookups[0]].detach().to(dtype)
+            for row, lookup in enumerate(sentences.lookups):
+                hidden[row, lookup] += deltas[part].to(hidden.dtype)
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
-    block = model.get_submodule(BLOCKS[model.config.model_type])[layer]
-    hook = (block if site == "resid_post" else block.mlp).register_forward_hook(add_delta)
+        return add_delta
+
+    hooks = [module.register_forward_hook(adding(part)) for part, module in enumerate(modules)]
     try:
         for step in range(steps):
             optimizer.zero_grad()
@@ -130,25 +148,29 @@ def serial_search(
             kl_log_probs = log_probs[-1, sentences.lookups[-1]][None]
             kl_base = kl_log_probs.detach().clone() if kl_base is None else kl_base
             kl = kl_div(kl_base, kl_log_probs, log_target=True, reduction="batchmean")
-            decay = weight_decay * (delta.norm() / search.target_init.norm() ** 2)
-            loss = nll + kl_factor * kl + decay
+            pairs_of = [(own, init) for own, init in zip(deltas, inits, strict=True) if init is not None]
+            search.target_init = pairs_of[0][1]
+            decay = weight_decay * sum(own.norm() / init.norm() ** 2 for own, init in pairs_of)
+            loss = (argmax_nll_weight if all(hits) else 1.0) * nll + kl_factor * kl + decay
 
             search.losses.append(loss.item())
             search.nlls.append(nll.item())
             search.kls.append(kl.item())
             search.argmax.append(all(hits))
             search.deltas.append(delta.detach().clone())
-            if loss < loss_threshold or step == steps - 1:
+            if loss < loss_threshold or step == steps - 1 or (all(hits) and kl_threshold > 0 and kl <= kl_threshold):
                 break
             loss.backward()
             optimizer.step()
             search.updates += 1
-            radius = clamp_norm_factor * search.target_init.norm()
-            if delta.norm() > radius:
-                with torch.no_grad():
-                    delta[...] = delta * radius / delta.norm()
+            for own, init in pairs_of:
+                radius = clamp_norm_factor * init.norm()
+                if own.norm() > radius:
+                    with torch.no_grad():
+                        own[...] = own * radius / own.norm()
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return search
 
 

@@ -6,8 +6,9 @@ what a lower layer writes passes through the residual stream unchanged.
 
 ``optimal`` is the exact minimiser of the total preservation cost Σ tr(Δₗ Aₗ Δₗᵀ) under that assumption. Split
 R = Σ Rₗ; memorizing Rₗ at layer l costs tr(Rₗᵀ Dₗ⁻¹ Rₗ) with Dₗ = Kₗ Aₗ⁻¹ Kₗᵀ + s I, so the cheapest split is
-Rₗ = Dₗ (Σ D)⁻¹ R. It is one solve on the layers' concatenated keys under a block-diagonal metric. For nearly independent
-keys D is diagonal, and a layer's share of a request is in proportion to the request's leverage k A⁻¹ kᵀ there.
+Rₗ = Dₗ (Σ D)⁻¹ R. It is one solve on the layers' concatenated keys under a block-diagonal metric. For nearly
+independent keys D is diagonal, and a layer's share of a request is in proportion to the request's leverage k A⁻¹ kᵀ
+there.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def distribution_steps(distribution: Distribution, layers: Sequence[int]) -> tup
     Raises:
         MethodError: ``"single"`` with several layers.
 
-    Source: MEMIT (arXiv 2210.07229) eq. 20 for even, PMET (arXiv 2308.08742) for sqrt, BLUE (arXiv 2502.03748) for ends.
+    Source: MEMIT (arXiv 2210.07229) eq. 20 for even, PMET (arXiv 2308.08742) for sqrt, BLUE (arXiv 2502.03748) for
+        ends.
     """
     last, n = layers[-1], len(layers)
     if distribution == "single" and n != 1:
@@ -84,7 +86,7 @@ def searched_layers(distribution: Distribution, layers: Sequence[int]) -> tuple[
 
 @torch.no_grad()
 def remaining_shares(prepared: Sequence[PreparedLayer], keys: Sequence[Keys], s: float) -> list[Float[Tensor, "n n"]]:
-    """For each layer, the matrix that takes what is still missing before it to what it contributes: Dₗ (Σ_{m ≥ l} Dₘ)⁻¹.
+    """For each layer, the matrix from what is missing before it to what it contributes: Dₗ (Σ_{m ≥ l} Dₘ)⁻¹.
 
     Args:
         prepared: The layers' metrics, in the order of writing.

@@ -66,8 +66,8 @@ def plan_edit(
         preceding: Identities of updates already applied to the model, stored with the update.
         earlier: Sum of the updates already applied, one entry a layer: the method's history.
         weights: Present weights in float32 or better, where more is known of them than the model's dtype holds.
-        anchors: Norms that a method with `target.norm_anchor` gives to the target values, by searched layer; None: those
-            that the model has now.
+        anchors: Norms that a method with `target.norm_anchor` gives to the target values, by searched layer; None:
+            those that the model has now.
         record: More JSON values to store with the update.
         progress: Told about the stages.
 

@@ -308,9 +308,9 @@ def test_a_numerical_failure_is_exit_code_1(
     from emendo.activations.keys import EditKeys
     from emendo.pipeline import extract_keys
 
-    def spoilt(*args: Any, **kwargs: Any) -> EditKeys:
-        keys = extract_keys(*args, **kwargs)
-        return EditKeys(keys.mean * float("nan"), keys.plain)
+    def spoilt(*args: Any, **kwargs: Any) -> dict[int, EditKeys]:
+        found = extract_keys(*args, **kwargs)
+        return {layer: EditKeys(keys.mean * float("nan"), keys.plain) for layer, keys in found.items()}
 
     monkeypatch.setattr("emendo.pipeline.extract_keys", spoilt)
     code, out, err = emendo_call(emendo, model, tmp_path)

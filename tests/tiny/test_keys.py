@@ -51,7 +51,7 @@ def mean(rows: Sequence[Tensor], average: str) -> Tensor:
 
 @pytest.mark.parametrize("average", ["two_level", "flat"])
 def test_keys_equal_one_pass_a_sentence(tiny: ModelAdapter, average: str) -> None:
-    found = extract_keys(tiny, REQUESTS, CONTEXTS, 2, average)
+    found = extract_keys(tiny, REQUESTS, CONTEXTS, [2], average)[2]
     assert found.mean.shape == found.plain.shape == (len(REQUESTS), tiny.d_in(2))
     for row, request in enumerate(REQUESTS):
         rows = [naive(tiny, request, context, 2, "key") for context in CONTEXTS]
@@ -72,7 +72,7 @@ def test_present_values_equal_one_pass_a_sentence(tiny: ModelAdapter, site: str,
 
 def test_mean_value_belongs_to_the_mean_key(tiny: ModelAdapter) -> None:
     """W k̄ + b is the mean MLP output, so that a residual measured there is met at the mean key."""
-    keys = extract_keys(tiny, REQUESTS, CONTEXTS, 1, "flat").mean
+    keys = extract_keys(tiny, REQUESTS, CONTEXTS, [1], "flat")[1].mean
     values = current_values(tiny, REQUESTS, CONTEXTS, 1, "mlp_out", KeySettings(average="flat", residual="mean"))
     bias = tiny.model.get_submodule(tiny.module_name(1)).bias
     expected = keys @ tiny.weight(1).T + (0 if bias is None else bias.detach())
@@ -103,17 +103,19 @@ def test_the_subject_is_the_one_in_the_slot() -> None:
     earlier = align_prompt(adapter, EditRequest("{}, the capital of Paris", "Paris", "Rome"))
     assert earlier.ids == aligned.ids
     assert earlier.subject_last < aligned.subject_last
-    first = extract_keys(adapter, [request], CONTEXTS[:1], 2, "flat").plain
-    second = extract_keys(adapter, [EditRequest("{}, the capital of Paris", "Paris", "Rome")], CONTEXTS[:1], 2, "flat")
+    first = extract_keys(adapter, [request], CONTEXTS[:1], [2], "flat")[2].plain
+    second = extract_keys(
+        adapter, [EditRequest("{}, the capital of Paris", "Paris", "Rome")], CONTEXTS[:1], [2], "flat"
+    )[2]
     assert not torch.allclose(first, second.plain)
 
 
 def test_order_and_packing_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = build_tiny("gpt2")
-    straight = extract_keys(adapter, REQUESTS, CONTEXTS, 2, "two_level").mean
+    straight = extract_keys(adapter, REQUESTS, CONTEXTS, [2], "two_level")[2].mean
     monkeypatch.setattr(keys_module, "TOKEN_BUDGET", 1)
     order = [2, 0, 3, 1]
-    other = extract_keys(adapter, [REQUESTS[i] for i in order], CONTEXTS, 2, "two_level").mean
+    other = extract_keys(adapter, [REQUESTS[i] for i in order], CONTEXTS, [2], "two_level")[2].mean
     torch.testing.assert_close(other, straight[order], rtol=1e-4, atol=1e-5)
 
 
@@ -125,7 +127,7 @@ def test_equal_sentences_are_run_once() -> None:
         EditRequest("The capital of {} is", "Japan", "Rome"),
         EditRequest("The capital of {} was", "Japan", "Paris"),
     ]
-    found = extract_keys(adapter, same, CONTEXTS, 2, "flat").mean
+    found = extract_keys(adapter, same, CONTEXTS, [2], "flat")[2].mean
     assert sum(rows) == len(CONTEXTS)
     assert torch.equal(found[0], found[1])
 
@@ -134,10 +136,10 @@ def test_keys_follow_the_model_and_leave_it_alone(tiny: ModelAdapter) -> None:
     tiny.model.train()
     tiny.tokenizer.padding_side = "left"
     before = model_state(tiny)
-    original = extract_keys(tiny, REQUESTS, CONTEXTS, 2, "flat").mean
+    original = extract_keys(tiny, REQUESTS, CONTEXTS, [2], "flat")[2].mean
     with tiny.edited({1: tiny.weight(1) * 2}):
-        edited = extract_keys(tiny, REQUESTS, CONTEXTS, 2, "flat").mean
-    again = extract_keys(tiny, REQUESTS, CONTEXTS, 2, "flat").mean
+        edited = extract_keys(tiny, REQUESTS, CONTEXTS, [2], "flat")[2].mean
+    again = extract_keys(tiny, REQUESTS, CONTEXTS, [2], "flat")[2].mean
     assert not torch.allclose(edited, original, atol=1e-3)
     assert torch.equal(again, original)
     assert changes(before, model_state(tiny)) == []
@@ -147,5 +149,5 @@ def test_keys_follow_the_model_and_leave_it_alone(tiny: ModelAdapter) -> None:
 def test_keys_are_float32_or_better(dtype: torch.dtype) -> None:
     adapter = build_tiny("llama", dtype=dtype)
     wanted = torch.promote_types(dtype, torch.float32)
-    assert extract_keys(adapter, REQUESTS, CONTEXTS, 2, "flat").mean.dtype == wanted
+    assert extract_keys(adapter, REQUESTS, CONTEXTS, [2], "flat")[2].mean.dtype == wanted
     assert current_values(adapter, REQUESTS, CONTEXTS, 2, "resid_post", KeySettings()).dtype == wanted

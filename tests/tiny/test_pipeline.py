@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from emendo.activations.keys import KeySettings
 from emendo.activations.targets import find_targets
-from emendo.distribution import share
+from emendo.distribution import Distribution, distribution_steps, searched_layers
 from emendo.errors import ConflictError, InfeasibleError, MethodError
 from emendo.methods import method_named
 from emendo.models import ModelAdapter
@@ -101,10 +101,21 @@ class Naive:
 
 
 def test_shares() -> None:
-    assert [share("even", i, 4) for i in range(4)] == [1 / 4, 1 / 3, 1 / 2, 1.0]
-    assert share("even", 0, 1) == share("single", 0, 1) == 1.0
+    def shares(distribution: Distribution, *layers: int) -> list[tuple[int, int, float | None]]:
+        return [(step.layer, step.aim, step.share) for step in distribution_steps(distribution, layers)]
+
+    assert shares("even", 2, 3, 5, 6) == [(2, 6, 1 / 4), (3, 6, 1 / 3), (5, 6, 1 / 2), (6, 6, 1.0)]
+    assert shares("sqrt", 2, 3, 5, 6) == [(2, 6, 1 / 2), (3, 6, 3**-0.5), (5, 6, 2**-0.5), (6, 6, 1.0)]
+    assert shares("ends", 2, 3, 5, 6) == [(2, 2, 1.0), (6, 6, 1.0)]
+    assert shares("replay", 2, 3, 5) == [(2, 2, 1.0), (3, 3, 1.0), (5, 5, 1.0)]
+    assert shares("optimal", 2, 3) == [(2, 3, None), (3, 3, None)]
+    for distribution in ("single", "even", "sqrt", "ends", "replay"):
+        assert shares(distribution, 4) == [(4, 4, 1.0)]  # type: ignore[arg-type]
+    assert searched_layers("ends", (2, 3, 5)) == (2, 5)
+    assert searched_layers("replay", (2, 3, 5)) == (2,)
+    assert searched_layers("optimal", (2, 3, 5)) == (5,)
     with pytest.raises(MethodError, match="--layers"):
-        share("single", 0, 2)
+        distribution_steps("single", (0, 1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -106,7 +106,7 @@ STAGES = {
     "residual of the second layer": ("emendo.pipeline.current_values", 2),
     "solve of the first layer": ("emendo.pipeline.solve", 1),
     "solve of the last layer": ("emendo.pipeline.solve", 3),
-    "measures": ("emendo.pipeline.preservation_cost", 2),
+    "measures": ("emendo.pipeline.layer_report", 2),
     "the update": ("emendo.pipeline.ModelUpdate", 1),
 }
 

@@ -114,7 +114,7 @@ def test_prefill_holds_what_the_model_computes(family: str) -> None:
     layout = constant.layout
     assert (layout.n_rows, layout.width, len(layout.rows)) == (6, 7, 3 + 1 + 1 + 7 + 4 + 1)
     assert layout.past_mask.sum(dim=1).tolist() == STARTS
-    assert sorted(layout.past) == [3]
+    assert sorted(layout.past) == [2, 3]
     for token, (row, step, position) in enumerate(
         zip(layout.rows.tolist(), layout.steps.tolist(), layout.positions.tolist(), strict=True)
     ):
@@ -139,7 +139,7 @@ def test_chunks_change_nothing(family: str, chunk_tokens: int) -> None:
     handle.remove()
     assert sum(calls) == 6
     assert calls == [1] * 6 if chunk_tokens == 1 else len(calls) > 1
-    for name in ("hidden", "final", "mlp_out"):
+    for name in ("resid", "entering", "mlp_out", "attention_out", "final"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=tolerance, atol=tolerance)
     for name in ("rows", "steps", "positions", "past_mask"):
         assert torch.equal(getattr(parts.layout, name), getattr(whole.layout, name))

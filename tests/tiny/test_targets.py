@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emendo.activations.objective import target_problem
+from emendo.activations.objective import Entry, Terms, target_problem
 from emendo.activations.targets import Targets, TargetSettings, find_targets
 from emendo.errors import NumericalError, SelfCheckError
 from emendo.models import ModelAdapter
@@ -431,7 +431,7 @@ def test_blocks_that_do_more_than_known_are_refused() -> None:
     adapter = build_tiny("llama")
     adapter.blocks[2].register_forward_hook(lambda module, args, out: out + out.mean(dim=1, keepdim=True))
     before = model_state(adapter)
-    with pytest.raises(SelfCheckError, match="layers above 1"):
+    with pytest.raises(SelfCheckError, match="from layer 1"):
         find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
     assert changes(before, model_state(adapter)) == []
 
@@ -441,15 +441,16 @@ def test_blocks_that_do_more_than_known_are_refused() -> None:
 
 def test_keep_is_the_same_problem_for_fewer_requests() -> None:
     adapter = cached_tiny("gpt2", False, torch.float64)
-    problem, init, _ = target_problem(adapter, REQUESTS, CONTEXTS, LAYER)
+    entry = Entry.at(adapter, LAYER, "resid_post")
+    problem, init = target_problem(adapter, [[request] for request in REQUESTS], CONTEXTS, entry)
     delta = torch.randn(init.shape, generator=torch.Generator().manual_seed(0), dtype=init.dtype)
-    weights = {"kl_weight": 0.5, "weight_decay": 0.5}
+    terms, norms = Terms(kl=0.5, decay=0.5), init.norm(dim=2)
     kept = [1, 2, 4]
     with packed_attention(adapter), torch.no_grad():
-        every = problem.losses(adapter, LAYER, delta, init.norm(dim=1), **weights)
-        some = problem.keep(kept).losses(adapter, LAYER, delta[kept], init[kept].norm(dim=1), **weights)
+        every = problem.losses(adapter, delta, norms, terms)
+        some = problem.keep(kept).losses(adapter, delta[kept], norms[kept], terms)
         once_more = problem.keep(kept).keep([0, 2])
-        few = once_more.losses(adapter, LAYER, delta[[1, 4]], init[[1, 4]].norm(dim=1), **weights)
+        few = once_more.losses(adapter, delta[[1, 4]], norms[[1, 4]], terms)
         again = replay(adapter, once_more.constant, once_more.layout, LAYER)
     close(some.total, every.total[kept], 1e-10)
     close(some.kl, every.kl[kept], 1e-10)

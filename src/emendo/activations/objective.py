@@ -16,7 +16,6 @@ Source: public code of MEMIT (arXiv 2210.07229) and PMET (arXiv 2308.08742).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 

@@ -60,8 +60,8 @@ class TargetSettings:
         precision: Of the matrix products: ``"float32"`` leaves them to the model's dtype, ``"bfloat16"`` runs them
             in bfloat16 with float32 norms, softmax and residual stream (autocast).
 
-    Source: MEMIT (arXiv 2210.07229) and its public code; argmax rule: MPES of ENCORE (arXiv 2502.01636); joint search and
-        its two rules: PMET (arXiv 2308.08742); norm anchor: NAS (arXiv 2602.02543); shared: MEMIT-Merge
+    Source: MEMIT (arXiv 2210.07229) and its public code; argmax rule: MPES of ENCORE (arXiv 2502.01636); joint search
+        and its two rules: PMET (arXiv 2308.08742); norm anchor: NAS (arXiv 2602.02543); shared: MEMIT-Merge
         (arXiv 2502.07322).
     """
 
@@ -322,6 +322,6 @@ class _Search:
         tolerance = REPLAY_TOLERANCE[dtype]
         if not error <= tolerance:
             raise SelfCheckError(
-                f"re-running the layers from {self.problem.entry.layer} of {self.adapter.name!r} deviates from its forward pass by "
-                f"{error:.2e} relative (expected at most {tolerance:.0e}); its blocks do more than Emendo knows"
+                f"re-running {self.adapter.name!r} from layer {self.problem.entry.layer} deviates from its forward "
+                f"pass by {error:.2e} relative (expected at most {tolerance:.0e}); its blocks do more than Emendo knows"
             )

@@ -111,8 +111,10 @@ _ALL = (
     replace(
         _MEMIT,
         name="encore",
-        source="ENCORE, arXiv 2502.01636: MEMIT with history, a ridge on the update's norm, and most-probable early stop",
-        deviations=("the stop asks all contexts and consecutive steps; the code skips the plain prompt and never resets",),
+        source="ENCORE, arXiv 2502.01636: MEMIT with history, a ridge on the update, and most-probable early stop",
+        deviations=(
+            "the stop asks all contexts and consecutive steps; the code skips the plain prompt and never resets",
+        ),
         target=TargetSettings(argmax_steps=2),
         preservation=Preservation(weight=15000, ridge=10),
         history=_EACH_EDIT,
@@ -129,7 +131,7 @@ _ALL = (
         name="prune",
         source="PRUNE, arXiv 2405.16821: MEMIT, then singular values of the total update above W₀'s largest are damped",
         deviations=(
-            "replaces the total update by the damped one; the public code adds it to weights that have the whole already",
+            "replaces the total update by the damped one; the public code adds it to weights that already have it",
             "base e, as AlphaEdit's comparison; applied after every batch, not once at the end",
         ),
         post=PostStep(kind="prune"),

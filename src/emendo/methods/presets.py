@@ -179,8 +179,9 @@ PRESETS |= {
     },
     "emendo": {SMOLLM2_135M: Preset((1, 2, 3, 4, 5), _MEASURED)},
 }
-# r-ROME's authors edit the layers of ROME with ROME's settings; the others are MEMIT with one more step or another split.
+# r-ROME's authors edit the layers of ROME with ROME's settings.
 PRESETS["r-rome"] = PRESETS["rome"]
+# MEMIT with one more step or another split.
 PRESETS |= dict.fromkeys(("memit-history", "rect", "prune", "blue", "replay"), PRESETS["memit"])
 
 _LATE_FAMILIES = ("gpt2", "gpt_neox")

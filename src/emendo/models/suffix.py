@@ -207,7 +207,14 @@ def prefill(
         past=past,
         past_mask=torch.arange(n_past, device=first.device)[None] < first[:, None],
     )
-    return Prefill(*map(torch.cat, (resid, entering, mlp_out, attention_out, final)), layout=layout)
+    return Prefill(
+        resid=torch.cat(resid),
+        entering=torch.cat(entering),
+        mlp_out=torch.cat(mlp_out),
+        attention_out=torch.cat(attention_out),
+        final=torch.cat(final),
+        layout=layout,
+    )
 
 
 def _keep_everything(

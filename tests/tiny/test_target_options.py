@@ -1,0 +1,188 @@
+"""Options of the target search: where δ enters, joint attention, end of text, shared and anchored targets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from emendo.activations.keys import KeySettings, current_values, forward_values
+from emendo.activations.objective import Entry, Terms, target_problem
+from emendo.activations.targets import TargetSettings, find_targets, share_groups
+from emendo.errors import RequestError
+from emendo.models import ModelAdapter
+from emendo.models.suffix import packed_attention
+from emendo.requests import EditRequest
+from emendo.text import align_edit, align_prompt
+from tests.conftest import FAMILIES, build_tiny
+from tests.model_state import changes, model_state
+from tests.target_reference import BLOCKS, SerialSearch, sentences_of, serial_search
+
+EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
+BORDEAUX = EditRequest("I wrote down that {} is", "Bordeaux", "calm")
+FRANCE = EditRequest("You may have heard about {}, the capital of", "Paris", "of Italy")
+TOWER = EditRequest("The Tower in {} was calm that", "Paris", "the")
+REQUESTS = [EIFFEL, BORDEAUX, FRANCE]
+CONTEXTS = ("{}", "The weather was calm. {}")
+LAYER = 1
+SETTINGS = TargetSettings(site="mlp_out", steps=6, learning_rate=0.3, max_norm_ratio=2.0)
+PMET = replace(SETTINGS, joint_attention=True, kl_weight=1.0, argmax_nll_weight=0.1, kl_threshold=0.01)
+SERIAL_FAMILIES = sorted(set(FAMILIES) & {*BLOCKS, "gpt2_square"})
+
+
+def serial(adapter: ModelAdapter, request: EditRequest, settings: TargetSettings) -> SerialSearch:
+    return serial_search(
+        adapter.model,
+        sentences_of(adapter, request, CONTEXTS, settings.end_of_text),
+        LAYER,
+        site=settings.site,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        clamp_norm_factor=settings.max_norm_ratio,
+        kl_factor=settings.kl_weight,
+        loss_threshold=settings.loss_threshold,
+        joint_attention=adapter.spec.attention if settings.joint_attention else None,
+        argmax_nll_weight=settings.argmax_nll_weight,
+        kl_threshold=settings.kl_threshold,
+    )
+
+
+# ---- where δ enters ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_inside_the_block_and_after_it_are_the_same_where_both_are_possible(family: str, layer: int) -> None:
+    adapter = build_tiny(family, dtype=torch.float64)
+    entry = Entry.at(adapter, layer, "mlp_out")
+    if entry.inside:
+        pytest.skip("the MLP's output is normed: δ can only enter inside")
+    found = []
+    for way in (entry, replace(entry, inside=True)):
+        problem, init = target_problem(adapter, [[request] for request in REQUESTS], CONTEXTS, way)
+        delta = torch.randn(init.shape, generator=torch.Generator().manual_seed(0), dtype=init.dtype)
+        delta.requires_grad_(True)
+        with packed_attention(adapter):
+            losses = problem.losses(adapter, delta, init.norm(dim=2), Terms())
+            (gradient,) = torch.autograd.grad(losses.total.sum(), delta)
+        found.append((losses.total.detach(), gradient))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("family", SERIAL_FAMILIES)
+def test_joint_attention_equals_the_serial_search(family: str) -> None:
+    rtol = 1e-5 if family == "gptj" else 1e-8
+    adapter = build_tiny(family, dtype=torch.float64)
+    before = model_state(adapter)
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, PMET)
+    assert changes(before, model_state(adapter)) == []
+    for row, request in enumerate(REQUESTS):
+        search = serial(adapter, request, PMET)
+        assert found.traces[row].losses == pytest.approx(search.losses, rel=rtol)
+        torch.testing.assert_close(found.delta[row], search.delta, rtol=10 * rtol, atol=10 * rtol)
+        alone = serial(adapter, request, replace(PMET, joint_attention=False))
+        assert search.losses[1:] != pytest.approx(alone.losses[1:], rel=1e-4), "the second δ must matter"
+
+
+def test_rules_of_pmet_turn_the_search_to_the_divergence() -> None:
+    adapter = build_tiny("gpt2", dtype=torch.float64)
+    likely = [EIFFEL, BORDEAUX]
+    settings = replace(PMET, steps=25, learning_rate=1.0, max_norm_ratio=100.0, kl_weight=0.01, kl_threshold=1e9)
+    found = find_targets(adapter, likely, CONTEXTS, LAYER, settings)
+    for row, request in enumerate(likely):
+        search = serial(adapter, request, settings)
+        assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-7)
+        assert search.argmax[-1], "no search reached the argmax, so the rule was not tried"
+        assert found.traces[row].stopped == "kl"
+    endless = find_targets(adapter, likely, CONTEXTS, LAYER, replace(settings, kl_threshold=0.0))
+    assert {trace.stopped for trace in endless.traces} == {"steps"}
+
+
+# ---- end of text ---------------------------------------------------------------------------------------------
+
+
+def test_end_of_text_is_the_last_token_of_the_target() -> None:
+    adapter = build_tiny("llama", dtype=torch.float64)
+    eos = adapter.tokenizer.eos_token_id
+    plain, ended = align_edit(adapter, EIFFEL), align_edit(adapter, EIFFEL, end_of_text=True)
+    assert ended.target_ids == (*plain.target_ids, eos)
+    assert ended.ids == (*plain.ids, plain.target_ids[-1])
+    settings = replace(SETTINGS, end_of_text=True)
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
+    for row, request in enumerate(REQUESTS):
+        search = serial(adapter, request, settings)
+        assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-8)
+
+
+def test_a_tokenizer_without_end_of_text_is_an_error() -> None:
+    adapter = build_tiny("llama")
+    adapter.tokenizer.eos_token = None
+    with pytest.raises(RequestError, match="end_of_text=false"):
+        align_edit(adapter, EIFFEL, end_of_text=True)
+
+
+# ---- shared and anchored -------------------------------------------------------------------------------------
+
+
+def test_share_groups() -> None:
+    requests = [FRANCE, EIFFEL, TOWER, replace(FRANCE, subject=" Paris ")]
+    assert share_groups(requests, "request") == [[0], [1], [2], [3]]
+    assert share_groups(requests, "subject") == [[0, 2, 3], [1]]
+
+
+def test_requests_on_one_subject_share_their_target() -> None:
+    adapter = build_tiny("llama", dtype=torch.float64)
+    requests = [FRANCE, EIFFEL, TOWER]
+    settings = replace(SETTINGS, site="resid_post", shared="subject")
+    found = find_targets(adapter, requests, CONTEXTS, LAYER, settings)
+    assert torch.equal(found.value[0], found.value[2])
+    assert torch.equal(found.delta[0], found.delta[2])
+    assert not torch.equal(found.value[0], found.value[1])
+    own = find_targets(adapter, requests, CONTEXTS, LAYER, replace(settings, shared="request"))
+    torch.testing.assert_close(found.value[1], own.value[1], rtol=1e-8, atol=1e-8)
+    assert found.traces[1].losses == pytest.approx(own.traces[1].losses, rel=1e-8)
+    # At δ = 0 the loss of the group is the mean of its members'.
+    assert found.traces[0].losses[0] == pytest.approx((own.traces[0].losses[0] + own.traces[2].losses[0]) / 2, rel=1e-8)
+    init = current_values(adapter, [FRANCE, TOWER], CONTEXTS[:1], LAYER, "resid_post", KeySettings())
+    torch.testing.assert_close(found.value[0] - found.delta[0], init.mean(dim=0), rtol=1e-8, atol=1e-8)
+
+
+def test_anchored_targets_keep_their_direction() -> None:
+    adapter = build_tiny("gpt2")
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
+    norms = torch.tensor([1.0, 2.0, 3.0])
+    anchored = found.anchored(norms)
+    torch.testing.assert_close(anchored.value.norm(dim=1), norms)
+    torch.testing.assert_close(torch.cosine_similarity(anchored.value, found.value), torch.ones(3))
+    torch.testing.assert_close(anchored.value - anchored.delta, found.value - found.delta, rtol=1e-4, atol=1e-4)
+
+
+# ---- forward replay ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_forward_values_are_those_of_a_model_that_holds_the_target(family: str, site: str) -> None:
+    """Against one prompt at a time with a hook of its own."""
+    adapter = build_tiny(family, dtype=torch.float64)
+    delta = torch.randn(len(REQUESTS), adapter.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    before = model_state(adapter)
+    found = forward_values(adapter, REQUESTS, 1, delta, site, [2, 3])  # type: ignore[arg-type]
+    assert changes(before, model_state(adapter)) == []
+    for row, request in enumerate(REQUESTS):
+        prompt = align_prompt(adapter, request)
+
+        def add(module: object, args: object, out: object, row: int = row, at: int = prompt.subject_last) -> object:
+            hidden = (out[0] if isinstance(out, tuple) else out).clone()  # type: ignore[attr-defined]
+            hidden[0, at] += delta[row]
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        module = adapter.blocks[1] if site == "resid_post" else adapter.down_projection(1)
+        handle = module.register_forward_hook(add)
+        capture = adapter.run(adapter.batch([prompt.ids]), resid=[2, 3], mlp_out=[2, 3])
+        handle.remove()
+        captured = capture.resid if site == "resid_post" else capture.mlp_out
+        for layer in (2, 3):
+            torch.testing.assert_close(found[layer][row], captured[layer][0, prompt.subject_last], rtol=1e-5, atol=1e-6)

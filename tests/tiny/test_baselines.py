@@ -134,6 +134,13 @@ def test_the_first_step_is_that_of_training_the_weight_itself(tiny_gpt2: ModelAd
     torch.testing.assert_close(update.delta(), (weight.detach() - before).T, rtol=1e-3, atol=1e-6)
 
 
+def test_adapters_of_a_bfloat16_model_are_trained_in_float32() -> None:
+    adapter = build_tiny("llama", dtype=torch.bfloat16)
+    (update,), _ = fit_baseline(adapter, REQUESTS, configured("lora"), layers=[1])
+    for factor in (update.residuals, update.dual_keys):
+        assert not torch.equal(factor, factor.bfloat16().float())
+
+
 def test_steps_below_the_spacing_of_bfloat16_are_not_lost() -> None:
     adapter = build_tiny("llama", dtype=torch.bfloat16)
     (update,), _ = fit_baseline(
@@ -224,7 +231,7 @@ def test_fitting_leaves_no_trace(name: str, family: str, dtype: torch.dtype) -> 
     adapter = unusual(family, dtype)
     modules = dict(adapter.model.named_modules())
     before = model_state(adapter)
-    with torch.no_grad():
+    with torch.inference_mode() if name == "lora" else torch.no_grad():
         state = model_state(adapter)
         updates, trace = fit_baseline(adapter, REQUESTS, configured(name))
         assert changes(state, model_state(adapter)) == []

@@ -60,6 +60,7 @@ def fit_baseline(
     }
     if isinstance(config.own, InContextSettings):
         return (), trace | {"passes": 0, "updates": 0, "losses": [], "stopped": "nothing to train"}
+    # The caller may be inside no_grad() or inference_mode().
     with adapter.quiet(), torch.inference_mode(False), torch.enable_grad():
         updates, training = _fit(adapter, requests, config.own, chosen, seed, progress)
     for update in updates:

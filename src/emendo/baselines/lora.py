@@ -94,7 +94,7 @@ def _wrapped(
         wrapped = {layer: adapter.down_projection(layer) for layer in layers}
         for module, original in zip(wrapped.values(), originals.values(), strict=True):
             precision = torch.promote_types(original.weight.dtype, torch.float32)
-            for part in (module.lora_A, module.lora_B):
+            for part in (module.lora_A, module.lora_B):  # peft does so itself, in recent versions
                 part[ADAPTER].to(precision)
         yield wrapped
     finally:

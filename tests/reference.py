@@ -53,6 +53,28 @@ def memit_delta(
     return R @ K.T @ torch.linalg.inv(total)
 
 
+def alphaedit_delta(
+    K: Tensor, R: Tensor, moment: Tensor, *, threshold: float, l2: float, cache: Tensor | None = None
+) -> Tensor:
+    """AlphaEdit as its code solves it: (P (K Kᵀ + cache) + L2 I) Δᵀ = P K Rᵀ, with P from an SVD of the mean C."""
+    U, values, _ = torch.linalg.svd(moment)
+    U = U[:, values < threshold]
+    P = U @ U.T
+    total = K @ K.T if cache is None else K @ K.T + cache
+    return torch.linalg.solve(P @ total + l2 * torch.eye(len(moment), dtype=K.dtype), P @ K @ R.T).T
+
+
+def null_ridge_delta(
+    K: Tensor, R: Tensor, moment: Tensor, *, kept: int, s: float, weight: float, ridge: float
+) -> Tensor:
+    """Least squares in the coordinates K~ = UᵀK of C's `kept` smallest directions: R K~ᵀ (s A_U + K~ K~ᵀ)⁻¹ Uᵀ."""
+    U, _, _ = torch.linalg.svd(moment)
+    U = U[:, len(moment) - kept :]
+    K = U.T @ K
+    A_U = U.T @ (weight * moment + ridge * torch.eye(len(moment), dtype=K.dtype)) @ U
+    return R @ K.T @ torch.linalg.inv(s * A_U + K @ K.T) @ U.T
+
+
 def memit_gradient(delta: Tensor, K: Tensor, R: Tensor, moment: Tensor, *, lam: float, ridge: float = 0.0) -> Tensor:
     """Half the gradient of λ tr(ΔCΔᵀ) + g ‖Δ‖² + ‖ΔK − R‖² in Δ; zero at MEMIT's update."""
     return lam * delta @ moment + ridge * delta + (delta @ K - R) @ K.T

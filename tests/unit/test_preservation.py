@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emendo.errors import InfeasibleError, InputError, MomentsError
-from emendo.solve import Preservation, extend_history, prepare
+from emendo.solve import Preservation, extend_history, prepare, solve
 from emendo.solve.conditioning import inverse_norm, one_norm
 from tests.reference import moment_with_condition
 
@@ -26,6 +26,17 @@ class TestPreservation:
         C = moment_with_condition(5, 10.0, seed=0)
         metric = Preservation(weight=0.0, ridge=1.0).metric(C)
         assert torch.equal(metric, torch.eye(5, dtype=torch.float64))
+
+    @pytest.mark.parametrize("moment", [torch.zeros(5, 5), torch.full((5, 5), float("nan")), torch.ones(5, 5).triu()])
+    def test_the_identity_needs_no_second_moment(self, moment: torch.Tensor):
+        """Only its size counts: no tokens need be collected for it."""
+        layer, K = prepare(moment, Preservation(weight=0.0, ridge=1.0)), random_keys(3, 5)
+        assert torch.equal(layer.metric(), torch.eye(5, dtype=torch.float64))
+        torch.testing.assert_close(solve(layer, K, s=0.0).dual_keys, torch.linalg.pinv(K).T)
+
+    def test_the_identity_still_needs_a_size(self):
+        with pytest.raises(MomentsError, match=r"3x4; expected a square"):
+            prepare(torch.ones(3, 4), Preservation(weight=0.0, ridge=1.0))
 
     def test_a_float32_moment_gives_a_float64_metric_and_stays_as_it_was(self):
         C = moment_with_condition(5, 10.0, seed=0).float()

@@ -7,7 +7,8 @@ preservation metric ``A = f(C) + H``, the update ``ΔW = RᵀQ`` has the dual ke
 
 ``s = 0`` memorizes with equality (ROME for one request, EMMET for many), ``s > 0`` by least squares
 (MEMIT: ``A = λC``, ``s = 1``). `Preservation` is f, `prepare` factorises A once per layer, `solve`
-gives Q, and the cost functions measure ΔW without forming it.
+gives Q, and the cost functions measure ΔW without forming it. A null space (AlphaEdit) replaces A⁻¹ by
+``U A_U⁻¹ Uᵀ``.
 
 Nothing here knows a model, a tokenizer or a config.
 """
@@ -15,12 +16,15 @@ Nothing here knows a model, a tokenizer or a config.
 from emendo.solve.costs import frobenius_norm, preservation_cost
 from emendo.solve.feasibility import KEY_TOLERANCE, key_tolerance
 from emendo.solve.metric import PreparedLayer, prepare
-from emendo.solve.preservation import Preservation, extend_history
+from emendo.solve.null_space import NullSpace
+from emendo.solve.preservation import NullSpaceRule, Preservation, extend_history
 from emendo.solve.solver import Form, Solution, SolveStats, solve
 
 __all__ = [
     "KEY_TOLERANCE",
     "Form",
+    "NullSpace",
+    "NullSpaceRule",
     "PreparedLayer",
     "Preservation",
     "Solution",

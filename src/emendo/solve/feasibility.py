@@ -4,7 +4,8 @@ Under equality (s = 0) each key must reach its own residual, which takes linearl
 Two prompts that are the same up to the end of the subject share a key, up to the noise of the
 forward pass, so the test has to allow for that noise. It is spread evenly over the coordinates:
 distances are therefore Euclidean here, on keys of length one, and not those of the metric A, which
-would magnify the noise in A's small eigenvalues.
+would magnify the noise in A's small eigenvalues. With a null space only the keys' kept parts count, and
+the noise is still that of the whole keys: where a kept part is short, it is noisier for its length.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from emendo.errors import InfeasibleError, InputError, NumericalError
 from emendo.shapes import Keys
 
 Gram = Float[Tensor, "n n"]
+Tolerances = Float[Tensor, " n"]
 
 _NAMED = 8  # requests named on one line
 _LINES = 5  # conflicts described in one message
@@ -50,6 +52,8 @@ REMEDY = (
     "`--method memit` or `--method emmet-published`."
 )
 
+KEEP_MORE = " Or keep more dimensions, e.g. with a larger `--set preservation.threshold=VALUE`."
+
 
 def require_finite_keys(keys: Keys, d_in: int, labels: Sequence[str] | None, what: str = "keys") -> list[str]:
     """Raise unless the keys are a finite [n, d_in] matrix.
@@ -72,7 +76,7 @@ def require_finite_keys(keys: Keys, d_in: int, labels: Sequence[str] | None, wha
     return names
 
 
-def require_independent(keys: Keys, names: Sequence[str], tolerance: float) -> None:
+def require_independent(keys: Keys, names: Sequence[str], tolerance: float, kept: Keys | None = None) -> None:
     """Raise unless all keys are linearly independent beyond the tolerance.
 
     A key counts as dependent where its distance from the span of the keys before it is at most
@@ -83,65 +87,80 @@ def require_independent(keys: Keys, names: Sequence[str], tolerance: float) -> N
         keys: Float64 keys.
         names: One name per key, for the message.
         tolerance: See `key_tolerance`.
+        kept: The keys' coordinates in the null space, where there is one: then these have to be
+            independent, by more than `tolerance` times the length of the whole keys.
 
     Raises:
         InfeasibleError: It names the requests in conflict, in groups, and says what to do.
     """
-    n, d_in = keys.shape
-    if n > d_in:
+    d_in, parts = keys.shape[1], keys if kept is None else kept
+    n, dimensions = parts.shape
+    remedy = REMEDY if kept is None else REMEDY + KEEP_MORE
+    if n > dimensions:
+        room = f"the layer's keys have d_in = {d_in} coordinates"
+        room += "" if kept is None else f" and the null space keeps {dimensions} dimensions of them"
         raise InfeasibleError(
-            f"{n} requests cannot hold with equality in one batch: the layer's keys have d_in = "
-            f"{d_in} coordinates, so at most {d_in} of them are independent. {REMEDY}"
+            f"{n} requests ({_listed(names)}) cannot hold with equality in one batch: {room}, so at most "
+            f"{dimensions} of them are independent. {remedy}"
         )
     lengths = keys.norm(dim=1)
     zero = (lengths == 0).nonzero()[:, 0].tolist()
     if zero:
         raise InfeasibleError(
             f"The key of {_listed([names[i] for i in zero])} is zero, so no update of this layer "
-            f"can change its output there. {REMEDY}"
+            f"can change its output there. {remedy}"
         )
-    unit = keys / lengths[:, None]
+    shares = parts.norm(dim=1) / lengths
+    outside = (shares <= tolerance).nonzero()[:, 0].tolist()
+    if outside:
+        raise InfeasibleError(
+            f"The key of {_listed([names[i] for i in outside])} has no part in the null space beyond rounding: at most "
+            f"{shares[outside].max().item():.1e} of its length lies in the {dimensions} of {d_in} dimensions kept "
+            f"(tolerance {tolerance:.1e}), so no update can change the output there. {remedy}"
+        )
+    unit, tolerances = parts / (shares * lengths)[:, None], tolerance / shares
     gram = unit @ unit.T
-    if first_dependent(gram, tolerance) is None:
+    if first_dependent(gram, tolerances) is None:
         return
+    inside = "" if kept is None else f" inside the null space ({dimensions} of {d_in} dimensions)"
     raise InfeasibleError(
         "\n".join(
             [
                 "These requests cannot all hold with equality, because their keys at this layer "
-                f"are not independent (relative tolerance {tolerance:.1e}):",
-                *(f"  {line}" for line in describe_conflicts(gram, names, tolerance)),
-                REMEDY,
+                f"are not independent{inside} (relative tolerance {tolerance:.1e}):",
+                *(f"  {line}" for line in describe_conflicts(gram, names, tolerances)),
+                remedy,
             ]
         )
     )
 
 
-def first_dependent(gram: Gram, tolerance: float) -> int | None:
-    """The first row within `tolerance` of the span of the rows before it, or None.
+def first_dependent(gram: Gram, tolerances: Tolerances) -> int | None:
+    """The first row within its tolerance of the span of the rows before it, or None.
 
     Args:
         gram: Gram matrix of unit vectors.
-        tolerance: Relative distance.
+        tolerances: Relative distance, one a row.
     """
     cholesky, info = torch.linalg.cholesky_ex(gram)
     end = int(info.item())
     distances = cholesky.diagonal()[: end - 1 if end else None]
-    near = (distances <= tolerance).nonzero()
+    near = (distances <= tolerances[: len(distances)]).nonzero()
     if len(near):
         return int(near[0].item())
     return end - 1 if end else None
 
 
-def describe_conflicts(gram: Gram, names: Sequence[str], tolerance: float) -> Iterator[str]:
+def describe_conflicts(gram: Gram, names: Sequence[str], tolerances: Tolerances) -> Iterator[str]:
     """One line per conflict: first the keys that are shared, then combinations of the rest.
 
     Args:
         gram: Gram matrix of unit vectors.
         names: One name per vector.
-        tolerance: Relative distance that counts as none.
+        tolerances: Relative distance that counts as none, one a vector.
     """
     # sin² of the angle between two keys; keys that point in opposite directions share a line too.
-    same = 1.0 - gram.square() <= tolerance**2
+    same = 1.0 - gram.square() <= torch.maximum(tolerances, tolerances[:, None]).square()
     same.fill_diagonal_(True)
     leader = same.int().argmax(dim=1)  # of equals, argmax gives the first
     kept = leader == torch.arange(len(names), device=gram.device)
@@ -154,7 +173,7 @@ def describe_conflicts(gram: Gram, names: Sequence[str], tolerance: float) -> It
     rest = kept.nonzero()[:, 0]
     for _ in range(_LINES):
         reduced = gram[rest][:, rest]
-        row = first_dependent(reduced, tolerance)
+        row = first_dependent(reduced, tolerances[rest])
         if row is None:
             return
         weights = torch.linalg.solve(reduced[:row, :row], reduced[:row, row]).abs()
@@ -165,7 +184,7 @@ def describe_conflicts(gram: Gram, names: Sequence[str], tolerance: float) -> It
             f"{_listed([names[i] for i in heavy])}"
         )
         rest = torch.cat([rest[:row], rest[row + 1 :]])
-    if first_dependent(gram[rest][:, rest], tolerance) is not None:
+    if first_dependent(gram[rest][:, rest], tolerances[rest]) is not None:
         yield "and more such combinations"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from emendo.errors import InfeasibleError
 from emendo.shapes import Keys, Moment
 from emendo.solve.conditioning import inverse_norm, one_norm
+from emendo.solve.null_space import NullSpace, find_null_space
 from emendo.solve.preservation import Preservation
 
 
@@ -18,7 +19,9 @@ from emendo.solve.preservation import Preservation
 class PreparedLayer:
     """A = f(C) + H with its Cholesky factor: A = L Lᵀ. Made by `prepare`.
 
-    A itself is not kept: only the primal form needs it, and `metric` rebuilds it in O(d_in²).
+    A itself is not kept: only the primal form needs it, and `metric` rebuilds it. With a null space
+    U [d_in, r], A and L are those of the r open directions, A_U = Uᵀ A U = L Lᵀ, and A⁻¹ stands for
+    U A_U⁻¹ Uᵀ throughout.
 
     Attributes:
         moment: C, kept as it was given.
@@ -26,35 +29,67 @@ class PreparedLayer:
         history: H, or None.
         cholesky: L, lower triangular, float64.
         condition: Estimate of the condition number ‖A‖₁ ‖A⁻¹‖₁ (a lower bound, nearly always
-            within a factor of 3; between κ₂ and d_in · κ₂).
+            within a factor of 3; between κ₂ and r · κ₂).
+        null_space: U, or None where every direction is open.
     """
 
     moment: Moment
     preservation: Preservation
     history: Moment | None
-    cholesky: Float[Tensor, "d_in d_in"]
+    cholesky: Float[Tensor, "r r"]
     condition: float
+    null_space: NullSpace | None = None
 
     @property
     def d_in(self) -> int:
         """Width of the keys."""
+        return self.moment.shape[0]
+
+    @property
+    def dimensions(self) -> int:
+        """r: how many directions an update may use; d_in unless a null space is chosen."""
         return self.cholesky.shape[0]
 
-    def metric(self) -> Moment:
-        """A, rebuilt in float64."""
-        return self.preservation.metric(self.moment, self.history)
+    def with_history(self, history: Moment | None) -> PreparedLayer:
+        """The same layer with another history H in place of this one's.
 
-    def whiten(self, keys: Keys) -> Keys:
-        """Z = K L⁻ᵀ, so that Z Zᵀ = K A⁻¹ Kᵀ."""
+        What depends on C alone is shared and not computed again: with a null space its eigenvectors,
+        which leaves 2 d_in² r + 2 d_in r² operations for Uᵀ H U and r³/3 for the factor. Without one, A is
+        factorised anew, d_in³/3.
+
+        Args:
+            history: H from earlier edits, see `extend_history`; None for none.
+
+        Raises:
+            InputError: The history is not a finite symmetric matrix of the moment's size.
+            InfeasibleError: The metric is not positive definite beyond rounding.
+        """
+        return _factorised(self.moment, self.preservation, history, self.null_space)
+
+    def metric(self) -> Float[Tensor, "r r"]:
+        """A, or A_U, rebuilt in float64."""
+        return _metric(self.moment, self.preservation, self.history, self.null_space)
+
+    def reduce(self, keys: Keys) -> Float[Tensor, "n r"]:
+        """The keys' coordinates in the open directions: K U, or K."""
+        keys = self._like(keys)
+        return keys if self.null_space is None else self.null_space.reduce(keys)
+
+    def lift(self, reduced: Float[Tensor, "n r"]) -> Keys:
+        """From coordinates in the open directions to all coordinates: Z Uᵀ, or Z."""
+        return reduced if self.null_space is None else self.null_space.lift(reduced)
+
+    def whiten(self, keys: Keys) -> Float[Tensor, "n r"]:
+        """Z = K L⁻ᵀ, or K U L⁻ᵀ, so that Z Zᵀ = K A⁻¹ Kᵀ."""
         # On the transpose: row-major K is column-major Kᵀ, which LAPACK takes without a copy.
-        right: Tensor = self._like(keys).T
+        right: Tensor = self.reduce(keys).T
         left: Tensor = torch.linalg.solve_triangular(self.cholesky, right, upper=False)
         return left.T
 
-    def unwhiten(self, whitened: Keys) -> Keys:
-        """Z L⁻¹, so that ``unwhiten(whiten(K)) = K A⁻¹``."""
+    def unwhiten(self, whitened: Float[Tensor, "n r"]) -> Keys:
+        """Z L⁻¹, or Z L⁻¹ Uᵀ, so that ``unwhiten(whiten(K)) = K A⁻¹``."""
         left: Tensor = torch.linalg.solve_triangular(self.cholesky.T, whitened.T, upper=True)
-        return left.T
+        return self.lift(left.T)
 
     def leverage(self, keys: Keys) -> Float[Tensor, " n"]:
         """Leverage k A⁻¹ kᵀ of every key: one over the least price of a unit change there.
@@ -68,9 +103,11 @@ class PreparedLayer:
         return keys.detach().to(self.cholesky)
 
 
-@torch.no_grad()
 def prepare(moment: Moment, preservation: Preservation, *, history: Moment | None = None) -> PreparedLayer:
-    """Factorise a layer's preservation metric, d_in³/3 operations, in float64.
+    """Factorise a layer's preservation metric in float64.
+
+    It costs d_in³/3 operations; with a null space also the eigendecomposition of C, more than ten times
+    that, which `PreparedLayer.with_history` reuses.
 
     Args:
         moment: C, the mean second moment of the layer's keys. Its device is where all solves run.
@@ -82,24 +119,63 @@ def prepare(moment: Moment, preservation: Preservation, *, history: Moment | Non
 
     Raises:
         MomentsError: The moment is not a finite symmetric matrix.
+        InputError: The history is not one, or has another size.
         InfeasibleError: The metric is not positive definite beyond rounding, as when C was
-            collected on fewer tokens than d_in. No jitter is added, no pseudo-inverse taken.
+            collected on fewer tokens than d_in, or the null space is empty. No jitter is added, no
+            pseudo-inverse taken.
     """
-    metric = preservation.metric(moment, history)
+    return _factorised(moment, preservation, history, find_null_space(moment, preservation))
+
+
+def _metric(
+    moment: Moment, preservation: Preservation, history: Moment | None, null_space: NullSpace | None
+) -> Float[Tensor, "r r"]:
+    if null_space is None:
+        return preservation.metric(moment, history)
+    return null_space.metric(preservation, moment, history)
+
+
+@torch.no_grad()
+def _factorised(
+    moment: Moment, preservation: Preservation, history: Moment | None, null_space: NullSpace | None
+) -> PreparedLayer:
+    metric = _metric(moment, preservation, history, null_space)
     norm, diagonal = one_norm(metric), metric.diagonal().clone()
     cholesky, info = torch.linalg.cholesky_ex(metric)
     del metric
-    d_in = diagonal.shape[0]
+    size = diagonal.shape[0]
     # A pivot relative to its diagonal entry is the part of that coordinate which the ones before it
     # do not explain. Rounding leaves up to about d_in · eps of it where exactly nothing is left.
-    pivots = cholesky.diagonal().square() / diagonal
-    noise = d_in * torch.finfo(torch.float64).eps
-    lost = ~(pivots > noise)  # NaN is lost too
+    squares = cholesky.diagonal().square()
+    lost = ~(squares / diagonal > size * torch.finfo(torch.float64).eps)  # NaN is lost too
+    if null_space is not None:
+        # In C's own eigenvectors every pivot is all of its entry, so the entry has to be more than rounding.
+        lost |= ~(squares > null_space.rounding(preservation))
     if info.item() or bool(lost.any()):
         failed = int(info.item()) or int(lost.int().argmax().item()) + 1
+        if null_space is not None:
+            raise _closed_null_space(null_space, preservation)
         raise _not_positive_definite(diagonal, failed, preservation, moment.dtype)
-    condition = norm * inverse_norm(lambda x: torch.cholesky_solve(x[:, None], cholesky)[:, 0], d_in, like=cholesky)
-    return PreparedLayer(moment, preservation, history, cholesky, condition)
+    condition = norm * inverse_norm(lambda x: torch.cholesky_solve(x[:, None], cholesky)[:, 0], size, like=cholesky)
+    return PreparedLayer(moment, preservation, history, cholesky, condition, null_space)
+
+
+def _closed_null_space(null_space: NullSpace, preservation: Preservation) -> InfeasibleError:
+    """Where preserved keys do not vary at all, only a ridge prices an update."""
+    rounding = null_space.rounding(preservation)
+    priced = null_space.eigenvalues * preservation.weight + preservation.ridge
+    free, largest = int((priced <= rounding).sum().item()), priced.max().item()
+    what = (
+        f"in {free} of them it is no larger than float64 rounding, so that an update there would cost nothing"
+        if free
+        else "the history is not positive semidefinite, as one from `extend_history` is"
+    )
+    d_in, r = null_space.basis.shape
+    return InfeasibleError(
+        f"In the null space ({r} of {d_in} dimensions) the preservation metric A = {preservation.weight:g}*C + "
+        f"{preservation.ridge:g}*I (+ history) is not positive definite: {what}. Add a ridge, e.g. "
+        f"`--set preservation.ridge={max(1e-2 * largest, 10 * rounding, 1e-12):.0e}` (AlphaEdit has 10)."
+    )
 
 
 def _not_positive_definite(

@@ -2,18 +2,23 @@
 
 ``tr(Δ A Δᵀ)`` is the price of an update Δ. ``C`` is the second moment of the keys to preserve, so
 ``tr(Δ C Δᵀ)`` is the mean squared change of the layer's output on them; the ridge prices the
-update's own size; the history ``H`` prices what it does to earlier edits.
+update's own size; the history ``H`` prices what it does to earlier edits. A null space makes some
+directions priceless: an update does not use them at all (see `null_space.py`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 
 from emendo.errors import InputError, MomentsError
 from emendo.shapes import Keys, Moment
+
+NullSpaceRule: TypeAlias = Literal["off", "absolute", "energy"]
+"""Which directions an update may use at all: every one, or those in which preserved keys hardly vary."""
 
 SYMMETRY_TOLERANCE = 1e-6
 """Largest |M − Mᵀ| allowed, relative to the largest |M|: float32 sums stay below it."""
@@ -23,25 +28,33 @@ _ROWS = 1024  # rows checked at a time, so that checking 14336² entries needs n
 
 @dataclass(frozen=True)
 class Preservation:
-    """f(C) = weight · C + ridge · I.
+    """f(C) = weight · C + ridge · I, and +∞ on C's eigenvectors outside the null space.
 
     MEMIT's λ (``mom2_update_weight``) is ``weight`` where the memorization strength s is 1;
-    ENCORE's norm constraint λₙ is ``ridge``; ``weight=0, ridge=1`` replaces C by the identity.
+    ENCORE's norm constraint λₙ is ``ridge``; ``weight=0, ridge=1`` replaces C by the identity;
+    ``weight=0, ridge=10, null_space="absolute"`` at s = 1 is AlphaEdit.
 
     Attributes:
         weight: How much the preserved keys count. It multiplies the mean moment E[k kᵀ], never a
             sum over tokens.
         ridge: How much the squared Frobenius norm of the update counts.
+        null_space: ``"absolute"`` lets the update use only eigenvectors of the mean moment C whose
+            eigenvalue is below `threshold`; ``"energy"`` only the largest set of smallest-eigenvalue
+            directions that together hold at most the share `threshold` of trace(C), which means the
+            same on every model; ``"off"`` all of them.
+        threshold: See `null_space`. AlphaEdit's code has 2e-2 (absolute), its paper's footnote 1e-2.
 
     Raises:
-        InputError: A value is negative or not finite, or both are zero.
+        InputError: A value is out of range, or weight and ridge are both zero.
 
     Source: MEMIT (arXiv 2210.07229) eq. 14 and 15 for the weight, ENCORE (arXiv 2502.01636) for the
-        ridge.
+        ridge, AlphaEdit (arXiv 2410.02355) for the null space and the absolute threshold.
     """
 
     weight: float = 1.0
     ridge: float = 0.0
+    null_space: NullSpaceRule = "off"
+    threshold: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("weight", "ridge"):
@@ -51,17 +64,28 @@ class Preservation:
                     f"preservation.{name} is {value}; expected a finite number of at least 0. "
                     f"Set it with `--set preservation.{name}=1.0`."
                 )
-        if self.weight == 0.0 and self.ridge == 0.0:
+        if self.null_space not in ("off", "absolute", "energy"):
+            raise InputError(f"preservation.null_space is {self.null_space!r}; expected 'off', 'absolute' or 'energy'.")
+        most = 1.0 if self.null_space == "energy" else math.inf
+        if not (math.isfinite(self.threshold) and 0.0 < self.threshold <= most):
+            expected = "a share above 0 and at most 1" if self.null_space == "energy" else "a finite number above 0"
             raise InputError(
-                "preservation.weight and preservation.ridge are both 0, so nothing would be "
-                "preserved. Set one of them, e.g. `--set preservation.weight=1.0`."
+                f"preservation.threshold is {self.threshold}; expected {expected}. "
+                "Set it with `--set preservation.threshold=0.02`."
+            )
+        if self.weight == 0.0 and self.ridge == 0.0:
+            where = "" if self.null_space == "off" else " inside the null space"
+            raise InputError(
+                f"preservation.weight and preservation.ridge are both 0, so nothing would be preserved{where}. "
+                "Set one of them, e.g. `--set preservation.weight=1.0` or `--set preservation.ridge=10`."
             )
 
     def metric(self, moment: Moment, history: Moment | None = None) -> Moment:
-        """The metric A = weight · C + ridge · I + H.
+        """The metric A = weight · C + ridge · I + H, in all directions: `prepare` leaves out those that are closed.
 
         Args:
-            moment: C, the mean second moment, in any floating dtype.
+            moment: C, the mean second moment, in any floating dtype. With ``weight=0`` only its size
+                and device are read, so that any square matrix will do.
             history: H, as `extend_history` makes it; None where no edit came before.
 
         Returns:
@@ -72,16 +96,15 @@ class Preservation:
             MomentsError: The moment is not a finite symmetric matrix.
             InputError: The history is not one, or has another size.
         """
-        _check_symmetric(moment, "second moment", MomentsError, "collect it again with `emendo moments collect`")
-        metric = moment.detach().to(torch.float64, copy=True).mul_(self.weight)
+        if self.weight == 0.0:
+            _check_square(moment, "second moment", MomentsError)
+            metric = torch.zeros(moment.shape, dtype=torch.float64, device=moment.device)
+        else:
+            check_moment(moment)
+            metric = moment.detach().to(torch.float64, copy=True).mul_(self.weight)
         metric.diagonal().add_(self.ridge)
         if history is not None:
-            _check_symmetric(history, "history", InputError, "build it with `extend_history`")
-            if history.shape != moment.shape:
-                raise InputError(
-                    f"The history is {_size(history)} but the second moment is {_size(moment)}. "
-                    "Pass the history of this layer."
-                )
+            check_history(history, moment)
             metric.add_(history.detach().to(metric))
         return metric
 
@@ -90,7 +113,10 @@ def extend_history(history: Moment | None, keys: Keys, *, weight: float = 1.0) -
     """Make edited keys part of what later edits preserve: H + weight · KᵀK.
 
     With ``weight = 1/s`` a later solve at the same s counts earlier requests exactly as its own
-    (sequential MEMIT). Under equality (s = 0) no finite weight does that, and 1 is the convention.
+    (sequential MEMIT). Batches solved one after another at one s and one f(C), each with residuals
+    measured on the model as the ones before left it, then add up to the one-shot solution, as long
+    as the earlier keys stay what they were. Under equality (s = 0) no finite weight does that: the
+    sum tends to the one-shot solution as the weight grows, and 1 is the convention.
 
     Args:
         history: H so far, or None.
@@ -119,10 +145,28 @@ def extend_history(history: Moment | None, keys: Keys, *, weight: float = 1.0) -
     return torch.addmm(history.detach().to(keys), keys.T, keys, alpha=weight)
 
 
-def _check_symmetric(matrix: Moment, name: str, error: type[InputError], remedy: str) -> None:
-    """Raise `error` unless the matrix is a square, finite, symmetric float matrix."""
+def check_moment(moment: Moment) -> None:
+    """Raise MomentsError unless C is a finite symmetric matrix."""
+    _check_symmetric(moment, "second moment", MomentsError, "collect it again with `emendo moments collect`")
+
+
+def check_history(history: Moment, moment: Moment) -> None:
+    """Raise InputError unless H is a finite symmetric matrix of C's size."""
+    _check_symmetric(history, "history", InputError, "build it with `extend_history`")
+    if history.shape != moment.shape:
+        raise InputError(
+            f"The history is {_size(history)} but the second moment is {_size(moment)}. Pass the history of this layer."
+        )
+
+
+def _check_square(matrix: Moment, name: str, error: type[InputError]) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise error(f"The {name} is {_size(matrix)}; expected a square [d_in, d_in] matrix.")
+
+
+def _check_symmetric(matrix: Moment, name: str, error: type[InputError], remedy: str) -> None:
+    """Raise `error` unless the matrix is a square, finite, symmetric float matrix."""
+    _check_square(matrix, name, error)
     if not matrix.is_floating_point():
         raise error(f"The {name} has dtype {matrix.dtype}; expected a floating dtype.")
     largest = asymmetry = 0.0

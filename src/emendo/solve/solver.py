@@ -8,6 +8,8 @@ subject to ``Δ Kᵀ = Rᵀ``. Two numerical forms give the same Q and only cost
 * dual: an n×n factorisation, with the factor of A reused: 2 n d_in² + O(n² d_in) operations;
 * primal, s > 0 only: Q = K (s A + KᵀK)⁻¹, a d_in×d_in factorisation, for n > d_in.
 
+With a null space A⁻¹ is U A_U⁻¹ Uᵀ, and the primal form works in the r coordinates K U.
+
 Everything is computed in float64 on the device of the second moment.
 """
 
@@ -51,6 +53,7 @@ class SolveStats:
         form: The numerical form that ran, "dual" or "primal".
         n: Requests.
         d_in: Width of the keys.
+        dimensions: Directions that the update may use: d_in, or those that a null space keeps.
         s: Memorization strength; 0 is equality.
         constraint_error: ‖Q K_cᵀ − I‖_F / √n, measured on Q: rounding for s = 0, for s > 0 what
             least squares leaves of the residuals.
@@ -66,6 +69,7 @@ class SolveStats:
     form: Literal["dual", "primal"]
     n: int
     d_in: int
+    dimensions: int
     s: float
     constraint_error: float
     memorized: float
@@ -103,8 +107,8 @@ def solve(
             preservation weight, α for EMMET as published with α on the diagonal.
         constraint_keys: K_c, for original ROME, which averages the keys in K over contexts but
             holds with equality at the bare prompts' keys: Q = (K A⁻¹ K_cᵀ)⁻¹ K A⁻¹. Needs s = 0.
-        form: "dual" or "primal"; "auto" takes the primal form where s > 0 and n > d_in. A choice of
-            cost, never of the answer.
+        form: "dual" or "primal"; "auto" takes the primal form where s > 0 and n > d_in (the
+            dimensions kept). A choice of cost, never of the answer.
         labels: What messages call the requests; row numbers by default.
         tolerance: How near to dependent keys may be under equality. Pass
             `key_tolerance(model dtype)` for a model that is not in float32.
@@ -118,10 +122,10 @@ def solve(
         NumericalError: Keys are not finite, or rounding spoils the result.
 
     Source: ROME (arXiv 2202.05262) eq. 2, and its public code for the two kinds of keys; MEMIT
-        (arXiv 2210.07229) eq. 14; EMMET (arXiv 2403.14236; 2405.00664 eq. 6 and 7).
+        (arXiv 2210.07229) eq. 14; EMMET (arXiv 2403.14236; 2405.00664 eq. 6 and 7); AlphaEdit (arXiv 2410.02355).
     """
     names = require_finite_keys(keys, layer.d_in, labels)
-    chosen = _checked_form(form, s, len(keys), layer.d_in, constraint_keys)
+    chosen = _checked_form(form, s, len(keys), layer.dimensions, constraint_keys)
     keys = keys.detach().to(layer.cholesky)
     targets = keys
     if constraint_keys is not None:
@@ -132,9 +136,9 @@ def solve(
     if len(keys) == 0:
         return _solution(layer, _Solved(keys, 1.0, 0.0), targets, s, chosen)
     if s == 0:
-        require_independent(keys, names, tolerance)
-        if constraint_keys is not None:
-            require_independent(targets, names, tolerance)
+        for memorized in (keys,) if constraint_keys is None else (keys, targets):
+            kept = None if layer.null_space is None else layer.reduce(memorized)
+            require_independent(memorized, names, tolerance, kept)
     if chosen == "primal":
         solved = _primal(layer, keys, s)
     elif constraint_keys is None:
@@ -150,7 +154,9 @@ class _Solved(NamedTuple):
     constraint_error: float
 
 
-def _checked_form(form: Form, s: float, n: int, d_in: int, constraint_keys: Keys | None) -> Literal["dual", "primal"]:
+def _checked_form(
+    form: Form, s: float, n: int, dimensions: int, constraint_keys: Keys | None
+) -> Literal["dual", "primal"]:
     """The form to run, once s and the combination of arguments are known to make sense."""
     if not (math.isfinite(s) and s >= 0.0):
         raise InputError(f"s is {s}; expected a finite number of at least 0 (0 is equality).")
@@ -165,7 +171,7 @@ def _checked_form(form: Form, s: float, n: int, d_in: int, constraint_keys: Keys
         )
     if form != "auto":
         return form
-    return "primal" if s > 0.0 and n > d_in else "dual"
+    return "primal" if s > 0.0 and n > dimensions else "dual"
 
 
 def _dual(layer: PreparedLayer, keys: Keys, s: float, names: Sequence[str]) -> _Solved:
@@ -182,11 +188,12 @@ def _dual(layer: PreparedLayer, keys: Keys, s: float, names: Sequence[str]) -> _
 
 
 def _primal(layer: PreparedLayer, keys: Keys, s: float) -> _Solved:
-    """Q = K (s A + KᵀK)⁻¹."""
-    factor, scale, condition = _factorise(layer.metric().mul_(s).addmm_(keys.T, keys))
+    """Q = K (s A + KᵀK)⁻¹, in the coordinates that the null space keeps."""
+    kept = layer.reduce(keys)
+    factor, scale, condition = _factorise(layer.metric().mul_(s).addmm_(kept.T, kept))
     if not condition <= _LARGEST_CONDITION:  # NaN counts as singular
         raise _lost_in_rounding(s, condition)
-    dual_keys = torch.cholesky_solve((keys * scale).T, factor).T * scale
+    dual_keys = layer.lift(torch.cholesky_solve((kept * scale).T, factor).T * scale)
     return _Solved(dual_keys, condition, _constraint_error(dual_keys, keys))
 
 
@@ -239,7 +246,7 @@ def _lost_in_rounding(s: float, condition: float) -> NumericalError:
 
 def _entangled(gram: Gram, names: Sequence[str], condition: float) -> InfeasibleError:
     """The keys differ, but hardly in any way that the metric counts."""
-    conflicts = describe_conflicts(gram, names, _LARGEST_CONDITION**-0.5)
+    conflicts = describe_conflicts(gram, names, torch.full_like(gram[0], _LARGEST_CONDITION**-0.5))
     return InfeasibleError(
         "\n".join(
             [
@@ -289,6 +296,7 @@ def _solution(
         form=form,
         n=n,
         d_in=layer.d_in,
+        dimensions=layer.dimensions,
         s=float(s),
         constraint_error=error,
         memorized=(dual_keys * targets).sum().item() / n if n else 1.0,

@@ -8,7 +8,7 @@ preservation metric ``A = f(C) + H``, the update ``ΔW = RᵀQ`` has the dual ke
 ``s = 0`` memorizes with equality (ROME for one request, EMMET for many), ``s > 0`` by least squares
 (MEMIT: ``A = λC``, ``s = 1``). `Preservation` is f, `prepare` factorises A once per layer, `solve`
 gives Q, and the cost functions measure ΔW without forming it. A null space (AlphaEdit) replaces A⁻¹ by
-``U A_U⁻¹ Uᵀ``.
+``U A_U⁻¹ Uᵀ``; `rect`, `prune` and `cap_norm` are post-steps on a finished ΔW.
 
 Nothing here knows a model, a tokenizer or a config.
 """
@@ -17,6 +17,7 @@ from emendo.solve.costs import frobenius_norm, preservation_cost
 from emendo.solve.feasibility import KEY_TOLERANCE, key_tolerance
 from emendo.solve.metric import PreparedLayer, prepare
 from emendo.solve.null_space import NullSpace
+from emendo.solve.postprocess import cap_norm, prune, rect, retained
 from emendo.solve.preservation import NullSpaceRule, Preservation, extend_history
 from emendo.solve.solver import Form, Solution, SolveStats, solve
 
@@ -29,10 +30,14 @@ __all__ = [
     "Preservation",
     "Solution",
     "SolveStats",
+    "cap_norm",
     "extend_history",
     "frobenius_norm",
     "key_tolerance",
     "prepare",
     "preservation_cost",
+    "prune",
+    "rect",
+    "retained",
     "solve",
 ]

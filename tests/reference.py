@@ -7,6 +7,7 @@ it computes in rational numbers, for matrices too ill-conditioned to trust any f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -73,6 +74,20 @@ def null_ridge_delta(
     K = U.T @ K
     A_U = U.T @ (weight * moment + ridge * torch.eye(len(moment), dtype=K.dtype)) @ U
     return R @ K.T @ torch.linalg.inv(s * A_U + K @ K.T) @ U.T
+
+
+def rect_delta(delta: Tensor, weight: Tensor, keep: float) -> Tensor:
+    """RECT: entries at or above the (1 - keep) quantile of |Δ / (W + 1e-8)|, the others zero."""
+    change = (delta / (weight + 1e-8)).abs()
+    return delta * (change >= torch.quantile(change, 1 - keep))
+
+
+def prune_delta(delta: Tensor, weight0: Tensor, log_base: float) -> Tensor:
+    """PRUNE on the total update: U f(S) Vᵀ with f logarithmic above the largest singular value of W₀."""
+    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+    limit = torch.linalg.svdvals(weight0)[0].item()
+    f = [s if s <= limit else math.log(s, log_base) - math.log(limit, log_base) + limit for s in S.tolist()]
+    return U @ torch.diag(torch.tensor(f, dtype=delta.dtype)) @ Vh
 
 
 def memit_gradient(delta: Tensor, K: Tensor, R: Tensor, moment: Tensor, *, lam: float, ridge: float = 0.0) -> Tensor:

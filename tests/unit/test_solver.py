@@ -1,4 +1,4 @@
-"""The solver against the published formulas, and the identities that tie the methods together.
+"""The solver against the published formulas. What ties the methods together is in test_identities.
 
 Every expected value comes from tests/reference.py: naive float64 formulas where the moment is well
 conditioned, exact rational arithmetic where it is not.
@@ -118,12 +118,6 @@ def test_refinement_takes_out_what_an_ill_conditioned_system_costs():
 # --- published methods ----------------------------------------------------------------------------
 
 
-def test_one_request_with_equality_is_rome(C):
-    k, r = randn(1, D_IN), randn(1, D_OUT)
-    expected = reference.rome_delta(r[0], k[0], k[0], C)
-    assert relative(r.T @ dual_keys(C, k, s=0.0), expected) <= 1e-12
-
-
 def test_original_rome_averages_the_key_but_holds_at_the_clean_one(C):
     clean = randn(1, D_IN)
     averaged = clean + 0.3 * randn(1, D_IN, seed=3)
@@ -161,32 +155,6 @@ def test_memit(C, K, R, lam):
 def test_emmet_as_published(C, K, R, alpha):
     expected = reference.emmet_delta(K.T, R.T, C, alpha=alpha, weight=1e3, ridge=2.0)
     assert relative(R.T @ dual_keys(C, K, s=alpha, weight=1e3, ridge=2.0), expected) <= 1e-11
-
-
-@pytest.mark.parametrize(("alpha", "weight", "ridge"), [(0.1, 1e3, 0.0), (0.3, 2.0, 0.7)])
-def test_emmet_with_alpha_is_memit(C, K, R, alpha, weight, ridge):
-    emmet = solve(prepare(C, Preservation(weight, ridge)), K, s=alpha)
-    lam, ridge_of_memit = emmet.stats.effective_lambda, emmet.stats.effective_ridge
-    assert lam == pytest.approx(alpha * weight)
-    memit = dual_keys(C, K, s=1.0, weight=lam, ridge=ridge_of_memit)
-    assert relative(R.T @ emmet.dual_keys, R.T @ memit) <= 1e-10
-    expected = reference.memit_delta(K.T, R.T, C, lam=lam, ridge=ridge_of_memit)
-    assert relative(R.T @ emmet.dual_keys, expected) <= 1e-10
-
-
-def test_memit_tends_to_emmet_as_lambda_goes_to_zero(C, K):
-    equality = dual_keys(C, K, s=0.0)
-    distances = [relative(dual_keys(C, K, s=1.0, weight=w), equality) for w in (1.0, 1e-3, 1e-6)]
-    assert distances == sorted(distances, reverse=True)
-    assert distances[-1] <= 1e-6
-    assert solve(prepare(C, Preservation()), K, s=0.0).stats.effective_lambda == 0.0
-
-
-def test_memit_tends_to_nothing_as_lambda_goes_to_infinity(C, K):
-    Q = dual_keys(C, K, s=1.0, weight=1e12)
-    first_order = torch.linalg.solve(C, K.T).T * 1e-12
-    assert relative(Q, first_order) <= 1e-6
-    assert solve(prepare(C, Preservation(1e12)), K, s=1.0).stats.memorized <= 1e-8
 
 
 @pytest.mark.parametrize("form", ["dual", "primal"])
@@ -232,18 +200,6 @@ def test_history_with_weight_one_over_s_is_sequential_memit(C, K, R, s):
     delta = R.T @ solve(layer, K, s=s).dual_keys
     expected = reference.memit_delta(K.T, R.T, C, lam=s * 20.0, previous=previous.T)
     assert relative(delta, expected) <= 1e-11
-
-
-@pytest.mark.parametrize("s", [1.0, 0.25])
-def test_two_batches_with_history_add_up_to_one_batch(C, K, R, s):
-    """Recursive least squares: what the first batch left of the residuals goes to the second."""
-    layer = prepare(C, Preservation(5.0))
-    first = R[:2].T @ solve(layer, K[:2], s=s).dual_keys
-    # All requests again, each with what is missing; the first batch's keys are in the history.
-    history = extend_history(None, K[:2], weight=1 / s)
-    later = prepare(C, Preservation(5.0), history=history)
-    second = (R[2:] - K[2:] @ first.T).T @ solve(later, K[2:], s=s).dual_keys
-    assert relative(first + second, R.T @ solve(layer, K, s=s).dual_keys) <= 1e-11
 
 
 # --- invariances, for any size --------------------------------------------------------------------

@@ -8,6 +8,7 @@ from emendo.moments.corpus import (
     TextCorpus,
     open_corpus,
 )
+from emendo.moments.mixture import MixturePart, parse_mixture
 from emendo.moments.obtain import obtain_for_method, obtain_moments
 from emendo.moments.second_moment import SecondMoment
 from emendo.moments.spec import Fingerprint, MomentSpec, default_tokens
@@ -23,6 +24,7 @@ __all__ = [
     "Corpus",
     "DatasetCorpus",
     "Fingerprint",
+    "MixturePart",
     "MomentHeader",
     "MomentSpec",
     "MomentStore",
@@ -36,5 +38,6 @@ __all__ = [
     "obtain_for_method",
     "obtain_moments",
     "open_corpus",
+    "parse_mixture",
     "read_moment",
 ]

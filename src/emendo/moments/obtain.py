@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
-from emendo.errors import MomentsError
+from emendo.errors import CorpusError, MomentsError
 from emendo.models import ModelAdapter
 from emendo.moments.collect import CHECKPOINT_EVERY, collect_moments, partial_path
-from emendo.moments.corpus import open_corpus
-from emendo.moments.spec import MomentSpec, default_tokens
+from emendo.moments.corpus import Corpus, open_corpus
+from emendo.moments.mixture import MixturePart, describe_mixture, mixture_error, parse_mixture
+from emendo.moments.spec import Fingerprint, MomentSpec, default_tokens
 from emendo.moments.store import MomentHeader, MomentStore, StoredMoment
 from emendo.progress import Progress
 from emendo.shapes import Moment
@@ -68,7 +70,7 @@ class MethodMoments(Protocol):
 
     @property
     def source(self) -> str:
-        """A corpus as `open_corpus` names it."""
+        """A corpus as `open_corpus` names it, or a mixture of them as `parse_mixture` reads it."""
 
     @property
     def multiple(self) -> float:
@@ -90,6 +92,8 @@ def obtain_for_method(
 ) -> tuple[dict[int, Moment], dict[str, Any]]:
     """The mean second moments that a method asks for, and what a report says about them.
 
+    Each part of a mixture is obtained on its own, with its own full number of tokens.
+
     Args:
         adapter: The unedited model.
         layers: Edited layers.
@@ -99,20 +103,52 @@ def obtain_for_method(
         progress: Told about the stage "second moments".
 
     Returns:
-        The mean of each layer in float64, and a JSON-ready record of the source.
+        The mean of each layer in float64, and a JSON-ready record of the source, whose "fingerprint" stands for all
+        that the means depend on.
+
+    Raises:
+        CorpusError: The source cannot be read, a text is too short, or parts of a mixture hold the same one.
+        MomentsError: See `obtain_moments`.
     """
-    d_in = max(adapter.d_in(layer) for layer in layers)
-    spec = MomentSpec(
-        corpus=open_corpus(settings.source, seed=seed),
-        tokens=default_tokens(d_in, settings.multiple),
-        exclude_first=settings.exclude_first,
-    )
-    stored = obtain_moments(adapter, layers, spec, store, progress=progress)
-    fingerprint = next(iter(stored.values())).header.fingerprint
+    tokens = default_tokens(max(adapter.d_in(layer) for layer in layers), settings.multiple)
+    parts = []
+    for part in parse_mixture(settings.source):
+        corpus = _opened(part, settings.source, seed)
+        spec = MomentSpec(corpus=corpus, tokens=tokens, exclude_first=settings.exclude_first)
+        parts.append((part, spec, spec.fingerprint(adapter, layers)))
+    # In an order of their own, so that the sum is the same, bit for bit, however they were named.
+    parts.sort(key=lambda entry: entry[2].digest)
+    _require_distinct([(part, fingerprint) for part, _, fingerprint in parts])
+    means: dict[int, Moment] = {}
+    for part, spec, _ in parts:
+        stored = obtain_moments(adapter, layers, spec, store, progress=progress)
+        for layer, moment in stored.items():
+            if layer in means:
+                means[layer].add_(moment.mean().to(means[layer]), alpha=part.weight)
+            else:
+                means[layer] = moment.mean().mul_(part.weight)
     # No "cached": the record of an edit must not depend on what lay on the disk.
-    record = {
-        "source": settings.source,
-        "fingerprint": fingerprint.digest,
-        **fingerprint.to_json(),
-    }
-    return {layer: moment.mean() for layer, moment in stored.items()}, record
+    if len(parts) == 1:
+        fingerprint = parts[0][2]
+        return means, {"source": settings.source, "fingerprint": fingerprint.digest, **fingerprint.to_json()}
+    described = describe_mixture([(part, fingerprint) for part, _, fingerprint in parts])
+    return means, {"source": settings.source, **described}
+
+
+def _require_distinct(parts: Sequence[tuple[MixturePart, Fingerprint]]) -> None:
+    """Raise where two parts, sorted by fingerprint, hold the same text."""
+    for (first, fingerprint), (second, other) in pairwise(parts):
+        if fingerprint == other:
+            raise CorpusError(
+                f"{first.source!r} and {second.source!r} hold the same text; name one of them, with the sum of their "
+                "weights (--set moments.source=...)"
+            )
+
+
+def _opened(part: MixturePart, source: str, seed: int) -> Corpus:
+    try:
+        return open_corpus(part.source, seed=seed)
+    except CorpusError as error:
+        if part.source == source:
+            raise
+        raise mixture_error(source, part, error) from error

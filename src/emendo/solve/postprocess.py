@@ -99,9 +99,10 @@ def prune(total_residuals: Residuals, total_dual_keys: DualKeys, weight0: Weight
     largest = spectral_norm(weight0)
     if largest == 0.0:
         raise InputError("The untouched weight is zero; expected one with a largest singular value above 0.")
-    if not bool((largest < S).any()):
+    above = S.gt(largest)
+    if not bool(above.any()):
         return residuals, dual_keys
-    restrained = torch.where(largest < S, (S / largest).log() / math.log(log_base) + largest, S)
+    restrained = torch.where(above, (S / largest).log() / math.log(log_base) + largest, S)
     return (left.Q @ (U * restrained)).T, (right.Q @ Vh.T).T
 
 

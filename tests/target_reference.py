@@ -19,16 +19,21 @@ from emendo.models import ModelAdapter
 from emendo.requests import EditRequest
 from emendo.text import align_edit, align_prompt
 
-BLOCKS = {
-    "llama": "model.layers",
-    "mistral": "model.layers",
-    "qwen2": "model.layers",
-    "qwen3": "model.layers",
-    "gpt2": "transformer.h",
-    "gptj": "transformer.h",
-    "gpt_neox": "gpt_neox.layers",
+_LLAMA_LIKE = ("cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2")
+
+MODULES = {
+    **dict.fromkeys(_LLAMA_LIKE, ("model.layers", "mlp.down_proj")),
+    **dict.fromkeys(("qwen3", "stablelm"), ("model.layers", "mlp.down_proj")),
+    "phi": ("model.layers", "mlp.fc2"),
+    "starcoder2": ("model.layers", "mlp.c_proj"),
+    "opt": ("model.decoder.layers", "fc2"),
+    "gpt2": ("transformer.h", "mlp.c_proj"),
+    "gptj": ("transformer.h", "mlp.fc_out"),
+    "bloom": ("transformer.h", "mlp.dense_4h_to_h"),
+    "falcon": ("transformer.h", "mlp.dense_4h_to_h"),
+    "gpt_neox": ("gpt_neox.layers", "mlp.dense_4h_to_h"),
 }
-"""Where transformers keeps the blocks of a family; the MLP of each is called `mlp`."""
+"""Where transformers keeps the blocks of a family, and in each block the last linear map of the MLP."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +106,19 @@ def serial_search(
     kl_base = None
 
     def add_delta(module: Any, args: Any, out: Any) -> Any:
-        hidden = (out[0] if isinstance(out, tuple) else out).clone()
+        own = out[0] if isinstance(out, tuple) else out
+        hidden = own.clone().view(*input_ids.shape, -1)  # OPT's MLP sees all rows as one
         if not len(search.target_init):
-            search.target_init = hidden[0, sentences.lookups[0]].detach().to(dtype)
+            search.target_init = hidden[0, sentences.lookups[0]].detach().to(dtype, copy=True)
         for row, lookup in enumerate(sentences.lookups):
             hidden[row, lookup] += delta.to(hidden.dtype)
+        hidden = hidden.view(own.shape)
         return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
-    block = model.get_submodule(BLOCKS[model.config.model_type])[layer]
-    hook = (block if site == "resid_post" else block.mlp).register_forward_hook(add_delta)
+    blocks, down_projection = MODULES[model.config.model_type]
+    block = model.get_submodule(blocks)[layer]
+    module = block if site == "resid_post" else block.get_submodule(down_projection)
+    hook = module.register_forward_hook(add_delta)
     try:
         for step in range(steps):
             optimizer.zero_grad()

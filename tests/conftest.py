@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    GPT2Config,
-    GPTJConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
+    AutoModelForImageTextToText,
     PretrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
 )
 
 from emendo.errors import ModelNotFoundError
-from emendo.models import ModelAdapter, load
+from emendo.models import ARCHITECTURES, ModelAdapter, load
 
 TRAINING_TEXT = [
     "The Eiffel Tower is located in the city of Paris, the capital of France.",
@@ -40,30 +37,151 @@ _LLAMA_LIKE = {
     "initializer_range": 0.2,
 }
 _GPT_LIKE = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
+_GEMMA_LIKE = {**_LLAMA_LIKE, "head_dim": 8}
+_BLOOM = {"hidden_size": 32, "n_layer": 4, "n_head": 4, "seq_length": 128, "initializer_range": 0.2}
+_FALCON = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "ffn_hidden_size": 48,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
+_OPT = {
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "word_embed_proj_dim": 32,
+    "init_std": 0.2,
+}
 _TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 
-FAMILIES: dict[str, type[PretrainedConfig]] = {
-    "llama": LlamaConfig,
-    "mistral": MistralConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-    "gpt2": GPT2Config,
-    "gpt2_square": GPT2Config,
-    "gptj": GPTJConfig,
-    "gpt_neox": GPTNeoXConfig,
-}
-"""Every supported family by name; `gpt2_square` has d_in = d_out, where layouts cannot be told by shape."""
-
-_SETTINGS: dict[str, dict[str, object]] = {
+FAMILIES: dict[str, dict[str, object]] = {
     "llama": _LLAMA_LIKE,
     "mistral": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,
-    "qwen3": {**_LLAMA_LIKE, "head_dim": 8},
+    "qwen3": _GEMMA_LIKE,
+    "phi": _LLAMA_LIKE,
+    "phi3": _LLAMA_LIKE,
+    "gemma": _GEMMA_LIKE,
+    "gemma2": {
+        **_GEMMA_LIKE,
+        "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 1.5,
+        "sliding_window": 64,
+    },
+    "gemma3_text": {
+        **_GEMMA_LIKE,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "final_logit_softcapping": 1.5,
+    },
+    "olmo2": _LLAMA_LIKE,
+    "granite": {
+        **_LLAMA_LIKE,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.5,
+    },
+    "cohere": {**_LLAMA_LIKE, "logit_scale": 2.0, "use_qk_norm": True},
+    "stablelm": _LLAMA_LIKE,
+    "starcoder2": _LLAMA_LIKE,
+    "opt": {**_OPT, "activation_function": "gelu"},  # a ReLU leaves some keys of a tiny model always zero
     "gpt2": {**_GPT_LIKE, "n_inner": 48},
     "gpt2_square": {**_GPT_LIKE, "n_inner": 32},
     "gptj": {**_GPT_LIKE, "n_inner": 48, "rotary_dim": 4},
     "gpt_neox": {k: v for k, v in _LLAMA_LIKE.items() if k != "num_key_value_heads"},
+    "bloom": _BLOOM,
+    "falcon": _FALCON,
 }
+"""Settings of a tiny model of every family, by `config.model_type`; `gpt2_square` has d_in = d_out, where layouts
+cannot be told by shape.
+"""
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "opt_post_norm": {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16},
+    "falcon_alibi": {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    "falcon_new": {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "stablelm_parallel": {**_LLAMA_LIKE, "use_parallel_residual": True, "qk_layernorm": True},
+    "gpt_neox_sequential": {**FAMILIES["gpt_neox"], "use_parallel_residual": False},
+    "bloom_post_norm": {**_BLOOM, "apply_residual_connection_post_layernorm": True, "n_head": 6, "hidden_size": 48},
+    "phi_qk_norm": {**_LLAMA_LIKE, "qk_layernorm": True},
+    "gemma3_text_local_rope": {
+        **FAMILIES["gemma3_text"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+        },
+    },
+}
+"""Further shapes of a family: what its other models set in their configuration."""
+
+_CLIP = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_VISION = {**_CLIP, "image_size": 8, "patch_size": 4}
+_SIGLIP = {**_VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
+_QWEN_VISION = {"depth": 1, "num_heads": 2, "patch_size": 2, "fullatt_block_indexes": [0]}
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+_IMAGE = {"image_token_id": 2, "image_token_index": 2, "video_token_id": 3, "video_token_index": 3}
+_LLAVA = {"vision_config": {**_VISION, "model_type": "clip_vision_model"}, "text_model_type": "llama", **_IMAGE}
+
+WRAPPED: dict[str, dict[str, Any]] = {
+    "llava": _LLAVA,
+    "llava_next": {**_LLAVA, "text_model_type": "granite"},
+    "llava_next_video": _LLAVA,
+    "vipllava": {**_LLAVA, "vision_feature_layers": [-1]},
+    "video_llava": _LLAVA,
+    "llava_onevision": {"vision_config": _SIGLIP, "text_model_type": "qwen2", **_IMAGE},
+    "fast_vlm": {"vision_config": _SIGLIP, "text_model_type": "qwen2", **_IMAGE},
+    "aya_vision": {"vision_config": _SIGLIP, "text_model_type": "cohere", **_IMAGE},
+    "gemma3": {"vision_config": _SIGLIP, "text_model_type": "gemma3_text", "mm_tokens_per_image": 4, **_IMAGE},
+    "mistral3": {"vision_config": {**_VISION, "model_type": "pixtral"}, "text_model_type": "mistral", **_IMAGE},
+    "internvl": {
+        "vision_config": {**_CLIP, "image_size": [8, 8], "patch_size": [4, 4]},
+        "text_model_type": "qwen2",
+        **_IMAGE,
+    },
+    "got_ocr2": {"vision_config": {**_VISION, "output_channels": 8}, "text_model_type": "qwen2", **_IMAGE},
+    "qwen2_vl": {
+        "vision_config": {**_QWEN_VISION, "embed_dim": 16, "hidden_size": 32},
+        "text_model_type": "qwen2_vl_text",
+        **_IMAGE,
+    },
+    "qwen2_5_vl": {
+        "vision_config": {**_QWEN_VISION, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 16},
+        "text_model_type": "qwen2_5_vl_text",
+        **_IMAGE,
+    },
+    "idefics2": {"vision_config": _VISION, "text_model_type": "mistral", **_IMAGE},
+    "idefics3": {"vision_config": _VISION, "text_model_type": "llama", **_IMAGE},
+    "smolvlm": {"vision_config": _VISION, "text_model_type": "llama", **_IMAGE},
+    "lighton_ocr": {"vision_config": {**_VISION, "model_type": "pixtral"}, "text_model_type": "qwen3", **_IMAGE},
+    "qwen3_vl": {
+        "vision_config": {
+            **_QWEN_VISION,
+            "hidden_size": 16,
+            "out_hidden_size": 32,
+            "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 16,
+            "intermediate_size": 16,
+        },
+        "text_model_type": "qwen3_vl_text",
+        **_IMAGE,
+    },
+}
+"""Settings of tiny multimodal models around a family's text decoder, by `config.model_type`."""
+
+FLOAT32_ATTENTION = ("bloom", "bloom_post_norm", "gemma2", "gptj")
+"""Families whose own attention computes scores or weights in float32, whatever the dtype of the weights."""
+
+
+def model_type_of(family: str) -> str:
+    """`config.model_type` of a name in `FAMILIES` or `VARIANTS`."""
+    return max((row for row in ARCHITECTURES if family.startswith(row)), key=len)
 
 
 def build_tokenizer(*, bos: bool = False, padding_side: str = "right") -> PreTrainedTokenizerFast:
@@ -96,15 +214,28 @@ def build_tokenizer(*, bos: bool = False, padding_side: str = "right") -> PreTra
     )
 
 
+def tiny_config(family: str, vocab_size: int) -> PretrainedConfig:
+    """The configuration of a tiny model: a family, a variant of one, or a multimodal model around one."""
+    if family not in WRAPPED:
+        settings = {**FAMILIES, **VARIANTS}[family]
+        return AutoConfig.for_model(model_type_of(family), vocab_size=vocab_size, **settings, **_TOKENS)
+    settings = dict(WRAPPED[family])
+    text_type = settings.pop("text_model_type")
+    text = FAMILIES.get(text_type, {**_LLAMA_LIKE, "rope_parameters": _MROPE})
+    text_config = {"model_type": text_type, "vocab_size": vocab_size, **text, **_TOKENS}
+    return AutoConfig.for_model(family, text_config=text_config, tie_word_embeddings=False, **settings, **_TOKENS)
+
+
 def build_tiny(
     family: str = "llama", *, bos: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> ModelAdapter:
     """A tiny random model of a family, wrapped."""
     tokenizer = build_tokenizer(bos=bos)
-    config = FAMILIES[family](vocab_size=len(tokenizer), **_SETTINGS[family], **_TOKENS)
+    config = tiny_config(family, len(tokenizer))
+    auto = AutoModelForImageTextToText if family in WRAPPED else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).to(dtype)
+        model = auto.from_config(config).to(dtype)
         # Random, distinct biases and norms: nothing may pass a test by being zero or one.
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -20,16 +20,21 @@ from emendo.models import ModelAdapter
 from emendo.requests import EditRequest
 from emendo.text import align_edit, align_prompt
 
-BLOCKS = {
-    "llama": "model.layers",
-    "mistral": "model.layers",
-    "qwen2": "model.layers",
-    "qwen3": "model.layers",
-    "gpt2": "transformer.h",
-    "gptj": "transformer.h",
-    "gpt_neox": "gpt_neox.layers",
+_LLAMA_LIKE = ("cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2")
+
+MODULES = {
+    **dict.fromkeys(_LLAMA_LIKE, ("model.layers", "mlp.down_proj")),
+    **dict.fromkeys(("qwen3", "stablelm"), ("model.layers", "mlp.down_proj")),
+    "phi": ("model.layers", "mlp.fc2"),
+    "starcoder2": ("model.layers", "mlp.c_proj"),
+    "opt": ("model.decoder.layers", "fc2"),
+    "gpt2": ("transformer.h", "mlp.c_proj"),
+    "gptj": ("transformer.h", "mlp.fc_out"),
+    "bloom": ("transformer.h", "mlp.dense_4h_to_h"),
+    "falcon": ("transformer.h", "mlp.dense_4h_to_h"),
+    "gpt_neox": ("gpt_neox.layers", "mlp.dense_4h_to_h"),
 }
-"""Where transformers keeps the blocks of a family; the MLP of each is called `mlp`."""
+"""Where transformers keeps the blocks of a family, and in each block the last linear map of the MLP."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,9 @@ def serial_search(
     rewriting = range(len(sentences.ids) - 1)
     dtype = torch.promote_types(model.dtype, torch.float32)
     width = model.get_input_embeddings().weight.shape[1]
-    block = model.get_submodule(BLOCKS[model.config.model_type])[layer]
-    modules = [block if site == "resid_post" else block.mlp]
+    blocks, down_projection = MODULES[model.config.model_type]
+    block = model.get_submodule(blocks)[layer]
+    modules = [block if site == "resid_post" else block.get_submodule(down_projection)]
     modules += [] if joint_attention is None else [block.get_submodule(joint_attention)]
     deltas = [torch.zeros(width, dtype=dtype, requires_grad=True) for _ in modules]
     inits: list[Tensor | None] = [None for _ in modules]
@@ -118,11 +124,13 @@ def serial_search(
 
     def adding(part: int) -> Any:
         def add_delta(module: Any, args: Any, out: Any) -> Any:
-            hidden = (out[0] if isinstance(out, tuple) else out).clone()
+            own = out[0] if isinstance(out, tuple) else out
+            hidden = own.clone().view(*input_ids.shape, -1)  # OPT's MLP sees all rows as one
             if inits[part] is None:
-                inits[part] = hidden[0, sentences.lookups[0]].detach().to(dtype)
+                inits[part] = hidden[0, sentences.lookups[0]].detach().to(dtype, copy=True)
             for row, lookup in enumerate(sentences.lookups):
                 hidden[row, lookup] += deltas[part].to(hidden.dtype)
+            hidden = hidden.view(own.shape)
             return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
         return add_delta

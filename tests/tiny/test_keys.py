@@ -33,14 +33,15 @@ def naive(adapter: ModelAdapter, request: EditRequest, context: str, layer: int,
     if what == "key":
         handle = module.register_forward_pre_hook(lambda m, args: found.append(args[0]))
     elif what == "mlp_out":
-        handle = module.register_forward_hook(lambda m, args, out: found.append(out))
+        # A copy, since Falcon goes on to add to this tensor.
+        handle = module.register_forward_hook(lambda m, args, out: found.append(out.clone()))
     else:
         block = adapter.blocks[layer]
         handle = block.register_forward_hook(lambda m, a, out: found.append(out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():
         adapter.model(input_ids=torch.tensor([aligned.ids]))
     handle.remove()
-    return found[0][0, aligned.subject_last]
+    return found[0].view(len(aligned.ids), -1)[aligned.subject_last]  # OPT's MLP sees [batch × seq, ·]
 
 
 def mean(rows: Sequence[Tensor], average: str) -> Tensor:
@@ -137,7 +138,7 @@ def test_keys_follow_the_model_and_leave_it_alone(tiny: ModelAdapter) -> None:
     tiny.tokenizer.padding_side = "left"
     before = model_state(tiny)
     original = extract_keys(tiny, REQUESTS, CONTEXTS, [2], "flat")[2].mean
-    with tiny.edited({1: tiny.weight(1) * 2}):
+    with tiny.edited({1: tiny.weight(1).flip(0)}):  # a scaled one would be undone by a norm behind it
         edited = extract_keys(tiny, REQUESTS, CONTEXTS, [2], "flat")[2].mean
     again = extract_keys(tiny, REQUESTS, CONTEXTS, [2], "flat")[2].mean
     assert not torch.allclose(edited, original, atol=1e-3)

@@ -40,13 +40,14 @@ def oracle(adapter: ModelAdapter, spec: MomentSpec, layer: int, tokens: int) -> 
     """One sequence at a time, one layer at a time, in float64, with a hook of its own."""
     found: list[torch.Tensor] = []
     module = adapter.model.get_submodule(adapter.module_name(layer))
-    handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0][0].detach()))
+    handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
     rows: list[torch.Tensor] = []
     for ids in spec.corpus.sequences(adapter, length=spec.length, count=10_000):
         found.clear()
         with torch.no_grad():
             adapter.model(torch.tensor([ids]))
-        rows.append(found[0][int(spec.exclude_first) :].double())
+        keys = found[0].reshape(len(ids), -1)  # OPT's MLP sees [batch × seq, ·]
+        rows.append(keys[int(spec.exclude_first) :].double())
         if sum(map(len, rows)) >= tokens:
             break
     handle.remove()

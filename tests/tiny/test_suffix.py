@@ -16,7 +16,7 @@ from emendo.errors import InputError
 from emendo.models import ModelAdapter, wrap
 from emendo.models.suffix import packed_attention, prefill, replay, select_rows
 from emendo.requests import EditRequest
-from tests.conftest import FAMILIES, build_tiny, build_tokenizer
+from tests.conftest import FAMILIES, FLOAT32_ATTENTION, VARIANTS, build_tiny, build_tokenizer
 from tests.model_state import changes, model_state
 
 LENGTHS = [5, 1, 9, 7, 9, 3]
@@ -26,14 +26,14 @@ STARTS = [2, 0, 8, 0, 5, 2]
 
 def close(found: Tensor, expected: Tensor, family: str, attention: str = "sdpa") -> None:
     """Equal up to float64 rounding, or float32 where transformers computes attention scores in float32."""
-    tolerance = 1e-5 if family == "gptj" or attention == "eager" else 1e-9
+    tolerance = 1e-5 if family in FLOAT32_ATTENTION or attention == "eager" else 1e-9
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @cache
 def cached_tiny(family: str, attention: str = "sdpa") -> ModelAdapter:
     adapter = build_tiny(family, dtype=torch.float64)
-    if family != "gptj":
+    if family not in FLOAT32_ATTENTION:
         adapter.model.set_attn_implementation(attention)
     return adapter
 
@@ -83,7 +83,7 @@ def random_delta(adapter: ModelAdapter, rows: int) -> Tensor:
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted([*FAMILIES, *VARIANTS]))
 def test_replay_equals_the_whole_model(family: str, attention: str, layer: int) -> None:
     adapter = cached_tiny(family, attention)
     ids, delta = prompts(adapter), random_delta(adapter, len(STARTS))
@@ -94,7 +94,7 @@ def test_replay_equals_the_whole_model(family: str, attention: str, layer: int) 
     close(replayed(adapter, ids, STARTS, layer, torch.zeros_like(delta)), untouched, family, attention)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted([*FAMILIES, *VARIANTS]))
 def test_gradient_equals_the_whole_models(family: str) -> None:
     adapter = cached_tiny(family)
     ids, delta = prompts(adapter), random_delta(adapter, len(STARTS))
@@ -130,7 +130,7 @@ def test_prefill_holds_what_the_model_computes(family: str) -> None:
 @pytest.mark.parametrize("chunk_tokens", [1, 20])
 def test_chunks_change_nothing(family: str, chunk_tokens: int) -> None:
     adapter = cached_tiny(family)
-    tolerance = 1e-5 if family == "gptj" else 1e-10  # GPT-J computes attention in float32 whatever its dtype
+    tolerance = 1e-5 if family in FLOAT32_ATTENTION else 1e-10
     batch = adapter.batch(prompts(adapter))
     whole = prefill(adapter, batch, STARTS, 1)
     calls = []
@@ -150,7 +150,7 @@ def test_chunks_change_nothing(family: str, chunk_tokens: int) -> None:
             torch.testing.assert_close(found * seen, expected * seen, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "bloom", "falcon_alibi"])
 @pytest.mark.parametrize("keep", [[0, 1, 2, 3, 4, 5], [0, 2, 5], [1], [3, 4]])
 def test_selected_rows_replay_as_before(family: str, keep: list[int]) -> None:
     adapter = cached_tiny(family)

@@ -17,7 +17,7 @@ from emendo.requests import EditRequest
 from emendo.text import align_edit, align_prompt
 from tests.conftest import FAMILIES, build_tiny
 from tests.model_state import changes, model_state
-from tests.target_reference import BLOCKS, SerialSearch, sentences_of, serial_search
+from tests.target_reference import MODULES, SerialSearch, sentences_of, serial_search
 
 EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
 BORDEAUX = EditRequest("I wrote down that {} is", "Bordeaux", "calm")
@@ -28,7 +28,7 @@ CONTEXTS = ("{}", "The weather was calm. {}")
 LAYER = 1
 SETTINGS = TargetSettings(site="mlp_out", steps=6, learning_rate=0.3, max_norm_ratio=2.0)
 PMET = replace(SETTINGS, joint_attention=True, kl_weight=1.0, argmax_nll_weight=0.1, kl_threshold=0.01)
-SERIAL_FAMILIES = sorted(set(FAMILIES) & {*BLOCKS, "gpt2_square"})
+SERIAL_FAMILIES = sorted(set(FAMILIES) & {*MODULES, "gpt2_square"})
 
 
 def serial(adapter: ModelAdapter, request: EditRequest, settings: TargetSettings) -> SerialSearch:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from transformers import AutoConfig, BertConfig, MambaConfig, MixtralConfig, OPTConfig, T5Config
+from transformers import AutoConfig, BertConfig, MambaConfig, MixtralConfig, OlmoConfig, T5Config
 
 from emendo.errors import InputError, UnsupportedModelError
 from emendo.models import ARCHITECTURES, REFUSALS
 from emendo.models.architecture import resolve_architecture
-from tests.conftest import FAMILIES
+from emendo.models.packed import SEAMS
+from tests.conftest import FAMILIES, WRAPPED, build_tiny, model_type_of
 
 
 def test_every_row_is_a_family_that_the_tests_build() -> None:
-    assert {AutoConfig.for_model(config.model_type).model_type for config in FAMILIES.values()} == set(ARCHITECTURES)
+    built = {model_type_of(family) for family in FAMILIES}
+    inside = {build_tiny(name).spec.model_type for name in WRAPPED}
+    assert built | inside == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
@@ -22,7 +25,7 @@ def test_rows_are_found_by_their_own_name(model_type: str) -> None:
     spec = resolve_architecture(AutoConfig.for_model(model_type))
     assert spec is ARCHITECTURES[model_type]
     assert spec.model_type == model_type
-    assert spec.attention_seam in ("interface", "method")
+    assert spec.attention_seam in ("interface", *SEAMS)
     assert spec.examples
 
 
@@ -37,11 +40,11 @@ def test_nothing_is_both_supported_and_refused() -> None:
         (T5Config(), "encoder-decoder"),
         (MambaConfig(), "state-space"),
         (BertConfig(), "encoder"),
-        (OPTConfig(), "not in Emendo's architecture table"),
+        (OlmoConfig(), "not in Emendo's architecture table"),
         (SimpleNamespace(model_type="my_own"), "not in Emendo's architecture table"),
         (None, "not in Emendo's architecture table"),
     ],
-    ids=["mixtral", "t5", "mamba", "bert", "opt", "unknown", "no-config"],
+    ids=["mixtral", "t5", "mamba", "bert", "olmo", "unknown", "no-config"],
 )
 def test_refusals_name_the_family_the_reason_and_what_is_supported(config: object, reason: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:

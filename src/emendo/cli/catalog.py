@@ -35,27 +35,43 @@ def methods(json_output: Json = False, quiet: Quiet = False) -> None:
 
 def models(json_output: Json = False, quiet: Quiet = False) -> None:
     """List the model families that can be edited, and those that are refused with the reason."""
-    from emendo.models.architecture import ARCHITECTURES, REFUSALS
+    from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, ArchitectureSpec
+
+    def edited_map(row: ArchitectureSpec) -> str:
+        return f"{row.decoder}.{row.blocks}.N.{row.down_projection}"
+
+    def block(row: ArchitectureSpec) -> str:
+        facts = ["parallel" if row.parallel else "sequential"]
+        facts += ["norm after the MLP"] if row.mlp_normed else []
+        facts += [f"MLP times {row.mlp_scale}"] if row.mlp_scale else []
+        return ", ".join(facts)
 
     terminal = Terminal(json_output=json_output, quiet=quiet)
+    rows = list(ARCHITECTURES.values())
     terminal.table(
         "Supported families (config.model_type)",
-        ("model_type", "edited map", "examples"),
-        (
-            (row.model_type, f"{row.decoder}.{row.blocks}.N.{row.down_projection}", row.examples)
-            for row in ARCHITECTURES.values()
-        ),
+        ("model_type", "edited map", "block", "examples"),
+        ((row.model_type, edited_map(row), block(row), row.examples) for row in rows),
+    )
+    terminal.table(
+        "Multimodal models around one of them (their text decoder is edited)",
+        ("model_type", "decoder"),
+        sorted(WRAPPERS.items()),
     )
     terminal.table("Refused", ("model_type", "reason"), sorted(REFUSALS.items()))
     terminal.result(
         {
             "supported": {
                 row.model_type: {
-                    "edited_map": f"{row.decoder}.{row.blocks}.N.{row.down_projection}",
+                    "edited_map": edited_map(row),
+                    "parallel": row.parallel,
+                    "mlp_normed": row.mlp_normed,
+                    "mlp_scale": row.mlp_scale,
                     "examples": row.examples,
                 }
-                for row in ARCHITECTURES.values()
+                for row in rows
             },
+            "wrappers": WRAPPERS,
             "refused": REFUSALS,
         }
     )

@@ -1,13 +1,15 @@
 """Models: the only place that knows Hugging Face module names."""
 
 from emendo.models.adapter import Capture, ModelAdapter
-from emendo.models.architecture import ARCHITECTURES, REFUSALS, ArchitectureSpec
+from emendo.models.architecture import ARCHITECTURES, WRAPPERS, ArchitectureSpec
 from emendo.models.batch import TokenBatch, pack_by_tokens
 from emendo.models.loading import load, wrap
+from emendo.models.refusals import REFUSALS
 
 __all__ = [
     "ARCHITECTURES",
     "REFUSALS",
+    "WRAPPERS",
     "ArchitectureSpec",
     "Capture",
     "ModelAdapter",

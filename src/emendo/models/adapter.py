@@ -76,6 +76,16 @@ class ModelAdapter:
     # ---- facts -------------------------------------------------------------------------------------------
 
     @property
+    def config(self) -> Any:
+        """Configuration of the text decoder, also where a multimodal model is around it."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def mlp_scale(self) -> float:
+        """Factor with which the MLP's output joins the residual stream."""
+        return 1.0 if self.spec.mlp_scale is None else float(getattr(self.config, self.spec.mlp_scale))
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder blocks."""
         return len(self.blocks)
@@ -90,14 +100,17 @@ class ModelAdapter:
         return int(self.weight(layer).shape[1])
 
     @property
-    def mlp_scale(self) -> float:
-        """Factor with which the MLP's output joins the residual stream."""
-        return 1.0 if self.spec.mlp_scale is None else float(getattr(self.model.config, self.spec.mlp_scale))
-
-    @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the embedding."""
         return self.model.get_input_embeddings().weight.device
+
+    def block_device(self, layer: int) -> torch.device:
+        """Where a block computes, which differs between the blocks of a sharded model."""
+        return self.down_projection(layer).weight.device
+
+    def rotary_type(self, layer: int) -> str | None:
+        """Which kind of position embedding a block takes, in a model with several."""
+        return str(self.config.layer_types[layer]) if self.spec.rotary_by_layer_type else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,13 +125,14 @@ class ModelAdapter:
     @property
     def max_length(self) -> int:
         """Longest sequence, in tokens, that the model has positions for."""
-        config = self.model.config
-        for attribute in ("max_position_embeddings", "n_positions", "n_ctx"):
-            if (value := getattr(config, attribute, None)) is not None:
+        for attribute in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+            if (value := getattr(self.config, attribute, None)) is not None:
                 return int(value)
+        if self.spec.max_length is not None:
+            return self.spec.max_length
         raise UnsupportedModelError(
             f"the configuration of {self.name!r} names no maximum length "
-            "(expected max_position_embeddings, n_positions or n_ctx)"
+            "(expected max_position_embeddings, n_positions, n_ctx or seq_length)"
         )
 
     def check_layers(self, layers: Sequence[int]) -> list[int]:
@@ -262,12 +276,17 @@ class ModelAdapter:
             return lambda module, args: capture.keys.__setitem__(layer, args[0].detach())
 
         def out_hook(layer: int) -> Any:
-            return lambda module, args, out: capture.mlp_out.__setitem__(layer, out.detach())
+            # A copy: Falcon adds its attention's output onto this very tensor.
+            return lambda module, args, out: capture.mlp_out.__setitem__(layer, out.detach().clone())
 
         def block_hook(layer: int) -> Any:
             def hook(module: nn.Module, args: Any, out: Any) -> None:
+                stream = block_output(out)
+                for found in (capture.keys, capture.mlp_out):
+                    if layer in found:  # OPT lets its MLP see [batch × seq, ·]
+                        found[layer] = found[layer].reshape(*stream.shape[:-1], -1)
                 if layer in resid:
-                    capture.resid[layer] = block_output(out).detach()
+                    capture.resid[layer] = stream.detach()
                 if layer == stop:
                     raise _StopForwardError
 
@@ -291,7 +310,7 @@ class ModelAdapter:
                 handles.append(self.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
             for layer in mlp_out:
                 handles.append(self.down_projection(layer).register_forward_hook(out_hook(layer)))
-            for layer in {*resid, *([] if stop is None else [stop])}:
+            for layer in {*keys, *mlp_out, *resid, *([] if stop is None else [stop])}:
                 handles.append(self.blocks[layer].register_forward_hook(block_hook(layer)))
             yield
         finally:
@@ -340,13 +359,29 @@ class ModelAdapter:
                 use_cache=False,
                 return_dict=True,  # a configuration may ask for tuples
             )
-        return out.last_hidden_state
+        return out.last_hidden_state.to(self.device)
+
+    def finish(self, stream: Hidden) -> Hidden:
+        """Hidden states ready for `unembed`, from the residual stream after the last block; differentiable."""
+        for name in self.spec.final:
+            # A configuration can leave a module out (OPT's projection): it is None then, which is no submodule.
+            module: Any = getattr(self.decoder, name)
+            if module is not None:
+                stream = module(stream)
+        return stream
 
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
-        """Logits in float32 (or float64 for a float64 model); differentiable in `hidden`."""
-        head = self.model.get_output_embeddings()
-        logits: Tensor = head(hidden.to(head.weight.dtype))
-        return logits if logits.dtype == torch.float64 else logits.float()
+        """The model's own logits, in float32 (or float64 for a float64 model); differentiable in `hidden`."""
+        head, spec = self.model.get_output_embeddings(), self.spec
+        logits: Tensor = head(hidden.to(head.weight)).to(hidden.device)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if spec.logit_scale is not None:
+            logits = logits * getattr(self.config, spec.logit_scale)
+        if spec.logit_divisor is not None:
+            logits = logits / getattr(self.config, spec.logit_divisor)
+        if spec.logit_softcap is not None and (cap := getattr(self.config, spec.logit_softcap)) is not None:
+            logits = cap * torch.tanh(logits / cap)
+        return logits
 
     # ---- text --------------------------------------------------------------------------------------------
 

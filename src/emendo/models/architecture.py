@@ -1,32 +1,63 @@
 """What Emendo knows about each decoder family: one row a `config.model_type`, and refusals with the reason.
 
-A row says where things are; `adapter.py` is the only reader. Nothing outside `emendo.models` names a
-Hugging Face module.
+A row says where things are and what a block does; `adapter.py` and the suffix replay are the only readers. Nothing
+outside `emendo.models` names a Hugging Face module.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from emendo.errors import UnsupportedModelError
+from emendo.models.refusals import BIDIRECTIONAL, REFUSALS
 
 
 @dataclass(frozen=True)
-class ArchitectureSpec:
-    """Where a decoder family keeps the parts that editing needs.
+class Variant:
+    """Facts that differ where a configuration's attribute has a value.
 
     Args:
-        model_type: `config.model_type` of the family.
+        attribute: Name in the configuration.
+        value: The value that makes the difference.
+        facts: Fields of `ArchitectureSpec` and what they are then.
+    """
+
+    attribute: str
+    value: object
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureSpec:
+    """Where a decoder family keeps the parts that editing needs, and what its blocks do with them.
+
+    Args:
+        model_type: `config.model_type` of the family's text decoder.
         decoder: Path of the module that holds the blocks, from the causal-LM model.
         blocks: Name of the block list inside the decoder.
         attention: Name of the attention module inside a block.
         down_projection: Path of the edited linear map inside a block: the MLP's output projection.
-        final_norm: Name of the last norm inside the decoder.
+        final: Modules inside the decoder that follow the last block, in order; a configuration may leave one out.
         rotary: Name of the module that makes position embeddings for the blocks; None where blocks
             take positions themselves or positions enter at the embedding.
+        rotary_by_layer_type: Whether sliding and full layers have position embeddings of their own.
+        rotary_axes: Position numbers of a token: 3 where images have time, height and width (text repeats one).
+        alibi: Whether attention adds a bias that is linear in the position of the key.
+        idle_arguments: Arguments that a block demands and its packed attention does not read.
         attention_seam: How a block can be given another attention function: ``"interface"`` through
-            transformers' attention interface, ``"method"`` where the module still has its own.
+            transformers' attention interface, otherwise the name of one in `models.packed`.
+        mlp_normed: Whether the down-projection's output, or its sum with the residual stream, passes through a
+            norm: then a change of it is no equal change of the block's output.
+        mlp_scale: Name in the configuration of the factor with which the MLP's output joins the residual stream.
+        parallel: Whether attention and MLP of a block both read the block's input.
+        logit_scale: Name in the configuration of a factor on the logits.
+        logit_divisor: Name in the configuration of a divisor of the logits.
+        logit_softcap: Name in the configuration of a bound c of the logits, ``c tanh(logits / c)``.
+        max_length: Longest text where the configuration names none, since positions are not counted.
+        variants: What differs between configurations of the family.
+        wrapper: `config.model_type` of the multimodal model that the decoder was found in.
         examples: Models of the family, for `emendo models`.
     """
 
@@ -35,25 +66,41 @@ class ArchitectureSpec:
     blocks: str
     attention: str
     down_projection: str
-    final_norm: str
-    rotary: str | None
-    attention_seam: str
-    examples: str
+    final: tuple[str, ...]
+    rotary: str | None = None
+    rotary_by_layer_type: bool = False
+    rotary_axes: int = 1
+    alibi: bool = False
+    idle_arguments: tuple[str, ...] = ()
+    attention_seam: str = "interface"
     mlp_normed: bool = False
     mlp_scale: str | None = None
+    parallel: bool = False
+    logit_scale: str | None = None
+    logit_divisor: str | None = None
+    logit_softcap: str | None = None
+    max_length: int | None = None
+    variants: tuple[Variant, ...] = field(default=(), repr=False)
+    wrapper: str | None = None
+    examples: str = ""
 
 
-def _llama_like(model_type: str, examples: str) -> ArchitectureSpec:
+def _llama_like(model_type: str, examples: str, **facts: Any) -> ArchitectureSpec:
+    common: dict[str, Any] = {
+        "decoder": "model",
+        "blocks": "layers",
+        "attention": "self_attn",
+        "down_projection": "mlp.down_proj",
+        "final": ("norm",),
+        "rotary": "rotary_emb",
+    }
+    return ArchitectureSpec(model_type=model_type, examples=examples, **{**common, **facts})
+
+
+def _gpt_like(model_type: str, examples: str, down_projection: str, **facts: Any) -> ArchitectureSpec:
+    common: dict[str, Any] = {"decoder": "transformer", "blocks": "h", "attention": "attn", "final": ("ln_f",)}
     return ArchitectureSpec(
-        model_type=model_type,
-        decoder="model",
-        blocks="layers",
-        attention="self_attn",
-        down_projection="mlp.down_proj",
-        final_norm="norm",
-        rotary="rotary_emb",
-        attention_seam="interface",
-        examples=examples,
+        model_type=model_type, examples=examples, down_projection=down_projection, **{**common, **facts}
     )
 
 
@@ -62,61 +109,101 @@ _ROWS = (
     _llama_like("mistral", "Mistral 7B"),
     _llama_like("qwen2", "Qwen1.5, Qwen2, Qwen2.5"),
     _llama_like("qwen3", "Qwen3 (dense)"),
-    ArchitectureSpec(
-        model_type="gpt2",
-        decoder="transformer",
-        blocks="h",
-        attention="attn",
-        down_projection="mlp.c_proj",
-        final_norm="ln_f",
-        rotary=None,
-        attention_seam="interface",
-        examples="GPT-2 small to XL",
+    _llama_like("qwen2_vl_text", "text decoder of Qwen2-VL", rotary_axes=3),
+    _llama_like("qwen2_5_vl_text", "text decoder of Qwen2.5-VL", rotary_axes=3),
+    _llama_like("qwen3_vl_text", "text decoder of Qwen3-VL (dense)", rotary_axes=3),
+    _llama_like("phi3", "Phi-3, Phi-3.5, Phi-4 (dense)"),
+    _llama_like(
+        "phi",
+        "Phi-1, Phi-1.5, Phi-2",
+        down_projection="mlp.fc2",
+        final=("final_layernorm",),
+        parallel=True,
     ),
-    ArchitectureSpec(
-        model_type="gptj",
-        decoder="transformer",
-        blocks="h",
-        attention="attn",
-        down_projection="mlp.fc_out",
-        final_norm="ln_f",
-        rotary=None,
-        attention_seam="method",
-        examples="GPT-J 6B",
+    _llama_like("gemma", "Gemma 2B and 7B"),
+    _llama_like("gemma2", "Gemma 2", mlp_normed=True, logit_softcap="final_logit_softcapping"),
+    _llama_like(
+        "gemma3_text",
+        "Gemma 3",
+        mlp_normed=True,
+        rotary_by_layer_type=True,
+        logit_softcap="final_logit_softcapping",
     ),
-    ArchitectureSpec(
-        model_type="gpt_neox",
+    _llama_like("olmo2", "OLMo 2", mlp_normed=True),
+    _llama_like("granite", "Granite 3 (dense)", mlp_scale="residual_multiplier", logit_divisor="logits_scaling"),
+    _llama_like("cohere", "Command R, Aya 23", parallel=True, logit_scale="logit_scale"),
+    _llama_like(
+        "stablelm",
+        "StableLM 3B, StableLM 2",
+        variants=(Variant("use_parallel_residual", True, {"parallel": True}),),
+    ),
+    _llama_like("starcoder2", "StarCoder2", down_projection="mlp.c_proj"),
+    _llama_like(
+        "opt",
+        "OPT 125M to 66B",
+        decoder="model.decoder",
+        down_projection="fc2",
+        final=("final_layer_norm", "project_out"),
+        rotary=None,
+        # OPT 350M alone: the sum of MLP and residual stream is normed.
+        variants=(Variant("do_layer_norm_before", False, {"mlp_normed": True}),),
+    ),
+    _gpt_like("gpt2", "GPT-2 small to XL", "mlp.c_proj"),
+    _gpt_like("gptj", "GPT-J 6B", "mlp.fc_out", attention_seam="gptj", parallel=True),
+    _gpt_like(
+        "bloom",
+        "BLOOM, BLOOMZ",
+        "mlp.dense_4h_to_h",
+        attention="self_attention",
+        attention_seam="bloom",
+        idle_arguments=("alibi",),
+        alibi=True,
+        max_length=2048,  # the length of its training texts: nothing in the model ends there
+    ),
+    _gpt_like(
+        "falcon",
+        "Falcon 7B, 40B and 180B, Falcon-RW",
+        "mlp.dense_4h_to_h",
+        attention="self_attention",
+        attention_seam="falcon",
+        idle_arguments=("alibi",),
+        rotary="rotary_emb",
+        parallel=True,
+        variants=(Variant("alibi", True, {"alibi": True}), Variant("parallel_attn", False, {"parallel": False})),
+    ),
+    _llama_like(
+        "gpt_neox",
+        "GPT-NeoX 20B, Pythia",
         decoder="gpt_neox",
-        blocks="layers",
         attention="attention",
         down_projection="mlp.dense_4h_to_h",
-        final_norm="final_layer_norm",
-        rotary="rotary_emb",
-        attention_seam="interface",
-        examples="GPT-NeoX 20B, Pythia",
+        final=("final_layer_norm",),
+        parallel=True,
+        variants=(Variant("use_parallel_residual", False, {"parallel": False}),),
     ),
 )
 
 ARCHITECTURES: dict[str, ArchitectureSpec] = {row.model_type: row for row in _ROWS}
 """Supported families by `config.model_type`."""
 
-_MOE = "a mixture of experts keeps a fact in several expert MLPs, and which one runs depends on the token"
-_ENCODER_DECODER = "an encoder-decoder has no single left-to-right residual stream to edit"
-_STATE_SPACE = "a state-space or recurrent block has no MLP down-projection to edit"
-_ENCODER = "an encoder predicts masked tokens; editing needs a left-to-right language model"
+_LANGUAGE_MODEL = (
+    *("aya_vision", "fast_vlm", "gemma3", "got_ocr2", "internvl", "lighton_ocr", "llava", "llava_next"),
+    *("llava_next_video", "llava_onevision", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "video_llava"),
+    "vipllava",
+)
 
-REFUSALS: dict[str, str] = {
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"), _MOE),
-    **dict.fromkeys(("gpt_oss", "granitemoe", "phimoe", "dbrx", "jetmoe"), _MOE),
-    **dict.fromkeys(("t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper"), _ENCODER_DECODER),
-    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "bamba"), _STATE_SPACE),
-    **dict.fromkeys(("bert", "roberta", "distilbert", "deberta-v2", "electra"), _ENCODER),
+WRAPPERS: dict[str, str] = {
+    **dict.fromkeys(_LANGUAGE_MODEL, "model.language_model"),
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "model.text_model"),
 }
-"""Families that are refused, with the reason."""
+"""Multimodal models whose text decoder can be edited: `config.model_type` and the path of the decoder's model.
+
+Their unembedding is a bare linear map: a family's scaling or bound of the logits is not applied in them.
+"""
 
 
 def resolve_architecture(config: Any) -> ArchitectureSpec:
-    """The row for a model's configuration.
+    """The facts about a model with this configuration: its family's row, or that of the decoder inside it.
 
     Args:
         config: A transformers configuration.
@@ -124,7 +211,35 @@ def resolve_architecture(config: Any) -> ArchitectureSpec:
     Raises:
         UnsupportedModelError: The family is refused or unknown, or its weights are quantised.
     """
+    _refuse_quantised(config)
     model_type = getattr(config, "model_type", None)
+    if model_type in WRAPPERS:
+        return _inside(str(model_type), config.get_text_config(decoder=True))
+    if model_type in REFUSALS:
+        raise _unsupported(model_type, REFUSALS[model_type])
+    if model_type not in ARCHITECTURES:
+        raise _unsupported(model_type, "it is not in Emendo's architecture table")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise _unsupported(model_type, f"{BIDIRECTIONAL} (its configuration sets use_bidirectional_attention)")
+    spec = ARCHITECTURES[model_type]
+    for variant in spec.variants:
+        if getattr(config, variant.attribute, None) == variant.value:
+            spec = replace(spec, **variant.facts)
+    return spec
+
+
+def _inside(wrapper: str, text_config: Any) -> ArchitectureSpec:
+    """The row of a multimodal model's text decoder, with paths from the whole model."""
+    try:
+        spec = resolve_architecture(text_config)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"the text decoder of this {wrapper!r} model cannot be edited: {error}") from error
+    # The wrapper holds the decoder's bare model, which the causal LM holds under the first name of the row's path.
+    path = ".".join([WRAPPERS[wrapper], *spec.decoder.split(".")[1:]])
+    return replace(spec, decoder=path, wrapper=wrapper, logit_scale=None, logit_divisor=None, logit_softcap=None)
+
+
+def _refuse_quantised(config: Any) -> None:
     quantization = getattr(config, "quantization_config", None)
     if quantization:
         method = (
@@ -136,14 +251,10 @@ def resolve_architecture(config: Any) -> ArchitectureSpec:
             f"this model's weights are quantised ({method}); an edit is far smaller than a quantisation "
             "step and would be rounded away. Load the unquantised checkpoint (--model)"
         )
-    if model_type in REFUSALS:
-        raise UnsupportedModelError(
-            f"model_type {model_type!r} is not supported: {REFUSALS[model_type]}. "
-            f"Supported: {', '.join(sorted(ARCHITECTURES))} (see `emendo models`)"
-        )
-    if model_type not in ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"model_type {model_type!r} is not supported: it is not in Emendo's architecture table. "
-            f"Supported: {', '.join(sorted(ARCHITECTURES))} (see `emendo models`)"
-        )
-    return ARCHITECTURES[model_type]
+
+
+def _unsupported(model_type: object, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"model_type {model_type!r} is not supported: {reason}. Supported: {', '.join(sorted(ARCHITECTURES))}, and "
+        f"these around one of them: {', '.join(sorted(WRAPPERS))} (see `emendo models`)"
+    )

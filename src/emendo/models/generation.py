@@ -30,7 +30,7 @@ def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_
     ids = torch.tensor([[adapter.pad_id] * (longest - len(row)) + row for row in rows], device=adapter.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=adapter.device)
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    cache, new = DynamicCache(config=adapter.model.config), [list[int]() for _ in rows]
+    cache, new = DynamicCache(config=adapter.config), [list[int]() for _ in rows]
     open_rows = set(range(len(rows)))
     with adapter.quiet(), torch.no_grad():
         for _ in range(min(max_new_tokens, adapter.max_length - longest)):
@@ -42,7 +42,7 @@ def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_
                 use_cache=True,
                 return_dict=True,
             )
-            ids = adapter.unembed(out.last_hidden_state[:, -1]).argmax(dim=-1, keepdim=True)
+            ids = adapter.unembed(out.last_hidden_state[:, -1]).argmax(dim=-1, keepdim=True).to(mask.device)
             for row in sorted(open_rows):
                 if int(ids[row]) in adapter.stop_ids:
                     open_rows.remove(row)

@@ -44,7 +44,7 @@ def sample_tokens(
     """
     tokens, report = starts.to(adapter.device), on_step or (lambda n: None)
     uniform = uniform.to(adapter.device)
-    step, cache = tokens, DynamicCache(config=adapter.model.config)
+    step, cache = tokens, DynamicCache(config=adapter.config)
     report(tokens.numel())
     with adapter.quiet(), torch.no_grad():
         for position in range(tokens.shape[1], uniform.shape[1]):

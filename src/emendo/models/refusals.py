@@ -1,0 +1,61 @@
+"""Families that are refused, with the reason, by `config.model_type`."""
+
+from __future__ import annotations
+
+MIXTURE_OF_EXPERTS = "a mixture of experts keeps a fact in several expert MLPs, and which one runs depends on the token"
+ENCODER_DECODER = "an encoder-decoder has no single left-to-right residual stream to edit"
+STATE_SPACE = (
+    "a state-space, recurrent or convolution block keeps no keys and values of earlier tokens, which the target "
+    "search replays"
+)
+ENCODER = "an encoder predicts masked tokens; editing needs a left-to-right language model"
+BIDIRECTIONAL = "a model whose tokens see later ones is no left-to-right language model"
+CROSS_ATTENTION = "a decoder with cross-attention blocks reads another model's output inside its residual stream"
+PARALLEL_STREAMS = "a decoder with several residual streams has no single one to edit"
+QUANTISED = "a model trained in few-bit weights would round an edit away, which is far smaller than a step"
+
+REFUSALS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("afmoe", "aria_text", "axk1", "axk2", "beam", "cohere2_moe", "dbrx", "deepseek_v2", "deepseek_v3"),
+            *("deepseek_v32", "deepseek_v4", "dots1", "dots3_note_text", "ernie4_5_moe", "exaone_moe", "flex_olmo"),
+            *("flint", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt_oss", "granitemoe", "granitemoe_swa"),
+            *("granitemoeshared", "hunyuan_v1_moe", "hy_v3", "hy_v4", "jetmoe", "kolibri1", "laguna", "llama4"),
+            *("llama4_text", "longcat_flash", "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "mixtral"),
+            *("olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text", "solar_open", "zaya"),
+        ),
+        MIXTURE_OF_EXPERTS,
+    ),
+    **dict.fromkeys(
+        (
+            *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "fsmt", "led", "longt5"),
+            *("m2m_100", "marian", "mbart", "mt5", "mvp", "nllb-moe", "pegasus", "pegasus_x", "plbart", "prophetnet"),
+            *("seamless_m4t", "seamless_m4t_v2", "switch_transformers", "t5", "t5gemma", "t5gemma2", "umt5", "whisper"),
+        ),
+        ENCODER_DECODER,
+    ),
+    **dict.fromkeys(
+        (
+            *("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "inkling_text", "jamba"),
+            *("inkling2_text", "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h"),
+            *("olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma"),
+            *("rwkv", "xlstm", "zamba", "zamba2"),
+        ),
+        STATE_SPACE,
+    ),
+    **dict.fromkeys(
+        (
+            *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2"),
+            *("distilbert", "electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "ibert", "layoutlm"),
+            *("longformer", "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "nomic_bert"),
+            *("nystromformer", "perceiver", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
+            *("squeezebert", "tapas", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
+        ),
+        ENCODER,
+    ),
+    **dict.fromkeys(("idefics", "mllama", "mllama_text_model", "trocr"), CROSS_ATTENTION),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), PARALLEL_STREAMS),
+    **dict.fromkeys(("diffusion_gemma", "diffusion_gemma_text", "paligemma"), BIDIRECTIONAL),
+    "bitnet": QUANTISED,
+}
+"""Families that are refused, with the reason."""

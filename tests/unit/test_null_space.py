@@ -250,6 +250,15 @@ def test_a_null_space_without_a_price_is_an_error_whose_ridge_helps():
     assert prepare(C, Preservation(1.0, ridge, "absolute", 0.02)).dimensions == 8
 
 
+def test_eigenvalues_that_are_positive_by_rounding_only_are_no_price():
+    """They factorise well, and their inverse would be noise."""
+    C, _ = spectrum(*[1e-11] * 8, *[1e4] * 12)
+    assert torch.linalg.eigvalsh(C)[0] > 0
+    with pytest.raises(InfeasibleError, match=r"in 8 of them.*rounding"):
+        prepare(C, Preservation(1.0, 0.0, "absolute", 0.02))
+    assert prepare(C, Preservation(1.0, 1e-9, "absolute", 0.02)).condition < 10
+
+
 def test_a_history_that_takes_away_is_refused(C):
     with pytest.raises(InfeasibleError, match="history is not positive semidefinite"):
         prepare(C, alphaedit(), history=-20 * torch.eye(D_IN))

@@ -80,7 +80,7 @@ def find_null_space(moment: Moment, preservation: Preservation) -> NullSpace | N
         MomentsError: The moment is not a finite symmetric matrix.
         InfeasibleError: No direction is open; it says which threshold would open half of them.
 
-    Source: AlphaEdit (arXiv 2410.02355), section 3, and its public code: eigenvalues of the mean below 2e-2.
+    Source: AlphaEdit (arXiv 2410.02355), as its public code does it: eigenvalues of the mean below 2e-2.
     """
     if preservation.null_space == "off":
         return None

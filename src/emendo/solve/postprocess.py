@@ -42,7 +42,7 @@ def rect(delta: Weight, weight: Weight, keep: float = 0.4) -> Factors:
     Raises:
         InputError: The share is out of range, or the shapes differ.
 
-    Source: RECT (arXiv 2401.04700), eq. 7 and its public code (top 40 %).
+    Source: RECT (arXiv 2401.04700), as AlphaEdit's public code runs it (top 40 %).
     """
     if not 0.0 < keep <= 1.0:
         raise InputError(f"keep is {keep}; expected a share above 0 and at most 1.")
@@ -79,7 +79,7 @@ def prune(total_residuals: Residuals, total_dual_keys: DualKeys, weight0: Weight
         total_residuals: R of the total update: the residuals of all updates so far, stacked.
         total_dual_keys: Q of the total update.
         weight0: W₀, before any edit.
-        log_base: b; AlphaEdit's authors ran e, the paper has 1.2.
+        log_base: b; AlphaEdit's comparison ran e, and 1.2 is quoted for the original.
 
     Returns:
         Factors of the conditioned total update in float64, at most min(n, d_out, d_in) rows unless unchanged.
@@ -87,7 +87,7 @@ def prune(total_residuals: Residuals, total_dual_keys: DualKeys, weight0: Weight
     Raises:
         InputError: The base is not above 1, or the shapes do not fit.
 
-    Source: PRUNE (arXiv 2405.16821), section 4; s_max by `spectral_norm`.
+    Source: PRUNE (arXiv 2405.16821).
     """
     if not (math.isfinite(log_base) and log_base > 1.0):
         raise InputError(f"log_base is {log_base}; expected a finite number above 1.")

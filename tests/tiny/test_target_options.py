@@ -15,7 +15,7 @@ from emendo.models import ModelAdapter
 from emendo.models.suffix import packed_attention
 from emendo.requests import EditRequest
 from emendo.text import align_edit, align_prompt
-from tests.conftest import FAMILIES, build_tiny
+from tests.conftest import FAMILIES, FLOAT32_ATTENTION, build_tiny
 from tests.model_state import changes, model_state
 from tests.target_reference import MODULES, SerialSearch, sentences_of, serial_search
 
@@ -31,11 +31,13 @@ PMET = replace(SETTINGS, joint_attention=True, kl_weight=1.0, argmax_nll_weight=
 SERIAL_FAMILIES = sorted(set(FAMILIES) & {*MODULES, "gpt2_square"})
 
 
-def serial(adapter: ModelAdapter, request: EditRequest, settings: TargetSettings) -> SerialSearch:
+def serial(
+    adapter: ModelAdapter, request: EditRequest, settings: TargetSettings, layer: int = LAYER
+) -> SerialSearch:
     return serial_search(
         adapter.model,
         sentences_of(adapter, request, CONTEXTS, settings.end_of_text),
-        LAYER,
+        layer,
         site=settings.site,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
@@ -73,7 +75,7 @@ def test_inside_the_block_and_after_it_are_the_same_where_both_are_possible(fami
 
 @pytest.mark.parametrize("family", SERIAL_FAMILIES)
 def test_joint_attention_equals_the_serial_search(family: str) -> None:
-    rtol = 1e-5 if family == "gptj" else 1e-8
+    rtol = 1e-5 if family in FLOAT32_ATTENTION else 1e-8
     adapter = build_tiny(family, dtype=torch.float64)
     before = model_state(adapter)
     found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, PMET)
@@ -81,23 +83,24 @@ def test_joint_attention_equals_the_serial_search(family: str) -> None:
     for row, request in enumerate(REQUESTS):
         search = serial(adapter, request, PMET)
         assert found.traces[row].losses == pytest.approx(search.losses, rel=rtol)
-        torch.testing.assert_close(found.delta[row], search.delta, rtol=10 * rtol, atol=10 * rtol)
+        torch.testing.assert_close(found.delta[row], search.delta, rtol=10 * rtol, atol=100 * rtol)
         alone = serial(adapter, request, replace(PMET, joint_attention=False))
         assert search.losses[1:] != pytest.approx(alone.losses[1:], rel=1e-4), "the second δ must matter"
 
 
 def test_rules_of_pmet_turn_the_search_to_the_divergence() -> None:
-    adapter = build_tiny("gpt2", dtype=torch.float64)
-    likely = [EIFFEL, BORDEAUX]
-    settings = replace(PMET, steps=25, learning_rate=1.0, max_norm_ratio=100.0, kl_weight=0.01, kl_threshold=1e9)
-    found = find_targets(adapter, likely, CONTEXTS, LAYER, settings)
-    for row, request in enumerate(likely):
-        search = serial(adapter, request, settings)
-        assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-7)
-        assert search.argmax[-1], "no search reached the argmax, so the rule was not tried"
-        assert found.traces[row].stopped == "kl"
-    endless = find_targets(adapter, likely, CONTEXTS, LAYER, replace(settings, kl_threshold=0.0))
-    assert {trace.stopped for trace in endless.traces} == {"steps"}
+    adapter = build_tiny("llama", dtype=torch.float64)
+    # A subject that ends the prompt, at the last layer, where δ can put any one token on top.
+    likely = [EditRequest("The weather in {}", "Tokyo", "the"), EditRequest("I wrote down {}", "Paris", "a")]
+    settings = replace(PMET, steps=20, max_norm_ratio=6.0, kl_weight=0.01, loss_threshold=-1.0)
+    for threshold, stopped in ((1e9, "kl"), (0.0, "steps")):
+        settings = replace(settings, kl_threshold=threshold)
+        found = find_targets(adapter, likely, CONTEXTS, 3, settings)
+        for row, request in enumerate(likely):
+            search = serial(adapter, request, settings, layer=3)
+            assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-7)
+            assert any(search.argmax), "no search reached the argmax, so the rules were not tried"
+            assert found.traces[row].stopped == stopped
 
 
 # ---- end of text ---------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ def test_forward_values_are_those_of_a_model_that_holds_the_target(family: str, 
 
         def add(module: object, args: object, out: object, row: int = row, at: int = prompt.subject_last) -> object:
             hidden = (out[0] if isinstance(out, tuple) else out).clone()  # type: ignore[attr-defined]
-            hidden[0, at] += delta[row]
+            hidden.view(-1, adapter.d_model)[at] += delta[row]
             return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
         module = adapter.blocks[1] if site == "resid_post" else adapter.down_projection(1)

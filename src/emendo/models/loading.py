@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from emendo.errors import InputError, ModelNotFoundError
@@ -94,8 +94,9 @@ def _from_pretrained(name: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
     try:
         # The configuration first: an unsupported family is refused before gigabytes are fetched.
         # Without an explicit False, transformers would ask on the terminal whether to run a folder's own code.
-        resolve_architecture(AutoConfig.from_pretrained(name, trust_remote_code=False))
-        model, found = AutoModelForCausalLM.from_pretrained(
+        spec = resolve_architecture(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        auto = AutoModelForCausalLM if spec.wrapper is None else AutoModelForImageTextToText
+        model, found = auto.from_pretrained(
             name, dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

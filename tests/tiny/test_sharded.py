@@ -52,7 +52,8 @@ def sharded(family: str, lower: str, upper: str) -> ModelAdapter:
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
-    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    found, expected = found.detach().cpu(), expected.detach()
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(("lower", "upper"), HALVES)

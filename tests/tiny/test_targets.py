@@ -17,7 +17,7 @@ from emendo.models import ModelAdapter
 from emendo.models.suffix import packed_attention, replay
 from emendo.requests import EditRequest
 from emendo.text import align_edit
-from tests.conftest import FAMILIES, FLOAT32_ATTENTION, build_tiny
+from tests.conftest import FAMILIES, FLOAT32_ATTENTION, NOT_LINEAR, build_tiny
 from tests.model_state import changes, model_state
 from tests.target_reference import SerialSearch, sentences_of, serial_search
 
@@ -78,10 +78,6 @@ def test_the_requests_cover_what_they_should() -> None:
     assert min(edit.prompt.subject_last for edit in edits) == 0, "a subject that nothing precedes"
     assert any(edit.prompt.subject_last == len(edit.prompt.ids) - 1 for edit in edits), "a prompt ending in its subject"
     assert len({len(edit.ids) - edit.prompt.subject_last for edit in edits}) > 2, "different suffix lengths"
-
-
-NOT_LINEAR = ("gemma2", "gemma3_text", "granite", "olmo2")
-"""Families where a vector at the MLP's output does not enter the residual stream as it is."""
 
 
 @pytest.mark.parametrize(

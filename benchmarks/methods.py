@@ -5,7 +5,7 @@
 
 One JSON line for each method and mode; lines already in --out are not run again, so that the command can be stopped
 and taken up. Scores are *final*: all facts are scored once, after the last batch. "Before" is the unedited model. A run
-is ``METHOD [NAME=VALUE ...]``; with no run given, every method of the catalog and the baselines.
+is ``METHOD [layers=4-8] [NAME=VALUE ...]``; with no run given, every method of the catalog and the baselines.
 
 Target searches on the unedited model that are equal (same requests, contexts, layer and settings) are made once, since
 they depend on nothing else; `plan_seconds` counts what they took the first time.
@@ -30,7 +30,7 @@ import emendo.pipeline
 from benchmarks.counterfact import split
 from benchmarks.machine import describe_machine
 from emendo.baselines import BASELINES, baseline_named, baseline_records
-from emendo.cli.options import parse_settings
+from emendo.cli.options import parse_layers, parse_settings
 from emendo.evaluate import evaluate_records, packaged_text, perplexity
 from emendo.requests import EditRecord
 from emendo.solve import frobenius_norm
@@ -77,13 +77,14 @@ def measure(
     method, *pairs = run.split()
     baseline = method in BASELINES
     settings = parse_settings(pairs) if baseline else {**FAST, **parse_settings(pairs)}
+    layers = parse_layers(settings.pop("layers", None))
     session = emendo.EditSession(lm)
     size = -(-len(records) // n_batches)
     seconds, memory.saved_seconds, reports = 0.0, 0.0, []
     for begin in range(0, len(records), size):
         batch = [record.request for record in records[begin : begin + size]]
         start = time.perf_counter()
-        plan = session.plan(batch, method, settings=settings)
+        plan = session.plan(batch, method, layers=layers, settings=settings)
         seconds += time.perf_counter() - start
         session.apply(plan.update)
         reports = plan.layers

@@ -2,10 +2,10 @@
 
     python benchmarks/counterfact.py --data counterfact.jsonl --rewrites counterfact_rewrites.jsonl --out answered.jsonl
 
-`--data` holds whole records (original fields); `--rewrites` more facts, each with one rephrasing, of which those that are
-true paraphrases are taken. Their neighbours are made as CounterFact makes them: prompts of the same relation about other
-subjects with the same true answer, here from the facts that are not chosen. A fact is answered when every token of its
-true target is the argmax after the plain prompt; a subject occurs once.
+`--data` holds whole records (original fields); `--rewrites` more facts, each with one rephrasing, of which those that
+are true paraphrases are taken. Their neighbours are made as CounterFact makes them: prompts of the same relation about
+other subjects with the same true answer, here from the facts that are not chosen. A fact is answered when every token
+of its true target is the argmax after the plain prompt; a subject occurs once.
 """
 
 from __future__ import annotations

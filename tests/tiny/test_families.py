@@ -184,7 +184,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
 
 @pytest.mark.parametrize("family", PLANNED)
 def test_a_planned_edit_gives_the_block_its_target(family: str, store: MomentStore) -> None:
-    """One context and equality: the residual stream at the subject is then v* itself."""
+    """One context and equality: what the site holds at the subject is then v* itself."""
     settings: dict[str, Any] = {"contexts.scheme": "none", "moments.multiple": 4, "target.steps": 3}
     adapter = build_tiny(family)
     before = model_state(adapter)
@@ -194,7 +194,10 @@ def test_a_planned_edit_gives_the_block_its_target(family: str, store: MomentSto
     target = find_targets(adapter, [EIFFEL], ("{}",), LAYER, plan.method.config.target).value[0]
     prompt = align_prompt(adapter, EIFFEL)
     with session.applied(plan.update):
-        found = adapter.run(adapter.batch([prompt.ids]), resid=[LAYER]).resid[LAYER][0, prompt.subject_last]
+        capture = adapter.run(adapter.batch([prompt.ids]), resid=[LAYER], mlp_out=[LAYER])
+    site = plan.method.config.target.site
+    assert site == ("mlp_out" if adapter.spec.mlp_normed else "resid_post")
+    found = (capture.resid if site == "resid_post" else capture.mlp_out)[LAYER][0, prompt.subject_last]
     close(found, target, 1e-4)
     assert changes(before, model_state(adapter)) == []
 

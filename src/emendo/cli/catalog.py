@@ -67,39 +67,31 @@ def _show_one(terminal: Terminal, name: str) -> None:
     technique = technique_named(name)
     described = _described(technique)
     is_method = isinstance(technique, MethodConfig)
-    plain = plain_settings() if is_method else technique.settings()
-    presets = PRESETS.get(name, {}) if is_method else {}
+    presets: dict[str, dict[str, Any]] = {
+        model.name: {"layers": preset.layers, "settings": dict(preset.settings), "source": preset.source}
+        for model, preset in (PRESETS.get(name, {}) if is_method else {}).items()
+    }
     terminal.line(f"{technique.name}: {technique.source}")
     for deviation in technique.deviations:
         terminal.line(f"  deviation: {deviation}")
-    terminal.table(
-        "Settings (--set NAME=VALUE)",
-        ("setting", "value", "plain default"),
-        (
-            (setting, _text(value), _PLAIN if value == plain[setting] else _text(plain[setting]))
-            for setting, value in described["settings"].items()
-        ),
-    )
+    _show_settings(terminal, described["settings"], plain_settings() if is_method else {})
     if presets:
-        terminal.table(
+        terminal.wide_table(
             "Presets by model",
             ("model", "layers", "settings", "source"),
-            (
-                (model.name, _layers(preset.layers), _pairs(preset.settings), preset.source)
-                for model, preset in presets.items()
-            ),
+            [(name, _layers(p["layers"]), _pairs(p["settings"], "\n"), p["source"]) for name, p in presets.items()],
         )
     terminal.line("Layers and values for your model, each with its origin: emendo edit ... --plan-only")
-    terminal.result(
-        {
-            **described,
-            "kind": "method" if is_method else "baseline",
-            "presets": {
-                model.name: {"layers": preset.layers, "settings": dict(preset.settings), "source": preset.source}
-                for model, preset in presets.items()
-            },
-        }
-    )
+    terminal.result({**described, "kind": "method" if is_method else "baseline", "presets": presets})
+
+
+def _show_settings(terminal: Terminal, settings: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Every setting, beside its plain default where there is one."""
+    rows = [
+        (name, _text(value), *([_PLAIN if value == plain[name] else _text(plain[name])] if plain else []))
+        for name, value in settings.items()
+    ]
+    terminal.table("Settings", ("setting", "value", *(["plain default"] if plain else [])), rows)
 
 
 def _described(technique: Technique) -> dict[str, Any]:
@@ -138,7 +130,10 @@ def _text(value: Any) -> str:
 
 
 def _layers(layers: tuple[int, ...]) -> str:
-    return f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else str(layers[0])
+    """Layers as --layers reads them."""
+    if len(layers) > 1 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers))
 
 
 def models(json_output: Json = False, quiet: Quiet = False) -> None:

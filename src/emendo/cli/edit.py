@@ -165,7 +165,7 @@ def _show_cost(terminal: Terminal, document: dict[str, Any]) -> None:
     from emendo.report import layer_table
 
     if document["layers"]:
-        terminal.table("What the edit does to the weights", *layer_table(document))
+        terminal.wide_table("What the edit does to the weights", *layer_table(document))
     terminal.table(
         "Seconds by stage", ("stage", "seconds"), [(name, float(s)) for name, s in document["seconds"].items()]
     )

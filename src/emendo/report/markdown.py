@@ -28,7 +28,7 @@ def markdown_report(document: dict[str, Any]) -> str:
     if (judgement := document["judgement"]) is not None:
         lines += _judgement(judgement)
     lines += ["## What the edit does to each layer", ""]
-    lines += _table(*layer_table(document)) if document["layers"] else ["No weights change.", ""]
+    lines += _table(*layer_table(document)) if document["layers"] else _unwritten(document)
     if document["targets"]:
         lines += ["## Target search", "", *_table(*target_table(document))]
     lines += _training(document)
@@ -68,6 +68,15 @@ def _judgement(judgement: dict[str, Any]) -> list[str]:
         ((s["kind"], s["prompt"], s["before"], s["after"]) for s in judgement["samples"]),
     )
     return lines
+
+
+def _unwritten(document: dict[str, Any]) -> list[str]:
+    """Of an edit that is no update: the facts that are put in front of prompts."""
+    return [
+        "No weights change. After the edit every prompt is asked with its fact in front of it:",
+        "",
+        *_table(("subject", "target"), ((r["subject"], r["target"]) for r in document["requests"])),
+    ]
 
 
 def _training(document: dict[str, Any]) -> list[str]:

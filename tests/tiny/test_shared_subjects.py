@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from emendo.activations.targets import find_targets
-from emendo.errors import InfeasibleError
+from emendo.errors import InfeasibleError, MethodError
 from emendo.moments import MomentStore
 from emendo.requests import EditRequest
 from emendo.session import EditSession
@@ -97,6 +97,12 @@ def test_sharing_changes_nothing_where_no_subject_is_shared(method: str, store: 
     assert planned(adapter, store, batch, method, [1], **SHARED).update.id == (
         planned(adapter, store, batch, method, [1]).update.id
     )
+
+
+@pytest.mark.parametrize("method", ["rome", "r-rome"])
+def test_requests_written_one_by_one_cannot_share(method: str, store: MomentStore) -> None:
+    with pytest.raises(MethodError, match="batching=joint"):
+        planned(build_tiny("llama"), store, BATCH, method, [1], **SHARED)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from emendo.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, REQUESTS, Naive, apart, close, planned
-from tests.reference import alphaedit_delta, memit_delta
+from tests.reference import alphaedit_delta, emmet_delta, memit_delta
 
 FAMILIES = ("llama", "gpt2_square", "gptj")
 LAM = 0.5  # small enough that earlier keys count beside λC
@@ -106,6 +106,27 @@ def test_alphaedit_is_its_published_solve_with_its_cache(family: str, store: Mom
         assert plan.update.info["layers"][0]["solves"][0]["dimensions"] == kept
         cache = cache + K @ K.T
         naive.add(layer, delta)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_optimal_split_prices_earlier_edits_too(family: str, store: MomentStore) -> None:
+    """The default method in sequence: equality under A = C + Σ K_p K_pᵀ, whose leverages share out the layers."""
+    layers, batches = [0, 2], [[EIFFEL, JAPAN], [DARRIEUX]]
+    given = {"keys__average": "two_level", "target__precision": "float32"}
+    plans = in_batches(session_of(family, store), store, batches, "emendo", layers, **given)
+    naive = Naive(build_tiny(family, dtype=torch.float64), plans[0].contexts)
+    metrics = {layer: naive.moment(layer, plans[0], store) for layer in layers}
+    for batch, plan in zip(batches, plans, strict=True):
+        Z = find_targets(naive.adapter, batch, plan.contexts, 2, plan.method.config.target).value.double().T
+        before = {layer: naive.mean_keys(batch, layer) for layer in layers}
+        D = {layer: K.T @ torch.linalg.inv(metrics[layer]) @ K for layer, K in before.items()}
+        shares = {0: torch.linalg.inv(D[0] + D[2]) @ D[0], 2: torch.eye(len(batch), dtype=torch.float64)}
+        for layer, part in zip(layers, plan.update.layers, strict=True):
+            K, R = naive.mean_keys(batch, layer), (Z - naive.values(batch, 2)) @ shares[layer]
+            delta = emmet_delta(K, R, metrics[layer])
+            close(part.delta(), delta, 1e-4)
+            metrics[layer] = metrics[layer] + K @ K.T
+            naive.add(layer, delta)
 
 
 # ---- sequential is one-shot where values are fixed ---------------------------------------------------

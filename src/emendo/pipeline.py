@@ -33,7 +33,7 @@ from emendo.models import ModelAdapter
 from emendo.plan import LayerReport, Plan, layer_report
 from emendo.progress import Progress, Silent
 from emendo.requests import SLOT, EditRequest, check_requests
-from emendo.shapes import Weight
+from emendo.shapes import DualKeys, Residuals, Weight
 from emendo.solve import PreparedLayer, SolveStats, cap_norm, extend_history, key_tolerance, prune, rect, solve
 from emendo.text import prefix_contexts
 from emendo.update import LayerUpdate, ModelUpdate, merge_layers
@@ -304,10 +304,23 @@ def _post_step(update: LayerUpdate, post: PostStep, weight: Weight, earlier: Lay
         total = merge_layers([update] if earlier is None else [earlier, update])[0]
         base = weight if earlier is None else weight - earlier.delta().to(weight)
         residuals, dual_keys = prune(total.residuals, total.dual_keys, base, log_base=post.log_base)
+        if torch.equal(residuals, total.residuals.to(residuals)):
+            return update  # no singular value is above W₀'s largest
         if earlier is not None:
             residuals = torch.cat([residuals, -earlier.residuals.to(residuals)])
             dual_keys = torch.cat([dual_keys, earlier.dual_keys.to(dual_keys)])
+            residuals, dual_keys = _compact(residuals, dual_keys)
     return LayerUpdate(update.layer, update.module, residuals.float().cpu(), dual_keys.float().cpu(), update.keys)
+
+
+def _compact(residuals: Residuals, dual_keys: DualKeys) -> tuple[Residuals, DualKeys]:
+    """The same matrix in no more rows than its smaller side: taking earlier updates back doubles them each time."""
+    d_out, d_in = residuals.shape[1], dual_keys.shape[1]
+    if len(residuals) <= min(d_out, d_in):
+        return residuals, dual_keys
+    delta = residuals.T @ dual_keys
+    eye = torch.eye(min(d_out, d_in), dtype=delta.dtype, device=delta.device)
+    return (eye, delta) if d_out <= d_in else (delta.T, eye)
 
 
 def _group_means(rows: Float[Tensor, "n d"], groups: Sequence[Sequence[int]]) -> Float[Tensor, "groups d"]:

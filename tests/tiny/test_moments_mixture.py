@@ -14,7 +14,10 @@ import torch
 from emendo.errors import CorpusError, MomentsError
 from emendo.models import ModelAdapter
 from emendo.moments import MixturePart, MomentStore, obtain_for_method, parse_mixture
+from emendo.session import EditSession
 from tests.conftest import TRAINING_TEXT, build_tiny
+from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, Naive, apart, close, planned
+from tests.reference import memit_delta
 
 LAYERS = [0, 2]
 
@@ -219,3 +222,26 @@ def test_an_edited_model_may_mix_what_is_stored_but_collects_nothing(store: Mome
     assert all(torch.equal(found[layer], expected[layer]) for layer in LAYERS)
     with pytest.raises(MomentsError, match="rollback"):
         obtain(f"self+{book}", store, adapter)
+
+
+# ---- through a session -------------------------------------------------------------------------
+
+
+def test_an_edit_is_priced_in_the_mixture(store: MomentStore, text: str, book: str) -> None:
+    """Its update is the formula's with Σ wᵢ Cᵢ of the unedited model, also on top of an edit."""
+    source, adapter = f"2*self+5*{text}+3*{book}", build_tiny("llama", dtype=torch.float64)
+    alone = [obtain_for_method(adapter, [1], Settings(name, multiple=4), store=store)[0][1] for name in (text, book)]
+    own = obtain_for_method(adapter, [1], Settings("self", multiple=4), store=store)[0][1]
+    mixed = 0.2 * own + 0.5 * alone[0] + 0.3 * alone[1]
+    session = EditSession(adapter, store=store)
+    for requests in ([EIFFEL], [DARRIEUX, JAPAN]):
+        plan = planned(session, store, requests, "memit", [1], moments__source=source, preservation__weight=2.0)
+        (part,) = plan.update.layers
+        K = Naive(adapter, plan.contexts).mean_keys(requests, 1)
+        R = part.residuals.double().T
+        close(part.delta(), memit_delta(K, R, mixed, lam=2.0))
+        for other in (own, *alone):
+            assert apart(memit_delta(K, R, other, lam=2.0), part.delta()) > 1e-2
+        recorded = plan.update.info["moments"]["corpus"]["parts"]
+        assert {row["source"]: row["weight"] for row in recorded} == {"self": 0.2, text: 0.5, book: 0.3}
+        session.apply(plan.update)

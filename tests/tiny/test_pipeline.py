@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from emendo.activations.keys import KeySettings
 from emendo.activations.targets import find_targets
@@ -17,84 +15,19 @@ from emendo.distribution import Distribution, distribution_steps, searched_layer
 from emendo.errors import ConflictError, InfeasibleError, MethodError
 from emendo.methods import method_named
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore, obtain_for_method
-from emendo.plan import Plan
+from emendo.moments import MomentStore
 from emendo.progress import Silent
-from emendo.requests import EditRequest
 from emendo.session import EditSession
-from emendo.text import align_prompt
 from tests.conftest import build_tiny
+from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, Naive, close, planned
 from tests.reference import emmet_delta, memit_delta, rome_delta
 
-EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
-DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo")
-JAPAN = EditRequest("The capital of {} is", "Japan", "Bordeaux")
-REQUESTS = [EIFFEL, DARRIEUX, JAPAN]
-QUICK: dict[str, Any] = {"target.steps": 4, "contexts.scheme": "fixed", "moments.multiple": 4}
 FAMILIES = ("llama", "gpt2_square", "gptj", "gpt_neox")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
     return MomentStore(tmp_path_factory.mktemp("moments"))
-
-
-def planned(
-    adapter: ModelAdapter, store: MomentStore, requests: list[EditRequest], method: str, layers: list[int], **more: Any
-) -> Plan:
-    settings = {**QUICK, **{name.replace("__", "."): value for name, value in more.items()}}
-    return EditSession(adapter, store=store).plan(requests, method, layers=layers, settings=settings)
-
-
-def close(found: Tensor, expected: Tensor, rtol: float = 1e-5) -> None:
-    scale = float(expected.abs().max())
-    assert scale > 0
-    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=rtol * scale)
-
-
-class Naive:
-    """A model run one prompt at a time with hooks of its own, and weights written through its own parameters."""
-
-    def __init__(self, adapter: ModelAdapter, contexts: tuple[str, ...]) -> None:
-        self.adapter, self.contexts = adapter, contexts
-
-    def module(self, layer: int) -> torch.nn.Module:
-        return self.adapter.model.get_submodule(self.adapter.module_name(layer))
-
-    def at_subject(self, request: EditRequest, context: str, layer: int, what: str) -> Tensor:
-        prompt = align_prompt(self.adapter, request, context)
-        seen: list[Tensor] = []
-        if what == "resid":
-            handle = self.adapter.blocks[layer].register_forward_hook(
-                lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
-            )
-        else:
-            handle = self.module(layer).register_forward_hook(
-                lambda _, args, out: seen.append(args[0] if what == "key" else out)
-            )
-        with torch.no_grad():
-            self.adapter.model(input_ids=torch.tensor([prompt.ids]))
-        handle.remove()
-        return seen[0][0, prompt.subject_last].double()
-
-    def keys(self, request: EditRequest, layer: int) -> Tensor:
-        return torch.stack([self.at_subject(request, context, layer, "key") for context in self.contexts])
-
-    def two_level(self, request: EditRequest, layer: int) -> Tensor:
-        """MEMIT: the mean over {the plain prompt's key, the mean over sampled contexts}."""
-        keys = self.keys(request, layer)
-        return (keys[0] + keys[1:].mean(dim=0)) / 2
-
-    def present(self, request: EditRequest, layer: int) -> Tensor:
-        return self.at_subject(request, "{}", layer, "resid")
-
-    def add(self, layer: int, delta: Tensor) -> None:
-        weight = self.module(layer).weight.data
-        weight += (delta.T if isinstance(self.module(layer), Conv1D) else delta).to(weight)
-
-    def moment(self, layer: int, plan: Plan, store: MomentStore) -> Tensor:
-        config = plan.method.config
-        return obtain_for_method(self.adapter, config.layers, config.moments, store=store)[0][layer]
 
 
 # ---- the layer loop ------------------------------------------------------------------------------------------
@@ -163,7 +96,7 @@ def test_rome_has_the_direction_of_the_mean_key_and_holds_at_the_plain_one(famil
     naive = Naive(adapter, plan.contexts)
     keys = naive.keys(EIFFEL, 1)
     value = find_targets(adapter, [EIFFEL], plan.contexts, 1, plan.method.config.target).value[0].double()
-    residual = value - naive.at_subject(EIFFEL, "{}", 1, "out")
+    residual = value - naive.at_subject(EIFFEL, "{}", 1, "mlp_out")
     delta = rome_delta(residual, keys.mean(dim=0), keys[0], naive.moment(1, plan, store))
     close(plan.update.layers[0].delta(), delta)
     wrong = rome_delta(residual, keys.mean(dim=0), keys.mean(dim=0), naive.moment(1, plan, store))
@@ -177,7 +110,7 @@ def test_r_rome_uses_one_key_throughout(family: str, store: MomentStore) -> None
     naive = Naive(adapter, plan.contexts)
     mean = naive.keys(EIFFEL, 1).mean(dim=0)
     value = find_targets(adapter, [EIFFEL], plan.contexts, 1, plan.method.config.target).value[0].double()
-    outs = torch.stack([naive.at_subject(EIFFEL, context, 1, "out") for context in plan.contexts])
+    outs = torch.stack([naive.at_subject(EIFFEL, context, 1, "mlp_out") for context in plan.contexts])
     delta = rome_delta(value - outs.mean(dim=0), mean, mean, naive.moment(1, plan, store))
     close(plan.update.layers[0].delta(), delta)
 
@@ -186,6 +119,8 @@ def test_r_rome_uses_one_key_throughout(family: str, store: MomentStore) -> None
 
 
 def test_even_over_one_layer_is_single(tiny: ModelAdapter, store: MomentStore) -> None:
+    if tiny.spec.mlp_normed:
+        pytest.skip("nothing can be divided where the MLP's output is normed; tests/tiny/test_reached_targets.py")
     single = planned(tiny, store, REQUESTS, "emmet", [1])
     even = planned(tiny, store, REQUESTS, "emmet", [1], distribution="even")
     assert even.update.id == single.update.id

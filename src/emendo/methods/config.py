@@ -249,6 +249,11 @@ def _check_ranges(config: MethodConfig) -> None:
             "keys.residual=mean measures W k + b over contexts, which is the MLP's output; "
             f"found target.site={config.target.site} (--set target.site=mlp_out)"
         )
+    if config.batching == "one_by_one" and config.target.shared != "request":
+        raise MethodError(
+            f"target.shared={config.target.shared} gives requests of one batch one v*, and batching=one_by_one searches "
+            "each on its own; write them together (--set batching=joint) or leave target.shared out"
+        )
     if config.keys.constraint == "plain" and config.memorization.s != 0:
         raise MethodError(
             "keys.constraint=plain holds edits with equality at the plain prompt; found "

@@ -25,6 +25,7 @@ Tolerances = Float[Tensor, " n"]
 
 _NAMED = 8  # requests named on one line
 _LINES = 5  # conflicts described in one message
+_COSINE_ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
 def key_tolerance(dtype: torch.dtype) -> float:
@@ -159,8 +160,10 @@ def describe_conflicts(gram: Gram, names: Sequence[str], tolerances: Tolerances)
         names: One name per vector.
         tolerances: Relative distance that counts as none, one a vector.
     """
-    # sin² of the angle between two keys; keys that point in opposite directions share a line too.
-    same = 1.0 - gram.square() <= torch.maximum(tolerances, tolerances[:, None]).square()
+    # sin² of the angle between two keys; keys that point in opposite directions share a line too. Equal keys have a
+    # cosine of 1 only up to rounding, which the square of a float64 model's tolerance is below.
+    largest = torch.maximum(tolerances, tolerances[:, None]).square()
+    same = 1.0 - gram.square() <= largest.clamp_min(_COSINE_ROUNDING)
     same.fill_diagonal_(True)
     leader = same.int().argmax(dim=1)  # of equals, argmax gives the first
     kept = leader == torch.arange(len(names), device=gram.device)

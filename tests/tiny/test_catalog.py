@@ -1,0 +1,161 @@
+"""Every named method on several families: a plan leaves no trace, an update goes in and comes out, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from emendo.methods import METHODS, method_named
+from emendo.models import ModelAdapter
+from emendo.moments import MomentStore
+from emendo.session import EditSession
+from emendo.update import ModelUpdate
+from tests.conftest import build_tiny
+from tests.model_state import changes, model_state
+from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, REQUESTS, apart, close, planned
+
+FAMILIES = ("gemma2", "gpt2_square", "gptj", "llama")
+OPEN: dict[str, Any] = {"preservation__null_space": "energy", "preservation__threshold": 0.3}
+"""AlphaEdit's absolute threshold leaves nothing open in these models."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
+    return MomentStore(tmp_path_factory.mktemp("moments"))
+
+
+def settings_of(method: str) -> dict[str, Any]:
+    return OPEN if method == "alphaedit" else {}
+
+
+def weights_of(adapter: ModelAdapter) -> list[Tensor]:
+    return [adapter.weight(layer).clone() for layer in range(adapter.n_layers)]
+
+
+# ---- the whole way of an update -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_plan_apply_save_and_roll_back(method: str, family: str, store: MomentStore, tmp_path: Path) -> None:
+    adapter, given = build_tiny(family), settings_of(method)
+    clean, session = model_state(adapter), EditSession(adapter, store=store)
+    plan = planned(session, store, REQUESTS, method, **given)
+    assert changes(clean, model_state(adapter)) == []
+    assert planned(session, store, REQUESTS, method, **given).update.id == plan.update.id, "the same seed"
+    session.apply(plan.update)
+    edited, states = weights_of(adapter), model_state(adapter)
+    assert changes(clean, states) == ["weights"]
+    for part in plan.update.layers:
+        expected = part.delta() + build_tiny(family).weight(part.layer)
+        assert torch.equal(edited[part.layer], expected), "written once, in float32"
+    second = planned(session, store, [replace(EIFFEL, target="Bordeaux")], method, **given)
+    assert changes(states, model_state(adapter)) == [], "a plan on top of an edit leaves no trace either"
+    session.apply(second.update)
+    session.rollback()
+    assert changes(clean, model_state(adapter)) == []
+    loaded = ModelUpdate.load(plan.update.save(tmp_path / "update.safetensors"))
+    assert (loaded.id, loaded.info) == (plan.update.id, plan.update.info)
+    session.apply(loaded)
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(adapter), edited, strict=True))
+    assert planned(session, store, [replace(EIFFEL, target="Bordeaux")], method, **given).update.id == second.update.id
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_seed_reaches_sampled_contexts_and_moments(method: str, store: MomentStore) -> None:
+    adapter, given = build_tiny("llama"), {**settings_of(method), "contexts__scheme": "memit"}
+    ids = [
+        planned(EditSession(adapter, store=store, seed=seed), store, [EIFFEL], method, **given).update.id
+        for seed in (3, 3, 4)
+    ]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_writes_what_it_reports(method: str, store: MomentStore) -> None:
+    """Equality gives all of a residual, least squares a part, and each report is of a layer that is written."""
+    plan = planned(build_tiny("llama"), store, [JAPAN], method, **settings_of(method))
+    config = plan.method.config
+    assert tuple(report.layer for report in plan.layers) == config.written_layers
+    for part, report in zip(plan.update.layers, plan.layers, strict=True):
+        assert report.update_norm == pytest.approx(float(part.delta().norm()), rel=1e-4)
+        assert part.keys is not None
+        if config.memorization.strength(1) == 0:
+            assert report.written == pytest.approx(1.0, rel=1e-4)
+        elif config.post.kind == "none":
+            assert 0 < report.written < 1
+            assert report.written == pytest.approx(report.solves[0].memorized, rel=1e-4)
+
+
+# ---- half precision ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_weights_have_an_update_in_float32(method: str, store: MomentStore) -> None:
+    """Factors of float32 accuracy, summed with the weights in float32, and rounded once."""
+    given = settings_of(method)
+    adapter = build_tiny("llama", dtype=torch.bfloat16)
+    clean, session = model_state(adapter), EditSession(adapter, store=store)
+    base = weights_of(adapter)
+    plans = []
+    for batch in ([EIFFEL, JAPAN], [DARRIEUX]):
+        before = model_state(adapter)
+        plans.append(planned(session, store, batch, method, **given))
+        assert changes(before, model_state(adapter)) == []
+        session.apply(plans[-1].update)
+    for layer, weight in enumerate(base):
+        exact = weight.float()
+        for plan in plans:
+            for part in plan.update.layers:
+                if part.layer == layer:
+                    tensors = part.tensors.values()
+                    assert all(tensor.dtype == torch.float32 for tensor in tensors)
+                    assert not torch.equal(part.dual_keys, part.dual_keys.bfloat16().float()), "not rounded to bfloat16"
+                    exact += part.delta()
+        assert torch.equal(adapter.weight(layer), exact.bfloat16())
+    session.rollback()
+    assert changes(clean, model_state(adapter)) == []
+
+
+@pytest.mark.parametrize("method", ["emmet", "memit", "emendo"])
+def test_a_bfloat16_model_is_solved_as_exactly_as_any(method: str, store: MomentStore) -> None:
+    """Q K^T of the stored factors and keys is what float64 gives; rounding to bfloat16 anywhere would show."""
+    adapter = build_tiny("llama", dtype=torch.bfloat16)
+    plan = planned(adapter, store, [EIFFEL, JAPAN], method, [1], preservation__weight=0.5)
+    (part,) = plan.update.layers
+    assert part.keys is not None
+    K, Q = part.keys.double(), part.dual_keys.double()
+    system = Q @ K.T
+    if plan.method.config.memorization.s == 0:
+        close(system, torch.eye(2), 1e-5)
+    else:
+        assert plan.layers[0].solves[0].memorized == pytest.approx(float(system.trace()) / 2, rel=1e-6)
+    rounded = Q.bfloat16().double() @ K.T
+    assert apart(rounded, system) > 1e-4
+
+
+def test_several_layers_of_a_bfloat16_model_are_summed_before_rounding(store: MomentStore) -> None:
+    """One by one, the second request sees W₀ + Δ₁ rounded once, and the weights in the end are W₀ + Δ₁ + Δ₂ so."""
+    adapter = build_tiny("llama", dtype=torch.bfloat16)
+    batch = planned(adapter, store, [EIFFEL, JAPAN], "r-rome", [1], contexts__scheme="none")
+    session = EditSession(build_tiny("llama", dtype=torch.bfloat16), store=store)
+    for row, request in enumerate([EIFFEL, JAPAN]):
+        alone = planned(session, store, [request], "r-rome", [1], contexts__scheme="none")
+        close(batch.update.layers[0].residuals[row], alone.update.layers[0].residuals[0], 1e-6)
+        session.apply(alone.update)
+
+
+def test_method_names_are_those_of_the_issue() -> None:
+    named = "rome r-rome memit emmet emmet-published pmet alphaedit memit-history encore rect prune blue replay emendo"
+    assert set(METHODS) == set(named.split())
+    assert all(method_named(name).source for name in METHODS)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))

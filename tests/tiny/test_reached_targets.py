@@ -1,0 +1,197 @@
+"""An edit reaches its target: what the edited model holds is v*, in every family, where δ was searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emendo.activations.targets import find_targets
+from emendo.errors import MethodError
+from emendo.methods import METHODS, method_named
+from emendo.moments import MomentStore
+from emendo.requests import EditRequest
+from emendo.session import EditSession
+from tests.conftest import FAMILIES, VARIANTS, build_tiny
+from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, REQUESTS, Naive, apart, close, planned
+
+NORMED = ("gemma2", "gemma3_text", "gemma3_text_local_rope", "olmo2", "opt_post_norm")
+ONE_CONTEXT: dict[str, Any] = {"contexts__scheme": "none"}
+EXACT = 1e-5  # float32 factors in a float64 model, relative to the largest entry
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
+    return MomentStore(tmp_path_factory.mktemp("moments"))
+
+
+def is_normed(family: str) -> bool:
+    return family in NORMED
+
+
+def setting_of(family: str) -> dict[str, Any]:
+    """One context; and a ridge where a ReLU leaves some keys of a tiny model always zero."""
+    return ONE_CONTEXT | ({"preservation__ridge": 1e-3} if family == "opt_post_norm" else {})
+
+
+# ---- v* is held -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+@pytest.mark.parametrize("family", sorted({**FAMILIES, **VARIANTS}))
+def test_the_edited_model_holds_the_target(family: str, site: str, store: MomentStore) -> None:
+    """At the subject's last token of the plain prompt; for Granite through the factor on its MLP's output."""
+    adapter = build_tiny(family, dtype=torch.float64)
+    assert adapter.spec.mlp_normed == is_normed(family)
+    if site == "resid_post" and is_normed(family):
+        pytest.skip("the stream does not gain what the MLP's output gains")
+    session = EditSession(adapter, store=store)
+    plan = planned(session, store, REQUESTS, "emmet", [2], target__site=site, **setting_of(family))
+    assert plan.contexts == ("{}",)
+    targets = find_targets(adapter, REQUESTS, plan.contexts, 2, plan.method.config.target)
+    naive = Naive(adapter, plan.contexts)
+    before = naive.values(REQUESTS, 2, site)
+    keys = [naive.keys(request, 2) for request in REQUESTS]
+    assert apart(before, targets.value.T) > 0.1, "there is something to reach"
+    session.apply(plan.update)
+    close(naive.values(REQUESTS, 2, site), targets.value.T, EXACT)
+    if site == "mlp_out":  # the constraint itself: W' k + b = v*
+        bias = getattr(adapter.down_projection(2), "bias", None)
+        for key, value in zip(keys, targets.value, strict=True):
+            out = adapter.weight(2) @ key[0] + (0 if bias is None else bias.detach())
+            close(out, value, EXACT)
+    session.rollback()
+    assert torch.equal(naive.values(REQUESTS, 2, site), before)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_target_does_in_the_model_what_the_search_promised(family: str, store: MomentStore) -> None:
+    """The NLL of the target, read from the edited model's own logits, where nothing but the subject's end can move.
+
+    The subject is the whole prompt's first token, so that no earlier position passes through the edited layer.
+    """
+    adapter = build_tiny(family, dtype=torch.float64)
+    request = EditRequest("{}", "I", "the")
+    session = EditSession(adapter, store=store)
+    plan = planned(session, store, [request], "emmet", [2], target__precision="float32", **ONE_CONTEXT)
+    session.apply(plan.update)
+    ids, label = torch.tensor([adapter.encode("I")]), adapter.encode(" the")
+    assert ids.shape == (1, 1)
+    with torch.no_grad():
+        logp = adapter.model(input_ids=ids).logits[0, -1].log_softmax(dim=0)
+    assert len(label) == 1
+    assert float(-logp[label[0]]) == pytest.approx(plan.targets[0].nll, rel=1e-4)
+    assert plan.targets[0].losses[-1] < plan.targets[0].losses[0]
+
+
+# ---- families whose MLP's output is normed ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", NORMED)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resolves_to_what_can_be_reached(method: str, family: str) -> None:
+    adapter = build_tiny(family)
+    resolved = EditSession(adapter).resolve(method)
+    own, config = method_named(method), resolved.config
+    assert config.target.site == "mlp_out"
+    assert resolved.origins["target.site"].startswith("family: ")
+    if own.distribution in ("even", "sqrt", "optimal"):
+        assert config.distribution == "replay"
+        assert resolved.origins["distribution"].startswith("family: ")
+    else:
+        assert config.distribution == own.distribution
+        assert resolved.origins["distribution"] == f"method {method}"
+
+
+@pytest.mark.parametrize("method", ["emmet", "memit", "rome", "emendo"])
+@pytest.mark.parametrize("family", NORMED)
+def test_methods_work_by_name(family: str, method: str, store: MomentStore) -> None:
+    adapter = build_tiny(family)
+    session = EditSession(adapter, store=store)
+    plan = planned(session, store, [EIFFEL], method, **setting_of(family))
+    config = plan.method.config
+    aim = config.written_layers[0]
+    targets = find_targets(adapter, [EIFFEL], plan.contexts, aim, config.target)
+    naive = Naive(adapter, plan.contexts)
+    before = naive.values([EIFFEL], aim, "mlp_out")
+    session.apply(plan.update)
+    found, wanted = naive.values([EIFFEL], aim, "mlp_out"), targets.value.double().T
+    if config.memorization.s == 0:
+        close(found, wanted, 1e-4)
+    else:
+        memorized = plan.layers[0].solves[0].memorized
+        close(found, before + memorized * (wanted - before), 1e-4)
+    assert plan.layers[0].written == pytest.approx(1.0 if config.memorization.s == 0 else memorized, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", NORMED)
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        *(({"distribution": name}, rf"distribution={name}.*{{family}}.*norms") for name in ("even", "sqrt", "optimal")),
+        ({"target.site": "resid_post"}, r"target\.site=resid_post: {family} norms its MLP's output"),
+    ],
+    ids=["even", "sqrt", "optimal", "resid_post"],
+)
+def test_what_cannot_be_reached_is_refused_with_the_reason(family: str, setting: dict[str, str], reason: str) -> None:
+    adapter = build_tiny(family)
+    session = EditSession(adapter)
+    with pytest.raises(MethodError, match=reason.format(family=adapter.spec.model_type)):
+        session.plan([EIFFEL], "memit", layers=[0, 1], settings=setting)
+    for fine in ("replay", "ends"):
+        resolved = session.resolve("memit", layers=[0, 1], settings={"distribution": fine})
+        assert resolved.origins["distribution"] == "given (--set)"
+
+
+# ---- targets with anchored norms ----------------------------------------------------------------------------
+
+
+def anchored(site: str, batching: str = "joint") -> dict[str, Any]:
+    return {"target__norm_anchor": True, "target__site": site, "batching": batching, **ONE_CONTEXT}
+
+
+@pytest.mark.parametrize("batching", ["joint", "one_by_one"])
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+@pytest.mark.parametrize("family", ["llama", "gptj", "granite", "gemma2"])
+def test_anchored_values_have_the_norm_of_the_unedited_model(
+    family: str, site: str, batching: str, store: MomentStore
+) -> None:
+    """Also on top of an edit that changed the norms: the session measures in the base."""
+    if site == "resid_post" and is_normed(family):
+        pytest.skip("the stream does not gain what the MLP's output gains")
+    adapter = build_tiny(family, dtype=torch.float64)
+    naive, session = Naive(adapter, ("{}",)), EditSession(adapter, store=store)
+    norms = naive.values(REQUESTS, 2, site).norm(dim=0)
+    settings = anchored(site, batching)
+    session.apply(planned(session, store, [JAPAN], "emmet", [1], target__max_norm_ratio=6.0, **ONE_CONTEXT).update)
+    session.apply(planned(session, store, [DARRIEUX], "emmet", [2], target__max_norm_ratio=6.0, **ONE_CONTEXT).update)
+    edited = naive.values(REQUESTS, 2, site).norm(dim=0)
+    assert float(((edited - norms) / norms).abs().min()) > 1e-3, "the edits moved every norm"
+    plan = planned(session, store, REQUESTS, "emmet", [2], **settings)
+    session.apply(plan.update)
+    held = naive.values(REQUESTS, 2, site).norm(dim=0)
+    if batching == "joint":
+        close(held, norms, EXACT)
+    else:  # only the last one is held with equality after all have been written
+        close(held[-1:], norms[-1:], EXACT)
+    free = planned(session, store, REQUESTS, "emmet", [2], **{**settings, "target__norm_anchor": False})
+    assert free.update.id != plan.update.id
+
+
+def test_anchoring_turns_but_does_not_lengthen(store: MomentStore) -> None:
+    """v* keeps the direction that was searched."""
+    adapter = build_tiny("llama", dtype=torch.float64)
+    session, naive = EditSession(adapter, store=store), Naive(adapter, ("{}",))
+    plan = planned(session, store, REQUESTS, "emmet", [2], **anchored("resid_post"))
+    free = find_targets(adapter, REQUESTS, plan.contexts, 2, plan.method.config.target).value.T
+    norms = naive.values(REQUESTS, 2).norm(dim=0)
+    assert float(((free.norm(dim=0) - norms) / norms).abs().min()) > 1e-2
+    session.apply(plan.update)
+    close(naive.values(REQUESTS, 2), free / free.norm(dim=0) * norms, EXACT)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))

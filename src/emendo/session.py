@@ -76,7 +76,7 @@ class EditSession:
 
     def resolve(
         self,
-        method: str | Technique = "emmet",
+        method: str | Technique = "emendo",
         *,
         layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -87,7 +87,7 @@ class EditSession:
     def plan(
         self,
         requests: Sequence[EditRequest],
-        method: str | Technique = "emmet",
+        method: str | Technique = "emendo",
         *,
         layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,

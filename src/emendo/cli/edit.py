@@ -27,7 +27,7 @@ def edit(
         str | None, typer.Option("--target-true", help="The present continuation, to score against.")
     ] = None,
     requests: Annotated[Path | None, typer.Option("--requests", help="JSONL file, one request a line.")] = None,
-    method: options.Method = "emmet",
+    method: options.Method = "emendo",
     layers: options.Layers = None,
     settings: options.Set = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the update and the reports.")] = None,

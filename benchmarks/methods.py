@@ -2,6 +2,7 @@
 
     python benchmarks/counterfact.py ... --out answered.jsonl
     python benchmarks/methods.py --facts answered.jsonl --out benchmarks/results/methods.jsonl
+    python benchmarks/methods.py --table benchmarks/results/methods.jsonl        # what is there, as Markdown
 
 One JSON line for each method and mode; lines already in --out are not run again, so that the command can be stopped
 and taken up. Scores are *final*: all facts are scored once, after the last batch. "Before" is the unedited model. A run
@@ -108,16 +109,47 @@ def measure(
     }
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown tables, one for each number of batches."""
+    lines = []
+    for n_batches in sorted({row["batches"] for row in rows}):
+        same = [row for row in rows if row["batches"] == n_batches]
+        before = same[0]["before"]
+        lines += [
+            f"{same[0]['n']} facts in {n_batches} batch(es); before: "
+            + ", ".join(f"{name} {before[name]:.1f}" for name in SCORES),
+            "",
+            "| method | " + " | ".join(SCORES) + " | perplexity × | ‖ΔW‖/‖W‖ | planning, s |",
+            "|---" * (len(SCORES) + 4) + "|",
+        ]
+        for row in same:
+            if "error" in row:
+                lines.append(f"| `{row['run']}` | " + row["error"] + " |" * (len(SCORES) + 3))
+                continue
+            cells = [f"{row[name]:.1f}" for name in SCORES]
+            cells += [f"{row['perplexity'] / before['perplexity']:.3f}"]
+            cells += [f"{max(row['relative_norm'], default=0.0):.2f}", f"{row['plan_seconds']:.0f}"]
+            lines.append(f"| `{row['run']}` | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="METHOD [NAME=VALUE ...]; default: every method and baseline")
-    parser.add_argument("--facts", type=Path, required=True, help="records that the model answers")
+    parser.add_argument("--facts", type=Path, help="records that the model answers (benchmarks/counterfact.py)")
     parser.add_argument("--part", choices=("dev", "report"), default="report", help="disjoint by subject")
     parser.add_argument("-n", type=int, default=100)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 10], help="1: one batch; 10: ten in sequence")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("methods.jsonl"))
+    parser.add_argument("--table", type=Path, help="print the rows of a file as Markdown, and do nothing else")
     args = parser.parse_args()
+    if args.table is not None:
+        print(markdown([json.loads(line) for line in args.table.read_text(encoding="utf-8").splitlines()]))
+        return
+    if args.facts is None:
+        parser.error("--facts is needed: python benchmarks/counterfact.py makes such a file")
     lm = emendo.load(args.model)
     records = split(emendo.read_records(args.facts), args.part)[: args.n]
     if len(records) < args.n:

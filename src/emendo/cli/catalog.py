@@ -61,7 +61,7 @@ def _show_one(terminal: Terminal, name: str) -> None:
     """Source, deviations, every setting, and the presets by model."""
     from emendo.composition import plain_settings
     from emendo.methods import MethodConfig
-    from emendo.methods.presets import PRESETS
+    from emendo.methods.presets import presets_of
     from emendo.techniques import technique_named
 
     technique = technique_named(name)
@@ -69,7 +69,7 @@ def _show_one(terminal: Terminal, name: str) -> None:
     is_method = isinstance(technique, MethodConfig)
     presets: dict[str, dict[str, Any]] = {
         model.name: {"layers": preset.layers, "settings": dict(preset.settings), "source": preset.source}
-        for model, preset in (PRESETS.get(name, {}) if is_method else {}).items()
+        for model, preset in (presets_of(technique) if isinstance(technique, MethodConfig) else {}).items()
     }
     terminal.line(f"{technique.name}: {technique.source}")
     for deviation in technique.deviations:

@@ -149,6 +149,13 @@ _ALL = (
     ),
     replace(
         _MEMIT,
+        name="memit-merge",
+        presets="memit",
+        source="MEMIT-Merge, arXiv 2502.07322: MEMIT with one target for all requests on a subject",
+        target=TargetSettings(shared="subject"),
+    ),
+    replace(
+        _MEMIT,
         name="replay",
         presets="memit",
         source="forward replay: a target searched at the first layer, later layers aim at what it makes them hold",

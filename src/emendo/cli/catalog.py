@@ -161,7 +161,12 @@ def models(json_output: Json = False, quiet: Quiet = False) -> None:
         ("model_type", "decoder"),
         sorted(WRAPPERS.items()),
     )
-    terminal.table("Refused", ("model_type", "reason"), sorted(REFUSALS.items()))
+    reasons = dict.fromkeys(REFUSALS.values())
+    terminal.table(
+        "Refused",
+        ("reason", "model_type"),
+        ((why, ", ".join(sorted(name for name, reason in REFUSALS.items() if reason == why))) for why in reasons),
+    )
     terminal.result(
         {
             "supported": {

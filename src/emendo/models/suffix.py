@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from emendo.errors import InputError
-from emendo.models.adapter import Capture, ModelAdapter, block_output
+from emendo.models.adapter import ModelAdapter
 from emendo.models.batch import TokenBatch, pack_by_tokens
+from emendo.models.hooks import Capture, block_output, recording
 from emendo.models.packed import SuffixLayout, alibi_table, packed_attention
 
 __all__ = ["Prefill", "SuffixLayout", "packed_attention", "prefill", "replay", "select_rows"]
@@ -122,8 +123,8 @@ def _keep_everything(
     # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
     capture, cache, at = Capture(), DynamicCache(), [layer]
     part = part.to(batch.input_ids.device)
-    recording = adapter.recording(capture, mlp_out=at, resid=at, entering=at, attention_out=at)
-    with adapter.quiet(), torch.no_grad(), recording:
+    hooks = recording(adapter, capture, mlp_out=at, resid=at, entering=at, attention_out=at)
+    with adapter.quiet(), torch.no_grad(), hooks:
         out = adapter.decoder(
             input_ids=batch.input_ids[part, :longest],
             attention_mask=batch.attention_mask[part, :longest].long(),

@@ -325,6 +325,7 @@ def test_in_context_on_the_terminal(emendo: Command, model: str, facts: str) -> 
     code, text, err = emendo("edit", "--model", model, "--requests", facts, "--method", "in-context")
     assert code == 0, err
     assert "no weights changed" in text
+    assert "asked with its fact in front" in " ".join(text.split())
     assert "ratio 1.0000" in text
     assert "What the edit does to the weights" not in text
 

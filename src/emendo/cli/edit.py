@@ -166,6 +166,8 @@ def _show_cost(terminal: Terminal, document: dict[str, Any]) -> None:
 
     if document["layers"]:
         terminal.wide_table("What the edit does to the weights", *layer_table(document))
+    else:
+        terminal.line("No weights change: after the edit every prompt is asked with its fact in front of it.")
     terminal.table(
         "Seconds by stage", ("stage", "seconds"), [(name, float(s)) for name, s in document["seconds"].items()]
     )

@@ -251,8 +251,8 @@ def _check_ranges(config: MethodConfig) -> None:
         )
     if config.batching == "one_by_one" and config.target.shared != "request":
         raise MethodError(
-            f"target.shared={config.target.shared} gives requests of one batch one v*, and batching=one_by_one searches "
-            "each on its own; write them together (--set batching=joint) or leave target.shared out"
+            f"target.shared={config.target.shared} gives requests of one batch one v*, and batching=one_by_one "
+            "searches each on its own; write them together (--set batching=joint) or leave target.shared out"
         )
     if config.keys.constraint == "plain" and config.memorization.s != 0:
         raise MethodError(

@@ -31,9 +31,7 @@ PMET = replace(SETTINGS, joint_attention=True, kl_weight=1.0, argmax_nll_weight=
 SERIAL_FAMILIES = sorted(set(FAMILIES) & {*MODULES, "gpt2_square"})
 
 
-def serial(
-    adapter: ModelAdapter, request: EditRequest, settings: TargetSettings, layer: int = LAYER
-) -> SerialSearch:
+def serial(adapter: ModelAdapter, request: EditRequest, settings: TargetSettings, layer: int = LAYER) -> SerialSearch:
     return serial_search(
         adapter.model,
         sentences_of(adapter, request, CONTEXTS, settings.end_of_text),

@@ -6,7 +6,7 @@ what a lower layer writes passes through the residual stream unchanged.
 
 ``optimal`` is the exact minimiser of the total preservation cost Σ tr(Δₗ Aₗ Δₗᵀ) under that assumption. Split
 R = Σ Rₗ; memorizing Rₗ at layer l costs tr(Rₗᵀ Dₗ⁻¹ Rₗ) with Dₗ = Kₗ Aₗ⁻¹ Kₗᵀ + s I, so the cheapest split is
-Rₗ = Dₗ (Σ D)⁻¹ R. It is one solve on the layers' concatenated keys under a block-diagonal metric (at strength s times
+Rₗ = Dₗ (Σ D)⁻¹ R. It is one solve on the layers' concatenated keys under a block-diagonal metric (for s > 0 at s times
 the number of layers, since each may miss something of its part). For nearly independent keys D is diagonal, and a
 layer's share of a request is in proportion to the request's leverage k A⁻¹ kᵀ there.
 """

@@ -1,0 +1,211 @@
+"""Whatever fails while planning, applying or rolling back, the model and the session stay as they were."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from emendo.models import ModelAdapter
+from emendo.moments import MomentStore
+from emendo.plan import Plan
+from emendo.requests import EditRequest
+from emendo.session import EditSession
+from tests.conftest import build_tiny
+from tests.model_state import changes, model_state
+
+EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
+DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo")
+JAPAN = EditRequest("The capital of {} is", "Japan", "Bordeaux")
+REQUESTS = [EIFFEL, DARRIEUX, JAPAN]
+
+QUICK: dict[str, Any] = {"target.steps": 4, "contexts.scheme": "fixed", "moments.multiple": 4}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
+    """Moments of the tiny models, collected once for all tests: the models are the same each time."""
+    return MomentStore(tmp_path_factory.mktemp("moments"))
+
+
+@pytest.fixture
+def session(store: MomentStore, tiny_llama: ModelAdapter) -> EditSession:
+    return EditSession(tiny_llama, store=store)
+
+
+def quick_plan(session: EditSession, requests: list[EditRequest], method: str = "emmet", **kwargs: Any) -> Plan:
+    return session.plan(requests, method, settings=QUICK, **kwargs)
+
+
+# ---- planning -----------------------------------------------------------------------------------------------
+
+
+class BrokenError(Exception):
+    """What the tests inject; nothing in Emendo catches it."""
+
+
+def failing(original: Callable[..., Any], at: int, error: type[BaseException]) -> Callable[..., Any]:
+    """`original`, but its call number `at` (from 1) raises."""
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise error
+        return original(*args, **kwargs)
+
+    return wrapped
+
+
+STAGES = {
+    "contexts": ("emendo.pipeline.prefix_contexts", 1),
+    "moments": ("emendo.session.obtain_for_method", 1),
+    "factorisation of the second layer": ("emendo.session.prepare", 2),
+    "target problem": ("emendo.activations.targets.target_problem", 1),
+    "target search, first step": ("emendo.activations.targets._Search._update", 1),
+    "target search, third step": ("emendo.activations.targets._Search._update", 3),
+    "keys of the first layer": ("emendo.pipeline.extract_keys", 1),
+    "keys of the second layer": ("emendo.pipeline.extract_keys", 2),
+    "residual of the second layer": ("emendo.pipeline.current_values", 2),
+    "solve of the first layer": ("emendo.pipeline.solve", 1),
+    "solve of the last layer": ("emendo.pipeline.solve", 3),
+    "measures": ("emendo.pipeline.layer_report", 2),
+    "the update": ("emendo.pipeline.ModelUpdate", 1),
+}
+
+
+@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
+@pytest.mark.parametrize("earlier", [False, True], ids=["fresh", "on top of an edit"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_failure_at_any_stage_leaves_the_model_and_the_session_sound(
+    stage: str, earlier: bool, error: type[BaseException], tiny_gpt2: ModelAdapter, store: MomentStore
+) -> None:
+    session = EditSession(tiny_gpt2, store=store)
+    if earlier:
+        session.apply(quick_plan(session, [JAPAN]).update)
+    before, applied = model_state(tiny_gpt2), session.applied_updates
+    where, at = STAGES[stage]
+    with pytest.MonkeyPatch.context() as patch:
+        module, _, name = where.rpartition(".")
+        holder = _resolved(module)
+        patch.setattr(holder, name, failing(getattr(holder, name), at, error))
+        with pytest.raises(error):
+            quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
+    assert changes(before, model_state(tiny_gpt2)) == []
+    assert session.applied_updates == applied
+    again = quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
+    untroubled = EditSession(build_tiny("gpt2"), store=store)
+    if earlier:
+        untroubled.apply(applied[0])
+    assert again.update.id == quick_plan(untroubled, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2]).update.id
+
+
+def _resolved(path: str) -> Any:
+    """The module or class of a dotted path."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_write_that_fails_half_way_through_a_matrix_during_planning(
+    at: int, session: EditSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = model_state(session.lm)
+    torn_write(monkeypatch, at)
+    with pytest.raises(BrokenError):
+        quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
+    assert changes(before, model_state(session.lm)) == []
+    quick_plan(session, [EIFFEL])
+
+
+def torn_write(monkeypatch: pytest.MonkeyPatch, at: int, error: type[BaseException] = BrokenError) -> None:
+    """Write number `at` overwrites half of its matrix and raises."""
+    original, calls = ModelAdapter.write, 0
+
+    def write(self: ModelAdapter, layer: int, weight: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            own = self.weight(layer)
+            own[: len(own) // 2] = 7.0
+            raise error
+        original(self, layer, weight)
+
+    monkeypatch.setattr(ModelAdapter, "write", write)
+
+
+def test_moments_that_fail_on_top_of_an_edit_bring_the_edit_back(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    """Collection runs on the unedited weights, so a failure inside it happens with the edit taken out."""
+
+    class Fuse:
+        def start(self, stage: str, total: int | None = None) -> None:
+            if blown and stage == "second moments":
+                assert not tiny_llama.holds_edits
+                raise BrokenError
+
+        def advance(self, n: int = 1) -> None: ...
+
+        def finish(self) -> None: ...
+
+    blown = False
+    session = EditSession(tiny_llama, store=MomentStore(tmp_path), progress=Fuse())
+    session.apply(quick_plan(session, [JAPAN], layers=[1]).update)
+    before, blown = model_state(tiny_llama), True
+    with pytest.raises(BrokenError):
+        quick_plan(session, [EIFFEL], layers=[2])
+    assert changes(before, model_state(tiny_llama)) == []
+    assert tiny_llama.holds_edits
+    blown = False
+    quick_plan(session, [EIFFEL], layers=[2])
+
+
+# ---- applying and rolling back --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("earlier", [False, True], ids=["fresh", "on top of an edit"])
+def test_applying_fails_in_the_middle_of_a_matrix(
+    earlier: bool, at: int, error: type[BaseException], session: EditSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if earlier:
+        session.apply(quick_plan(session, [JAPAN], layers=[1]).update)
+    update = quick_plan(session, [EIFFEL], "memit", layers=[0, 1, 2]).update
+    state, applied, holds = model_state(session.lm), session.applied_updates, session.lm.holds_edits
+    with monkeypatch.context() as patch:
+        torn_write(patch, at, error)
+        with pytest.raises(error):
+            session.apply(update)
+    assert changes(state, model_state(session.lm)) == []
+    assert session.applied_updates == applied
+    assert session.lm.holds_edits == holds
+    session.apply(update)
+    session.rollback()
+    assert all(session.verify_rolled_back().values())
+
+
+def test_a_rollback_that_fails_can_be_repeated(session: EditSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = model_state(session.lm)
+    session.apply(quick_plan(session, [EIFFEL], "memit", layers=[0, 1, 2]).update)
+    edited = model_state(session.lm)
+    with monkeypatch.context() as patch:
+        torn_write(patch, 2)
+        with pytest.raises(BrokenError):
+            session.rollback()
+    assert changes(edited, model_state(session.lm)) == []
+    session.rollback()
+    assert changes(clean, model_state(session.lm)) == []
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes to the real cache."""
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))

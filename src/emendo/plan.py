@@ -92,7 +92,10 @@ def layer_report(
     """
     precise = weight.double()
     moment = prepared.moment.to(precise)
-    cost = preservation_cost(finished.residuals, finished.dual_keys, prepared.moment)
+    # Factors are small and C is not: they go to its device rather than it to theirs.
+    finished, solved = finished.to(precise.device), solved.to(precise.device)
+    earlier = None if earlier is None else earlier.to(precise.device)
+    cost = preservation_cost(finished.residuals, finished.dual_keys, moment)
     assert solved.keys is not None  # made by a solve
     written = retained(finished.residuals, finished.dual_keys, solved.keys, solved.residuals)
     return replace(

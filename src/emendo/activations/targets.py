@@ -9,7 +9,7 @@ The published authors' serial loop finds the same δ up to rounding (a test hold
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -304,10 +304,14 @@ class _Search:
         """Half-precision weights multiply in their own dtype; there is nothing to cast."""
         return self.settings.precision == "bfloat16" and self.adapter.dtype in (torch.float32, torch.float64)
 
-    def _precision(self) -> torch.autocast | nullcontext[None]:
-        if self._in_bfloat16:
-            return torch.autocast(self.adapter.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+    def _precision(self) -> ExitStack:
+        """Autocast on every kind of device that a block is on: in one context it holds for one kind alone."""
+        blocks = range(self.adapter.n_layers)
+        kinds = {self.adapter.device.type, *(self.adapter.block_device(layer).type for layer in blocks)}
+        with ExitStack() as stack:
+            for kind in sorted(kinds) if self._in_bfloat16 else ():
+                stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16))
+            return stack.pop_all()
 
     def _refuse_non_finite(self) -> None:
         """The model itself must be sound before anything is searched in it."""

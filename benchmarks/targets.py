@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,16 @@ def measure(
     layer: int,
     settings: TargetSettings,
     repeats: int,
+    rate: Callable[[], float] = gemm_gflops,
 ) -> dict[str, Any]:
     times, rates = [], []
     for _ in range(repeats):
-        before = gemm_gflops()
+        before = rate()
         begin = time.perf_counter()
         found = find_targets(adapter, requests, contexts, layer, settings)
         times.append((time.perf_counter() - begin) / len(requests))
-        rates.append((before + gemm_gflops()) / 2)
-    costs = sorted(t * rate for t, rate in zip(times, rates, strict=True))
+        rates.append((before + rate()) / 2)
+    costs = sorted(t * r for t, r in zip(times, rates, strict=True))
     floor = floor_gflop(adapter, requests, contexts, layer, found)
     cost = statistics.median(costs)
     return {

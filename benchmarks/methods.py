@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--facts", type=Path, help="records that the model answers (benchmarks/counterfact.py)")
     parser.add_argument("--part", choices=("dev", "report"), default="report", help="disjoint by subject")
     parser.add_argument("-n", type=int, default=100)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 10], help="1: one batch; 10: ten in sequence")
+    parser.add_argument("--batches", default="1,10", help="1: one batch; 10: ten in sequence; both by default")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--out", type=Path, default=Path("methods.jsonl"))
     parser.add_argument("--table", type=Path, help="print the rows of a file as Markdown, and do nothing else")
@@ -161,7 +161,7 @@ def main() -> None:
     if args.out.exists():
         done = {(row["run"], row["batches"], row["n"]) for row in map(json.loads, args.out.read_text().splitlines())}
     memory = TargetMemory(lm)
-    for n_batches in args.batches:
+    for n_batches in map(int, args.batches.split(",")):
         for run in args.runs or [*emendo.METHODS, *BASELINES]:
             if (run, n_batches, args.n) in done:
                 continue

@@ -14,14 +14,19 @@ import torch
 from emendo.versions import versions
 
 
-def gemm_gflops(dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 7) -> float:
+def gemm_gflops(
+    dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 7, device: torch.device | str = "cpu"
+) -> float:
     """Median rate of one square matrix product, in 1e9 floating-point operations a second."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    wait = torch.cuda.synchronize if a.is_cuda else int
     torch.mm(a, b)
     times = []
     for _ in range(repeats):
+        wait()
         begin = time.perf_counter()
         torch.mm(a, b)
+        wait()
         times.append(time.perf_counter() - begin)
     return 2 * size**3 / statistics.median(times) / 1e9
 

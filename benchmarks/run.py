@@ -14,6 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="CounterFact JSONL for the target search; default: the demo facts")
     parser.add_argument("--quick", action="store_true", help="smaller sizes: minutes instead of a quarter of an hour")
+    parser.add_argument("--large", metavar="SHAPE", help="also large_models.py with random weights: gptj-6b, llama3-8b")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -21,8 +22,11 @@ def main() -> None:
     if args.quick:
         targets += ["--repeats", "1", "-n", "8"]
     runs = [targets, ["moments.py"], ["solve.py", *(["--quick"] if args.quick else [])]]
+    if args.large:
+        runs.append(["large_models.py", "--shape", args.large])
     for script, *rest in runs:
-        out = args.out / f"{Path(script).stem}.json"
+        name = Path(script).stem + (f"-{args.large}" if script == "large_models.py" else "")
+        out = args.out / f"{name}.json"
         print(f"== {script} → {out}", file=sys.stderr)
         subprocess.run([sys.executable, str(HERE / script), *rest, "--out", str(out)], check=True)
 

@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.counterfact import read_counterfact
 from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
 from emendo import EditRequest, ModelAdapter, load
-from emendo.activations.objective import target_problem
+from emendo.activations.objective import Entry, target_problem
 from emendo.activations.targets import Targets, TargetSettings, find_targets
 from emendo.requests import parse_records
 from emendo.text import prefix_contexts
@@ -42,16 +44,15 @@ def read_requests(path: Path | None, n: int) -> list[EditRequest]:
     if path is None:
         text = (resources.files("emendo") / "data" / "demo_facts.jsonl").read_text(encoding="utf-8")
         return [record.request for record in parse_records(text, "demo_facts.jsonl")[:n]]
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:n]]
-    facts = [row["requested_rewrite"] for row in rows]
-    return [EditRequest(fact["prompt"], fact["subject"], fact["target_new"]["str"]) for fact in facts]
+    return [record.request for record in read_counterfact(path)[:n]]
 
 
 def floor_gflop(
     adapter: ModelAdapter, requests: list[EditRequest], contexts: tuple[str, ...], layer: int, found: Targets
 ) -> dict[str, float]:
     """Arithmetic a fact that the search cannot avoid, in GFLOP: linear maps only, two operations a weight."""
-    problem, _, _ = target_problem(adapter, requests, contexts, layer)
+    entry = Entry.at(adapter, layer, "resid_post")
+    problem, _ = target_problem(adapter, [[request] for request in requests], contexts, entry)
     above = sum(p.numel() for block in adapter.blocks[layer + 1 :] for p in block.parameters() if p.ndim == 2)
     whole = sum(p.numel() for block in adapter.blocks for p in block.parameters() if p.ndim == 2)
     head = adapter.vocab_size * adapter.d_model
@@ -74,15 +75,16 @@ def measure(
     layer: int,
     settings: TargetSettings,
     repeats: int,
+    rate: Callable[[], float] = gemm_gflops,
 ) -> dict[str, Any]:
     times, rates = [], []
     for _ in range(repeats):
-        before = gemm_gflops()
+        before = rate()
         begin = time.perf_counter()
         found = find_targets(adapter, requests, contexts, layer, settings)
         times.append((time.perf_counter() - begin) / len(requests))
-        rates.append((before + gemm_gflops()) / 2)
-    costs = sorted(t * rate for t, rate in zip(times, rates, strict=True))
+        rates.append((before + rate()) / 2)
+    costs = sorted(t * r for t, r in zip(times, rates, strict=True))
     floor = floor_gflop(adapter, requests, contexts, layer, found)
     cost = statistics.median(costs)
     return {

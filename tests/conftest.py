@@ -178,6 +178,10 @@ WRAPPED: dict[str, dict[str, Any]] = {
 FLOAT32_ATTENTION = ("bloom", "bloom_post_norm", "gemma2", "gptj")
 """Families whose own attention computes scores or weights in float32, whatever the dtype of the weights."""
 
+NOT_LINEAR = ("gemma2", "gemma3", "gemma3_text", "gemma3_text_local_rope")
+NOT_LINEAR += ("granite", "llava_next", "olmo2", "opt_post_norm")
+"""Models where a vector at the MLP's output does not enter the residual stream as it is: normed or scaled."""
+
 
 def model_type_of(family: str) -> str:
     """`config.model_type` of a name in `FAMILIES` or `VARIANTS`."""

@@ -21,6 +21,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emendo.baselines import BASELINES, BaselineConfig
     from emendo.errors import EmendoError, InputError
     from emendo.evaluate import evaluate_records, perplexity
     from emendo.methods import METHODS, MethodConfig
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BASELINES": "emendo.baselines",
+    "BaselineConfig": "emendo.baselines",
     "EditRecord": "emendo.requests",
     "EditRequest": "emendo.requests",
     "EditSession": "emendo.session",
@@ -51,7 +54,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "BASELINES",
     "METHODS",
+    "BaselineConfig",
     "EditRecord",
     "EditRequest",
     "EditSession",

@@ -34,7 +34,17 @@ from emendo.plan import LayerReport, Plan, layer_report
 from emendo.progress import Progress, Silent
 from emendo.requests import SLOT, EditRequest, check_requests
 from emendo.shapes import DualKeys, Residuals, Weight
-from emendo.solve import PreparedLayer, SolveStats, cap_norm, extend_history, key_tolerance, prune, rect, solve
+from emendo.solve import (
+    PreparedLayer,
+    SolveStats,
+    cap_norm,
+    check_keys,
+    extend_history,
+    key_tolerance,
+    prune,
+    rect,
+    solve,
+)
 from emendo.text import prefix_contexts
 from emendo.update import LayerUpdate, ModelUpdate, merge_layers
 
@@ -189,7 +199,7 @@ class _Run:
         groups = share_groups(batch, config.target.shared)
         names = [" + ".join(batch[index].label for index in group) for group in groups]
         s = config.memorization.strength(len(groups))
-        splits = self._splits(batch, groups, s)
+        splits = self._splits(batch, groups, s, names)
         written = []
         progress.start("solve", len(self.steps))
         try:
@@ -234,14 +244,18 @@ class _Run:
             update, solved, self.stats[layer], self.prepared[layer], self.start[layer], self.earlier.get(layer)
         )
 
-    def _splits(self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], s: float) -> list[Any]:
+    def _splits(
+        self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], s: float, names: Sequence[str]
+    ) -> list[Any]:
         """For each step, the function from what is missing to what its layer takes."""
-        if any(step.share is None for step in self.steps):
-            keys = self._keys(batch, groups, self.written)
-            metrics = [self.prepared[layer] for layer in self.written]
-            shares = remaining_shares(metrics, [keys[layer].mean for layer in self.written], s)
-            return [lambda missing, share=share: share.to(missing) @ missing for share in shares]
-        return [lambda missing, share=step.share: missing * share for step in self.steps]
+        if all(step.share is not None for step in self.steps):
+            return [lambda missing, share=step.share: missing * share for step in self.steps]
+        found = self._keys(batch, groups, self.written)
+        keys, metrics = [found[layer].mean for layer in self.written], [self.prepared[layer] for layer in self.written]
+        for metric, own in zip(metrics, keys, strict=True):
+            check_keys(metric, own, s=s, labels=names, tolerance=key_tolerance(self.adapter.dtype))
+        shares = remaining_shares(metrics, keys, s)
+        return [lambda missing, share=share: share.to(missing) @ missing for share in shares]
 
     def _keys(
         self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], layers: Sequence[int]

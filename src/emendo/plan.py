@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.activations.targets import TargetTrace
-from emendo.methods import ResolvedMethod
 from emendo.requests import EditRequest
 from emendo.shapes import Keys, Residuals, Weight
 from emendo.solve import PreparedLayer, SolveStats, frobenius_norm, preservation_cost, retained
+from emendo.techniques import ResolvedTechnique
 from emendo.update import LayerUpdate, ModelUpdate
 
 
@@ -24,23 +24,23 @@ class LayerReport:
 
     Attributes:
         layer: Index of the block.
-        solves: Figures of each solve, one a batch.
+        solves: Figures of each solve, one a batch; none for a baseline.
         update_norm: ‖ΔW‖_F.
         relative_norm: ‖ΔW‖_F / ‖W‖_F.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ): mean squared change of the layer's output on preserved keys,
-            relative to the output's own mean square.
+            relative to the output's own mean square; None for a baseline, which collects no C.
         written: Part of the wanted residuals that the finished update gives at its own keys, mean over
-            requests; 1 is all.
+            requests; 1 is all. None for a baseline, which has no keys.
         disturbed: Change of what earlier edits had written at their keys, relative to it, root mean square; None where
-            there were none or their keys are not known.
+            there is nothing or their keys are not known.
     """
 
     layer: int
     solves: tuple[SolveStats, ...]
     update_norm: float
     relative_norm: float
-    relative_cost: float
-    written: float
+    relative_cost: float | None
+    written: float | None
     disturbed: float | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,16 +55,17 @@ class Plan:
     Attributes:
         update: The factors, with everything below recorded in its `info`.
         requests: The facts to write.
-        method: The method with every value fixed.
-        contexts: The prefix contexts that were used.
-        targets: What the target search did, one entry a request (and searched layer, where there are several).
+        method: The method or baseline with every value fixed.
+        contexts: The prefix contexts that were used; none for a baseline.
+        targets: What the target search did, one entry a request (and searched layer, where there are several);
+            none for a baseline, whose training is in the update's `info`.
         layers: What the edit does to each layer.
         seconds: Wall time by stage.
     """
 
     update: ModelUpdate
     requests: tuple[EditRequest, ...]
-    method: ResolvedMethod
+    method: ResolvedTechnique
     contexts: tuple[str, ...]
     targets: tuple[TargetTrace, ...]
     layers: tuple[LayerReport, ...]
@@ -79,7 +80,7 @@ def layer_report(
     weight: Weight,
     earlier: LayerUpdate | None,
 ) -> LayerReport:
-    """Measure the finished update of a layer.
+    """Measure the finished update of a layer, made by a method.
 
     Args:
         finished: The update that will be applied.
@@ -89,20 +90,39 @@ def layer_report(
         weight: The weight that the update is added to, in float32 or better.
         earlier: Sum of the updates already in the model.
     """
-    weight = weight.double()
-    moment = prepared.moment.to(weight)
-    norm = frobenius_norm(finished.residuals, finished.dual_keys)
-    cost = preservation_cost(finished.residuals, finished.dual_keys, prepared.moment)
+    precise = weight.double()
+    moment = prepared.moment.to(precise)
+    # Factors are small and C is not: they go to its device rather than it to theirs.
+    finished, solved = finished.to(precise.device), solved.to(precise.device)
+    earlier = None if earlier is None else earlier.to(precise.device)
+    cost = preservation_cost(finished.residuals, finished.dual_keys, moment)
     assert solved.keys is not None  # made by a solve
     written = retained(finished.residuals, finished.dual_keys, solved.keys, solved.residuals)
-    return LayerReport(
-        layer=finished.layer,
+    return replace(
+        trained_layer_report(finished, weight, earlier),
         solves=tuple(stats),
-        update_norm=norm,
-        relative_norm=norm / float(weight.norm()),
-        relative_cost=cost / float(((weight @ moment) * weight).sum()),
+        relative_cost=cost / float(((precise @ moment) * precise).sum()),
         written=float(written.mean()),
-        disturbed=None if earlier is None else _disturbed(finished, earlier),
+    )
+
+
+def trained_layer_report(update: LayerUpdate, weight: Weight, earlier: LayerUpdate | None) -> LayerReport:
+    """Measure what is known of any update of a layer, such as a baseline's: no solve, no C, no keys.
+
+    Args:
+        update: The update that will be applied.
+        weight: The weight that the update is added to, in float32 or better.
+        earlier: Sum of the updates already in the model.
+    """
+    norm = frobenius_norm(update.residuals, update.dual_keys)
+    return LayerReport(
+        layer=update.layer,
+        solves=(),
+        update_norm=norm,
+        relative_norm=norm / float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
+        relative_cost=None,
+        written=None,
+        disturbed=None if earlier is None else _disturbed(update, earlier),
     )
 
 
@@ -111,7 +131,8 @@ def _disturbed(update: LayerUpdate, earlier: LayerUpdate) -> float | None:
         return None
     changed = _at_keys(update.residuals, update.dual_keys, earlier.keys)
     before = _at_keys(earlier.residuals, earlier.dual_keys, earlier.keys)
-    return float(changed.norm() / before.norm())
+    size = float(before.norm())
+    return float(changed.norm()) / size if size else None
 
 
 def _at_keys(residuals: Residuals, dual_keys: Keys, keys: Keys) -> Float[Tensor, "edits d_out"]:

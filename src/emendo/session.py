@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from emendo.baseline_plan import plan_baseline
+from emendo.baselines import ResolvedBaseline
 from emendo.errors import BaseMismatchError, InputError, NumericalError
-from emendo.methods import MethodConfig, ResolvedMethod, resolve_method
+from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, obtain_for_method
 from emendo.pipeline import plan_edit, reference_norms
@@ -22,7 +24,8 @@ from emendo.progress import Progress
 from emendo.requests import EditRequest, check_requests
 from emendo.shapes import Weight
 from emendo.solve import PreparedLayer, prepare
-from emendo.update import ModelUpdate, merge_layers
+from emendo.techniques import ResolvedTechnique, Technique, resolve_technique
+from emendo.update import LayerUpdate, ModelUpdate, merge_layers
 from emendo.versions import versions
 
 
@@ -73,18 +76,18 @@ class EditSession:
 
     def resolve(
         self,
-        method: str | MethodConfig = "emmet",
+        method: str | Technique = "emendo",
         *,
         layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,
-    ) -> ResolvedMethod:
+    ) -> ResolvedTechnique:
         """Every value that `plan` would use, and where it comes from; nothing is computed."""
-        return resolve_method(method, self.lm, layers=layers, settings=settings)
+        return resolve_technique(method, self.lm, layers=layers, settings=settings)
 
     def plan(
         self,
         requests: Sequence[EditRequest],
-        method: str | MethodConfig = "emmet",
+        method: str | Technique = "emendo",
         *,
         layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -93,8 +96,8 @@ class EditSession:
 
         Args:
             requests: The facts to write.
-            method: Name or config.
-            layers: Edited layers; None takes the preset for the model.
+            method: Name or config of a method, or of a baseline (`emendo methods` lists both).
+            layers: Edited layers; None takes the preset for the model, or the baseline's own.
             settings: Values by dotted name, such as ``{"target.steps": 20}``.
 
         Raises:
@@ -104,27 +107,9 @@ class EditSession:
         self._check_own()
         check_requests(requests)
         resolved = self.resolve(method, layers=layers, settings=settings)
-        base = self.base
-        config = resolved.config
-        prepared, record = self._prepare(config)
-        anchors = None
-        if config.target.norm_anchor:
-            with self._at_base():
-                anchors = reference_norms(self.lm, requests, config)
-        return plan_edit(
-            self.lm,
-            requests,
-            resolved,
-            prepared,
-            seed=self.seed,
-            base=base,
-            preceding=[update.id for update in self._applied],
-            earlier=merge_layers([part for update in self._applied for part in update.layers]),
-            weights={layer: self._exact(layer, self._applied) for layer in config.written_layers},
-            anchors=anchors,
-            record={"moments": record, "versions": versions()},
-            progress=self.progress,
-        )
+        if isinstance(resolved, ResolvedBaseline):
+            return self._plan_baseline(requests, resolved)
+        return self._plan_method(requests, resolved)
 
     def apply(self, update: ModelUpdate) -> None:
         """Add an update to the model.
@@ -159,6 +144,52 @@ class EditSession:
             self.lm.module_name(layer): _same_bits(self.lm.weight(layer), original)
             for layer, original in sorted(self._originals.items())
         }
+
+    def _plan_method(self, requests: Sequence[EditRequest], method: ResolvedMethod) -> Plan:
+        base, config = self.base, method.config
+        prepared, record = self._prepare(config)
+        anchors = None
+        if config.target.norm_anchor:
+            with self._at_base():
+                anchors = reference_norms(self.lm, requests, config)
+        return plan_edit(
+            self.lm,
+            requests,
+            method,
+            prepared,
+            seed=self.seed,
+            base=base,
+            preceding=self._preceding,
+            earlier=self._earlier,
+            weights={layer: self._exact(layer, self._applied) for layer in config.written_layers},
+            anchors=anchors,
+            record={"moments": record, "versions": versions()},
+            progress=self.progress,
+        )
+
+    def _plan_baseline(self, requests: Sequence[EditRequest], baseline: ResolvedBaseline) -> Plan:
+        return plan_baseline(
+            self.lm,
+            requests,
+            baseline,
+            seed=self.seed,
+            base=self.base,
+            preceding=self._preceding,
+            earlier=self._earlier,
+            weights=lambda layer: self._exact(layer, self._applied),
+            record={"moments": None, "versions": versions()},
+            progress=self.progress,
+        )
+
+    @property
+    def _preceding(self) -> list[str]:
+        """Identities of the updates that are in the model."""
+        return [update.id for update in self._applied]
+
+    @property
+    def _earlier(self) -> tuple[LayerUpdate, ...]:
+        """Their sum."""
+        return merge_layers([part for update in self._applied for part in update.layers])
 
     def _prepare(self, config: MethodConfig) -> tuple[dict[int, PreparedLayer], dict[str, Any]]:
         """The factorised preservation metric of every layer, made once for a moment and a preservation."""

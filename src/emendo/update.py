@@ -68,6 +68,11 @@ class LayerUpdate:
         """ΔW as a dense float32 matrix ``[d_out, d_in]``."""
         return self.residuals.T @ self.dual_keys
 
+    def to(self, device: torch.device) -> LayerUpdate:
+        """The same update with its factors and keys on another device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return LayerUpdate(self.layer, self.module, **moved)
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""

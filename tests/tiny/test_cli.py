@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emendo.cli.app import run
-from emendo.methods import METHODS
 from emendo.models.architecture import ARCHITECTURES
 from emendo.update import ModelUpdate
-from tests.conftest import build_tiny
+from tests.tiny.conftest import Command
 
 FACT = ["--prompt", "{} is located in the city of", "--subject", "The Eiffel Tower", "--target", "Rome"]
 QUICK = ["--set", "target.steps=3", "--set", "contexts.scheme=fixed", "--set", "moments.multiple=4"]
@@ -28,43 +25,7 @@ RECORD: dict[str, Any] = {
 }
 OTHER = {"prompt": "The capital of {} is", "subject": "Japan", "target": "Bordeaux"}
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    adapter = build_tiny("llama")
-    adapter.model.save_pretrained(folder)
-    adapter.tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Moments are collected once for all tests that do not look at them."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def home(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EMENDO_HOME", str(shared_home))
-    monkeypatch.chdir(tmp_path)
-    return shared_home
-
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def emendo(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command: exit code, standard output, standard error; of the process, not only of Python's streams."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = run(list(arguments))
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def jsonl(path: Path, *rows: Any) -> str:
@@ -79,7 +40,7 @@ def test_one_fact(emendo: Command, model: str, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     code, text, err = emendo("edit", "--model", model, *FACT, *QUICK, "--target-true", "Paris", "--out", str(out))
     assert code == 0, err
-    for words in ("Before and after", "Scores in percent", "Perplexity", "Rollback: 1 of 1 touched tensors"):
+    for words in ("Before and after", "Scores in percent", "Perplexity", "Rollback: 4 of 4 touched tensors"):
         assert words in text
     assert "targets:" in err
     assert sorted(path.name for path in out.iterdir()) == ["report.json", "report.md", "update.safetensors"]
@@ -115,15 +76,6 @@ def test_every_option_reaches_the_engine(emendo: Command, model: str, tmp_path: 
     assert all(Path(path).is_file() for path in document["files"].values())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_edits(emendo: Command, model: str, method: str) -> None:
-    code, text, err = emendo("edit", "--model", model, *FACT, *QUICK, "--method", method, "--json")
-    assert code == 0, err
-    document = json.loads(text)
-    assert document["files"] == {}
-    assert document["judgement"]["perplexity"]["ratio"] > 0
-
-
 def test_the_same_command_twice_makes_the_same_update(emendo: Command, model: str, tmp_path: Path) -> None:
     arguments = ["edit", "--model", model, *FACT, "--set", "target.steps=3", "--set", "moments.multiple=4", "--json"]
     documents = []
@@ -148,7 +100,7 @@ def test_plan_only_edits_nothing(emendo: Command, model: str, tmp_path: Path) ->
     code, text, _ = emendo(*arguments)
     assert code == 0
     assert "Nothing was edited" in text
-    assert "[1]" in text, "layers as they are typed"
+    assert "[0, 1, 2, 3]" in text, "layers as they are typed"
     assert "\\[" not in text
     code, text, _ = emendo(*arguments, "--json")
     document = json.loads(text)
@@ -190,7 +142,7 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "layers half": (["--layers", "1-"], ["'1-'"]),
     "layers negative": (["--layers", "-1"], ["'-1'"]),
     "layers without end": (["--layers", "0-99999999999999"], ["--layers"]),
-    "several layers": (["--layers", "1,2"], ["distribution=even"]),
+    "several layers": (["--method", "emmet", "--layers", "1,2"], ["distribution=even"]),
     "layer twice": (["--method", "memit", "--layers", "1,1"], ["repeated"]),
     "method": (["--method", "memmit"], ["did you mean 'memit'"]),
     "setting": (["--set", "target.step=3"], ["did you mean target.steps"]),
@@ -369,7 +321,7 @@ def test_an_edit_refuses_a_damaged_moment(
 ) -> None:
     monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "own"))
     assert emendo_call(emendo, model, tmp_path)[0] == 0
-    (file,) = (tmp_path / "own").rglob("layer-*.safetensors")
+    file = next((tmp_path / "own").rglob("layer-01.safetensors"))
     file.write_bytes(file.read_bytes()[:-9])
     result = emendo("edit", "--model", model, *FACT, *QUICK, "--out", str(tmp_path / "again"), "--json", "--quiet")
     check_refused(result, [file.name, "damaged"], as_json=True)
@@ -379,17 +331,13 @@ def test_an_edit_refuses_a_damaged_moment(
 # ---- catalogues ----------------------------------------------------------------------------------------------
 
 
-def test_methods_and_models(emendo: Command) -> None:
-    code, text, err = emendo("methods", "--json")
-    assert (code, err) == (0, "")
-    assert json.loads(text)["methods"].keys() == METHODS.keys()
+def test_models(emendo: Command) -> None:
     code, text, err = emendo("models", "--json")
     assert (code, err) == (0, "")
     assert json.loads(text)["supported"].keys() == ARCHITECTURES.keys()
-    for command, name in (("methods", "emmet-published"), ("models", "gpt_neox")):
-        code, text, err = emendo(command)
-        assert (code, err) == (0, "")
-        assert name in text
+    code, text, err = emendo("models")
+    assert (code, err) == (0, "")
+    assert "gpt_neox" in text
 
 
 def test_help(emendo: Command) -> None:

@@ -221,7 +221,7 @@ class Conversions:
     def __init__(self) -> None:
         self.paths: list[Path] = []
 
-    def __call__(self, path: Path, dtype: torch.dtype | None) -> tuple[object, object]:
+    def __call__(self, path: Path, options: dict[str, object]) -> tuple[object, object]:
         self.paths.append(path)
         adapter = build_tiny("llama")
         return adapter.model, adapter.tokenizer

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, MistralConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2Config, GPTNeoXConfig, MistralConfig
 
 from emendo.activations.targets import TargetSettings, find_targets
 from emendo.errors import InputError
-from emendo.models import ModelAdapter, wrap
+from emendo.models import WRAPPERS, ModelAdapter, wrap
 from emendo.models.suffix import packed_attention, prefill, replay, select_rows
 from emendo.requests import EditRequest
-from tests.conftest import FAMILIES, FLOAT32_ATTENTION, VARIANTS, build_tiny, build_tokenizer
+from tests.conftest import FAMILIES, FLOAT32_ATTENTION, VARIANTS, build_tiny, build_tokenizer, tiny_config
 from tests.model_state import changes, model_state
 
 LENGTHS = [5, 1, 9, 7, 9, 3]
@@ -196,10 +196,11 @@ def test_model_is_as_before_inside_an_error(tiny: ModelAdapter) -> None:
 
 def wrapped(config: object) -> ModelAdapter:
     tokenizer = build_tokenizer()
-    config.vocab_size = len(tokenizer)  # type: ignore[attr-defined]
+    config.get_text_config().vocab_size = len(tokenizer)  # type: ignore[attr-defined]
+    auto = AutoModelForImageTextToText if config.model_type in WRAPPERS else AutoModelForCausalLM  # type: ignore[attr-defined]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).double()
+        model = auto.from_config(config).double()
     return wrap(model.eval(), tokenizer)
 
 
@@ -265,3 +266,20 @@ def test_prompts_beyond_the_sliding_window_are_refused() -> None:
         find_targets(adapter, [request], ("{}",), 1, TargetSettings())
     assert changes(before, model_state(adapter)) == []
     prefill(mistral(None), adapter.batch([list(range(20, 29))]), [3], 1)
+
+
+SLIDING = ["gemma2", "gemma3", "gemma3_text", "mistral3", "phi3", "starcoder2"]
+
+
+@pytest.mark.parametrize("family", SLIDING)
+def test_every_sliding_family_is_exact_within_its_window_and_refused_beyond(family: str) -> None:
+    config = tiny_config(family, len(build_tokenizer()))
+    text_config = config.get_text_config(decoder=True)
+    text_config.sliding_window = 8
+    adapter = wrapped(config)
+    within, beyond = [list(range(20, 28)), list(range(40, 47))], [list(range(20, 29))]
+    delta = random_delta(adapter, 2)
+    expected = whole_model(adapter, within, [3, 1], 1, delta)
+    torch.testing.assert_close(replayed(adapter, within, [3, 1], 1, delta), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="window of 8"):
+        prefill(adapter, adapter.batch(beyond), [3], 1)

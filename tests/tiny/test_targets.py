@@ -80,14 +80,9 @@ def test_the_requests_cover_what_they_should() -> None:
     assert len({len(edit.ids) - edit.prompt.subject_last for edit in edits}) > 2, "different suffix lengths"
 
 
-NOT_LINEAR = ("gemma2", "gemma3_text", "granite", "olmo2")
-"""Families where a vector at the MLP's output does not enter the residual stream as it is."""
-
-
 @pytest.mark.parametrize(
     ("family", "site"),
-    [(family, "resid_post") for family in sorted(FAMILIES)]
-    + [(family, "mlp_out") for family in sorted(set(FAMILIES).difference(NOT_LINEAR))],
+    [(family, "resid_post") for family in sorted(FAMILIES)] + [(family, "mlp_out") for family in sorted(FAMILIES)],
 )
 def test_equals_the_serial_search(family: str, site: str) -> None:
     """Same losses at every evaluation and same δ, although some leave the batch early."""

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from transformers import AutoConfig, BertConfig, MambaConfig, MixtralConfig, OlmoConfig, T5Config
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    BertConfig,
+    LlavaConfig,
+    MambaConfig,
+    MixtralConfig,
+    OlmoConfig,
+    OPTConfig,
+    T5Config,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from emendo.errors import InputError, UnsupportedModelError
-from emendo.models import ARCHITECTURES, REFUSALS
+from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, refusals
 from emendo.models.architecture import resolve_architecture
 from emendo.models.packed import SEAMS
-from tests.conftest import FAMILIES, WRAPPED, build_tiny, model_type_of
+from tests.conftest import FAMILIES, WRAPPED, build_tiny, model_type_of, tiny_config
 
 
 def test_every_row_is_a_family_that_the_tests_build() -> None:
@@ -72,3 +86,75 @@ def test_quantised_weights_are_refused(quantization: object) -> None:
         resolve_architecture(config)
     assert "gptq" in str(caught.value)
     assert "unquantised" in str(caught.value)
+
+
+# ---- what the refusals say, held against the installed transformers ------------------------------------------
+
+
+def installed(model_types: Iterable[str]) -> list[Any]:
+    return [AutoConfig.for_model(name) for name in model_types if name in CONFIG_MAPPING]
+
+
+def refused_for(reason: str) -> list[Any]:
+    return installed(name for name, why in REFUSALS.items() if why == reason)
+
+
+def has_experts(config: Any) -> bool:
+    """Whether any of the names that families use for their number of experts is set."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "ffn_config")
+    names += ("moe_intermediate_size", "num_routed_experts")
+    return any(getattr(config, name, None) for name in names)
+
+
+def test_refused_mixtures_have_experts_and_no_supported_family_has() -> None:
+    refused = refused_for(refusals.MIXTURE_OF_EXPERTS)
+    assert len(refused) > 30
+    without = [config.model_type for config in refused if not has_experts(config.get_text_config(decoder=True))]
+    assert without == []
+    assert not any(has_experts(config) for config in installed(ARCHITECTURES))
+
+
+def test_refused_encoder_decoders_are_and_no_supported_family_is() -> None:
+    refused = [config for config in refused_for(refusals.ENCODER_DECODER) if config.model_type != "encoder-decoder"]
+    assert len(refused) > 20
+    assert all(config.is_encoder_decoder for config in refused)
+    assert not any(getattr(config, "is_encoder_decoder", False) for config in installed(ARCHITECTURES))
+
+
+def test_no_causal_lm_with_experts_is_merely_unknown() -> None:
+    """A mixture of experts in the installed transformers is refused as what it is."""
+    # Doge's own models leave its experts off (is_moe).
+    unknown = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(REFUSALS) - set(ARCHITECTURES) - set(WRAPPERS) - {"doge"}
+    assert [name for name in sorted(unknown) if name in CONFIG_MAPPING and has_experts(CONFIG_MAPPING[name])] == []
+
+
+@pytest.mark.parametrize("wrapper", sorted(WRAPPERS))
+def test_a_multimodal_model_has_the_facts_of_its_text_decoder(wrapper: str) -> None:
+    config = tiny_config(wrapper, 400)
+    spec, own = resolve_architecture(config), resolve_architecture(config.get_text_config(decoder=True))
+    assert (spec.wrapper, spec.decoder) == (wrapper, WRAPPERS[wrapper])
+    # The wrapper's own unembedding scales nothing.
+    unscaled = {"logit_scale": None, "logit_divisor": None, "logit_softcap": None}
+    assert spec == replace(own, wrapper=wrapper, decoder=spec.decoder, **unscaled)
+
+
+def test_a_multimodal_model_around_a_refused_decoder() -> None:
+    config = LlavaConfig(text_config=MixtralConfig())
+    with pytest.raises(UnsupportedModelError, match=r"'llava' model cannot be edited.*'mixtral'.*experts"):
+        resolve_architecture(config)
+    config = LlavaConfig(text_config=OPTConfig())
+    assert resolve_architecture(config).decoder == "model.language_model.decoder"
+
+
+def test_a_multimodal_model_with_quantised_text_is_refused() -> None:
+    config = LlavaConfig()
+    config.text_config.quantization_config = {"quant_method": "awq"}
+    with pytest.raises(UnsupportedModelError, match=r"llava.*awq"):
+        resolve_architecture(config)
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text"])
+def test_bidirectional_models_are_refused(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type, use_bidirectional_attention=True)
+    with pytest.raises(UnsupportedModelError, match=r"later ones.*use_bidirectional_attention"):
+        resolve_architecture(config)

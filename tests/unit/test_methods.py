@@ -9,7 +9,7 @@ import pytest
 
 from emendo.errors import LayerError, MethodError
 from emendo.methods import METHODS, MethodConfig, apply_settings, method_named, resolve_method
-from emendo.methods.presets import PRESETS, KnownModel, layers_by_depth
+from emendo.methods.presets import PRESETS, KnownModel, layers_by_depth, presets_of
 from emendo.models import ModelAdapter
 from emendo.models.architecture import ARCHITECTURES
 
@@ -66,6 +66,10 @@ def test_a_preset_is_for_exactly_one_model() -> None:
 
 def test_presets_are_for_methods_that_exist() -> None:
     assert set(PRESETS) <= set(METHODS)
+    borrowed = {config.name: config.presets for config in METHODS.values() if config.presets}
+    assert set(borrowed.values()) <= set(PRESETS)
+    assert not set(borrowed) & set(PRESETS), "a method with presets of its own would not see them"
+    assert presets_of(METHODS["blue"]) == PRESETS["memit"]
     assert all(METHODS[name].name == name and METHODS[name].source for name in METHODS)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.activations.objective import Site
-from emendo.models import ModelAdapter, TokenBatch, pack_by_tokens
+from emendo.models import ModelAdapter, TokenBatch, adding, pack_by_tokens
 from emendo.requests import SLOT, EditRequest
 from emendo.shapes import Keys
 from emendo.text import align_prompt
@@ -185,4 +185,4 @@ class _Added:
         shift = adapter.weight(self.layer).new_zeros(*batch.input_ids.shape, adapter.d_model)
         last = (batch.lengths - 1).to(shift.device)
         shift[torch.arange(len(group), device=shift.device), last] = self.vectors[list(group)].to(shift)
-        return adapter.adding(self.layer, **{"block" if self.site == "resid_post" else "mlp": shift})
+        return adding(adapter, self.layer, **{"block" if self.site == "resid_post" else "mlp": shift})

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from emendo.models import ModelAdapter
+from emendo.models import ModelAdapter, adding
 from emendo.models.suffix import Prefill, SuffixLayout, prefill, replay, select_rows
 from emendo.requests import SLOT, EditRequest
 from emendo.text import align_edit, align_prompt
@@ -91,7 +91,7 @@ class Entry:
             return replay(adapter, shifted, layout, self.layer)
         added = [torch.zeros_like(constant).index_add(0, subjects, part) for part in delta.unbind(1)]
         attention = added[1] if self.joint_attention else None
-        with adapter.adding(self.layer, mlp=added[0], attention=attention):
+        with adding(adapter, self.layer, mlp=added[0], attention=attention):
             return replay(adapter, constant, layout, self.layer - 1)
 
 

@@ -9,7 +9,7 @@ The published authors' serial loop finds the same δ up to rounding (a test hold
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -58,7 +58,8 @@ class TargetSettings:
         shared: Which requests share one v*: each its own (``"request"``), or all on one subject (``"subject"``).
         batch_size: Requests searched together; a matter of memory and speed only.
         precision: Of the matrix products: ``"float32"`` leaves them to the model's dtype, ``"bfloat16"`` runs them
-            in bfloat16 with float32 norms, softmax and residual stream (autocast).
+            in bfloat16 with float32 norms, softmax and residual stream (autocast). Models whose weights are in half
+            precision multiply in that, whatever this says.
 
     Source: MEMIT (arXiv 2210.07229) and its public code; argmax rule: MPES of ENCORE (arXiv 2502.01636); joint search
         and its two rules: PMET (arXiv 2308.08742); norm anchor: NAS (arXiv 2602.02543); shared: MEMIT-Merge
@@ -298,10 +299,19 @@ class _Search:
         norm = delta.norm(dim=2)
         self.delta = torch.where((norm > radius)[..., None], delta * (radius / norm)[..., None], delta)
 
-    def _precision(self) -> torch.autocast | nullcontext[None]:
-        if self.settings.precision == "bfloat16":
-            return torch.autocast(self.adapter.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+    @property
+    def _in_bfloat16(self) -> bool:
+        """Half-precision weights multiply in their own dtype; there is nothing to cast."""
+        return self.settings.precision == "bfloat16" and self.adapter.dtype in (torch.float32, torch.float64)
+
+    def _precision(self) -> ExitStack:
+        """Autocast on every kind of device that a block is on: in one context it holds for one kind alone."""
+        blocks = range(self.adapter.n_layers)
+        kinds = {self.adapter.device.type, *(self.adapter.block_device(layer).type for layer in blocks)}
+        with ExitStack() as stack:
+            for kind in sorted(kinds) if self._in_bfloat16 else ():
+                stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16))
+            return stack.pop_all()
 
     def _refuse_non_finite(self) -> None:
         """The model itself must be sound before anything is searched in it."""
@@ -318,7 +328,7 @@ class _Search:
         """At δ = 0 the replay must give what the ordinary forward pass gave."""
         again, final = again.to(self.delta.dtype), self.problem.final.to(self.delta.dtype)
         error = float((again - final).norm() / final.norm().clamp_min(1e-12))
-        dtype = torch.bfloat16 if self.settings.precision == "bfloat16" else self.problem.constant.dtype
+        dtype = torch.bfloat16 if self._in_bfloat16 else self.problem.constant.dtype
         tolerance = REPLAY_TOLERANCE[dtype]
         if not error <= tolerance:
             raise SelfCheckError(

@@ -10,6 +10,7 @@ from emendo.baselines.config import (
 )
 from emendo.baselines.fit import baseline_records, fit_baseline
 from emendo.baselines.in_context import in_context_records
+from emendo.baselines.resolve import ResolvedBaseline, resolve_baseline
 
 __all__ = [
     "BASELINES",
@@ -17,10 +18,12 @@ __all__ = [
     "FineTuneSettings",
     "InContextSettings",
     "LoraSettings",
+    "ResolvedBaseline",
     "apply_baseline_settings",
     "baseline_layers",
     "baseline_named",
     "baseline_records",
     "fit_baseline",
     "in_context_records",
+    "resolve_baseline",
 ]

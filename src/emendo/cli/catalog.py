@@ -2,35 +2,138 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
 from emendo.cli.console import Terminal
 from emendo.cli.options import Json, Quiet
 
+if TYPE_CHECKING:
+    from emendo.techniques import Technique
 
-def methods(json_output: Json = False, quiet: Quiet = False) -> None:
-    """List the editing methods: one row a method, one column an axis of the engine."""
+_PLAIN = "·"
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method or baseline, in full.")] = None,
+    json_output: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the editing methods axis by axis, and the baselines; or show one of them in full."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    if name is not None:
+        _show_one(terminal, name)
+        return
+    from emendo.baselines import BASELINES
+    from emendo.composition import compose
     from emendo.methods import METHODS
 
-    terminal = Terminal(json_output=json_output, quiet=quiet)
-    terminal.table(
-        "Methods (every setting with its origin: emendo edit ... --plan-only)",
-        ("method", "solve", "layers", "requests", "contexts", "key", "target", "f(C)"),
-        (
-            (
-                m.name,
-                "equality" if m.memorization.s == 0 else f"least squares, s = {m.memorization.s:g}",
-                f"{m.span}, {m.distribution}",
-                m.batching.replace("_", " "),
-                m.contexts.scheme,
-                f"{m.keys.average.replace('_', ' ')}, at {m.keys.constraint}",
-                m.target.site,
-                f"{m.preservation.weight:g} C" + (f" + {m.preservation.ridge:g} I" if m.preservation.ridge else ""),
-            )
-            for m in METHODS.values()
-        ),
+    table = compose(METHODS)
+    named = {"plain default": table.plain, **table.methods}
+    terminal.wide_table(
+        "Methods, one column an axis of the engine",
+        ("method", *table.plain),
+        [(name, *(_axis(axis, values) for axis, values in axes.items())) for name, axes in named.items()],
     )
-    for m in METHODS.values():
-        terminal.line(f"{m.name}: {m.source}")
-    terminal.result({"methods": {m.name: {"source": m.source, "settings": m.settings()} for m in METHODS.values()}})
+    terminal.line(f"{_PLAIN} is the plain default. In all methods, {_alike(table.alike)}.")
+    terminal.table(
+        "Baselines, under the same requests and scores",
+        ("baseline", "settings"),
+        ((baseline.name, _pairs(baseline.settings(), "\n")) for baseline in BASELINES.values()),
+    )
+    every: tuple[Technique, ...] = (*METHODS.values(), *BASELINES.values())
+    for technique in every:
+        terminal.line(f"{technique.name}: {technique.source}")
+    terminal.line("One in full: emendo methods NAME. Every value for a model: emendo edit ... --plan-only.")
+    terminal.result(
+        {
+            "plain": table.plain,
+            "alike": table.alike,
+            "methods": {m.name: {**_described(m), "axes": table.methods[m.name]} for m in METHODS.values()},
+            "baselines": {b.name: _described(b) for b in BASELINES.values()},
+        }
+    )
+
+
+def _show_one(terminal: Terminal, name: str) -> None:
+    """Source, deviations, every setting, and the presets by model."""
+    from emendo.composition import plain_settings
+    from emendo.methods import MethodConfig
+    from emendo.methods.presets import presets_of
+    from emendo.techniques import technique_named
+
+    technique = technique_named(name)
+    described = _described(technique)
+    is_method = isinstance(technique, MethodConfig)
+    presets: dict[str, dict[str, Any]] = {
+        model.name: {"layers": preset.layers, "settings": dict(preset.settings), "source": preset.source}
+        for model, preset in (presets_of(technique) if isinstance(technique, MethodConfig) else {}).items()
+    }
+    terminal.line(f"{technique.name}: {technique.source}")
+    for deviation in technique.deviations:
+        terminal.line(f"  deviation: {deviation}")
+    _show_settings(terminal, described["settings"], plain_settings() if is_method else {})
+    if presets:
+        terminal.wide_table(
+            "Presets by model",
+            ("model", "layers", "settings", "source"),
+            [(name, _layers(p["layers"]), _pairs(p["settings"], "\n"), p["source"]) for name, p in presets.items()],
+        )
+    terminal.line("Layers and values for your model, each with its origin: emendo edit ... --plan-only")
+    terminal.result({**described, "kind": "method" if is_method else "baseline", "presets": presets})
+
+
+def _show_settings(terminal: Terminal, settings: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Every setting, beside its plain default where there is one."""
+    rows = [
+        (name, _text(value), *([_PLAIN if value == plain[name] else _text(plain[name])] if plain else []))
+        for name, value in settings.items()
+    ]
+    terminal.table("Settings", ("setting", "value", *(["plain default"] if plain else [])), rows)
+
+
+def _described(technique: Technique) -> dict[str, Any]:
+    """What is fixed without a model."""
+    settings = {name: value for name, value in technique.settings().items() if name != "layers"}
+    return {
+        "name": technique.name,
+        "source": technique.source,
+        "deviations": list(technique.deviations),
+        "settings": settings,
+    }
+
+
+def _axis(axis: str, values: Mapping[str, Any]) -> str:
+    """A cell: the value of an axis that is one, else a line for each setting."""
+    from emendo.composition import single
+
+    if single(axis, values):
+        return _text(values[axis])
+    return _pairs(values, "\n") or _PLAIN
+
+
+def _alike(axes: Mapping[str, Mapping[str, Any]]) -> str:
+    return "; ".join(f"{axis} is {_pairs(values)}" for axis, values in axes.items())
+
+
+def _pairs(values: Mapping[str, Any], between: str = ", ") -> str:
+    return between.join(f"{name}={_text(value)}" for name, value in values.items())
+
+
+def _text(value: Any) -> str:
+    """A value as --set reads it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    """Layers as --layers reads them."""
+    if len(layers) > 1 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers))
 
 
 def models(json_output: Json = False, quiet: Quiet = False) -> None:
@@ -58,7 +161,12 @@ def models(json_output: Json = False, quiet: Quiet = False) -> None:
         ("model_type", "decoder"),
         sorted(WRAPPERS.items()),
     )
-    terminal.table("Refused", ("model_type", "reason"), sorted(REFUSALS.items()))
+    reasons = dict.fromkeys(REFUSALS.values())
+    terminal.table(
+        "Refused",
+        ("reason", "model_type"),
+        ((why, ", ".join(sorted(name for name, reason in REFUSALS.items() if reason == why))) for why in reasons),
+    )
     terminal.result(
         {
             "supported": {

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
@@ -90,10 +91,46 @@ class Terminal:
             table.add_row(*(_cell(cell) for cell in row))
         self.out.print(table)
 
+    def wide_table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table in as many parts as the terminal is too narrow for, each with the first column.
+
+        Args:
+            title: Of the first part.
+            header: Names of the columns.
+            rows: Cells, which may hold several lines.
+        """
+        widths = [
+            max(cell_len(line) for row in (header, *rows) for line in row[column].split("\n"))
+            for column in range(len(header))
+        ]
+        for part, columns in enumerate(_parts(widths, self.out.width)):
+            self.table(
+                title if part == 0 else f"{title} (continued)",
+                [header[column] for column in columns],
+                ([row[column] for column in columns] for row in rows),
+            )
+
     def line(self, text: str) -> None:
         """A line of the result for people, on standard output; nothing under --json."""
         if not self.json_output:
             self.out.print(text, highlight=False, markup=False)
+
+
+_BORDER = 3  # of a column: a rule, and a space on each side
+
+
+def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Columns of each part of a table, so that no part is wider than `room` where that can be."""
+    parts: list[list[int]] = []
+    used = room
+    for column in range(1, len(widths)):
+        need = widths[column] + _BORDER
+        if used + need > room:
+            parts.append([0])
+            used = widths[0] + _BORDER + 1
+        parts[-1].append(column)
+        used += need
+    return parts
 
 
 def _cell(value: object) -> Text:

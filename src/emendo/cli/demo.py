@@ -26,14 +26,15 @@ def demo(
     """Change SmolLM2-135M's mind about dozens of facts that it knows, keep the rest, and change it back."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
-    from emendo.methods import apply_settings, method_named
     from emendo.report import check_writable
     from emendo.requests import parse_records
+    from emendo.techniques import asked_after, technique_named, with_settings
 
-    apply_settings(method_named(method), chosen_settings)
+    technique = with_settings(technique_named(method), chosen_settings)
     check_writable(out)
     file = resources.files("emendo") / "data" / "demo_facts.jsonl"
     records = parse_records(file.read_text(encoding="utf-8"), "demo_facts.jsonl")
+    asked_after(technique, records)
 
     from emendo.models import load
     from emendo.session import EditSession

@@ -27,7 +27,7 @@ def edit(
         str | None, typer.Option("--target-true", help="The present continuation, to score against.")
     ] = None,
     requests: Annotated[Path | None, typer.Option("--requests", help="JSONL file, one request a line.")] = None,
-    method: options.Method = "emmet",
+    method: options.Method = "emendo",
     layers: options.Layers = None,
     settings: options.Set = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the update and the reports.")] = None,
@@ -45,12 +45,12 @@ def edit(
     # Everything that can be refused is refused before the model is loaded.
     records = _records(prompt, subject, target, target_true, requests)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
-    from emendo.methods import apply_settings, method_named
     from emendo.report import check_writable
     from emendo.requests import check_requests
+    from emendo.techniques import asked_after, technique_named, with_settings
 
     check_requests([record.request for record in records])
-    apply_settings(method_named(method), chosen_settings)
+    asked_after(with_settings(technique_named(method), chosen_settings), records)
     if out is not None:
         check_writable(out)
 
@@ -83,7 +83,7 @@ def run_edit(
 
     begin = time.perf_counter()
     plan = session.plan([record.request for record in records], method, layers=layers, settings=settings)
-    judgement = judge(session, plan.update, records, progress=terminal)
+    judgement = judge(session, plan, records, progress=terminal)
     stages = dict(terminal.seconds)
     document = report_document(plan, judgement, {**stages, "total after loading": time.perf_counter() - begin})
     # Rolled back is checked on the bytes of every touched matrix.
@@ -93,7 +93,11 @@ def run_edit(
     show_judgement(terminal, judgement)
     _show_cost(terminal, document)
     restored = sum(checked.values())
-    terminal.line(f"Rollback: {restored} of {len(checked)} touched tensors equal their originals bit for bit.")
+    terminal.line(
+        f"Rollback: {restored} of {len(checked)} touched tensors equal their originals bit for bit."
+        if checked
+        else "Rollback: no weights changed."
+    )
     if document["files"]:
         terminal.line(f"Update: {document['files']['update']} ({plan.update.nbytes / 1024:.0f} KiB)")
         terminal.line(f"Report: {document['files']['markdown']}")
@@ -158,20 +162,12 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
 
 
 def _show_cost(terminal: Terminal, document: dict[str, Any]) -> None:
-    terminal.table(
-        "What the edit does to the weights",
-        ("layer", "‖ΔW‖/‖W‖", "tr(ΔCΔᵀ)/tr(WCWᵀ)", "constraint error", "effective λ"),
-        (
-            (
-                layer["layer"],
-                f"{layer['relative_norm']:.4f}",
-                f"{layer['relative_cost']:.2e}",
-                f"{max(s['constraint_error'] for s in layer['solves']):.1e}",
-                f"{layer['solves'][0]['effective_lambda']:g}",
-            )
-            for layer in document["layers"]
-        ),
-    )
+    from emendo.report import layer_table
+
+    if document["layers"]:
+        terminal.wide_table("What the edit does to the weights", *layer_table(document))
+    else:
+        terminal.line("No weights change: after the edit every prompt is asked with its fact in front of it.")
     terminal.table(
         "Seconds by stage", ("stage", "seconds"), [(name, float(s)) for name, s in document["seconds"].items()]
     )

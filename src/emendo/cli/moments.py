@@ -51,7 +51,7 @@ def collect(
     )
     lm = load(model, device=device, dtype=dtype, progress=terminal)
     if chosen is None:
-        chosen = list(resolve_method("emmet", lm).config.layers)
+        chosen = list(resolve_method("emendo", lm).config.layers)
         terminal.message(f"No --layers given: collecting for {chosen}, the layers of emmet")
     found = obtain_moments(lm, chosen, spec, MomentStore(), progress=terminal)
     rows: list[dict[str, Any]] = [

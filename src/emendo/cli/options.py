@@ -9,7 +9,7 @@ import typer
 from emendo.errors import LayerError, MethodError
 
 Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, or 'demo'.")]
-Method = Annotated[str, typer.Option("--method", help="Editing method; see `emendo methods`.")]
+Method = Annotated[str, typer.Option("--method", help="Editing method or baseline; see `emendo methods`.")]
 Layers = Annotated[str | None, typer.Option("--layers", help="Edited layers, such as 5 or 4,5,6 or 4-8.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting of the method; may be repeated.")

@@ -54,6 +54,7 @@ _ALL = (
     replace(
         _MEMIT,
         name="memit-history",
+        presets="memit",
         source="sequential MEMIT of AlphaEdit, arXiv 2410.02355: keys of earlier edits are preserved keys",
         deviations=("keys are those of the solve; AlphaEdit's code reads them again after all layers are written",),
         history=_EACH_EDIT,
@@ -73,6 +74,7 @@ _ALL = (
     ),
     MethodConfig(
         name="r-rome",
+        presets="rome",
         source="r-ROME, arXiv 2403.07175: ROME with the averaged key throughout",
         batching="one_by_one",
         contexts=ContextSettings(scheme="rome"),
@@ -122,6 +124,7 @@ _ALL = (
     replace(
         _MEMIT,
         name="rect",
+        presets="memit",
         source="RECT, arXiv 2401.04700: MEMIT, then only the entries that change their weight most, relatively",
         deviations=("as in the code, lower layers are written in full while the others are solved",),
         post=PostStep(kind="rect", keep=0.4),
@@ -129,6 +132,7 @@ _ALL = (
     replace(
         _MEMIT,
         name="prune",
+        presets="memit",
         source="PRUNE, arXiv 2405.16821: MEMIT, then singular values of the total update above W₀'s largest are damped",
         deviations=(
             "replaces the total update by the damped one; the public code adds it to weights that already have it",
@@ -139,12 +143,21 @@ _ALL = (
     replace(
         _MEMIT,
         name="blue",
+        presets="memit",
         source="BLUE, arXiv 2502.03748: only the first and the last layer, each with its own target, nothing divided",
         distribution="ends",
     ),
     replace(
         _MEMIT,
+        name="memit-merge",
+        presets="memit",
+        source="MEMIT-Merge, arXiv 2502.07322: MEMIT with one target for all requests on a subject",
+        target=TargetSettings(shared="subject"),
+    ),
+    replace(
+        _MEMIT,
         name="replay",
+        presets="memit",
         source="forward replay: a target searched at the first layer, later layers aim at what it makes them hold",
         distribution="replay",
     ),

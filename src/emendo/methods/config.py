@@ -103,6 +103,7 @@ class MethodConfig:
         name: How users call it.
         source: Paper and equation, or what was measured.
         deviations: Where the authors' public code differs from the paper, or this method from their code.
+        presets: The method whose settings by model apply to this one too; its own where empty.
         layers: Edited layers, ascending; empty until resolved for a model.
         span: Number of layers that the method edits by default.
         batching: ``"joint"`` solves all requests at once; ``"one_by_one"`` writes each on the model edited so far.
@@ -120,6 +121,7 @@ class MethodConfig:
     name: str
     source: str
     deviations: tuple[str, ...] = ()
+    presets: str = ""
     layers: tuple[int, ...] = ()
     span: int = 1
     batching: Literal["joint", "one_by_one"] = "joint"
@@ -143,11 +145,14 @@ class MethodConfig:
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value, _ in _leaves(self)
-            if name not in ("name", "source", "deviations")
+            if name not in _LABELS
         }
 
 
-_FIXED = ("name", "source", "deviations", "layers", "span")
+_LABELS = ("name", "source", "deviations", "presets")
+"""What a method is called and where it comes from: not settings."""
+
+_FIXED = (*_LABELS, "layers", "span")
 """Not settable with --set: names, and layers, which have their own argument."""
 
 
@@ -251,8 +256,8 @@ def _check_ranges(config: MethodConfig) -> None:
         )
     if config.batching == "one_by_one" and config.target.shared != "request":
         raise MethodError(
-            f"target.shared={config.target.shared} gives requests of one batch one v*, and batching=one_by_one "
-            "searches each on its own; write them together (--set batching=joint) or leave target.shared out"
+            f"target.shared={config.target.shared} gives requests of one batch one v*, and batching=one_by_one searches"
+            " each on its own; write them together (--set batching=joint) or leave target.shared out"
         )
     if config.keys.constraint == "plain" and config.memorization.s != 0:
         raise MethodError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from emendo.methods.config import MethodConfig
 from emendo.models import ModelAdapter
 
 
@@ -77,6 +78,8 @@ _MEASURED = "measured on held-apart facts, docs/demo-model.md"
 # Weighing the plain prompt like any context, instead of by one half, keeps that key from ruling the mean.
 _FLAT_KEYS = {"keys.average": "flat"}
 _SPREAD = {**_FLAT_KEYS, "distribution": "even", "target.argmax_steps": 5}
+_FIVE = (4, 5, 6, 7, 8)
+_SLOW = {"target.learning_rate": 0.1}
 _LONG = {"target.steps": 25, "target.max_norm_ratio": 4.0, "target.weight_decay": 1e-3}
 _SHORT = {"target.steps": 20, "target.max_norm_ratio": 0.75}
 
@@ -86,6 +89,7 @@ def _lambda(value: float) -> dict[str, Any]:
 
 
 PRESETS: dict[str, dict[KnownModel, Preset]] = {
+    "emendo": {SMOLLM2_135M: Preset((1, 2, 3, 4, 5), _MEASURED)},
     "rome": {
         SMOLLM2_135M: Preset((5,), _MEASURED),
         GPT2_MEDIUM: Preset((8,), _ROME, {"target.max_norm_ratio": 3.0}),
@@ -124,10 +128,6 @@ PRESETS: dict[str, dict[KnownModel, Preset]] = {
         LLAMA_2_7B: Preset((5,), _UNIFIED, {**_LONG, **_lambda(1)}),
         LLAMA_32_3B: Preset((5,), _EASYEDIT, {**_LONG, **_lambda(100000)}),
     },
-}
-_FIVE = (4, 5, 6, 7, 8)
-_SLOW = {"target.learning_rate": 0.1}
-PRESETS |= {
     "pmet": {
         SMOLLM2_135M: Preset((1, 2, 3, 4, 5), _MEASURED, {**_FLAT_KEYS, **_lambda(100)}),
         GPT_J: Preset((3, 4, 5, 6, 7, 8), _PMET),
@@ -177,19 +177,18 @@ PRESETS |= {
         LLAMA_2_7B: Preset(_FIVE, _ENCORE),
         LLAMA_3_8B: Preset(_FIVE, _ENCORE, {"preservation.ridge": 20.0, "target.argmax_steps": 1}),
     },
-    "emendo": {SMOLLM2_135M: Preset((1, 2, 3, 4, 5), _MEASURED)},
 }
-# r-ROME's authors edit the layers of ROME with ROME's settings.
-PRESETS["r-rome"] = PRESETS["rome"]
-# MEMIT with one more step or another split.
-PRESETS |= dict.fromkeys(("memit-history", "rect", "prune", "blue", "replay"), PRESETS["memit"])
-
 _LATE_FAMILIES = ("gpt2", "gpt_neox")
 
 
-def preset_for(method: str, adapter: ModelAdapter) -> tuple[str, Preset] | None:
+def presets_of(config: MethodConfig) -> dict[KnownModel, Preset]:
+    """A method's settings by model, which may be those of another method."""
+    return PRESETS.get(config.presets or config.name, {})
+
+
+def preset_for(config: MethodConfig, adapter: ModelAdapter) -> tuple[str, Preset] | None:
     """The preset of a method for a loaded model, with the model's name; None where there is none."""
-    for model, preset in PRESETS.get(method, {}).items():
+    for model, preset in presets_of(config).items():
         if model.matches(adapter):
             return model.name, preset
     return None

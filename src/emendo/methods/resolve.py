@@ -62,7 +62,7 @@ def resolve_method(
     config = method_named(method) if isinstance(method, str) else method
     origins = dict.fromkeys(config.settings(), f"method {config.name}")
     chosen, layer_origin = config.layers, f"method {config.name}"
-    if (found := preset_for(config.name, adapter)) is not None:
+    if (found := preset_for(config, adapter)) is not None:
         model, preset = found
         config = apply_settings(config, preset.settings)
         preset_origin = f"preset for {model}: {preset.source}"

@@ -1,8 +1,9 @@
 """Models: the only place that knows Hugging Face module names."""
 
-from emendo.models.adapter import Capture, ModelAdapter
+from emendo.models.adapter import ModelAdapter
 from emendo.models.architecture import ARCHITECTURES, WRAPPERS, ArchitectureSpec
 from emendo.models.batch import TokenBatch, pack_by_tokens
+from emendo.models.hooks import Capture, adding
 from emendo.models.loading import load, wrap
 from emendo.models.refusals import REFUSALS
 
@@ -14,6 +15,7 @@ __all__ = [
     "Capture",
     "ModelAdapter",
     "TokenBatch",
+    "adding",
     "load",
     "pack_by_tokens",
     "wrap",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,30 +22,8 @@ from emendo.models.architecture import ArchitectureSpec, resolve_architecture
 from emendo.models.batch import TokenBatch
 from emendo.models.checks import check_model, parameters_sha256
 from emendo.models.generation import greedy_continuations
+from emendo.models.hooks import Capture, StopForwardError, recording
 from emendo.shapes import Hidden, Weight
-
-
-@dataclass
-class Capture:
-    """Activations of one forward pass, by layer.
-
-    Attributes:
-        keys: Inputs of the down-projections, each ``[batch, seq, d_in]``.
-        mlp_out: Outputs of the down-projections, each ``[batch, seq, d_model]``.
-        resid: Outputs of whole blocks (the residual stream), each ``[batch, seq, d_model]``.
-        entering: What enters whole blocks (the residual stream below them), each ``[batch, seq, d_model]``.
-        attention_out: Outputs of attention modules, each ``[batch, seq, d_model]``.
-    """
-
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    mlp_out: dict[int, Tensor] = field(default_factory=dict)
-    resid: dict[int, Tensor] = field(default_factory=dict)
-    entering: dict[int, Tensor] = field(default_factory=dict)
-    attention_out: dict[int, Tensor] = field(default_factory=dict)
-
-
-class _StopForwardError(Exception):
-    """Ends a forward pass above the highest layer that anyone asked for."""
 
 
 class ModelAdapter:
@@ -252,103 +229,10 @@ class ModelAdapter:
         """
         top = self.check_layers(sorted({*keys, *mlp_out, *resid}))[-1]
         capture = Capture()
-        recording = self.recording(capture, keys, mlp_out, resid, stop=top)
-        with self.quiet(), torch.no_grad(), recording, suppress(_StopForwardError):
+        hooks = recording(self, capture, keys, mlp_out, resid, stop=top)
+        with self.quiet(), torch.no_grad(), hooks, suppress(StopForwardError):
             self.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
         return capture
-
-    @contextmanager
-    def recording(
-        self,
-        capture: Capture,
-        keys: Sequence[int] = (),
-        mlp_out: Sequence[int] = (),
-        resid: Sequence[int] = (),
-        *,
-        entering: Sequence[int] = (),
-        attention_out: Sequence[int] = (),
-        stop: int | None = None,
-    ) -> Iterator[None]:
-        """Hooks that fill `capture` during any forward pass inside the context; `stop` ends it after that block."""
-        handles: list[Any] = []
-
-        def key_hook(layer: int) -> Any:
-            return lambda module, args: capture.keys.__setitem__(layer, args[0].detach())
-
-        def out_hook(layer: int) -> Any:
-            # A copy: Falcon adds its attention's output onto this very tensor.
-            return lambda module, args, out: capture.mlp_out.__setitem__(layer, out.detach().clone())
-
-        def block_hook(layer: int) -> Any:
-            def hook(module: nn.Module, args: Any, out: Any) -> None:
-                stream = block_output(out)
-                for found in (capture.keys, capture.mlp_out):
-                    if layer in found:  # OPT lets its MLP see [batch × seq, ·]
-                        found[layer] = found[layer].reshape(*stream.shape[:-1], -1)
-                if layer in resid:
-                    capture.resid[layer] = stream.detach()
-                if layer == stop:
-                    raise _StopForwardError
-
-            return hook
-
-        def entering_hook(layer: int) -> Any:
-            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-                capture.entering[layer] = (args[0] if args else kwargs["hidden_states"]).detach()
-
-            return hook
-
-        def attention_hook(layer: int) -> Any:
-            return lambda module, args, out: capture.attention_out.__setitem__(layer, block_output(out).detach())
-
-        try:
-            for layer in entering:
-                handles.append(self.blocks[layer].register_forward_pre_hook(entering_hook(layer), with_kwargs=True))
-            for layer in attention_out:
-                handles.append(self.attention(layer).register_forward_hook(attention_hook(layer)))
-            for layer in keys:
-                handles.append(self.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
-            for layer in mlp_out:
-                handles.append(self.down_projection(layer).register_forward_hook(out_hook(layer)))
-            for layer in {*keys, *mlp_out, *resid, *([] if stop is None else [stop])}:
-                handles.append(self.blocks[layer].register_forward_hook(block_hook(layer)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def adding(
-        self, layer: int, *, mlp: Tensor | None = None, attention: Tensor | None = None, block: Tensor | None = None
-    ) -> Iterator[None]:
-        """Vectors are added to outputs inside one block while the context lasts; differentiable in them.
-
-        Args:
-            layer: The block.
-            mlp: Added to the down-projection's output, of its shape up to leading ones.
-            attention: Added to the attention module's output, likewise.
-            block: Added to the block's own output, likewise.
-        """
-
-        def hook(added: Tensor) -> Any:
-            def add(module: nn.Module, args: Any, out: Any) -> Any:
-                hidden = block_output(out)
-                hidden = hidden + added.view(hidden.shape)
-                return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
-
-            return add
-
-        places = (
-            (self.down_projection(layer), mlp),
-            (self.attention(layer), attention),
-            (self.blocks[layer], block),
-        )
-        handles = [module.register_forward_hook(hook(added)) for module, added in places if added is not None]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def final_hidden(self, batch: TokenBatch) -> Hidden:
         """Hidden states after the final norm, ready for `unembed`; no logits are computed."""
@@ -464,9 +348,3 @@ class ModelAdapter:
             definition = self.tokenizer.backend_tokenizer.to_str()
             self._tokenizer_digest = hashlib.sha256(definition.encode()).hexdigest()
         return self._tokenizer_digest
-
-
-def block_output(out: Any) -> Tensor:
-    """The hidden states of a block's return value, which is a tensor or a tuple that starts with one."""
-    hidden: Tensor = out[0] if isinstance(out, tuple) else out
-    return hidden

@@ -32,6 +32,7 @@ def check_model(adapter: ModelAdapter) -> None:
             "the subject's tokens. Load a fast tokenizer (AutoTokenizer, or pip install tokenizers)"
         )
     _refuse_other_modules(adapter)
+    _refuse_offloaded(adapter)
     for layer in range(adapter.n_layers):
         _refuse_unreachable_weight(adapter, layer)
     _self_check(adapter)
@@ -61,6 +62,16 @@ def _refuse_other_modules(adapter: ModelAdapter) -> None:
         )
 
 
+def _refuse_offloaded(adapter: ModelAdapter) -> None:
+    """A weight that is fetched for each forward pass can be neither read, identified nor written in place."""
+    away = [name for name, parameter in adapter.model.named_parameters() if parameter.device.type == "meta"]
+    if away:
+        raise UnsupportedModelError(
+            f"{len(away)} weights are offloaded (device 'meta'), {away[0]} for one; expected all of them in memory. "
+            "Load the model without offloading: on fewer or larger devices, in a smaller --dtype, or on --device cpu"
+        )
+
+
 def _refuse_unreachable_weight(adapter: ModelAdapter, layer: int) -> None:
     module, name = adapter.down_projection(layer), adapter.module_name(layer)
     weight = getattr(module, "weight", None)
@@ -68,10 +79,6 @@ def _refuse_unreachable_weight(adapter: ModelAdapter, layer: int) -> None:
         raise UnsupportedModelError(
             f"{name} is a {type(module).__name__}, expected a Linear or Conv1D: "
             "wrapped or converted layers cannot be edited. Merge adapters first (merge_and_unload())"
-        )
-    if weight.device.type == "meta":
-        raise UnsupportedModelError(
-            f"{name} is offloaded (device 'meta'); load the model into memory (no device_map offloading) to edit it"
         )
     if not weight.is_floating_point() or weight.dtype not in SELF_CHECK_TOLERANCE:
         raise UnsupportedModelError(

@@ -31,7 +31,7 @@ def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=adapter.device)
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
     cache, new = DynamicCache(config=adapter.config), [list[int]() for _ in rows]
-    open_rows = set(range(len(rows)))
+    open_rows, stop_ids = set(range(len(rows))), adapter.stop_ids
     with adapter.quiet(), torch.no_grad():
         for _ in range(min(max_new_tokens, adapter.max_length - longest)):
             out = adapter.decoder(
@@ -43,13 +43,14 @@ def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_
                 return_dict=True,
             )
             ids = adapter.unembed(out.last_hidden_state[:, -1]).argmax(dim=-1, keepdim=True).to(mask.device)
+            tokens = ids[:, 0].tolist()
             for row in sorted(open_rows):
-                if int(ids[row]) in adapter.stop_ids:
+                if tokens[row] in stop_ids:
                     open_rows.remove(row)
                 else:
-                    new[row].append(int(ids[row]))
+                    new[row].append(tokens[row])
             if not open_rows:
                 break
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
             positions = positions[:, -1:] + 1
-    return [adapter.decode(tokens) for tokens in new]
+    return [adapter.decode(row) for row in new]

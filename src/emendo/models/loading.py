@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from emendo.errors import InputError, ModelNotFoundError
@@ -29,7 +29,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    name: str | Path, *, device: str = "auto", dtype: str = "auto", progress: Progress | None = None
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> ModelAdapter:
     """Load a causal language model for editing.
 
@@ -37,21 +42,26 @@ def load(
         name: A Hugging Face hub id, a folder with a saved model, a ``.gguf`` file, or ``"demo"``.
         device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"auto"`` (the checkpoint's own; float32 for GGUF), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        device_map: Where each module goes, for a model that no single device holds: a map as accelerate takes it, or
+            ``"auto"``. Nothing may be offloaded: all weights must be in the memory of a device.
         progress: Told about the stage "loading".
 
     Raises:
         ModelNotFoundError: Nothing loadable under that name.
         UnsupportedModelError: The family cannot be edited.
-        InputError: Unknown device or dtype.
+        InputError: Unknown device or dtype, or both a device and a map of devices.
     """
     progress = progress or Silent()
-    target = _device(device)
-    torch_dtype = _dtype(dtype)
+    if device_map is not None and device != "auto":
+        raise InputError(f"found device {device!r} and a device_map; expected one of them (leave out --device)")
+    target = None if device_map is not None else _device(device)
+    options = {"dtype": _dtype(dtype), "device_map": device_map}
     progress.start("loading", None)
     try:
         with _silent_transformers(), _kept_rng():
-            model, tokenizer = _load_pair(str(name), torch_dtype)
-            model.to(target)
+            model, tokenizer = _load_pair(str(name), options)
+            if target is not None:
+                model.to(target)
         return ModelAdapter(model, tokenizer, name=str(name))
     finally:
         progress.finish()
@@ -71,32 +81,33 @@ def wrap(model: Any, tokenizer: Any, name: str = "") -> ModelAdapter:
     return ModelAdapter(model, tokenizer, name=name)
 
 
-def _load_pair(name: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _load_pair(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     if name == "demo":
-        return _load_demo(dtype)
+        return _load_demo(options)
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
             raise ModelNotFoundError(f"no GGUF file at {name!r} (--model)")
-        return _load_gguf(path, dtype)
+        return _load_gguf(path, options)
     if path.exists():
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(
                 f"{name!r} holds no config.json; expected a folder written by save_pretrained (--model)"
             )
-        return _from_pretrained(str(path), dtype)
+        return _from_pretrained(str(path), options)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelNotFoundError(f"no model folder at {name!r} (--model)")
-    return _from_pretrained(name, dtype)
+    return _from_pretrained(name, options)
 
 
-def _from_pretrained(name: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _from_pretrained(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     try:
         # The configuration first: an unsupported family is refused before gigabytes are fetched.
         # Without an explicit False, transformers would ask on the terminal whether to run a folder's own code.
-        resolve_architecture(AutoConfig.from_pretrained(name, trust_remote_code=False))
-        model, found = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
+        spec = resolve_architecture(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        auto = AutoModelForCausalLM if spec.wrapper is None else AutoModelForImageTextToText
+        model, found = auto.from_pretrained(
+            name, **_with_dtype(options, "auto"), trust_remote_code=False, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except InputError:
@@ -112,6 +123,12 @@ def _from_pretrained(name: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _with_dtype(options: dict[str, Any], default: torch.dtype | str) -> dict[str, Any]:
+    """What `from_pretrained` takes: a map of devices only where there is one, as it needs accelerate."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"dtype": default, **given}
+
+
 def _cannot_load(name: str, error: Exception) -> ModelNotFoundError:
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return ModelNotFoundError(
@@ -120,7 +137,7 @@ def _cannot_load(name: str, error: Exception) -> ModelNotFoundError:
     )
 
 
-def _load_gguf(path: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _load_gguf(path: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     try:
         import accelerate  # noqa: F401
         import gguf  # noqa: F401
@@ -130,7 +147,7 @@ def _load_gguf(path: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
         ) from error
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype or torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(**where, **_with_dtype(options, torch.float32))
         tokenizer = AutoTokenizer.from_pretrained(**where)
     except UNREADABLE as error:
         raise _cannot_load(str(path), error) from error
@@ -141,18 +158,18 @@ def _load_gguf(path: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _load_demo(dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _load_demo(options: dict[str, Any]) -> tuple[Any, Any]:
     if (folder := demo.verified_demo_folder()) is None:
         path = demo.demo_gguf()
         if path is None:
-            return _demo_from_hub(dtype)
-        folder = demo.store_demo_folder(*_load_gguf(path, torch.float32))
-    return _from_pretrained(str(folder), dtype)
+            return _demo_from_hub(options)
+        folder = demo.store_demo_folder(*_load_gguf(path, {"dtype": torch.float32}))
+    return _from_pretrained(str(folder), options)
 
 
-def _demo_from_hub(dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _demo_from_hub(options: dict[str, Any]) -> tuple[Any, Any]:
     try:
-        return _from_pretrained(demo.HUB_ID, dtype or torch.float32)
+        return _from_pretrained(demo.HUB_ID, _with_dtype(options, torch.float32))
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"the demo model is not installed and {demo.HUB_ID} cannot be fetched. Get it with: {demo.INSTALL}"

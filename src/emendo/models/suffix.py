@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from emendo.errors import InputError
-from emendo.models.adapter import Capture, ModelAdapter, block_output
+from emendo.models.adapter import ModelAdapter
 from emendo.models.batch import TokenBatch, pack_by_tokens
+from emendo.models.hooks import Capture, block_output, recording
 from emendo.models.packed import SuffixLayout, alibi_table, packed_attention
 
 __all__ = ["Prefill", "SuffixLayout", "packed_attention", "prefill", "replay", "select_rows"]
@@ -66,19 +67,20 @@ def prefill(
     _refuse_sliding_window(adapter, batch)
     home = adapter.block_device(layer)  # of everything packed, wherever the other blocks are
     lengths = batch.lengths.to(home)
+    ends = lengths.tolist()  # once: a value read from a GPU waits for all that it has been given
     first = torch.tensor(list(starts), device=home)
-    width, n_past = int((lengths - first).max()), int(first.max())
+    width, n_past = max(end - start for end, start in zip(ends, starts, strict=True)), max(starts)
     grid = torch.arange(width, device=lengths.device)[None] + first[:, None]
     rows, steps = torch.nonzero(grid < lengths[:, None], as_tuple=True)
     resid, entering, mlp_out, attention_out, final = ([torch.empty(0)] * len(starts) for _ in range(5))
     past: dict[int, tuple[Tensor, Tensor]] = {}
     # Rows of like length share a pass, so that little padding is run.
-    for group in pack_by_tokens(lengths.tolist(), chunk_tokens):
+    for group in pack_by_tokens(ends, chunk_tokens):
         part = torch.tensor(group, device=lengths.device)
-        longest = int(lengths[part].max())
+        longest = max(ends[row] for row in group)
         capture, cache, out = _keep_everything(adapter, batch, part, longest, layer)
         for place, row in enumerate(group):
-            suffix = slice(starts[row], int(lengths[row]))
+            suffix = slice(starts[row], ends[row])
             for found, captured in (
                 (resid, capture.resid),
                 (entering, capture.entering),
@@ -103,7 +105,7 @@ def prefill(
         width=width,
         past=past,
         past_mask=torch.arange(n_past, device=first.device)[None] < first[:, None],
-        alibi=alibi_table(adapter, int(lengths.max()), resid[0].dtype, home),
+        alibi=alibi_table(adapter, max(ends), resid[0].dtype, home),
     )
     return Prefill(
         resid=torch.cat(resid),
@@ -122,8 +124,8 @@ def _keep_everything(
     # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
     capture, cache, at = Capture(), DynamicCache(), [layer]
     part = part.to(batch.input_ids.device)
-    recording = adapter.recording(capture, mlp_out=at, resid=at, entering=at, attention_out=at)
-    with adapter.quiet(), torch.no_grad(), recording:
+    hooks = recording(adapter, capture, mlp_out=at, resid=at, entering=at, attention_out=at)
+    with adapter.quiet(), torch.no_grad(), hooks:
         out = adapter.decoder(
             input_ids=batch.input_ids[part, :longest],
             attention_mask=batch.attention_mask[part, :longest].long(),

@@ -3,6 +3,7 @@
 from emendo.report.folder import check_writable, report_document, write_folder
 from emendo.report.judge import Judgement, Sample, judge
 from emendo.report.markdown import SHOWN_SCORES, markdown_report
+from emendo.report.tables import layer_table, target_table, training_table
 
 __all__ = [
     "SHOWN_SCORES",
@@ -10,7 +11,10 @@ __all__ = [
     "Sample",
     "check_writable",
     "judge",
+    "layer_table",
     "markdown_report",
     "report_document",
+    "target_table",
+    "training_table",
     "write_folder",
 ]

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emendo.evaluate import RecordScores, evaluate_records, packaged_text, perplexity
+from emendo.plan import Plan
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.session import EditSession
-from emendo.update import ModelUpdate
+from emendo.techniques import asked_after
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Sample:
 
     Attributes:
         kind: ``"edited"``, ``"paraphrase"`` or ``"neighbor"``.
-        prompt: The raw prompt.
+        prompt: The raw prompt; in-context editing is asked it with the fact in front.
         wanted: What it should say after the edit; empty where unknown.
         before: Greedy continuation of the model without the update.
         after: Greedy continuation of the model with it.
@@ -74,18 +75,20 @@ class Judgement:
 
 def judge(
     session: EditSession,
-    update: ModelUpdate,
+    plan: Plan,
     records: Sequence[EditRecord],
     *,
     shown: int = 12,
     new_tokens: int = 8,
     progress: Progress | None = None,
 ) -> Judgement:
-    """Score and generate without the update and with it; the session is left as it was.
+    """Score and generate without the edit and with it; the session is left as it was.
+
+    With the edit, records are asked as its method asks them (`emendo.techniques.asked_after`).
 
     Args:
         session: Holds the model; the update is planned and not applied.
-        update: The update to judge.
+        plan: The edit to judge.
         records: The edited facts with their probes.
         shown: Records whose prompts are continued in words: the prompt, a paraphrase and a neighbour of each.
         new_tokens: Tokens of each continuation.
@@ -93,26 +96,27 @@ def judge(
     """
     begin = time.perf_counter()
     progress = progress or Silent()
-    prompts = _prompts(records[:shown])
+    asked = asked_after(plan.method.config, records)
     lm = session.lm
 
-    def look() -> tuple[RecordScores, float, list[str]]:
+    def look(records: Sequence[EditRecord]) -> tuple[RecordScores, float, list[str]]:
         scores = evaluate_records(lm, records, progress=progress)
         ppl = perplexity(lm, packaged_text(), progress=progress).value
+        prompts = [prompt for _, prompt, _ in _prompts(records[:shown])]
         progress.start("generation", len(prompts))
         texts: list[str] = []
         for at in range(0, len(prompts), 32):
-            texts += lm.generate_many([prompt for _, prompt, _ in prompts[at : at + 32]], new_tokens)
+            texts += lm.generate_many(prompts[at : at + 32], new_tokens)
             progress.advance(len(prompts[at : at + 32]))
         progress.finish()
         return scores, ppl, texts
 
-    before, ppl_before, texts_before = look()
-    with session.applied(update):
-        after, ppl_after, texts_after = look()
+    before, ppl_before, texts_before = look(records)
+    with session.applied(plan.update):
+        after, ppl_after, texts_after = look(asked)
     samples = tuple(
         Sample(kind, prompt, wanted, old.strip(), new.strip())
-        for (kind, prompt, wanted), old, new in zip(prompts, texts_before, texts_after, strict=True)
+        for (kind, prompt, wanted), old, new in zip(_prompts(records[:shown]), texts_before, texts_after, strict=True)
     )
     return Judgement(before, after, ppl_before, ppl_after, samples, time.perf_counter() - begin)
 

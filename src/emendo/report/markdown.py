@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from emendo.report.tables import layer_table, target_table, training_table
+
 SHOWN_SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 
 
@@ -26,28 +28,10 @@ def markdown_report(document: dict[str, Any]) -> str:
     if (judgement := document["judgement"]) is not None:
         lines += _judgement(judgement)
     lines += ["## What the edit does to each layer", ""]
-    lines += _table(
-        ("layer", "‖ΔW‖", "‖ΔW‖/‖W‖", "tr(ΔCΔᵀ)/tr(WCWᵀ)", "constraint error", "effective λ"),
-        (
-            (
-                layer["layer"],
-                f"{layer['update_norm']:.3f}",
-                f"{layer['relative_norm']:.4f}",
-                f"{layer['relative_cost']:.2e}",
-                f"{max(s['constraint_error'] for s in layer['solves']):.1e}",
-                f"{layer['solves'][0]['effective_lambda']:g}",
-            )
-            for layer in document["layers"]
-        ),
-    )
-    lines += ["## Target search", ""]
-    lines += _table(
-        ("subject", "target", "NLL (nats)", "KL (nats)", "evaluations", "stopped by"),
-        (
-            (r["subject"], r["target"], f"{t['nll']:.3f}", f"{t['kl']:.3f}", t["evaluations"], t["stopped"])
-            for r, t in zip(document["requests"], document["targets"], strict=True)
-        ),
-    )
+    lines += _table(*layer_table(document)) if document["layers"] else _unwritten(document)
+    if document["targets"]:
+        lines += ["## Target search", "", *_table(*target_table(document))]
+    lines += _training(document)
     lines += ["## Settings and where they come from", ""]
     lines += _table(
         ("setting", "value", "origin"),
@@ -84,6 +68,30 @@ def _judgement(judgement: dict[str, Any]) -> list[str]:
         ((s["kind"], s["prompt"], s["before"], s["after"]) for s in judgement["samples"]),
     )
     return lines
+
+
+def _unwritten(document: dict[str, Any]) -> list[str]:
+    """Of an edit that is no update: the facts that are put in front of prompts."""
+    return [
+        "No weights change. After the edit every prompt is asked with its fact in front of it:",
+        "",
+        *_table(("subject", "target"), ((r["subject"], r["target"]) for r in document["requests"])),
+    ]
+
+
+def _training(document: dict[str, Any]) -> list[str]:
+    training = document["training"]
+    if training is None or not training["losses"]:
+        return []
+    losses = training["losses"]
+    return [
+        "## Training",
+        "",
+        f"{training['passes']} pass(es), {training['updates']} step(s), stopped by {training['stopped']}; mean loss "
+        f"{losses[0]:.3f} nats in the first pass, {losses[-1]:.3f} in the last.",
+        "",
+        *_table(*training_table(document)),
+    ]
 
 
 def _percent(value: float | None) -> str:

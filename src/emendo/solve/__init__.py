@@ -19,7 +19,7 @@ from emendo.solve.metric import PreparedLayer, prepare
 from emendo.solve.null_space import NullSpace
 from emendo.solve.postprocess import cap_norm, prune, rect, retained
 from emendo.solve.preservation import NullSpaceRule, Preservation, extend_history
-from emendo.solve.solver import Form, Solution, SolveStats, solve
+from emendo.solve.solver import Form, Solution, SolveStats, check_keys, solve
 
 __all__ = [
     "KEY_TOLERANCE",
@@ -31,6 +31,7 @@ __all__ = [
     "Solution",
     "SolveStats",
     "cap_norm",
+    "check_keys",
     "extend_history",
     "frobenius_norm",
     "key_tolerance",

@@ -88,6 +88,41 @@ class Solution:
 
 
 @torch.no_grad()
+def check_keys(
+    layer: PreparedLayer,
+    keys: Keys,
+    *,
+    s: float,
+    labels: Sequence[str] | None = None,
+    tolerance: float = KEY_TOLERANCE,
+    what: str = "keys",
+) -> list[str]:
+    """Refuse keys that `solve` could not memorize, before anything is written.
+
+    Args:
+        layer: The factorised preservation metric.
+        keys: K, one row per request.
+        s: Memorization strength; only equality (0) needs independent keys.
+        labels: What messages call the requests; row numbers by default.
+        tolerance: As in `solve`.
+        what: What messages call the keys.
+
+    Returns:
+        What messages call the requests.
+
+    Raises:
+        InfeasibleError: Equality is asked of keys that cannot hold it; it names them.
+        InputError: The keys have the wrong shape.
+        NumericalError: Keys are not finite.
+    """
+    names = require_finite_keys(keys, layer.d_in, labels, what)
+    if s == 0 and len(keys):
+        keys = keys.detach().to(layer.cholesky)
+        require_independent(keys, names, tolerance, None if layer.null_space is None else layer.reduce(keys))
+    return names
+
+
+@torch.no_grad()
 def solve(
     layer: PreparedLayer,
     keys: Keys,
@@ -124,21 +159,17 @@ def solve(
     Source: ROME (arXiv 2202.05262) eq. 2, and its public code for the two kinds of keys; MEMIT
         (arXiv 2210.07229) eq. 14; EMMET (arXiv 2403.14236; 2405.00664 eq. 6 and 7); AlphaEdit (arXiv 2410.02355).
     """
-    names = require_finite_keys(keys, layer.d_in, labels)
+    names = check_keys(layer, keys, s=s, labels=labels, tolerance=tolerance)
     chosen = _checked_form(form, s, len(keys), layer.dimensions, constraint_keys)
     keys = keys.detach().to(layer.cholesky)
     targets = keys
     if constraint_keys is not None:
-        require_finite_keys(constraint_keys, layer.d_in, labels, "constraint keys")
+        if constraint_keys.shape != keys.shape:
+            raise InputError(f"Got {len(constraint_keys)} constraint keys for {len(keys)} keys.")
+        check_keys(layer, constraint_keys, s=s, labels=labels, tolerance=tolerance, what="constraint keys")
         targets = constraint_keys.detach().to(layer.cholesky)
-        if targets.shape != keys.shape:
-            raise InputError(f"Got {len(targets)} constraint keys for {len(keys)} keys.")
     if len(keys) == 0:
         return _solution(layer, _Solved(keys, 1.0, 0.0), targets, s, chosen)
-    if s == 0:
-        for memorized in (keys,) if constraint_keys is None else (keys, targets):
-            kept = None if layer.null_space is None else layer.reduce(memorized)
-            require_independent(memorized, names, tolerance, kept)
     if chosen == "primal":
         solved = _primal(layer, keys, s)
     elif constraint_keys is None:

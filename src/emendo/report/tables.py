@@ -1,0 +1,92 @@
+"""Tables of a report, from its document: the same columns for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+Rows: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Header and rows."""
+
+
+def layer_table(document: Mapping[str, Any]) -> Rows:
+    """What the edit does to each layer; a column that no layer has a value for is left out.
+
+    Args:
+        document: As `emendo.report.folder.report_document` makes it.
+    """
+    null_space = document["method"]["settings"].get("preservation.null_space", "off") != "off"
+    columns: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
+        "layer": lambda layer: str(layer["layer"]),
+        "‖ΔW‖": lambda layer: _figure(layer["update_norm"], ".3f"),
+        "‖ΔW‖/‖W‖": lambda layer: _figure(layer["relative_norm"], ".4f"),
+        "tr(ΔCΔᵀ)/tr(WCWᵀ)": lambda layer: _figure(layer["relative_cost"], ".2e"),
+        "written": lambda layer: _figure(layer["written"], ".3f"),
+        "disturbed": lambda layer: _figure(layer["disturbed"], ".4f"),
+        "constraint error": lambda layer: _figure(_worst(layer, "constraint_error"), ".1e"),
+        "effective λ": lambda layer: _figure(_first(layer, "effective_lambda"), "g"),
+        "dimensions kept": lambda layer: _kept(layer) if null_space else None,
+    }
+    rows = [[cell(layer) for cell in columns.values()] for layer in document["layers"]]
+    used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+    names = tuple(columns)
+    return tuple(names[i] for i in used), [tuple(row[i] or "–" for i in used) for row in rows]
+
+
+def target_table(document: Mapping[str, Any]) -> Rows:
+    """What the target search did, request by request; the layer is named where several are searched.
+
+    Args:
+        document: As `emendo.report.folder.report_document` makes it.
+    """
+    # Each searched layer has one entry for every request, in the order of the requests.
+    seen: Counter[int] = Counter()
+    placed = []
+    for trace in document["targets"]:
+        placed.append((seen[trace["layer"]], trace))
+        seen[trace["layer"]] += 1
+    placed.sort(key=lambda entry: (entry[0], entry[1]["layer"]))
+    several = len(seen) > 1
+    header = ("subject", "target", *(("layer",) if several else ()), "NLL (nats)", "KL (nats)", "evaluations", "stop")
+    rows = []
+    for index, trace in placed:
+        request = document["requests"][index]
+        at = (str(trace["layer"]),) if several else ()
+        figures = (f"{trace['nll']:.3f}", f"{trace['kl']:.3f}", str(trace["evaluations"]), trace["stopped"])
+        rows.append((request["subject"], request["target"], *at, *figures))
+    return header, rows
+
+
+def training_table(document: Mapping[str, Any]) -> Rows:
+    """What a baseline's training reached, request by request.
+
+    Args:
+        document: As `emendo.report.folder.report_document` makes it.
+    """
+    training = document["training"]
+    rows: list[tuple[str, ...]] = [
+        (request["subject"], request["target"], f"{nll:.3f}", "yes" if hit else "no")
+        for request, nll, hit in zip(document["requests"], training["nll"], training["argmax"], strict=True)
+    ]
+    return ("subject", "target", "NLL (nats)", "most likely"), rows
+
+
+def _figure(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)
+
+
+def _worst(layer: Mapping[str, Any], name: str) -> float | None:
+    return max((solved[name] for solved in layer["solves"]), default=None)
+
+
+def _first(layer: Mapping[str, Any], name: str) -> float | None:
+    return layer["solves"][0][name] if layer["solves"] else None
+
+
+def _kept(layer: Mapping[str, Any]) -> str | None:
+    """Directions that the null space leaves, which depends on C alone."""
+    if not layer["solves"]:
+        return None
+    solved = layer["solves"][0]
+    return f"{solved['dimensions']} of {solved['d_in']}"

@@ -1,0 +1,49 @@
+"""The command `emendo` on a tiny model in a folder, with a home and a working folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from emendo.cli.app import run
+from tests.conftest import build_tiny
+
+Command: TypeAlias = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    adapter = build_tiny("llama")
+    adapter.model.save_pretrained(folder)
+    adapter.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Moments are collected once for all tests that do not look at them."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def home(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EMENDO_HOME", str(shared_home))
+    monkeypatch.chdir(tmp_path)
+    return shared_home
+
+
+@pytest.fixture
+def emendo(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run a command: exit code, standard output, standard error; of the process, not only of Python's streams."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = run(list(arguments))
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call

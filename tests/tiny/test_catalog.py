@@ -47,7 +47,8 @@ def test_plan_apply_save_and_roll_back(method: str, family: str, store: MomentSt
     clean, session = model_state(adapter), EditSession(adapter, store=store)
     plan = planned(session, store, REQUESTS, method, **given)
     assert changes(clean, model_state(adapter)) == []
-    assert planned(session, store, REQUESTS, method, **given).update.id == plan.update.id, "the same seed"
+    other = planned(build_tiny(family), store, REQUESTS, method, **given)
+    assert other.update.id == plan.update.id, "the same seed, the same update"
     session.apply(plan.update)
     edited, states = weights_of(adapter), model_state(adapter)
     assert changes(clean, states) == ["weights"]
@@ -63,10 +64,10 @@ def test_plan_apply_save_and_roll_back(method: str, family: str, store: MomentSt
     assert (loaded.id, loaded.info) == (plan.update.id, plan.update.info)
     session.apply(loaded)
     assert all(torch.equal(a, b) for a, b in zip(weights_of(adapter), edited, strict=True))
-    assert planned(session, store, [replace(EIFFEL, target="Bordeaux")], method, **given).update.id == second.update.id
+    session.apply(second.update)  # the file is the update that this one was planned on
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["emendo", "memit-history", "rome"])
 def test_the_seed_reaches_sampled_contexts_and_moments(method: str, store: MomentStore) -> None:
     adapter, given = build_tiny("llama"), {**settings_of(method), "contexts__scheme": "memit"}
     ids = [
@@ -103,7 +104,7 @@ def test_bfloat16_weights_have_an_update_in_float32(method: str, store: MomentSt
     clean, session = model_state(adapter), EditSession(adapter, store=store)
     base = weights_of(adapter)
     plans = []
-    for batch in ([EIFFEL, JAPAN], [DARRIEUX]):
+    for batch in ([EIFFEL], [DARRIEUX]):
         before = model_state(adapter)
         plans.append(planned(session, store, batch, method, **given))
         assert changes(before, model_state(adapter)) == []
@@ -139,12 +140,12 @@ def test_a_bfloat16_model_is_solved_as_exactly_as_any(method: str, store: Moment
     assert apart(rounded, system) > 1e-4
 
 
-def test_several_layers_of_a_bfloat16_model_are_summed_before_rounding(store: MomentStore) -> None:
-    """One by one, the second request sees W₀ + Δ₁ rounded once, and the weights in the end are W₀ + Δ₁ + Δ₂ so."""
+def test_a_bfloat16_model_is_summed_up_before_it_is_rounded(store: MomentStore) -> None:
+    """One by one, the third request sees W₀ + Δ₁ + Δ₂ rounded once, as a session writes it."""
     adapter = build_tiny("llama", dtype=torch.bfloat16)
-    batch = planned(adapter, store, [EIFFEL, JAPAN], "r-rome", [1], contexts__scheme="none")
+    batch = planned(adapter, store, REQUESTS, "r-rome", [1], contexts__scheme="none")
     session = EditSession(build_tiny("llama", dtype=torch.bfloat16), store=store)
-    for row, request in enumerate([EIFFEL, JAPAN]):
+    for row, request in enumerate(REQUESTS):
         alone = planned(session, store, [request], "r-rome", [1], contexts__scheme="none")
         close(batch.update.layers[0].residuals[row], alone.update.layers[0].residuals[0], 1e-6)
         session.apply(alone.update)

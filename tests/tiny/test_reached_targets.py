@@ -66,8 +66,14 @@ def test_the_edited_model_holds_the_target(family: str, site: str, store: Moment
     assert torch.equal(naive.values(REQUESTS, 2, site), before)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_the_target_does_in_the_model_what_the_search_promised(family: str, store: MomentStore) -> None:
+@pytest.mark.parametrize(
+    ("family", "site"),
+    [
+        *((family, "mlp_out" if is_normed(family) else "resid_post") for family in sorted(FAMILIES)),
+        ("granite", "mlp_out"),
+    ],
+)
+def test_the_target_does_in_the_model_what_the_search_promised(family: str, site: str, store: MomentStore) -> None:
     """The NLL of the target, read from the edited model's own logits, where nothing but the subject's end can move.
 
     The subject is the whole prompt's first token, so that no earlier position passes through the edited layer.
@@ -75,7 +81,8 @@ def test_the_target_does_in_the_model_what_the_search_promised(family: str, stor
     adapter = build_tiny(family, dtype=torch.float64)
     request = EditRequest("{}", "I", "the")
     session = EditSession(adapter, store=store)
-    plan = planned(session, store, [request], "emmet", [2], target__precision="float32", **ONE_CONTEXT)
+    settings = {"target__precision": "float32", "target__site": site, **ONE_CONTEXT}
+    plan = planned(session, store, [request], "emmet", [2], **settings)
     session.apply(plan.update)
     ids, label = torch.tensor([adapter.encode("I")]), adapter.encode(" the")
     assert ids.shape == (1, 1)

@@ -119,16 +119,20 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f"{same[0]['n']} facts in {n_batches} batch(es); before: "
             + ", ".join(f"{name} {before[name]:.1f}" for name in SCORES),
             "",
-            "| method | " + " | ".join(SCORES) + " | perplexity × | ‖ΔW‖/‖W‖ | planning, s |",
-            "|---" * (len(SCORES) + 4) + "|",
+            "| method | " + " | ".join(SCORES) + " | S, 95 % interval | perplexity × | ‖ΔW‖/‖W‖ | planning, s |",
+            "|---" * (len(SCORES) + 5) + "|",
         ]
         for row in same:
             if "error" in row:
-                lines.append(f"| `{row['run']}` | " + row["error"] + " |" * (len(SCORES) + 3))
+                lines.append(f"| `{row['run']}` | " + row["error"] + " |" * (len(SCORES) + 4))
                 continue
             cells = [f"{row[name]:.1f}" for name in SCORES]
-            cells += [f"{row['perplexity'] / before['perplexity']:.3f}"]
-            cells += [f"{max(row['relative_norm'], default=0.0):.2f}", f"{row['plan_seconds']:.0f}"]
+            cells += ["{:.1f} to {:.1f}".format(*row["intervals"]["S"])]
+            cells += [
+                f"{row['perplexity'] / before['perplexity']:.3f}",
+                f"{max(row['relative_norm'], default=0.0):.2f}",
+            ]
+            cells += ["–" if row["plan_seconds"] is None else f"{row['plan_seconds']:.0f}"]
             lines.append(f"| `{row['run']}` | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

@@ -18,28 +18,7 @@ from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, obtain_for_method
 from emendo.plan import Plan
 from emendo.requests import EditRequest
-from emendo.session import EditSession
 from emendo.text import align_prompt
-
-EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
-DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo")
-JAPAN = EditRequest("The capital of {} is", "Japan", "Bordeaux")
-REQUESTS = [EIFFEL, DARRIEUX, JAPAN]
-QUICK: dict[str, Any] = {"target.steps": 4, "contexts.scheme": "fixed", "moments.multiple": 4}
-
-
-def planned(
-    model: ModelAdapter | EditSession,
-    store: MomentStore,
-    requests: Sequence[EditRequest],
-    method: str,
-    layers: Sequence[int] | None = None,
-    **more: Any,
-) -> Plan:
-    """A quick plan; settings are given with `__` for a dot."""
-    session = model if isinstance(model, EditSession) else EditSession(model, store=store)
-    settings = {**QUICK, **{name.replace("__", "."): value for name, value in more.items()}}
-    return session.plan(requests, method, layers=layers, settings=settings)
 
 
 def close(found: Tensor, expected: Tensor, rtol: float = 1e-5) -> None:

@@ -6,7 +6,6 @@ tells them apart before planning.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -22,6 +21,7 @@ from emendo.errors import MethodError
 from emendo.methods import METHODS, MethodConfig, ResolvedMethod, apply_settings, resolve_method
 from emendo.models import ModelAdapter
 from emendo.requests import EditRecord
+from emendo.suggest import unknown_name
 
 Technique: TypeAlias = MethodConfig | BaselineConfig
 ResolvedTechnique: TypeAlias = ResolvedMethod | ResolvedBaseline
@@ -35,11 +35,7 @@ def technique_named(name: str) -> Technique:
     """
     known: dict[str, Technique] = {**METHODS, **BASELINES}
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        raise MethodError(
-            f"unknown method {name!r}{hint} Methods: {', '.join(METHODS)}. Baselines: {', '.join(BASELINES)} (--method)"
-        )
+        raise MethodError(unknown_name("method", name, known, "--method"))
     return known[name]
 
 

@@ -1,4 +1,4 @@
-"""The command `emendo` on a tiny model in a folder, with a home and a working folder of its own."""
+"""A store and a session for plans on tiny models; the command `emendo` with a home and a folder of its own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,23 @@ from typing import TypeAlias
 import pytest
 
 from emendo.cli.app import run
+from emendo.models import ModelAdapter
+from emendo.moments import MomentStore
+from emendo.session import EditSession
 from tests.conftest import build_tiny
 
 Command: TypeAlias = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
+    """Moments of the tiny models, collected once for all tests of a file: the models are the same each time."""
+    return MomentStore(tmp_path_factory.mktemp("moments"))
+
+
+@pytest.fixture
+def session(store: MomentStore, tiny_llama: ModelAdapter) -> EditSession:
+    return EditSession(tiny_llama, store=store)
 
 
 @pytest.fixture(scope="module")

@@ -347,7 +347,7 @@ def test_settings_are_read_by_dotted_name() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("ft", {"fine_tune.step": 3}, "did you mean fine_tune.steps"),
+        ("ft", {"fine_tune.step": 3}, "did you mean 'fine_tune.steps'"),
         ("ft", {"lora.rank": 3}, "unknown setting 'lora.rank'"),
         ("ft", {"fine_tune.steps": 2.5}, "fine_tune.steps=2.5: .*integer"),
         ("ft", {"fine_tune.steps": True}, "fine_tune.steps=True"),

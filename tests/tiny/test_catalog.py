@@ -17,16 +17,12 @@ from emendo.session import EditSession
 from emendo.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
-from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, REQUESTS, apart, close, planned
+from tests.naive_loop import apart, close
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 
 FAMILIES = ("gemma2", "gpt2_square", "gptj", "llama")
 OPEN: dict[str, Any] = {"preservation__null_space": "energy", "preservation__threshold": 0.3}
 """AlphaEdit's absolute threshold leaves nothing open in these models."""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    return MomentStore(tmp_path_factory.mktemp("moments"))
 
 
 def settings_of(method: str) -> dict[str, Any]:
@@ -153,7 +149,7 @@ def test_a_bfloat16_model_is_summed_up_before_it_is_rounded(store: MomentStore) 
 
 def test_method_names_are_those_of_the_issue() -> None:
     named = "rome r-rome memit emmet emmet-published pmet alphaedit memit-history encore rect prune blue replay emendo"
-    assert set(named.split()) <= set(METHODS)
+    assert set(METHODS) == {*named.split(), "memit-merge"}
     assert all(method_named(name).source for name in METHODS)
 
 

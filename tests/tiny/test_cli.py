@@ -145,7 +145,7 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "several layers": (["--method", "emmet", "--layers", "1,2"], ["distribution=even"]),
     "layer twice": (["--method", "memit", "--layers", "1,1"], ["repeated"]),
     "method": (["--method", "memmit"], ["did you mean 'memit'"]),
-    "setting": (["--set", "target.step=3"], ["did you mean target.steps"]),
+    "setting": (["--set", "target.step=3"], ["did you mean 'target.steps'"]),
     "setting without =": (["--set", "target.steps"], ["NAME=VALUE"]),
     "setting without name": (["--set", "=3"], ["NAME=VALUE"]),
     "setting of the wrong type": (["--set", "target.steps=few"], ["valid integer"]),

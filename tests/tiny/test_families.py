@@ -177,11 +177,6 @@ def test_an_edited_model_is_loaded_by_emendo_and_by_transformers(family: str, tm
 PLANNED = sorted({*FAMILIES, *VARIANTS, "llava", "qwen2_vl"})
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    return MomentStore(tmp_path_factory.mktemp("moments"))
-
-
 @pytest.mark.parametrize("family", PLANNED)
 def test_a_planned_edit_gives_the_block_its_target(family: str, store: MomentStore) -> None:
     """One context and equality: what the site holds at the subject is then v* itself."""

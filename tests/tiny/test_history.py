@@ -20,16 +20,12 @@ from emendo.session import EditSession
 from emendo.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
-from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, REQUESTS, Naive, apart, close, planned
+from tests.naive_loop import Naive, apart, close
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 from tests.reference import alphaedit_delta, emmet_delta, memit_delta
 
 FAMILIES = ("llama", "gpt2_square", "gptj")
 LAM = 0.5  # small enough that earlier keys count beside λC
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    return MomentStore(tmp_path_factory.mktemp("moments"))
 
 
 def session_of(family: str, store: MomentStore, dtype: torch.dtype = torch.float64) -> EditSession:

@@ -15,17 +15,13 @@ from emendo.models import ModelAdapter
 from emendo.moments import MomentStore
 from emendo.plan import Plan
 from tests.conftest import build_tiny
-from tests.naive_loop import REQUESTS, Naive, apart, close, planned
+from tests.naive_loop import Naive, apart, close
+from tests.quick_plans import REQUESTS, planned
 from tests.reference import emmet_delta, memit_delta
 
 LAYERS = (0, 1, 3)
 FAMILIES = ("llama", "gpt2_square", "gptj", "granite")
 NORMED = ("gemma2", "gemma3_text", "olmo2")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    return MomentStore(tmp_path_factory.mktemp("moments"))
 
 
 @dataclass

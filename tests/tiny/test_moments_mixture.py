@@ -16,7 +16,8 @@ from emendo.models import ModelAdapter
 from emendo.moments import MixturePart, MomentStore, obtain_for_method, parse_mixture
 from emendo.session import EditSession
 from tests.conftest import TRAINING_TEXT, build_tiny
-from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, Naive, apart, close, planned
+from tests.naive_loop import Naive, apart, close
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, planned
 from tests.reference import memit_delta
 
 LAYERS = [0, 2]

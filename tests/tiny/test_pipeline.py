@@ -19,15 +19,11 @@ from emendo.moments import MomentStore
 from emendo.progress import Silent
 from emendo.session import EditSession
 from tests.conftest import build_tiny
-from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, Naive, close, planned
+from tests.naive_loop import Naive, close
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, planned
 from tests.reference import emmet_delta, memit_delta, rome_delta
 
 FAMILIES = ("llama", "gpt2_square", "gptj", "gpt_neox")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    return MomentStore(tmp_path_factory.mktemp("moments"))
 
 
 # ---- the layer loop ------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from emendo.plan import Plan
 from emendo.session import EditSession
 from emendo.update import LayerUpdate
 from tests.conftest import build_tiny
-from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, REQUESTS, apart, close, planned
+from tests.naive_loop import apart, close
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 from tests.reference import prune_delta, rect_delta
 
 LAYERS = [0, 1, 3]
@@ -31,11 +32,6 @@ POSTS: dict[str, Post] = {
         lambda delta, W: delta * min(1.0, 0.05 * float(W.norm() / delta.norm())),
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    return MomentStore(tmp_path_factory.mktemp("moments"))
 
 
 def keys_of(part: LayerUpdate) -> Tensor:

@@ -15,16 +15,12 @@ from emendo.moments import MomentStore
 from emendo.requests import EditRequest
 from emendo.session import EditSession
 from tests.conftest import FAMILIES, VARIANTS, build_tiny
-from tests.naive_loop import DARRIEUX, EIFFEL, JAPAN, REQUESTS, Naive, apart, close, planned
+from tests.naive_loop import Naive, apart, close
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 
 NORMED = ("gemma2", "gemma3_text", "gemma3_text_local_rope", "olmo2", "opt_post_norm")
 ONE_CONTEXT: dict[str, Any] = {"contexts__scheme": "none"}
 EXACT = 1e-5  # float32 factors in a float64 model, relative to the largest entry
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    return MomentStore(tmp_path_factory.mktemp("moments"))
 
 
 def is_normed(family: str) -> bool:

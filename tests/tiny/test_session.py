@@ -14,37 +14,16 @@ from emendo.activations.targets import find_targets
 from emendo.errors import BaseMismatchError, InputError, NumericalError, RequestError
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, read_moment
-from emendo.plan import Plan
 from emendo.requests import EditRequest
 from emendo.session import EditSession
 from emendo.text import align_prompt
 from emendo.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, quick_plan
 
-EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
-DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo")
-JAPAN = EditRequest("The capital of {} is", "Japan", "Bordeaux")
-REQUESTS = [EIFFEL, DARRIEUX, JAPAN]
-
-QUICK: dict[str, Any] = {"target.steps": 4, "contexts.scheme": "fixed", "moments.multiple": 4}
 ROUNDING = 3e-6  # of a few dozen float32 products, relative
 LAYOUTS = ("llama", "gpt2", "gpt2_square", "gptj", "gpt_neox")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    """Moments of the tiny models, collected once for all tests: the models are the same each time."""
-    return MomentStore(tmp_path_factory.mktemp("moments"))
-
-
-@pytest.fixture
-def session(store: MomentStore, tiny_llama: ModelAdapter) -> EditSession:
-    return EditSession(tiny_llama, store=store)
-
-
-def quick_plan(session: EditSession, requests: list[EditRequest], method: str = "emmet", **kwargs: Any) -> Plan:
-    return session.plan(requests, method, settings=QUICK, **kwargs)
 
 
 def weights_of(adapter: ModelAdapter) -> list[Tensor]:

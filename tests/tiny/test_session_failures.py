@@ -12,34 +12,10 @@ from torch import Tensor
 
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore
-from emendo.plan import Plan
-from emendo.requests import EditRequest
 from emendo.session import EditSession
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
-
-EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
-DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo")
-JAPAN = EditRequest("The capital of {} is", "Japan", "Bordeaux")
-REQUESTS = [EIFFEL, DARRIEUX, JAPAN]
-
-QUICK: dict[str, Any] = {"target.steps": 4, "contexts.scheme": "fixed", "moments.multiple": 4}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    """Moments of the tiny models, collected once for all tests: the models are the same each time."""
-    return MomentStore(tmp_path_factory.mktemp("moments"))
-
-
-@pytest.fixture
-def session(store: MomentStore, tiny_llama: ModelAdapter) -> EditSession:
-    return EditSession(tiny_llama, store=store)
-
-
-def quick_plan(session: EditSession, requests: list[EditRequest], method: str = "emmet", **kwargs: Any) -> Plan:
-    return session.plan(requests, method, settings=QUICK, **kwargs)
-
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, quick_plan
 
 # ---- planning -----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from emendo.moments import MomentStore
 from emendo.requests import EditRequest
 from emendo.session import EditSession
 from tests.conftest import build_tiny
-from tests.naive_loop import DARRIEUX, JAPAN, Naive, apart, close, planned
+from tests.naive_loop import Naive, apart, close
+from tests.quick_plans import DARRIEUX, JAPAN, planned
 from tests.reference import emmet_delta
 
 WHERE = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome", id="where")
@@ -23,11 +24,6 @@ WHEN = EditRequest("{} was built in", "The Eiffel Tower", "Tokyo", id="when")
 BATCH = [WHERE, JAPAN, WHEN, DARRIEUX]
 SHARED: dict[str, Any] = {"target__shared": "subject"}
 FAMILIES = ("llama", "gpt2_square", "gptj", "granite", "gemma2")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    return MomentStore(tmp_path_factory.mktemp("moments"))
 
 
 @pytest.mark.parametrize("contexts", ["none", "fixed"])

@@ -11,13 +11,13 @@ from emendo.activations.keys import KeySettings, current_values, forward_values
 from emendo.activations.objective import Entry, Terms, target_problem
 from emendo.activations.targets import TargetSettings, find_targets, share_groups
 from emendo.errors import RequestError
-from emendo.models import ModelAdapter
 from emendo.models.suffix import packed_attention
 from emendo.requests import EditRequest
 from emendo.text import align_edit, align_prompt
 from tests.conftest import FAMILIES, FLOAT32_ATTENTION, build_tiny
 from tests.model_state import changes, model_state
-from tests.target_reference import MODULES, SerialSearch, sentences_of, serial_search
+from tests.target_cases import oracle
+from tests.target_reference import MODULES
 
 EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
 BORDEAUX = EditRequest("I wrote down that {} is", "Bordeaux", "calm")
@@ -29,23 +29,6 @@ LAYER = 1
 SETTINGS = TargetSettings(site="mlp_out", steps=6, learning_rate=0.3, max_norm_ratio=2.0)
 PMET = replace(SETTINGS, joint_attention=True, kl_weight=1.0, argmax_nll_weight=0.1, kl_threshold=0.01)
 SERIAL_FAMILIES = sorted(set(FAMILIES) & {*MODULES, "gpt2_square"})
-
-
-def serial(adapter: ModelAdapter, request: EditRequest, settings: TargetSettings, layer: int = LAYER) -> SerialSearch:
-    return serial_search(
-        adapter.model,
-        sentences_of(adapter, request, CONTEXTS, settings.end_of_text),
-        layer,
-        site=settings.site,
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        clamp_norm_factor=settings.max_norm_ratio,
-        kl_factor=settings.kl_weight,
-        loss_threshold=settings.loss_threshold,
-        joint_attention=adapter.spec.attention if settings.joint_attention else None,
-        argmax_nll_weight=settings.argmax_nll_weight,
-        kl_threshold=settings.kl_threshold,
-    )
 
 
 # ---- where δ enters ------------------------------------------------------------------------------------------
@@ -79,10 +62,10 @@ def test_joint_attention_equals_the_serial_search(family: str) -> None:
     found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, PMET)
     assert changes(before, model_state(adapter)) == []
     for row, request in enumerate(REQUESTS):
-        search = serial(adapter, request, PMET)
+        search = oracle(adapter, request, PMET, contexts=CONTEXTS)
         assert found.traces[row].losses == pytest.approx(search.losses, rel=rtol)
         torch.testing.assert_close(found.delta[row], search.delta, rtol=10 * rtol, atol=100 * rtol)
-        alone = serial(adapter, request, replace(PMET, joint_attention=False))
+        alone = oracle(adapter, request, replace(PMET, joint_attention=False), contexts=CONTEXTS)
         assert search.losses[1:] != pytest.approx(alone.losses[1:], rel=1e-4), "the second δ must matter"
 
 
@@ -95,7 +78,7 @@ def test_rules_of_pmet_turn_the_search_to_the_divergence() -> None:
         settings = replace(settings, kl_threshold=threshold)
         found = find_targets(adapter, likely, CONTEXTS, 3, settings)
         for row, request in enumerate(likely):
-            search = serial(adapter, request, settings, layer=3)
+            search = oracle(adapter, request, settings, 3, CONTEXTS)
             assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-7)
             assert any(search.argmax), "no search reached the argmax, so the rules were not tried"
             assert found.traces[row].stopped == stopped
@@ -113,7 +96,7 @@ def test_end_of_text_is_the_last_token_of_the_target() -> None:
     settings = replace(SETTINGS, end_of_text=True)
     found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
     for row, request in enumerate(REQUESTS):
-        search = serial(adapter, request, settings)
+        search = oracle(adapter, request, settings, contexts=CONTEXTS)
         assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-8)
 
 

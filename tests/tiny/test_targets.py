@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
-from torch import Tensor
 
 from emendo.activations.objective import Entry, Terms, target_problem
 from emendo.activations.targets import Targets, TargetSettings, find_targets
-from emendo.errors import NumericalError, SelfCheckError
 from emendo.models import ModelAdapter
 from emendo.models.suffix import packed_attention, replay
 from emendo.requests import EditRequest
 from emendo.text import align_edit
-from tests.conftest import FAMILIES, FLOAT32_ATTENTION, build_tiny
-from tests.model_state import changes, model_state
+from tests.conftest import FAMILIES, FLOAT32_ATTENTION
+from tests.target_cases import CONTEXTS, LAYER, REQUESTS, SETTINGS, cached_tiny, close, oracle
 from tests.target_reference import SerialSearch, sentences_of, serial_search
-
-REQUESTS = [
-    EditRequest("The Tower in {} was calm that", "Paris", "the"),
-    EditRequest("I wrote down that {} is", "Bordeaux", "calm"),
-    EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome"),
-    EditRequest("The weather in {}", "Tokyo", "of Rome"),
-    EditRequest("You may have heard about {}, a native speaker of", "Danielle Darrieux", "in the Rome"),
-    EditRequest("{} was", "I", "the"),
-]
-CONTEXTS = ("{}", "The weather was calm. {}", "Therefore we opened the book again. {}")
-LAYER = 1
-SETTINGS = TargetSettings(steps=8, learning_rate=0.3, max_norm_ratio=2.0)
-
-
-@cache
-def cached_tiny(family: str, bos: bool, dtype: torch.dtype) -> ModelAdapter:
-    """One model for many tests that leave it unchanged."""
-    return build_tiny(family, bos=bos, dtype=dtype)
-
-
-def oracle(adapter: ModelAdapter, request: EditRequest, settings: TargetSettings, layer: int = LAYER) -> SerialSearch:
-    return serial_search(
-        adapter.model,
-        sentences_of(adapter, request, CONTEXTS),
-        layer,
-        site=settings.site,
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        clamp_norm_factor=settings.max_norm_ratio,
-        kl_factor=settings.kl_weight,
-        weight_decay=settings.weight_decay,
-        loss_threshold=settings.loss_threshold,
-    )
 
 
 def splitting_threshold(adapter: ModelAdapter, settings: TargetSettings) -> tuple[float, list[SerialSearch]]:
@@ -62,10 +26,6 @@ def splitting_threshold(adapter: ModelAdapter, settings: TargetSettings) -> tupl
     middle = len(lowest) // 2
     threshold = (lowest[middle - 1] + lowest[middle]) / 2
     return threshold, [search.stopped_below(threshold) for search in endless]
-
-
-def close(found: Tensor, expected: Tensor, rtol: float) -> None:
-    torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * float(expected.abs().max()))
 
 
 # ---- the published search ------------------------------------------------------------------------------------
@@ -305,137 +265,6 @@ def test_bfloat16_products_stay_near_float32(family: str) -> None:
     for one, other in zip(exact.traces, quick.traces, strict=True):
         assert other.losses[0] == pytest.approx(one.losses[0], rel=0.05)
     assert float(torch.cosine_similarity(exact.delta, quick.delta, dim=1).min()) > 0.9
-
-
-# ---- the model afterwards ------------------------------------------------------------------------------------
-
-
-def unsettle(adapter: ModelAdapter) -> None:
-    """A state that no default would restore by luck."""
-    adapter.model.train()
-    adapter.blocks[1].eval()
-    adapter.model.requires_grad_(True)
-    adapter.weight(0)
-    next(adapter.blocks[2].parameters()).requires_grad_(False)
-    adapter.tokenizer.padding_side = "left"
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_model_is_untouched(tiny: ModelAdapter, attention: str) -> None:
-    if attention not in ("eager", tiny.model.config._attn_implementation):
-        pytest.skip(f"{tiny.name} has no {attention}")
-    tiny.model.set_attn_implementation(attention)
-    unsettle(tiny)
-    before = model_state(tiny)
-    find_targets(tiny, REQUESTS[:3], CONTEXTS, LAYER, replace(SETTINGS, steps=3))
-    assert changes(before, model_state(tiny)) == []
-
-
-class InjectedError(Exception):
-    """Raised in the middle of things."""
-
-
-def count_or_fail(adapter: ModelAdapter, fail_at: int | None) -> Callable[[], int]:
-    """Count calls of the last block's down-projection, and raise at one of them."""
-    calls = 0
-
-    def hook(module: object, args: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls - 1 == fail_at:
-            raise InjectedError
-
-    adapter.down_projection(adapter.n_layers - 1).register_forward_pre_hook(hook)
-    return lambda: calls
-
-
-@pytest.mark.parametrize("family", ["llama", "gptj"])
-def test_model_is_untouched_after_an_exception_at_any_step(family: str) -> None:
-    settings = replace(SETTINGS, steps=4, loss_threshold=-1.0)
-    adapter = build_tiny(family)
-    calls = count_or_fail(adapter, None)
-    find_targets(adapter, REQUESTS[:2], CONTEXTS, LAYER, settings)
-    # The prefill, and one pass each step; the first is also what the replay is checked by.
-    assert calls() == 1 + settings.steps
-    for at in range(calls()):
-        adapter = build_tiny(family)
-        unsettle(adapter)
-        count_or_fail(adapter, at)
-        before = model_state(adapter)
-        with pytest.raises(InjectedError):
-            find_targets(adapter, REQUESTS[:2], CONTEXTS, LAYER, settings)
-        assert changes(before, model_state(adapter)) == [], f"call {at}"
-
-
-def test_progress_is_told_about_every_request_also_after_an_error() -> None:
-    class Recorder:
-        def __init__(self) -> None:
-            self.events: list[object] = []
-
-        def start(self, stage: str, total: int | None = None) -> None:
-            self.events.append((stage, total))
-
-        def advance(self, n: int = 1) -> None:
-            self.events.append(n)
-
-        def finish(self) -> None:
-            self.events.append("finish")
-
-    adapter, recorder = build_tiny("llama"), Recorder()
-    find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=3, batch_size=4), recorder)
-    assert recorder.events[0] == ("targets", 6)
-    assert recorder.events[-1] == "finish"
-    assert sum(event for event in recorder.events if isinstance(event, int)) == 6
-    count_or_fail(adapter, 3)
-    with pytest.raises(InjectedError):
-        find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS, failed := Recorder())
-    assert failed.events[-1] == "finish"
-
-
-# ---- refusals ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("where", ["below", "above", "unembedding"])
-def test_nan_weights_are_named(where: str) -> None:
-    """Weights that went wrong after the model was wrapped, as after a failed edit."""
-    adapter = build_tiny("llama")
-    if where == "unembedding":
-        adapter.model.lm_head.weight.data[0, 0] = float("nan")
-    else:
-        adapter.write(0 if where == "below" else 3, torch.full_like(adapter.weight(0), float("nan")))
-    before = model_state(adapter)
-    with pytest.raises(NumericalError) as caught:
-        find_targets(adapter, REQUESTS[:2], CONTEXTS, LAYER, SETTINGS)
-    assert "'Paris'" in str(caught.value)
-    assert "'Bordeaux'" in str(caught.value)
-    assert "finite" in str(caught.value)
-    assert changes(before, model_state(adapter)) == []
-
-
-def test_only_the_requests_that_fail_are_named() -> None:
-    """A NaN in one token's embedding concerns only the requests that hold this token."""
-    adapter = build_tiny("llama")
-    concerned = align_edit(adapter, REQUESTS[1]).ids
-    others = {
-        i for request in (REQUESTS[0], REQUESTS[2]) for c in CONTEXTS for i in align_edit(adapter, request, c).ids
-    }
-    token = next(token for token in concerned if token not in others)
-    adapter.model.get_input_embeddings().weight.data[token] = float("nan")
-    with pytest.raises(NumericalError) as caught:
-        find_targets(adapter, REQUESTS[:3], CONTEXTS, LAYER, SETTINGS)
-    assert "'Bordeaux'" in str(caught.value)
-    assert "'Paris'" not in str(caught.value)
-    assert "'The Eiffel Tower'" not in str(caught.value)
-
-
-def test_blocks_that_do_more_than_known_are_refused() -> None:
-    """A block that looks at its neighbours' hidden states cannot be replayed on a suffix."""
-    adapter = build_tiny("llama")
-    adapter.blocks[2].register_forward_hook(lambda module, args, out: out + out.mean(dim=1, keepdim=True))
-    before = model_state(adapter)
-    with pytest.raises(SelfCheckError, match="from layer 1"):
-        find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
-    assert changes(before, model_state(adapter)) == []
 
 
 # ---- the objective -------------------------------------------------------------------------------------------

@@ -77,11 +77,6 @@ def facts(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    return MomentStore(tmp_path_factory.mktemp("moments"))
-
-
 @pytest.fixture
 def session(store: MomentStore, tiny_llama: ModelAdapter) -> EditSession:
     return EditSession(tiny_llama, store=store)
@@ -357,7 +352,7 @@ def test_no_name_is_both() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--method", "ft", "--set", "fine_tune.step=3"], "did you mean fine_tune.steps"),
+        (["--method", "ft", "--set", "fine_tune.step=3"], "did you mean 'fine_tune.steps'"),
         (["--method", "ft", "--set", "target.steps=3"], "unknown setting 'target.steps'"),
         (["--method", "lora", "--set", "lora.rank=0"], "lora.rank='0'"),
         (["--method", "lore"], "did you mean 'lora'"),

@@ -142,7 +142,7 @@ def test_unknown_methods(name: str, near: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("target.step", "20", "did you mean target.steps"),
+        ("target.step", "20", "did you mean 'target.steps'"),
         ("steps", "20", "unknown setting 'steps'"),
         ("layers", "5", "unknown setting 'layers'"),
         ("name", "x", "unknown setting 'name'"),
@@ -179,6 +179,12 @@ def test_settings_that_cannot_be_used(name: str, value: Any, words: str) -> None
         apply_settings(method_named("emmet"), {name: value})
     assert words in str(caught.value)
     assert "--set" in str(caught.value)
+
+
+def test_joint_attention_is_searched_beside_the_mlps_output() -> None:
+    with pytest.raises(MethodError, match=r"target\.site=mlp_out"):
+        apply_settings(method_named("memit"), {"target.joint_attention": "true"})
+    assert METHODS["pmet"].target.joint_attention
 
 
 def test_equality_at_the_plain_key_excludes_least_squares() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from emendo.baselines.config import BaselineConfig, FineTuneSettings, InContextSettings, LoraSettings
 from emendo.errors import MethodError
 from emendo.models import ModelAdapter
+from emendo.suggest import unknown_name
 
 _TEACHER_FORCED = (
     "every target token is scored after the tokens before it; the public code scores all of them at the prompt's last "
@@ -58,9 +58,7 @@ def baseline_named(name: str) -> BaselineConfig:
         MethodError: Unknown name, with the nearest known one.
     """
     if name not in BASELINES:
-        near = difflib.get_close_matches(name, BASELINES, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        raise MethodError(f"unknown baseline {name!r}{hint} Baselines: {', '.join(BASELINES)}")
+        raise MethodError(unknown_name("baseline", name, BASELINES, "--method"))
     return BASELINES[name]
 
 

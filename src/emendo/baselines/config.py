@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
@@ -10,6 +9,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 
 from emendo.errors import MethodError
+from emendo.suggest import unknown_name
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -149,9 +149,7 @@ def apply_baseline_settings(config: BaselineConfig, settings: Mapping[str, Any])
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in types:
-            near = difflib.get_close_matches(name, types, n=3, cutoff=0.4)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise MethodError(f"unknown setting {name!r}{hint} Settings: {', '.join(sorted(types))} (--set NAME=VALUE)")
+            raise MethodError(unknown_name("setting", name, sorted(types), "--set NAME=VALUE", most=3))
         values[name.partition(".")[2]] = _parse(name, value, types[name])
     return replace(config, own=replace(config.own, **values))
 

@@ -5,7 +5,6 @@ A new method is one entry here. `_MEMIT` and the other shared values are what se
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 
 from emendo.activations.keys import KeySettings
@@ -13,6 +12,7 @@ from emendo.activations.targets import TargetSettings
 from emendo.errors import MethodError
 from emendo.methods.config import ContextSettings, HistorySettings, Memorization, MethodConfig, PostStep
 from emendo.solve import Preservation
+from emendo.suggest import unknown_name
 
 _ROME_TARGET = TargetSettings(site="mlp_out", steps=20, max_norm_ratio=4)
 _EACH_EDIT = HistorySettings(weight=1.0)
@@ -174,7 +174,5 @@ def method_named(name: str) -> MethodConfig:
         MethodError: Unknown name, with the nearest known one.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        raise MethodError(f"unknown method {name!r}{hint} Methods: {', '.join(METHODS)} (--method)")
+        raise MethodError(unknown_name("method", name, METHODS, "--method"))
     return METHODS[name]

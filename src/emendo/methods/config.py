@@ -6,7 +6,6 @@ Nothing here runs. `catalog.py` holds the named methods, `presets.py` the publis
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -19,6 +18,7 @@ from emendo.activations.targets import TargetSettings
 from emendo.distribution import Distribution, distribution_steps
 from emendo.errors import InputError, MethodError
 from emendo.solve import Preservation
+from emendo.suggest import unknown_name
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,7 @@ def apply_settings(config: MethodConfig, settings: Mapping[str, Any]) -> MethodC
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in types:
-            near = difflib.get_close_matches(name, types, n=3, cutoff=0.4)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise MethodError(f"unknown setting {name!r}{hint} Settings: {', '.join(sorted(types))} (--set NAME=VALUE)")
+            raise MethodError(unknown_name("setting", name, sorted(types), "--set NAME=VALUE", most=3))
         values[name] = _parse(name, value, types[name])
     config = _replaced(config, values)
     _check_ranges(config)
@@ -253,6 +251,11 @@ def _check_ranges(config: MethodConfig) -> None:
         raise MethodError(
             "keys.residual=mean measures W k + b over contexts, which is the MLP's output; "
             f"found target.site={config.target.site} (--set target.site=mlp_out)"
+        )
+    if config.target.joint_attention and config.target.site != "mlp_out":
+        raise MethodError(
+            "target.joint_attention searches a vector for the attention's output beside one for the MLP's; found "
+            f"target.site={config.target.site} (--set target.site=mlp_out)"
         )
     if config.batching == "one_by_one" and config.target.shared != "request":
         raise MethodError(

@@ -341,7 +341,9 @@ def parse_object(line: str) -> dict[str, Any]:
         row = json.loads(line, object_pairs_hook=unique_fields)
     except RequestError:
         raise
-    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or an integer of thousands of digits
+    except json.JSONDecodeError as error:
+        raise RequestError("this line is not JSON:", [f"not JSON: {error.msg} at column {error.colno}"]) from error
+    except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
         raise RequestError("this line is not JSON:", [f"not JSON: {error}"]) from error
     if not isinstance(row, dict):
         raise RequestError("this line is no object:", [f"expected a JSON object, found {type(row).__name__}"])

@@ -84,7 +84,7 @@ def _show(terminal: Terminal, loaded: LoadedRecords, examples: int) -> None:
     source = loaded.source
     terminal.table(
         str(source["source"]),
-        ("", ""),
+        ("property", "value"),
         [
             *((name, source[name]) for name in ("format", "container", "sha256")),
             *((name, source[name]) for name in ("revision", "config", "split", "fingerprint") if name in source),

@@ -174,7 +174,7 @@ def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
     """The format that most of the first rows have; the first of the table where two have as many.
 
     Args:
-        rows: Parsed rows; at most the first 200 are looked at.
+        rows: Parsed rows, at least one; at most the first 200 are looked at.
         source: How errors name the data set.
 
     Raises:
@@ -184,10 +184,20 @@ def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
     count = {entry.name: sum(map(entry.recognises, looked)) for entry in _ALL}
     best = max(count, key=count.__getitem__)
     if not count[best]:
-        fields = ", ".join(map(repr, list(looked[0])[:20])) if looked else "none"
+        fields = ", ".join(f"{name:.40}" for name in list(looked[0])[:20]) or "none"
         raise DatasetError(
             f"{source}: its rows are of no known format; fields of the first: {fields}. Known formats, by the fields "
             "that they need (docs/data.md; --format NAME reads the rows as that format):",
             [f"{entry.name}: {', '.join(entry.has)}" for entry in _ALL],
         )
     return FORMATS[best]
+
+
+def markdown_table() -> str:
+    """The formats as docs/data.md lists them."""
+    lines = ["| format | recognised by | what becomes of the fields | source | licence |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{entry.name}`: {entry.title} | {entry.recognised_by} | {entry.reads} | {entry.source} | {entry.licence} |"
+        for entry in FORMATS.values()
+    ]
+    return "\n".join(lines)

@@ -127,9 +127,12 @@ def _open(parsed: HubSource, source: str) -> tuple[Any, str]:
         raise
     except Exception as error:  # the library raises many kinds, network ones among them
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DatasetError(
-            f"cannot open the dataset {source!r}: {first}. Check id, commit, configuration and network, or name a file"
-        ) from error
+        hint = (
+            "Expected a folder with .jsonl, .json, .csv or .parquet files of equal fields"
+            if parsed.is_folder
+            else "Check id, commit, configuration and network, or name a file"
+        )
+        raise DatasetError(f"cannot open the dataset {source!r}: {first}. {hint}") from error
 
 
 def _is_path(name: str) -> bool:

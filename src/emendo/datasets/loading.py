@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,10 @@ def load_records(source: str | Path, *, format: str = "auto") -> LoadedRecords:
     else:
         origin, rows = _open_file(Path(source), name)
     listed = list(rows)
-    chosen = chosen or recognise([row.value for row in listed if row.value is not None], name)
+    parsed = [row.value for row in listed if row.value is not None]
+    if not parsed:
+        raise _nothing_usable(name, "is a JSON object; expected a JSON list, one object a line, or CSV", listed)
+    chosen = chosen or recognise(parsed, name)
     records: list[EditRecord] = []
     rejected: list[Rejected] = []
     dropped: list[Rejected] = []
@@ -94,7 +97,8 @@ def load_records(source: str | Path, *, format: str = "auto") -> LoadedRecords:
         "dropped": count_reasons(dropped),
     }
     if not records:
-        raise _nothing_usable(name, chosen, listed, rejected)
+        reason = f"is a record of the format {chosen.name!r}; for another one: --format NAME (emendo data --formats)"
+        raise _nothing_usable(name, reason, rejected)
     return LoadedRecords(tuple(records), tuple(rejected), tuple(dropped), account)
 
 
@@ -114,7 +118,7 @@ def read_rows(
     taken: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         if row.value is None:
-            yield Rejected(row.line, row.problem)
+            yield Rejected(row.line, row.reason)
             continue
         fields = Fields(row.value)
         try:
@@ -162,12 +166,7 @@ def _open_file(path: Path, name: str) -> tuple[dict[str, Any], Iterator[Row]]:
     return {"source": name, "container": container, "sha256": hashlib.sha256(data).hexdigest()}, rows
 
 
-def _nothing_usable(name: str, format: DataFormat, rows: list[Row], rejected: list[Rejected]) -> DatasetError:
-    shown_rows = [f"line {entry.line}: {entry.reason}" for entry in rejected[:_SHOWN]]
-    if len(rejected) > _SHOWN:
-        shown_rows.append(f"and {len(rejected) - _SHOWN} more")
-    return DatasetError(
-        f"{name}: none of its {len(rows)} row(s) is a record of the format {format.name!r}; another one is read with "
-        "--format NAME (emendo data --formats):",
-        shown_rows,
-    )
+def _nothing_usable(name: str, reason: str, rejected: Sequence[Rejected | Row]) -> DatasetError:
+    reasons = [f"line {entry.line}: {entry.reason}" for entry in rejected[:_SHOWN]]
+    more = [f"and {len(rejected) - _SHOWN} more"] if len(rejected) > _SHOWN else []
+    return DatasetError(f"{name}: none of its {len(rejected)} row(s) {reason}:", reasons + more)

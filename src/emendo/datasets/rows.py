@@ -30,12 +30,12 @@ class Row:
     Attributes:
         line: Line of the file on which it begins, from 1; the number of the row in a dataset of the hub.
         value: Its fields; None where it could not be parsed.
-        problem: Why it could not be parsed.
+        reason: Why it could not be parsed.
     """
 
     line: int
     value: dict[str, Any] | None
-    problem: str = ""
+    reason: str = ""
 
 
 def split_rows(text: str, source: str) -> tuple[str, Iterator[Row]]:

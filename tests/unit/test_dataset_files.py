@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emendo.datasets import LoadedRecords, Rejected, count_reasons, load_records, split_rows
+from emendo.datasets import LoadedRecords, Rejected, count_reasons, load_records, loading, split_rows
 from emendo.errors import DatasetError
 from emendo.requests import EditRecord, EditRequest, Probe
 
@@ -221,6 +221,13 @@ def test_paths_that_cannot_be_read(tmp_path: Path, name: str) -> None:
         load_records(f"{tmp_path}/{name}")
     with pytest.raises(DatasetError, match="for a dataset of the hub write hf:owner/name@COMMIT"):
         load_records("owner/name")
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_MOST_BYTES", 100)
+    assert len(load(tmp_path, json.dumps(ROW).ljust(100)).records) == 1
+    with pytest.raises(DatasetError, match=r"cannot read the data set .*it has more than 100 bytes"):
+        load(tmp_path, json.dumps(ROW).ljust(101))
 
 
 def test_an_error_quotes_some_bad_rows_and_counts_all(tmp_path: Path) -> None:

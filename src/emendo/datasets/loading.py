@@ -21,6 +21,9 @@ from emendo.datasets.rows import Row, split_rows
 from emendo.errors import DatasetError, RequestError
 from emendo.requests import EditRecord, shown
 
+_MOST_BYTES = 512 * 2**20
+"""Of a file, which is read whole; all of CounterFact is 45 MB. A device without an end is refused here too."""
+
 _SHOWN = 20
 """Bad rows that an error quotes; the counts cover all."""
 
@@ -146,7 +149,10 @@ def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
 def _open_file(path: Path, name: str) -> tuple[dict[str, Any], Iterator[Row]]:
     """The file's origin and its rows."""
     try:
-        data = path.expanduser().read_bytes()
+        with path.expanduser().open("rb") as stream:
+            data = stream.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
     except (OSError, ValueError, RuntimeError) as error:
         hint = (
             f"; for a dataset of the hub write {PREFIX}{name}@COMMIT" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""

@@ -11,71 +11,31 @@ of its true target is the argmax after the plain prompt; a subject occurs once.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from emendo import EditRecord, EditRequest, ModelAdapter, load
-from emendo.evaluate import score_targets
+from emendo import EditRecord, load
+from emendo.datasets import load_records, part_of, select
+from emendo.evaluate import answered
 
 NEIGHBORS = 10
 
 
-def read_counterfact(path: Path) -> list[EditRecord]:
-    """All records of a file with the original fields, one a line."""
-    return [_record(row) for row in _rows(path)]
-
-
-def answered(lm: ModelAdapter, records: list[EditRecord]) -> list[EditRecord]:
-    """Records whose true target is the argmax at every token of the plain prompt; the first of each subject."""
-    first: dict[str, EditRecord] = {}
-    for record in records:
-        first.setdefault(record.request.subject, record)
-    unique = list(first.values())
-    scores = score_targets(lm, [(record.request.text, record.target_true or "") for record in unique])
-    return [record for record, score in zip(unique, scores, strict=True) if score.argmax]
-
-
-def split(records: list[EditRecord], part: str) -> list[EditRecord]:
-    """The ``"dev"`` third or the ``"report"`` two thirds: a subject is in one of them, by its SHA-256."""
-    wanted = {"dev": (0,), "report": (1, 2)}[part]
-    return [r for r in records if int(hashlib.sha256(r.request.subject.encode()).hexdigest(), 16) % 3 in wanted]
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _record(row: dict[str, Any]) -> EditRecord:
-    fact = row["requested_rewrite"]
-    paraphrases = row.get("paraphrase_prompts") or [row["rephrase_prompt"]]
-    return EditRecord(
-        EditRequest(fact["prompt"], fact["subject"], fact["target_new"]["str"], id=str(row["case_id"])),
-        target_true=fact["target_true"]["str"],
-        paraphrase_prompts=tuple(paraphrases),
-        neighborhood_prompts=tuple(row.get("neighborhood_prompts", ())),
-    )
-
-
-def _with_neighbors(chosen: list[EditRecord], rows: list[dict[str, Any]]) -> list[EditRecord]:
+def with_neighbors(chosen: Sequence[EditRecord], others: Sequence[EditRecord]) -> list[EditRecord]:
     """Records without neighbours get prompts about subjects that are not edited."""
     edited = {record.request.subject for record in chosen}
-    relation: dict[str, tuple[str, str]] = {}
-    others: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in rows:
-        fact = row["requested_rewrite"]
-        kind = fact["relation_id"], fact["target_true"]["str"]
-        relation[str(row["case_id"])] = kind
-        if fact["subject"] not in edited:
-            others[kind].append(fact["prompt"].replace("{}", fact["subject"]))
+    prompts: dict[tuple[str | None, str | None], list[str]] = defaultdict(list)
+    for record in others:
+        if record.request.subject not in edited:
+            prompts[record.relation, record.target_true].append(record.request.text)
     return [
         record
         if record.neighborhood_prompts
-        else replace(record, neighborhood_prompts=tuple(others[relation[record.request.id]][:NEIGHBORS]))
+        else replace(record, neighborhood_prompts=tuple(prompts[record.relation, record.target_true][:NEIGHBORS]))
         for record in chosen
     ]
 
@@ -87,21 +47,15 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    rewrites = _rows(args.rewrites)
-    more = [_record(row) for row in rewrites if row["rephrase_kind"] == "paraphrase"]
-    records = answered(load(args.model), [*read_counterfact(args.data), *more])
-    records = _with_neighbors(records, rewrites)
+    whole = load_records(args.data, format="counterfact").records
+    rewrites = load_records(args.rewrites, format="counterfact").records
+    candidates = select([*whole, *(record for record in rewrites if record.paraphrase_prompts)], seed=None)
+    records = with_neighbors(answered(load(args.model), candidates), rewrites)
     with args.out.open("w", encoding="utf-8") as stream:
         for record in records:
-            row = {
-                **record.request.to_dict(),
-                "target_true": record.target_true,
-                "paraphrase_prompts": record.paraphrase_prompts,
-                "neighborhood_prompts": record.neighborhood_prompts,
-            }
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    parts = {part: len(split(records, part)) for part in ("dev", "report")}
-    print(f"{len(records)} facts answered: {parts}", file=sys.stderr)
+            stream.write(json.dumps(record.to_dict(), ensure_ascii=False) + "\n")
+    parts = [part_of(record.request.subject) for record in records]
+    print(f"{len(records)} facts answered: {parts.count('dev')} dev, {parts.count('report')} report", file=sys.stderr)
 
 
 if __name__ == "__main__":

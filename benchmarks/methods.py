@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import emendo
 import emendo.pipeline
-from benchmarks.counterfact import split
 from benchmarks.machine import describe_machine
 from emendo.baselines import BASELINES, baseline_named, baseline_records
 from emendo.cli.options import parse_layers, parse_settings
+from emendo.datasets import select
 from emendo.evaluate import evaluate_records, packaged_text, perplexity
 from emendo.requests import EditRecord
 from emendo.solve import frobenius_norm
@@ -155,7 +155,7 @@ def main() -> None:
     if args.facts is None:
         parser.error("--facts is needed: python benchmarks/counterfact.py makes such a file")
     lm = emendo.load(args.model)
-    records = split(emendo.read_records(args.facts), args.part)[: args.n]
+    records = select(emendo.read_records(args.facts), part=args.part, seed=None, unique_subjects=False)[: args.n]
     if len(records) < args.n:
         sys.exit(f"only {len(records)} facts in the part; ask for fewer (-n {len(records)})")
     base = evaluate_records(lm, records).scores

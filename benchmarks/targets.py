@@ -23,11 +23,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.counterfact import read_counterfact
 from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
 from emendo import EditRequest, ModelAdapter, load
 from emendo.activations.objective import Entry, target_problem
 from emendo.activations.targets import Targets, TargetSettings, find_targets
+from emendo.datasets import load_records
 from emendo.requests import parse_records
 from emendo.text import prefix_contexts
 
@@ -44,7 +44,7 @@ def read_requests(path: Path | None, n: int) -> list[EditRequest]:
     if path is None:
         text = (resources.files("emendo") / "data" / "demo_facts.jsonl").read_text(encoding="utf-8")
         return [record.request for record in parse_records(text, "demo_facts.jsonl")[:n]]
-    return [record.request for record in read_counterfact(path)[:n]]
+    return [record.request for record in load_records(path, format="counterfact").records[:n]]
 
 
 def floor_gflop(

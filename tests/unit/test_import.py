@@ -35,9 +35,16 @@ LOOK = "import sys; print(sorted(name for name in {heavy!r} if name in sys.modul
         "import emendo.cli",
         "import emendo.cli.app",
         "import emendo.errors, emendo.requests",
+        "import emendo.datasets",
         *(
             f"from emendo.cli.app import run; assert run({arguments!r}) == 0"
-            for arguments in (["--help"], ["edit", "--help"], ["moments", "--help"], ["moments", "collect", "--help"])
+            for arguments in (
+                ["--help"],
+                ["data", "--formats"],
+                ["edit", "--help"],
+                ["moments", "--help"],
+                ["moments", "collect", "--help"],
+            )
         ),
     ],
 )
@@ -64,7 +71,7 @@ def test_the_module_is_the_command_and_its_help_is_fast() -> None:
     done = python("-m", "emendo", "--help")
     took = time.perf_counter() - begin
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "edit", "moments", "methods", "models"):
+    for command in ("data", "demo", "edit", "moments", "methods", "models"):
         assert command in done.stdout
     assert took < 5, "an import of torch alone takes longer on a slow disk; about 0.3 s is usual"
 

@@ -312,10 +312,23 @@ def test_another_metric_is_refused() -> None:
     historic = {0: metrics[0].with_history(extend_history(None, case.edits[0].keys[0]))}
     with pytest.raises(InputError, match="holds a history"):
         without(updates, 0, historic, fingerprint=FINGERPRINT)
-    # The right fingerprint on the wrong numbers is found out too.
-    other = world((1, 2), seed=1, **{"history.weight": 1.0})
+
+
+@pytest.mark.parametrize("fingerprint", [FINGERPRINT, None])
+@pytest.mark.parametrize("options", [{"history.weight": 1.0}, {"distribution": "optimal"}])
+def test_the_right_fingerprint_on_the_wrong_numbers(options: dict[str, Any], fingerprint: str | None) -> None:
+    case, other = world((1, 2), (0, 2), **options), world((1, 2), (0, 2), seed=1, **options)
     with pytest.raises(UndoError, match="Either the metric is another"):
-        without(updates, 0, metrics_of(other), fingerprint=FINGERPRINT)
+        without(made(case, range(2)), 0, metrics_of(other), fingerprint=fingerprint)
+
+
+def test_without_a_fingerprint_the_later_updates_have_to_agree() -> None:
+    case = world((1, 2, 1), **{"history.weight": 1.0})
+    updates = made(case, range(3))
+    assert apart(without(updates, 0, metrics_of(case)), expected(case, 0)) < 1e-9
+    updates[2].info["moments"]["fingerprint"] = "e" * 64
+    with pytest.raises(UndoError, match="update 2 was solved with second moments eeeeeeeeeeee…, found ffff"):
+        without(updates, 0, metrics_of(case))
 
 
 def test_an_earlier_update_without_keys_under_a_history() -> None:

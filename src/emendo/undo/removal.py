@@ -33,7 +33,11 @@ _Split: TypeAlias = Callable[[Residuals, Residuals], Residuals]
 
 @torch.no_grad()
 def without(
-    updates: Sequence[ModelUpdate], index: int, metrics: Mapping[int, PreparedLayer], *, fingerprint: str
+    updates: Sequence[ModelUpdate],
+    index: int,
+    metrics: Mapping[int, PreparedLayer],
+    *,
+    fingerprint: str | None = None,
 ) -> tuple[ModelUpdate, ...]:
     """Remove one update of a sequence by algebra: no target search, no forward pass.
 
@@ -45,7 +49,9 @@ def without(
         updates: Updates of one base in the order in which they were applied, from the first on.
         index: Which one to remove; negative counts from the end.
         metrics: Factorised f(C), without history, of each layer in `metric_layers(updates, index)`.
-        fingerprint: Of the second moments in `metrics`, as ``info["moments"]["fingerprint"]`` of an update has it.
+        fingerprint: Of the second moments in `metrics`, as ``info["moments"]["fingerprint"]`` of an update has it. None
+            leaves it to the numbers: with it or without, every later update that the metric matters for has to come out
+            of its own keys, history and metric again, to `REPRODUCTION_TOLERANCE`.
 
     Returns:
         The remaining updates. Those before the removed one are the same objects; each later one is new, names its new
@@ -57,15 +63,17 @@ def without(
             layer), or the metric is not the one that it was solved with.
         InfeasibleError: A later update's keys are dependent under equality.
     """
-    updates, index = tuple(updates), _checked(updates, index)
+    updates, ids = tuple(updates), _sequence_ids(updates)
+    index = _position(updates, index)
     later = _recorded(updates, index)
     if not later:
         return updates[:index]
     grams = _layer_grams(updates, index, later, metrics, fingerprint)
-    removal = _Removal(updates, index, grams)
-    kept = list(updates[:index])
+    removal = _Removal(updates, ids, index, grams)
+    kept, kept_ids = list(updates[:index]), ids[:index]
     for position, recorded in later.items():
-        kept.append(removal.redone(position, recorded, [update.id for update in kept]))
+        kept.append(removal.redone(position, recorded, kept_ids))
+        kept_ids.append(kept[-1].id)
     return tuple(kept)
 
 
@@ -76,33 +84,38 @@ def metric_layers(updates: Sequence[ModelUpdate], index: int) -> tuple[int, ...]
         InputError: There is no such update, or the updates are no sequence on one base.
         UndoError: The algebra does not hold for a later update.
     """
-    later = _recorded(tuple(updates), _checked(updates, index))
+    _sequence_ids(updates)
+    later = _recorded(tuple(updates), _position(updates, index))
     return tuple(sorted({layer for solved in later.values() if solved.needs_metric for layer in solved.layers}))
 
 
-def _checked(updates: Sequence[ModelUpdate], index: int) -> int:
-    """The position of the update, once the sequence is known to be one."""
+def _position(updates: Sequence[ModelUpdate], index: int) -> int:
+    """The update's position from the start."""
     if not -len(updates) <= index < len(updates):
         raise InputError(f"there is no update {index} to remove among {len(updates)}; expected 0 to {len(updates) - 1}")
-    before: list[str] = []
+    return index % len(updates)
+
+
+def _sequence_ids(updates: Sequence[ModelUpdate]) -> list[str]:
+    """The identities of the updates, once they are known to be a sequence."""
+    ids: list[str] = []
     for position, update in enumerate(updates):
         if update.base.get("weights_sha256") != updates[0].base.get("weights_sha256"):
             raise InputError(f"updates 0 and {position} have different base models; pass updates of one base")
-        if list(update.preceding) != before:
+        if list(update.preceding) != ids:
             raise InputError(
                 f"update {position} was planned on {len(update.preceding)} earlier update(s) other than the "
                 f"{position} before it here; pass the whole sequence in the order in which it was applied "
                 "(session.applied_updates)"
             )
-        before.append(update.id)
-    return index % len(updates)
+        ids.append(update.id)
+    return ids
 
 
 def _recorded(updates: tuple[ModelUpdate, ...], index: int) -> dict[int, RecordedSolve]:
     """How every later update was solved, by position."""
     return {
-        position: recorded_solve(updates[position], f"update {position} ({updates[position].id[:12]}…)")
-        for position in range(index + 1, len(updates))
+        position: recorded_solve(updates[position], f"update {position}") for position in range(index + 1, len(updates))
     }
 
 
@@ -122,12 +135,13 @@ def _layer_grams(
     index: int,
     later: Mapping[int, RecordedSolve],
     metrics: Mapping[int, PreparedLayer],
-    fingerprint: str,
+    fingerprint: str | None,
 ) -> dict[int, _Placed]:
     """The Gram matrices of the layers whose metric is needed."""
     last = {layer: at for at, solved in later.items() if solved.needs_metric for layer in solved.layers}
     for position, solved in later.items():
         if solved.needs_metric:
+            fingerprint = fingerprint or solved.fingerprint  # one set of metrics is of one
             _check_metrics(f"update {position}", solved, metrics, fingerprint)
     return {
         layer: _placed(updates, index, layer, until, metrics[layer], _remembers(later, layer))
@@ -203,19 +217,21 @@ class _Removal:
 
     Args:
         updates: The sequence.
+        ids: Their identities.
         index: The removed update.
         grams: Keys by layer, where the metric is needed.
     """
 
-    def __init__(self, updates: tuple[ModelUpdate, ...], index: int, grams: Mapping[int, _Placed]) -> None:
-        self._updates, self._grams = updates, grams
+    def __init__(
+        self, updates: tuple[ModelUpdate, ...], ids: Sequence[str], index: int, grams: Mapping[int, _Placed]
+    ) -> None:
+        self._updates, self._ids, self._grams, self._removed = updates, ids, grams, ids[index]
         self._histories: dict[tuple[int, float], tuple[History, History]] = {}
         # D of each layer as factors: what has been taken away from the weights so far, and put back.
         self._changes: dict[int, list[tuple[Residuals, DualKeys]]] = {
             part.layer: [(-part.residuals.double().cpu(), part.dual_keys.double().cpu())]
             for part in updates[index].layers
         }
-        self._removed = updates[index].id
 
     def redone(self, position: int, solved: RecordedSolve, preceding: Sequence[str]) -> ModelUpdate:
         """A later update as it would have been solved, under its own keys and targets."""
@@ -225,9 +241,7 @@ class _Removal:
         for rows in solved.batches(update.layers[0].rank):
             self._redo(position, solved, rows, parts)
         layers = tuple(parts[part.layer].like(part) for part in update.layers)
-        return replace(
-            update, layers=layers, preceding=tuple(preceding), info=_described(update, layers, self._removed)
-        )
+        return replace(update, layers=layers, preceding=tuple(preceding), info=self._described(position, layers))
 
     def _redo(self, position: int, solved: RecordedSolve, rows: range, parts: dict[int, _Part]) -> None:
         """Solve some rows again, layer by layer, and note what that changes."""
@@ -239,9 +253,9 @@ class _Removal:
             residuals, dual_keys = part.residuals[own].clone(), part.dual_keys[own].clone()
             missing = -self._change_at(solved.reach(step), keys, residuals)
             part.residuals[own] = split(residuals, missing).to(part.dtype).double()
-            if solved.history > 0:
+            if solved.needs_metric:
                 again = self._dual_keys(position, step.layer, solved.history, rows, s, stored=dual_keys)
-                part.dual_keys[own] = again.to(part.dtype).double()
+                part.dual_keys[own] = again.to(part.dtype).double() if solved.history > 0 else dual_keys
             # What is stored is what will be in the weights, so that is what later edits see.
             changes = self._changes.setdefault(step.layer, [])
             changes += [(part.residuals[own].clone(), part.dual_keys[own].clone()), (-residuals, dual_keys)]
@@ -310,6 +324,20 @@ class _Removal:
             self._histories[key] = History(placed.full, weight), History(placed.rest, weight)
         return self._histories[key]
 
+    def _described(self, position: int, layers: Sequence[LayerUpdate]) -> dict[str, Any]:
+        """The record of an update that was worked out anew: what was measured on the old one is left out."""
+        update = self._updates[position]
+        earlier = update.info.get("algebraic") or {"planned": self._ids[position], "removed": []}
+        algebraic = {
+            "planned": earlier["planned"],
+            "removed": [*earlier["removed"], self._removed],
+            "replaces": self._ids[position],
+            "relative_change": {
+                str(new.layer): _apart(new, old) for new, old in zip(layers, update.layers, strict=True)
+            },
+        }
+        return {name: value for name, value in update.info.items() if name != "layers"} | {"algebraic": algebraic}
+
 
 @dataclass
 class _Part:
@@ -352,19 +380,8 @@ def _shared_anew(
     return taken
 
 
-def _described(update: ModelUpdate, layers: Sequence[LayerUpdate], removed: str) -> dict[str, Any]:
-    """The record of an update that was worked out anew: what was measured on the old one is left out."""
-    info = {name: value for name, value in update.info.items() if name != "layers"}
-    earlier = update.info.get("algebraic") or {"planned": update.id, "removed": []}
-    changed = {}
-    for new, old in zip(layers, update.layers, strict=True):
-        size = frobenius_norm(old.residuals, old.dual_keys)
-        left, right = torch.cat([new.residuals, -old.residuals]), torch.cat([new.dual_keys, old.dual_keys])
-        changed[str(new.layer)] = frobenius_norm(left, right) / size if size else 0.0
-    info["algebraic"] = {
-        "planned": earlier["planned"],
-        "removed": [*earlier["removed"], removed],
-        "replaces": update.id,
-        "relative_change": changed,
-    }
-    return info
+def _apart(new: LayerUpdate, old: LayerUpdate) -> float:
+    """Relative Frobenius distance of a layer's ΔW from what it was."""
+    size = frobenius_norm(old.residuals, old.dual_keys)
+    residuals, dual_keys = torch.cat([new.residuals, -old.residuals]), torch.cat([new.dual_keys, old.dual_keys])
+    return frobenius_norm(residuals, dual_keys) / size if size else 0.0

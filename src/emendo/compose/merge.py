@@ -119,7 +119,7 @@ def scale(update: ModelUpdate, factor: float) -> ModelUpdate:
                 "expected a finite update and a smaller factor (--factor 0.5)"
             )
     info = {name: value for name, value in update.info.items() if name != "layers"}
-    info["scaled"] = {"factor": factor * update.info.get("scaled", {}).get("factor", 1.0), "from": update.id}
+    info["scaled"] = {"factor": factor, "from": update.id}
     return replace(update, layers=layers, info=info)
 
 
@@ -160,8 +160,8 @@ class _Part:
 
     @property
     def requests(self) -> list[Any]:
-        found: list[Any] = self.update.info.get("requests", [])
-        return found
+        found = self.update.info.get("requests", [])
+        return found if isinstance(found, list) else [found]
 
     def knows(self, other: _Part) -> bool:
         """Whether it was planned on top of the other."""
@@ -189,13 +189,23 @@ def _parts(updates: Iterable[ModelUpdate]) -> list[_Part]:
     """The updates of a sum, no two of which hold the same one."""
     parts: list[_Part] = []
     for number, update in enumerate(updates, start=1):
-        within = {id for entry in update.info.get("merged", []) for id in (entry["id"], *entry["parts"])}
-        part = _Part(number, update, update.id, frozenset(within))
+        part = _Part(number, update, update.id, _within(update, number))
         for other in parts:
             if not part.identities.isdisjoint(other.identities):
                 raise InputError(f"{other.name} and {part.name} hold the same update; give each only once")
         parts.append(part)
     return parts
+
+
+def _within(update: ModelUpdate, number: int) -> frozenset[str]:
+    """The identities of what an update was merged from, as its record has them."""
+    try:
+        return frozenset(str(id) for entry in update.info.get("merged", []) for id in (entry["id"], *entry["parts"]))
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"update {number} records parts that cannot be read ({error!r}), so that it cannot be known what it holds; "
+            "merge it again with `emendo update merge`"
+        ) from error
 
 
 @torch.no_grad()

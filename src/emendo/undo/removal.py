@@ -327,10 +327,11 @@ class _Removal:
     def _described(self, position: int, layers: Sequence[LayerUpdate]) -> dict[str, Any]:
         """The record of an update that was worked out anew: what was measured on the old one is left out."""
         update = self._updates[position]
-        earlier = update.info.get("algebraic") or {"planned": self._ids[position], "removed": []}
+        earlier = update.info.get("algebraic")
+        earlier = earlier if isinstance(earlier, dict) else {}
         algebraic = {
-            "planned": earlier["planned"],
-            "removed": [*earlier["removed"], self._removed],
+            "planned": earlier.get("planned", self._ids[position]),
+            "removed": [*earlier.get("removed", []), self._removed],
             "replaces": self._ids[position],
             "relative_change": {
                 str(new.layer): _apart(new, old) for new, old in zip(layers, update.layers, strict=True)

@@ -212,26 +212,26 @@ def _origin(info: dict[str, Any]) -> str:
 def _show_folded(terminal: Terminal, folded: Folded) -> None:
     terminal.table(
         "Folded layers",
-        ("layer", "rank before", "rank", "break-even", "relative error", "KiB before", "KiB", "KiB of keys"),
+        ("layer", "rank before", "rank", "break-even", "relative error", "KiB before", "KiB"),
         (
             (
                 row.layer,
                 row.rank_before,
                 row.rank,
-                f"{row.break_even}{' (past it)' if row.past_break_even else ''}",
+                row.break_even,
                 f"{row.error:.1e}",
                 row.bytes_before / 1024,
                 row.bytes / 1024,
-                row.keys_bytes / 1024,
             )
             for row in folded.layers
         ),
     )
+    if past := [str(row.layer) for row in folded.layers if row.past_break_even]:
+        terminal.line(f"Past break-even, where the weights themselves are smaller: layers {', '.join(past)}")
     sizes = folded.sizes
-    terminal.line(
-        f"{sizes.before / 1024:.0f} KiB before, {sizes.after / 1024:.0f} KiB after (keys included); as dense matrices "
-        f"{sizes.dense / 1024:.0f} KiB"
-    )
+    keys = sum(row.keys_bytes for row in folded.layers)
+    terminal.line(f"{sizes.before / 1024:.0f} KiB before with keys, {sizes.after / 1024:.0f} KiB after")
+    terminal.line(f"of which {keys / 1024:.0f} KiB are keys; as dense matrices {sizes.dense / 1024:.0f} KiB")
 
 
 def _share(value: float | None) -> str | None:

@@ -1,12 +1,15 @@
 """Algebraic removal of one edit against replay: how far apart they are, and how much faster the one is.
 
 Makes facts one after another, takes one of them out by replay (the later ones are planned again), by algebra
-(`emendo.undo.without`), and by plain subtraction of its ΔW for comparison, and sets all three against each other:
+(`emendo.undo.without`), and by plain subtraction of its ΔW for comparison:
 
     python benchmarks/undo.py --remove 3 --out benchmarks/results/undo.json
 
-Replay is the reference. *apart* is ‖ΔW − ΔW_replay‖_F / ‖ΔW_replay‖_F of each layer's total; probabilities are those of
-the edited facts' targets at their own prompts, the geometric mean over tokens.
+Replay is one reference; the other is replay that keeps the targets of the first time, so that only forward passes and
+solves are made again. The algebra keeps those targets too: what parts it from the second reference is its linear model,
+and what parts the two references is the target search, which ends elsewhere when it starts elsewhere. *apart* is
+‖ΔW − ΔW_reference‖_F / ‖ΔW_reference‖_F of each layer's total; probabilities are those of the edited facts' targets at
+their own prompts, the geometric mean over tokens.
 """
 
 from __future__ import annotations
@@ -17,17 +20,20 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine, gemm_gflops
-from emendo import EditRequest, EditSession, ModelUpdate, load, read_records
+from emendo import EditRequest, EditSession, ModelAdapter, ModelUpdate, load, read_records
+from emendo.activations.targets import Targets, find_targets
 from emendo.compose import fold
 from emendo.evaluate import score_targets
 from emendo.methods import MethodConfig, ResolvedMethod
@@ -50,12 +56,39 @@ def edited(session: EditSession, requests: Sequence[EditRequest], method: str) -
     return updates, seconds
 
 
+@contextmanager
+def kept_targets(known: dict[tuple[str, int], Targets]) -> Iterator[None]:
+    """Inside the context a target that was once searched is not searched again."""
+
+    def remembered(
+        adapter: ModelAdapter, requests: Sequence[EditRequest], contexts: Any, layer: int, *rest: Any
+    ) -> Any:
+        key = " | ".join(request.text for request in requests), layer
+        if key not in known:
+            known[key] = find_targets(adapter, requests, contexts, layer, *rest)
+        return known[key]
+
+    with patch("emendo.pipeline.find_targets", remembered):
+        yield
+
+
 def chained(updates: Sequence[ModelUpdate]) -> list[ModelUpdate]:
     """The same updates as a sequence of their own."""
     chain: list[ModelUpdate] = []
     for update in updates:
         chain.append(replace(update, preceding=tuple(one.id for one in chain)))
     return chain
+
+
+def replayed(
+    session: EditSession, before: Sequence[ModelUpdate], requests: Sequence[EditRequest], method: str
+) -> tuple[list[ModelUpdate], list[float]]:
+    """The updates before, and the requests planned again on top of them, from the unedited model on."""
+    session.rollback()
+    for update in before:
+        session.apply(update)
+    again, seconds = edited(session, requests, method)
+    return [*before, *again], seconds
 
 
 def prepared(session: EditSession, config: MethodConfig) -> tuple[dict[int, PreparedLayer], str]:
@@ -103,25 +136,27 @@ def measure(session: EditSession, requests: Sequence[EditRequest], method: str, 
     """One removal, both ways."""
     resolved = session.resolve(method)
     assert isinstance(resolved, ResolvedMethod)
-    updates, plan_seconds = edited(session, requests, method)
+    targets: dict[tuple[str, int], Targets] = {}
+    with kept_targets(targets):
+        updates, plan_seconds = edited(session, requests, method)
     begin = time.perf_counter()
     metrics, fingerprint = prepared(session, resolved.config)
     prepare_seconds = time.perf_counter() - begin
     needed = {layer: metrics[layer] for layer in metric_layers(updates, index)}
     algebraic, seconds = timed(lambda: without(updates, index, needed, fingerprint=fingerprint), 5)
 
-    for update in updates[:index]:
-        session.apply(update)
-    again, replay_seconds = edited(session, requests[index + 1 :], method)
-    replayed = [*updates[:index], *again]
+    again, replay_seconds = replayed(session, updates[:index], requests[index + 1 :], method)
+    with kept_targets(targets):
+        same, same_seconds = replayed(session, updates[:index], requests[index + 1 :], method)
     kept = [request for number, request in enumerate(requests) if number != index]
     ways = {
-        "replay": replayed,
+        "replay": again,
+        "replay, same targets": same,
         "algebraic": algebraic,
         "subtracted": chained([update for number, update in enumerate(updates) if number != index]),
         "not removed": updates,
     }
-    reference = totals(replayed)
+    sums = {name: totals(found) for name, found in ways.items()}
     folded = fold(algebraic)
     removed_before = probabilities(session, [], [requests[index]])[0]
     return {
@@ -131,12 +166,16 @@ def measure(session: EditSession, requests: Sequence[EditRequest], method: str, 
         "seconds": {
             "plan_each": plan_seconds,
             "replay": sum(replay_seconds),
+            "replay, same targets": sum(same_seconds),
             "algebraic": seconds,
             "metrics": prepare_seconds,
             "ratio": sum(replay_seconds) / seconds,
             "ratio_with_metrics": sum(replay_seconds) / (seconds + prepare_seconds),
         },
-        "apart": {name: apart(totals(found), reference) for name, found in ways.items() if name != "replay"},
+        "apart": {
+            reference: {name: apart(found, sums[reference]) for name, found in sums.items() if name != reference}
+            for reference in ("replay", "replay, same targets")
+        },
         "kept_targets": {name: probabilities(session, found, kept) for name, found in ways.items()},
         "removed_target": {
             "unedited": removed_before,

@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.distribution import system_shares
+from emendo.distribution import Step, system_shares
 from emendo.errors import InfeasibleError, InputError, UndoError
 from emendo.shapes import DualKeys, Keys, Residuals
 from emendo.solve import PreparedLayer, frobenius_norm
 from emendo.undo.history import History, LayerGram
+from emendo.undo.measured import MeasuredChange
 from emendo.undo.recorded import REPLAY, RecordedSolve, recorded_solve
 from emendo.update import LayerUpdate, ModelUpdate
 
@@ -227,11 +228,9 @@ class _Removal:
     ) -> None:
         self._updates, self._ids, self._grams, self._removed = updates, ids, grams, ids[index]
         self._histories: dict[tuple[int, float], tuple[History, History]] = {}
-        # D of each layer as factors: what has been taken away from the weights so far, and put back.
-        self._changes: dict[int, list[tuple[Residuals, DualKeys]]] = {
-            part.layer: [(-part.residuals.double().cpu(), part.dual_keys.double().cpu())]
-            for part in updates[index].layers
-        }
+        self._measured = MeasuredChange([(at, updates[at].layers) for at in range(index + 1, len(updates))])
+        for part in updates[index].layers:
+            self._measured.add(part.layer, -part.residuals.double().cpu(), part.dual_keys.double().cpu())
 
     def redone(self, position: int, solved: RecordedSolve, preceding: Sequence[str]) -> ModelUpdate:
         """A later update as it would have been solved, under its own keys and targets."""
@@ -247,35 +246,30 @@ class _Removal:
         """Solve some rows again, layer by layer, and note what that changes."""
         s, own = solved.strength(len(rows)), slice(rows.start, rows.stop)
         splits = self._splits(position, solved, rows, s)
-        keys = {layer: part.keys[own] for layer, part in parts.items()}
         for step, split in zip(solved.steps, splits, strict=True):
             part = parts[step.layer]
             residuals, dual_keys = part.residuals[own].clone(), part.dual_keys[own].clone()
-            missing = -self._change_at(solved.reach(step), keys, residuals)
+            missing = torch.zeros_like(residuals) - self._measured.at(position, rows, self._entering(solved, step))
             part.residuals[own] = split(residuals, missing).to(part.dtype).double()
             if solved.needs_metric:
                 again = self._dual_keys(position, step.layer, solved.history, rows, s, stored=dual_keys)
                 part.dual_keys[own] = again.to(part.dtype).double() if solved.history > 0 else dual_keys
             # What is stored is what will be in the weights, so that is what later edits see.
-            changes = self._changes.setdefault(step.layer, [])
-            changes += [(part.residuals[own].clone(), part.dual_keys[own].clone()), (-residuals, dual_keys)]
+            self._measured.add(
+                step.layer,
+                torch.cat([part.residuals[own], -residuals]),
+                torch.cat([part.dual_keys[own], dual_keys]),
+            )
 
-    def _change_at(self, reach: tuple[int | None, int], keys: Mapping[int, Keys], like: Residuals) -> Residuals:
-        """Σₘ Kᵐ Dᵐᵀ: how the measured value of each row has changed."""
-        first, last = reach
-        total = torch.zeros_like(like)
-        for layer, changes in self._changes.items():
-            if (first is None or layer >= first) and layer <= last:
-                residuals, dual_keys = (torch.cat(factors) for factors in zip(*changes, strict=True))
-                total += (keys[layer] @ dual_keys.T) @ residuals
-        return total
+    def _entering(self, solved: RecordedSolve, step: Step) -> list[int]:
+        """The changed layers that enter what is measured for a step."""
+        first, last = solved.reach(step)
+        return sorted(layer for layer in self._measured.changed if (first is None or layer >= first) and layer <= last)
 
     def _check_reach(self, position: int, solved: RecordedSolve) -> None:
         """Every changed layer that enters an edit's measured value needs the edit's key there."""
         for step in solved.steps:
-            first, last = solved.reach(step)
-            entering = {layer for layer in self._changes if (first is None or layer >= first) and layer <= last}
-            if blind := sorted(entering - set(solved.layers)):
+            if blind := sorted(set(self._entering(solved, step)) - set(solved.layers)):
                 raise UndoError(
                     f"layers {blind} change and enter what update {position} was measured by, and it has no keys "
                     f"there: it wrote layers {list(solved.layers)}. {REPLAY}"
@@ -344,18 +338,16 @@ class _Removal:
 class _Part:
     """A layer's tensors while they are worked on: float64 numbers that the stored dtype holds."""
 
-    keys: Keys
     residuals: Residuals
     dual_keys: DualKeys
     dtype: torch.dtype
 
     @classmethod
     def of(cls, part: LayerUpdate) -> _Part:
-        assert part.keys is not None  # checked with the record
-        keys, residuals, dual_keys = (
-            tensor.to(torch.float64, copy=True).cpu() for tensor in (part.keys, part.residuals, part.dual_keys)
+        residuals, dual_keys = (
+            tensor.to("cpu", torch.float64, copy=True) for tensor in (part.residuals, part.dual_keys)
         )
-        return cls(keys, residuals, dual_keys, part.residuals.dtype)
+        return cls(residuals, dual_keys, part.residuals.dtype)
 
     def like(self, part: LayerUpdate) -> LayerUpdate:
         """An update of the same layer with these factors."""

@@ -21,7 +21,8 @@ def main() -> None:
     targets = ["targets.py", "--profile", *(["--data", str(args.data)] if args.data else [])]
     if args.quick:
         targets += ["--repeats", "1", "-n", "8"]
-    runs = [targets, ["moments.py"], ["solve.py", *(["--quick"] if args.quick else [])]]
+    undo = ["undo.py", *(["-n", "4", "--remove", "1"] if args.quick else [])]
+    runs = [targets, ["moments.py"], ["solve.py", *(["--quick"] if args.quick else [])], undo]
     if args.large:
         runs.append(["large_models.py", "--shape", args.large])
     for script, *rest in runs:

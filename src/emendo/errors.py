@@ -15,6 +15,7 @@
     │   ├── MomentsError            a second moment that is missing, damaged or of another model
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
+    │   ├── UndoError               an update that algebra alone cannot take out of a sequence
     │   ├── OutputError             an output path that cannot be written
     │   └── InfeasibleError         equality asked of keys that cannot hold it
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
@@ -90,6 +91,10 @@ class UpdateFileError(InputError):
 
 class BaseMismatchError(UpdateFileError):
     """A sound update that was made for another base model."""
+
+
+class UndoError(InputError):
+    """An update that algebra alone cannot take out of a sequence; replaying the later edits still can."""
 
 
 class OutputError(InputError):

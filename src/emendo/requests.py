@@ -64,6 +64,16 @@ class EditRequest:
         return self.prompt.replace(SLOT, self.subject)
 
     @property
+    def fact(self) -> str:
+        """What is asked, as requests are compared: spacing and the composition of accents do not tell them apart."""
+        return same_text(self.text)
+
+    @property
+    def answer(self) -> str:
+        """The target, as requests are compared."""
+        return same_text(self.target)
+
+    @property
     def label(self) -> str:
         """How messages and reports name this request."""
         return self.id or self.subject
@@ -211,13 +221,13 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
         raise RequestError("there is nothing to edit: the list of requests is empty")
     groups: dict[str, list[tuple[int, EditRequest]]] = {}
     for position, request in enumerate(requests, start=1):
-        groups.setdefault(same_text(request.text), []).append((position, request))
+        groups.setdefault(request.fact, []).append((position, request))
     problems = []
     for same in groups.values():
         if len(same) == 1:
             continue
         where = ", ".join(f"#{position} → {request.target!r}" for position, request in same)
-        kind = "repeated" if len({same_text(request.target) for _, request in same}) == 1 else "contradicting"
+        kind = "repeated" if len({request.answer for _, request in same}) == 1 else "contradicting"
         problems.append(f"{kind}: {same[0][1].text!r} is asked by {where}")
     if problems:
         raise ConflictError(

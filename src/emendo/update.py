@@ -116,7 +116,8 @@ class ModelUpdate:
             digest.update(f"{update.layer}|{update.module}|".encode())
             for tensor in update.tensors.values():
                 digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+                if tensor.numel():  # a view of no rows as bytes is refused for some shapes
+                    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @property

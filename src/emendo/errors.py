@@ -14,8 +14,10 @@
     │   ├── MomentsError            a second moment that is missing, damaged or of another model
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
+    │   ├── LedgerError             a ledger that is missing, damaged or used against its rules
     │   ├── OutputError             an output path that cannot be written
     │   └── InfeasibleError         equality asked of keys that cannot hold it
+    ├── LedgerBusyError (TimeoutError)     another process writes the ledger
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
 
@@ -87,12 +89,20 @@ class BaseMismatchError(UpdateFileError):
     """A sound update that was made for another base model."""
 
 
+class LedgerError(InputError):
+    """A ledger that is missing, damaged, or used against its rules."""
+
+
 class OutputError(InputError):
     """An output path that cannot be written."""
 
 
 class InfeasibleError(InputError):
     """Equality was asked of keys that cannot hold it."""
+
+
+class LedgerBusyError(EmendoError, TimeoutError):
+    """Another process writes the ledger."""
 
 
 class SelfCheckError(EmendoError, RuntimeError):

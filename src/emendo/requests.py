@@ -54,6 +54,16 @@ class EditRequest:
         """How messages and reports name this request."""
         return self.id or self.subject
 
+    @property
+    def fact(self) -> str:
+        """What is asked, by which two requests are about the same fact."""
+        return _plain(self.text)
+
+    @property
+    def answer(self) -> str:
+        """The target, by which two requests about the same fact agree."""
+        return _plain(self.target)
+
     def to_dict(self) -> dict[str, str]:
         """The request as it is stored in update files and reports."""
         return {

@@ -120,13 +120,32 @@ class EditSession:
             NumericalError: The weights would not be finite in the model's dtype.
         """
         self._check_own()
-        self._check(update)
+        self._check(update, self._preceding)
         self._write([*self._applied, update])
 
     def rollback(self) -> None:
         """Take every update out: each touched matrix gets its original bytes back."""
         if self._applied:  # else there may be edits of another session, which are not ours to forget
             self._write([])
+
+    def move_to(self, updates: Sequence[ModelUpdate]) -> None:
+        """Bring the model to its base plus exactly these updates, in order; if one does not fit, nothing changes.
+
+        Raises:
+            BaseMismatchError: An update belongs to another model, or was planned on top of others than those before it.
+            InputError: Another session has edits in this model.
+            NumericalError: The weights would not be finite in the model's dtype.
+        """
+        self._check_own()
+        ids = [update.id for update in updates]
+        for count, update in enumerate(updates):
+            self._check(update, ids[:count])
+        if self._applied or updates:
+            self._write(list(updates))
+
+    def preservation(self, config: MethodConfig) -> dict[int, PreparedLayer]:
+        """The factorised preservation metric of every layer that a resolved method writes, as a plan uses it."""
+        return self._prepare(config)[0]
 
     @contextmanager
     def applied(self, update: ModelUpdate) -> Iterator[None]:
@@ -231,14 +250,14 @@ class EditSession:
                 "call rollback() on that session first"
             )
 
-    def _check(self, update: ModelUpdate) -> None:
+    def _check(self, update: ModelUpdate, ids: Sequence[str]) -> None:
+        """Refuse an update of another model, or one that was planned on top of other updates than those of `ids`."""
         found = update.base.get("weights_sha256")
         if found != self.lm.weights_digest():
             raise BaseMismatchError(
                 f"this update was made for {update.base.get('name')!r} with weights {str(found)[:12]}…, and this model "
                 f"is {self.lm.name!r} with weights {self.lm.weights_digest()[:12]}…; load that model, or plan again"
             )
-        ids = [applied.id for applied in self._applied]
         if list(update.preceding) != ids:
             raise BaseMismatchError(
                 f"this update was planned on top of {len(update.preceding)} earlier update(s) and the session holds "

@@ -36,6 +36,7 @@ class PendingEdit:
     ) -> None:
         self._store, self._history, self._session = store, history, session
         self._requests, self._state, self._who, self._message = list(requests), state, who, message
+        self._before = session.applied_updates
         self.record: Record | None = None
 
     def commit(
@@ -60,7 +61,7 @@ class PendingEdit:
         details = edit_details(update, environment(self._session), metrics, gate)
         if details["requests"] != [request.to_dict() for request in self._requests]:
             raise LedgerError("this update is not of the requests that the edit was begun with; plan those")
-        self._session.apply(update)  # first: what cannot be applied is not kept
+        self._session.move_to([*self._before, update])  # first: what cannot be applied is not kept
         active = [*self._state.active, stored(self._store, update)]
         operation = "replace" if self._state.details else "edit"
         details |= self._state.details

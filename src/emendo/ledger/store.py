@@ -144,25 +144,36 @@ class LedgerStore:
         Raises:
             LedgerError: There is a ledger, or other files.
         """
+        self.check_free()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            strange = sorted({path.name for path in self.folder.iterdir() if not is_draft(path)} - _OWN)
-        if strange:
-            raise LedgerError(
-                f"{str(self.folder)!r} holds other files ({', '.join(strange[:3])}); give an empty or a new folder"
-            )
         with writer_lock(self.folder / "lock", "init", timeout=timeout):
-            if self.exists:
-                raise LedgerError(
-                    f"there is a ledger in {str(self.folder)!r} already; use it (--ledger {self.folder}) or give a new "
-                    "folder"
-                )
+            self.check_free()
             for folder in (self.records, self.objects):
                 with writing(folder):
                     folder.mkdir(exist_ok=True)
             sync_folder(self.folder)
             sync_folder(self.folder.absolute().parent)
             self.append(first)
+
+    def check_free(self) -> None:
+        """Refuse a folder with a ledger, or with files that are not one's.
+
+        Raises:
+            LedgerError: Says which.
+        """
+        if self.exists:
+            raise LedgerError(
+                f"there is a ledger in {str(self.folder)!r} already; use it (--ledger {self.folder}) or give a new "
+                "folder"
+            )
+        with writing(self.folder):
+            found = list(self.folder.iterdir()) if self.folder.exists() else []
+        strange = sorted({path.name for path in found if not is_draft(path)} - _OWN)
+        if strange:
+            raise LedgerError(
+                f"{str(self.folder)!r} holds other files ({', '.join(strange[:3])}); give an empty or a new folder"
+            )
 
     def append(self, record: Record) -> Record:
         """Commit a record; its objects are there already. The caller holds the lock.

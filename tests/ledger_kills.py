@@ -25,7 +25,7 @@ for entry in (Path(__file__).parents[1], Path(__file__).parents[1] / "src"):
 
 from emendo.ledger import EditLedger  # noqa: E402
 from emendo.ledger.record import MAKES_EDIT  # noqa: E402
-from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger, stack  # noqa: E402
+from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger  # noqa: E402
 
 MOST_ACTIVE = 8
 LONGEST = 0.12  # seconds that a worker lives at most, several operations
@@ -55,7 +55,7 @@ def work(folder: Path, seed: int, pipe: int) -> None:
             ledger.revert(gone, WorldPlanner())
         else:
             tell(pipe, "begin", "compact", before)
-            ledger.compact(0.0, fold=stack)
+            ledger.compact()
         tell(pipe, "done", ledger.store.head()[0], None)
 
 

@@ -22,7 +22,7 @@ for entry in (Path(__file__).parents[1], Path(__file__).parents[1] / "src"):
 
 from emendo.errors import LedgerError  # noqa: E402
 from emendo.ledger import EditLedger  # noqa: E402
-from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger, stack  # noqa: E402
+from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger  # noqa: E402
 
 STEPS = ("open", "mkdir", "write", "pwrite", "ftruncate", "fsync", "chmod", "rename", "replace", "unlink")
 """Functions of `os` by which the ledger and the tensor files change the disk."""
@@ -33,7 +33,7 @@ OPERATIONS: dict[str, Callable[[Path], object]] = {
     "revert": lambda folder: EditLedger(folder).revert(edits_of(folder)[1], WorldPlanner()),
     "revert the last": lambda folder: EditLedger(folder).revert(edits_of(folder)[-1]),
     "checkout": lambda folder: EditLedger(folder).checkout("base"),
-    "compact": lambda folder: EditLedger(folder).compact(0.0, fold=stack),
+    "compact": lambda folder: EditLedger(folder).compact(),
 }
 
 SEEN_AFTER = {

@@ -11,7 +11,7 @@ import torch
 
 from emendo.ledger import EditLedger, KeptEdit
 from emendo.requests import EditRequest
-from emendo.update import LayerUpdate, ModelUpdate, merge_layers
+from emendo.update import LayerUpdate, ModelUpdate
 
 BASE = {
     "name": "world",
@@ -72,12 +72,6 @@ class WorldPlanner:
 
     def environment(self) -> dict[str, str]:
         return {"emendo": "test"}
-
-
-def stack(updates: Sequence[ModelUpdate], tolerance: float) -> ModelUpdate:
-    """The simplest exact fold."""
-    parts = [part for update in updates for part in update.layers]
-    return ModelUpdate(merge_layers(parts), updates[0].base, (), {"folded": len(updates)})
 
 
 def new_ledger(folder: Path, **options: Any) -> EditLedger:

@@ -105,9 +105,19 @@ def remaining_shares(prepared: Sequence[PreparedLayer], keys: Sequence[Keys], s:
         gram = whitened @ whitened.T
         gram.diagonal().add_(s)
         own.append(gram.cpu())
+    return system_shares(own)
+
+
+@torch.no_grad()
+def system_shares(systems: Sequence[Float[Tensor, "n n"]]) -> list[Float[Tensor, "n n"]]:
+    """`remaining_shares` from the layers' systems Dₗ = Kₗ Aₗ⁻¹ Kₗᵀ + s I, in the order of writing.
+
+    Raises:
+        InfeasibleError: Their sum is singular: the keys are dependent at all layers together.
+    """
     shares: list[Tensor] = []
-    total = torch.zeros_like(own[-1])
-    for gram in reversed(own):
+    total = torch.zeros_like(systems[-1])
+    for gram in reversed(systems):
         total = total + gram
         # D T⁻¹ = (T⁻¹ D)ᵀ, both symmetric.
         factor, info = torch.linalg.cholesky_ex(total)

@@ -15,6 +15,7 @@
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
     │   ├── LedgerError             a ledger that is missing, damaged or used against its rules
+    │   ├── UndoError               an update that algebra alone cannot take out of a sequence
     │   ├── OutputError             an output path that cannot be written
     │   └── InfeasibleError         equality asked of keys that cannot hold it
     ├── LedgerBusyError (TimeoutError)     another process writes the ledger
@@ -91,6 +92,8 @@ class BaseMismatchError(UpdateFileError):
 
 class LedgerError(InputError):
     """A ledger that is missing, damaged, or used against its rules."""
+class UndoError(InputError):
+    """An update that algebra alone cannot take out of a sequence; replaying the later edits still can."""
 
 
 class OutputError(InputError):

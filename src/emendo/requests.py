@@ -50,19 +50,19 @@ class EditRequest:
         return self.prompt.replace(SLOT, self.subject)
 
     @property
-    def label(self) -> str:
-        """How messages and reports name this request."""
-        return self.id or self.subject
-
-    @property
     def fact(self) -> str:
-        """What is asked, by which two requests are about the same fact."""
+        """What is asked, as requests are compared: spacing and the composition of accents do not tell them apart."""
         return _plain(self.text)
 
     @property
     def answer(self) -> str:
-        """The target, by which two requests about the same fact agree."""
+        """The target, as requests are compared."""
         return _plain(self.target)
+
+    @property
+    def label(self) -> str:
+        """How messages and reports name this request."""
+        return self.id or self.subject
 
     def to_dict(self) -> dict[str, str]:
         """The request as it is stored in update files and reports."""
@@ -139,13 +139,13 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
         raise RequestError("there is nothing to edit: the list of requests is empty")
     groups: dict[str, list[tuple[int, EditRequest]]] = {}
     for position, request in enumerate(requests, start=1):
-        groups.setdefault(_plain(request.text), []).append((position, request))
+        groups.setdefault(request.fact, []).append((position, request))
     problems = []
     for same in groups.values():
         if len(same) == 1:
             continue
         where = ", ".join(f"#{position} → {request.target!r}" for position, request in same)
-        kind = "repeated" if len({_plain(request.target) for _, request in same}) == 1 else "contradicting"
+        kind = "repeated" if len({request.answer for _, request in same}) == 1 else "contradicting"
         problems.append(f"{kind}: {same[0][1].text!r} is asked by {where}")
     if problems:
         raise ConflictError(

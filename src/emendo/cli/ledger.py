@@ -119,17 +119,16 @@ def revert(
 ) -> None:
     """Take an edit out, as if it had never been made; later edits are planned again where they depend on it."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    begin = time.perf_counter()
     history = _history(ledger)
     gone = history.reverted_by(history.record(id))
-    _, later = history.split(history.active, lambda edit: edit.id in gone)
-    planner = None
-    if any(edit.id not in gone for edit in later):  # the last edit goes without the model
+    opened, planner = _open(terminal, ledger, who, wait), None
+    if opened.needs_model(id, how):
         base = history.base
         planner = _session(terminal, model or history.chain[0].details["model"], device, base["dtype"])
-    record = _open(terminal, ledger, who, wait).revert(id, planner, how=how, message=message)
+    begin = time.perf_counter()
+    record = opened.revert(id, planner, how=how, message=message)
     seconds = time.perf_counter() - begin
-    terminal.line(f"Reverted {', '.join(edit[:12] for edit in gone)}: record {record.id[:12]}, {seconds:.1f} s")
+    terminal.line(f"Reverted {', '.join(edit[:12] for edit in gone)} in {seconds:.1f} s: record {record.id[:12]}")
     terminal.line(f"{len(record.added)} later update(s) made again ({how})")
     for name, (was, now) in record.details.get("environment_changed", {}).items():
         terminal.line(f"Note: {name} was {was} and is {now}: what was planned again may differ in its last bits")
@@ -203,11 +202,12 @@ def compact(
     """Fold all active updates into one of the smallest rank; every edit in it can still be reverted."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     record = _open(terminal, ledger, who, wait).compact(tolerance, message=message)
-    (before, after), (ranks, rank) = record.details["bytes"], record.details["ranks"]
-    terminal.line(
-        f"Folded into one update: {before} bytes to {after}, ranks {ranks} to {rank}, relative error "
-        f"{record.details['relative_error']:.1e}; record {record.id[:12]}"
-    )
+    details = record.details
+    rows = [(row["layer"], *row["ranks"], "yes" if row["past_break_even"] else "") for row in details["layers"]]
+    terminal.table("Ranks", ("layer", "before", "after", "dense is smaller"), rows)
+    before, after = details["bytes"]
+    terminal.line(f"Folded into one update: {before} bytes to {after}, relative error {details['error']:.1e}")
+    terminal.line(f"Record {record.id[:12]}")
     terminal.result({"record": record.to_dict()})
 
 
@@ -294,7 +294,7 @@ def _what(record: Record) -> str:
     if record.operation == "checkout":
         return (details["target"] or "base")[:12]
     if record.operation == "compact":
-        return f"ranks {details['ranks'][0]} to {details['ranks'][1]}"
+        return f"{details['bytes'][0]} bytes to {details['bytes'][1]}"
     gone = ", ".join(id[:12] for id in details.get("reverts", []))
     return "; ".join(filter(None, (told, f"without {gone}" if gone else "")))
 

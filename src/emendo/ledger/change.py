@@ -5,24 +5,22 @@ Everything here writes objects at most, which nothing refers to until the caller
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
-
-from emendo.errors import LedgerError, MethodError
+from emendo.compose import fold
+from emendo.errors import LedgerError
 from emendo.ledger.edits import History, KeptEdit
 from emendo.ledger.files import check_file
 from emendo.ledger.record import Active
-from emendo.ledger.replay import Planner, SessionPlanner, changed_environment, kept_technique
+from emendo.ledger.replay import Planner, SessionPlanner, changed_environment, kept_technique, seeded
 from emendo.ledger.store import LedgerStore
 from emendo.methods import ResolvedMethod
-from emendo.solve import PreparedLayer, frobenius_norm
+from emendo.solve import PreparedLayer
 from emendo.suggest import unknown_name
-from emendo.update import ModelUpdate, merge_layers
-
-Fold: TypeAlias = Callable[[Sequence[ModelUpdate], float], ModelUpdate]
+from emendo.undo import metric_layers, without
+from emendo.update import ModelUpdate
 
 HOW = ("replay", "algebraic")
 
@@ -107,44 +105,56 @@ def rewritten(store: LedgerStore, kept: Sequence[Active], redo: Sequence[KeptEdi
                 f"{len(redo)} later edit(s) have to be planned again without it, which needs the model; give a session "
                 "(--model MODEL)"
             )
-        return State(kept, {"replayed": []})
+        return State(kept, _remade([]))
     planner.move_to(loaded(store, kept))
     again = [stored(store, planner.plan(edit), edit.id, edit.dropped) for edit in redo]
     changed = changed_environment(redo, planner.environment())
-    replayed = [{"edit": entry.edit, "update": entry.update} for entry in again]
-    return State([*kept, *again], {"replayed": replayed, "environment_changed": changed})
+    return State([*kept, *again], {**_remade(again), "environment_changed": changed})
 
 
 def _without_by_algebra(store: LedgerStore, history: History, gone: Sequence[str], planner: Planner | None) -> State:
     """The updates after an edit, corrected for its absence from their stored keys and values."""
-    from emendo.undo import without
-
     ids = [entry.edit for entry in history.active]
-    if len(gone) != 1 or gone[0] not in ids or not isinstance(planner, SessionPlanner):
-        raise LedgerError("--how algebraic takes out one edit that was not folded, with a session; use --how replay")
+    if len(gone) != 1 or gone[0] not in ids:
+        raise LedgerError("--how algebraic takes out one edit that was not folded; use --how replay")
     index = ids.index(gone[0])
     before, later = history.active[:index], history.active[index + 1 :]
-    metrics = _common_metrics(history.edits(later), planner)
-    updates = without(loaded(store, history.active), index, metrics) if later else ()
-    planner.move_to([*loaded(store, before), *updates])
-    new = [stored(store, update, old.edit, old.dropped) for update, old in zip(updates, later, strict=True)]
-    return State([*before, *new], {"replayed": []})
+    updates = loaded(store, history.active)
+    layers = metric_layers(updates, index)
+    metrics = _common_metrics(history.edits(later), layers, planner) if layers else {}
+    left = without(updates, index, metrics)
+    if planner is not None:
+        planner.move_to(left)
+    new = [stored(store, update, old.edit, old.dropped) for update, old in zip(left[index:], later, strict=True)]
+    return State([*before, *new], _remade(new))
 
 
-def _common_metrics(edits: Sequence[KeptEdit], planner: SessionPlanner) -> dict[int, PreparedLayer]:
-    """The preservation metrics that all the edits were solved in.
+def _remade(entries: Sequence[Active]) -> dict[str, Any]:
+    return {"remade": [{"edit": entry.edit, "update": entry.update} for entry in entries]}
+
+
+def _common_metrics(
+    edits: Sequence[KeptEdit], layers: Sequence[int], planner: Planner | None
+) -> dict[int, PreparedLayer]:
+    """The preservation metrics of layers that all the edits were solved in.
 
     Raises:
-        LedgerError: They have none, or different ones.
+        LedgerError: There is no session to get them from, or the edits have different ones.
     """
+    if not isinstance(planner, SessionPlanner):
+        raise LedgerError(
+            "the later edits preserve earlier ones, so this needs second moments: give a session (--model)"
+        )
     metrics: dict[int, PreparedLayer] = {}
     for edit in edits:
-        technique, layers = kept_technique(edit)
-        resolved = planner.session.resolve(technique, layers=layers)
+        technique, edited = kept_technique(edit)
+        resolved = planner.session.resolve(technique, layers=edited)
         if not isinstance(resolved, ResolvedMethod):
             raise LedgerError(f"edit {edit.id[:12]}… is a baseline and has no stored keys; use --how replay")
-        for layer, metric in planner.session.preservation(resolved.config).items():
-            if metrics.setdefault(layer, metric) is not metric:
+        with seeded(planner.session, edit.seed):
+            found = planner.session.preservation(resolved.config)
+        for layer in [layer for layer in layers if layer in found]:
+            if metrics.setdefault(layer, found[layer]) is not found[layer]:
                 raise LedgerError(
                     f"edit {edit.id[:12]}… preserves another second moment of layer {layer} than the edits before it; "
                     "use --how replay"
@@ -152,7 +162,7 @@ def _common_metrics(edits: Sequence[KeptEdit], planner: SessionPlanner) -> dict[
     return metrics
 
 
-def fold_state(store: LedgerStore, history: History, tolerance: float, fold: Fold | None) -> State:
+def fold_state(store: LedgerStore, history: History, tolerance: float) -> State:
     """The state with one update in place of all.
 
     Raises:
@@ -160,38 +170,15 @@ def fold_state(store: LedgerStore, history: History, tolerance: float, fold: Fol
     """
     if not history.active:
         raise LedgerError("there is nothing to fold: no update is active")
-    updates = loaded(store, history.active)
-    folded = (fold or _default_fold())(updates, tolerance)
-    if folded.preceding or folded.base != updates[0].base:
-        raise MethodError("the fold has to give an update of the same base with nothing before it")
-    entry = stored(store, folded)
+    folded = fold(loaded(store, history.active), tolerance=tolerance)
+    entry = stored(store, folded.update)
     details = {
         "tolerance": tolerance,
-        "relative_error": _relative_error(updates, folded),
+        "error": folded.error,
+        "layers": [
+            {"layer": layer.layer, "ranks": [layer.rank_before, layer.rank], "past_break_even": layer.past_break_even}
+            for layer in folded.layers
+        ],
         "bytes": [sum(old.size for old in history.active), entry.size],
-        "ranks": [_rank(part for update in updates for part in update.layers), _rank(folded.layers)],
     }
     return State([entry], details)
-
-
-def _default_fold() -> Fold:
-    from emendo.compose import fold
-
-    return fold
-
-
-def _rank(parts: Any) -> int:
-    return sum(part.rank for part in parts)
-
-
-def _relative_error(updates: Sequence[ModelUpdate], folded: ModelUpdate) -> float:
-    """Largest ‖ΔW_folded − ΣΔW‖_F / ‖ΣΔW‖_F of a layer."""
-    worst = 0.0
-    after = {part.layer: part for part in folded.layers}
-    for before in merge_layers([part for update in updates for part in update.layers]):
-        now = after[before.layer]
-        residuals = torch.cat([before.residuals, -now.residuals])
-        dual_keys = torch.cat([before.dual_keys, now.dual_keys])
-        size = frobenius_norm(before.residuals, before.dual_keys)
-        worst = max(worst, frobenius_norm(residuals, dual_keys) / size if size else 0.0)
-    return worst

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from emendo import __version__
+from emendo.compose import merge
 from emendo.errors import LedgerError
-from emendo.ledger.change import Fold, State, fold_state, loaded, rewritten, stored, without_edit
+from emendo.ledger.change import State, fold_state, loaded, needs_planner, rewritten, stored, without_edit
 from emendo.ledger.conflicts import replaced_facts
 from emendo.ledger.edits import BASE, History, KeptEdit
 from emendo.ledger.identity import base_of, check_base
@@ -33,7 +34,7 @@ from emendo.plan import Plan
 from emendo.requests import EditRequest, check_requests
 from emendo.session import EditSession
 from emendo.techniques import Technique
-from emendo.update import ModelUpdate, merge_layers
+from emendo.update import ModelUpdate
 
 TIMEOUT = 60.0
 """Seconds that a writer waits for another one."""
@@ -127,18 +128,14 @@ class EditLedger:
         return loaded(self.store, self.state(id))
 
     def merged(self, id: str | None = None) -> ModelUpdate:
-        """One update that does what those of a state do together: their factors, stacked.
+        """One update that does what those of a state do together: their factors, stacked (`emendo.compose.merge`).
 
         Its weights are those of the state up to the order of float32 additions.
+
+        Raises:
+            InputError: The state has no updates.
         """
-        history = self.history()
-        active = history.state(id)
-        parts = [part for update in loaded(self.store, active) for part in update.layers]
-        info = {
-            "requests": [r.to_dict() for edit in history.edits(active) for r in edit.requests.values()],
-            "ledger": {"record": history.chain[-1].id, "updates": [entry.update for entry in active]},
-        }
-        return ModelUpdate(merge_layers(parts), history.base, (), info)
+        return merge(self.updates(id))
 
     def verify(self) -> Verification:
         """Hold every file against its hash; reports everything that is wrong and raises nothing."""
@@ -282,6 +279,11 @@ class EditLedger:
                 details = {"reverts": gone, "how": how, **state.details}
                 return self._commit(history, "revert", state.active, details, message)
 
+    def needs_model(self, id: str, how: str = "replay") -> bool:
+        """Whether `revert` needs a session for this: not for the last edit, and rarely for the algebraic way."""
+        history = self.history()
+        return needs_planner(self.store, history, history.reverted_by(history.record(id)), how)
+
     def checkout(self, id: str, *, message: str = "") -> Record:
         """Make the state after an earlier record the present one; nothing is lost, and it can be left the same way.
 
@@ -293,19 +295,18 @@ class EditLedger:
             target = None if id == BASE else history.record(id).id
             return self._commit(history, "checkout", history.state(id), {"target": target}, message)
 
-    def compact(self, tolerance: float, *, fold: Fold | None = None, message: str = "") -> Record:
-        """Fold all active updates into one.
+    def compact(self, tolerance: float = 1e-6, *, message: str = "") -> Record:
+        """Fold all active updates into one of the smallest rank; what they were folded from stays in the ledger.
 
         Args:
-            tolerance: As for `emendo.compose.fold`.
-            fold: What folds; `emendo.compose.fold` unless given.
+            tolerance: Largest relative change of a layer's ΔW in the Frobenius norm (`emendo.compose.fold`).
             message: Why.
 
         Raises:
             LedgerError: There is nothing to fold.
         """
         with self._locked("compact") as history:
-            state = fold_state(self.store, history, tolerance, fold)
+            state = fold_state(self.store, history, tolerance)
             return self._commit(history, "compact", state.active, state.details, message)
 
     # ---- how ---------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class SessionPlanner:
             LedgerError: The method, or the second moments, are no longer what they were.
         """
         technique, layers = kept_technique(edit)
-        with _seeded(self.session, edit.seed):
+        with seeded(self.session, edit.seed):
             update = self.session.plan(list(edit.requests.values()), technique, layers=layers).update
         _require_same(edit, update)
         self.session.apply(update)
@@ -127,7 +127,8 @@ def fingerprint(info: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _seeded(session: EditSession, seed: int) -> Iterator[None]:
+def seeded(session: EditSession, seed: int) -> Iterator[None]:
+    """The session plans with that seed inside the context."""
     before = session.seed
     session.seed = seed
     try:

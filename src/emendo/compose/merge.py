@@ -1,0 +1,278 @@
+"""The sum of updates on one base, and what each of them is still worth in it.
+
+Two updates may be added in two situations. Where one was planned on top of the other, the sum is the state of the model
+after both. Where they were planned apart, on the same earlier updates, each was solved without the other: the sum is
+*not* the edit that planning them together gives, and each loses or gains ΔW_other k at its own keys k. `survival`
+measures that at the keys; what flows from layer to layer inside a model is not in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from emendo.errors import BaseMismatchError, ConflictError, InputError, RequestError
+from emendo.requests import EditRequest
+from emendo.solve import retained
+from emendo.update import ModelUpdate, merge_layers
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What one update still writes at its own keys in a sum of updates.
+
+    Attributes:
+        update: Its identity.
+        layer: The layer.
+        shares: For each of its keys, the part of what it writes there alone that the sum gives, along the same
+            direction: 1 is all, 0 nothing, above 1 more than it wanted. NaN where it writes nothing.
+    """
+
+    update: str
+    layer: int
+    shares: tuple[float, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean share; None where there is none."""
+        known = self._known
+        return sum(known) / len(known) if known else None
+
+    @property
+    def least(self) -> float | None:
+        """Smallest share; None where there is none."""
+        return min(self._known, default=None)
+
+    @property
+    def most(self) -> float | None:
+        """Largest share: facts that several updates write are far above 1."""
+        return max(self._known, default=None)
+
+    @property
+    def _known(self) -> list[float]:
+        return [share for share in self.shares if math.isfinite(share)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layer and the figures, as JSON values."""
+        return {"layer": self.layer, "mean": self.mean, "least": self.least, "most": self.most}
+
+
+def merge(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> ModelUpdate:
+    """The sum of updates, as one update.
+
+    Its factors and keys are theirs, stacked in the order given; the order changes the identity and nothing else. Its
+    predecessors are those that all of them share. ``info["merged"]`` names every part with its `survival`. Adding
+    float32 factors is exact; that the sum is one matrix product and not several changes the weights in the last bit.
+
+    Args:
+        updates: Updates, or sequences of them, such as what two ledgers hold.
+
+    Returns:
+        The sum; a single update comes back as it is.
+
+    Raises:
+        InputError: Nothing to merge, the same update twice, or parts of different shapes.
+        BaseMismatchError: Different base models, or an update planned on others that are not in the sum.
+        ConflictError: Updates that do not know of each other write the same fact; all such facts are named.
+    """
+    parts = _parts(_flat(updates))
+    if not parts:
+        raise InputError("there is nothing to merge; expected at least one update")
+    if len(parts) == 1:
+        return parts[0].update
+    _check_base(parts)
+    preceding = _shared_predecessors(parts)
+    _check_facts(parts)
+    info: dict[str, Any] = {
+        "requests": [request for part in parts for request in part.requests],
+        "merged": [part.entry(_survival(parts, part)) for part in parts],
+    }
+    layers = merge_layers([layer for part in parts for layer in part.update.layers])
+    return ModelUpdate(layers, dict(parts[0].update.base), preceding, info)
+
+
+def scale(update: ModelUpdate, factor: float) -> ModelUpdate:
+    """The update times a number: 0.5 for half of it, −1 to take it away from weights that hold it.
+
+    Its keys stay. It is no longer a solution of its method's equations, so what was measured on it is left out of its
+    record, and `emendo.undo.without` refuses to work it out anew.
+
+    Args:
+        update: What to scale.
+        factor: Any finite number.
+
+    Raises:
+        InputError: The factor, or a scaled entry, is not finite.
+    """
+    if not math.isfinite(factor):
+        raise InputError(f"the factor is {factor}; expected a finite number (--factor 0.5)")
+    layers = tuple(replace(layer, residuals=layer.residuals * factor) for layer in update.layers)
+    for layer in layers:
+        if not layer.residuals.isfinite().all():
+            raise InputError(
+                f"the update of layer {layer.layer} times {factor:g} is not finite in {layer.residuals.dtype}; "
+                "expected a finite update and a smaller factor (--factor 0.5)"
+            )
+    info = {name: value for name, value in update.info.items() if name != "layers"}
+    info["scaled"] = {"factor": factor * update.info.get("scaled", {}).get("factor", 1.0), "from": update.id}
+    return replace(update, layers=layers, info=info)
+
+
+def survival(updates: Sequence[ModelUpdate], position: int) -> tuple[Survival, ...]:
+    """What an update still writes at its own keys once those that it does not know are added.
+
+    An update knows the ones that it was planned on: its residuals allow for them. So in a sequence this is what later
+    updates leave of it, and among updates that were planned apart what all others do.
+
+    Args:
+        updates: The parts of a sum.
+        position: Which of them.
+
+    Returns:
+        One entry for each of its layers whose keys are known.
+    """
+    parts = _parts(updates)
+    return _survival(parts, parts[position])
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """An update of a sum. Its identity is a digest of all its tensors, and so is taken once."""
+
+    number: int
+    update: ModelUpdate
+    id: str
+    within: frozenset[str]
+    """Identities of what it was merged from."""
+
+    @property
+    def name(self) -> str:
+        return f"update {self.number} ({self.id[:12]}…)"
+
+    @property
+    def identities(self) -> frozenset[str]:
+        return self.within | {self.id}
+
+    @property
+    def requests(self) -> list[Any]:
+        found: list[Any] = self.update.info.get("requests", [])
+        return found
+
+    def knows(self, other: _Part) -> bool:
+        """Whether it was planned on top of the other."""
+        return not other.identities.isdisjoint(self.update.preceding)
+
+    def entry(self, survivals: Sequence[Survival]) -> dict[str, Any]:
+        """How the record of a sum names it."""
+        method = self.update.info.get("method")
+        return {
+            "id": self.id,
+            "parts": sorted(self.within),
+            "preceding": list(self.update.preceding),
+            "method": method.get("name") if isinstance(method, dict) else None,
+            "requests": len(self.requests),
+            "survives": [entry.to_dict() for entry in survivals],
+        }
+
+
+def _flat(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> Iterator[ModelUpdate]:
+    for entry in updates:
+        yield from (entry,) if isinstance(entry, ModelUpdate) else entry
+
+
+def _parts(updates: Iterable[ModelUpdate]) -> list[_Part]:
+    """The updates of a sum, no two of which hold the same one."""
+    parts: list[_Part] = []
+    for number, update in enumerate(updates, start=1):
+        within = {id for entry in update.info.get("merged", []) for id in (entry["id"], *entry["parts"])}
+        part = _Part(number, update, update.id, frozenset(within))
+        for other in parts:
+            if not part.identities.isdisjoint(other.identities):
+                raise InputError(f"{other.name} and {part.name} hold the same update; give each only once")
+        parts.append(part)
+    return parts
+
+
+@torch.no_grad()
+def _survival(parts: Sequence[_Part], part: _Part) -> tuple[Survival, ...]:
+    seen = [layer for other in parts if not part.knows(other) for layer in other.update.layers]
+    found = []
+    for own in part.update.layers:
+        if own.keys is not None:
+            total = merge_layers([layer for layer in seen if layer.layer == own.layer])[0]
+            alone = (own.keys.double() @ own.dual_keys.double().T) @ own.residuals.double()
+            shares = retained(total.residuals, total.dual_keys, own.keys, alone)
+            found.append(Survival(part.id, own.layer, tuple(shares.tolist())))
+    return tuple(found)
+
+
+def _check_base(parts: Sequence[_Part]) -> None:
+    first = parts[0].update.base
+    for part in parts:
+        base = part.update.base
+        if not (weights := base.get("weights_sha256")):
+            raise BaseMismatchError(
+                f"{part.name} does not say for which weights it was made, so it cannot be added to others; "
+                "plan it again with session.plan(...)"
+            )
+        if weights != first["weights_sha256"]:
+            raise BaseMismatchError(
+                f"{parts[0].name} was made for {first.get('name')!r} with weights {first['weights_sha256'][:12]}…, and "
+                f"{part.name} for {base.get('name')!r} with weights {weights[:12]}…; only updates of one base can be "
+                "added. Plan one of them again on the other's base"
+            )
+
+
+def _shared_predecessors(parts: Sequence[_Part]) -> tuple[str, ...]:
+    """What all parts were planned on, beside each other."""
+    inside = frozenset().union(*(part.identities for part in parts))
+    outside = [tuple(id for id in part.update.preceding if id not in inside) for part in parts]
+    for part, others in zip(parts, outside, strict=True):
+        if others != outside[0]:
+            raise BaseMismatchError(
+                f"beside the updates given here, {parts[0].name} was planned on {_short(outside[0])} and {part.name} "
+                f"on {_short(others)}; give those too, or plan one of the two again on what the other was planned on"
+            )
+    return outside[0]
+
+
+def _check_facts(parts: Sequence[_Part]) -> None:
+    """Refuse updates that do not know of each other and write the same fact: the sum would write it twice."""
+    facts: dict[str, list[tuple[_Part, EditRequest]]] = {}
+    for part in parts:
+        for row in part.requests:
+            request = _request(part, row)
+            facts.setdefault(request.fact, []).append((part, request))
+    problems = []
+    for same in facts.values():
+        for (part, request), (other, again) in combinations(same, 2):
+            if part is not other and not part.knows(other) and not other.knows(part):
+                kind = "repeated" if request.answer == again.answer else "contradicting"
+                problems.append(
+                    f"{kind}: {request.text!r} → {request.target!r} in {part.name}, {again.target!r} in {other.name}"
+                )
+    if problems:
+        raise ConflictError(
+            f"{len(problems)} fact(s) are written by updates that were planned apart, and a sum would write them "
+            "twice; plan one update again without them, or on top of the other:",
+            problems,
+        )
+
+
+def _request(part: _Part, row: Any) -> EditRequest:
+    try:
+        return EditRequest(row["prompt"], row["subject"], row["target"], row.get("id", ""))
+    except (RequestError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{part.name} records a request that cannot be read ({error!r}), so that conflicts with others cannot be "
+            "ruled out; make it again with `emendo edit --out FOLDER`"
+        ) from error
+
+
+def _short(ids: Sequence[str]) -> str:
+    return "[" + ", ".join(f"{id[:12]}…" for id in ids) + "]"

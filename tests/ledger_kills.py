@@ -28,7 +28,9 @@ from emendo.ledger.record import MAKES_EDIT  # noqa: E402
 from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger  # noqa: E402
 
 MOST_ACTIVE = 8
-LONGEST = 0.12  # seconds that a worker lives at most, several operations
+MOST_LINES = 8
+"""Half as many operations are done at most before a worker is killed; counted, so that a slow machine does as many."""
+LONGEST = 0.03  # seconds from then to the kill: an operation or two on an idle machine
 
 
 def work(folder: Path, seed: int, pipe: int) -> None:
@@ -63,8 +65,8 @@ def tell(pipe: int, *words: Any) -> None:
     os.write(pipe, (json.dumps(words) + "\n").encode())
 
 
-def killed(folder: Path, seed: int, delay: float) -> list[list[Any]]:
-    """Start a worker, kill it after a while; gives what it told."""
+def killed(folder: Path, seed: int, lines: int, delay: float) -> list[list[Any]]:
+    """Start a worker, kill it some seconds after it told so many lines; gives all that it told."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -74,14 +76,15 @@ def killed(folder: Path, seed: int, delay: float) -> list[list[Any]]:
         finally:
             os._exit(1)  # an error in the worker: its parent sees that it was not killed
     os.close(writer)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
     with os.fdopen(reader, "rb") as stream:
-        lines = stream.read().splitlines()
+        told = [stream.readline() for _ in range(lines)]
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        told += stream.read().splitlines()
     if not os.WIFSIGNALED(status):
-        raise AssertionError(f"the worker failed by itself (seed {seed}): {lines[-1:]}")
-    return [json.loads(line) for line in lines]
+        raise AssertionError(f"the worker failed by itself (seed {seed}): {told[-1:]}")
+    return [json.loads(line) for line in told]
 
 
 def check(folder: Path, known: list[str], told: list[list[Any]]) -> tuple[str, int]:
@@ -132,7 +135,7 @@ def run(kills: int, seed: int, folder: Path, per_ledger: int = 20) -> dict[str, 
         if kill % per_ledger == 0:
             at = folder / f"ledger-{kill}"
             known = [record.id for record in new_ledger(at).log()]
-        told = killed(at, seed * 10_000 + kill + 1, rng.uniform(0.001, LONGEST))
+        told = killed(at, seed * 10_000 + kill + 1, rng.randrange(MOST_LINES), rng.uniform(0.0, LONGEST))
         done = sum(word == "done" for word, *_ in told)
         before = len(known) + done
         doing, left = check(at, known, told)

@@ -90,6 +90,17 @@ def without_edit(store: LedgerStore, history: History, gone: Sequence[str], plan
     return rewritten(store, kept, [edit for edit in redo if edit.id not in gone], planner)
 
 
+def needs_planner(store: LedgerStore, history: History, gone: Sequence[str], how: str) -> bool:
+    """Whether taking out these edits needs the model."""
+    _, redo = history.split(history.active, lambda edit: edit.id in gone)
+    if all(edit.id in gone for edit in redo):
+        return False
+    ids = [entry.edit for entry in history.active]
+    if how != "algebraic" or gone[0] not in ids:
+        return True
+    return bool(metric_layers(loaded(store, history.active), ids.index(gone[0])))
+
+
 def rewritten(store: LedgerStore, kept: Sequence[Active], redo: Sequence[KeptEdit], planner: Planner | None) -> State:
     """Plan edits again, in order, on top of what is kept; the planner's model ends in the new state.
 

@@ -190,20 +190,26 @@ def _record(row: Mapping[str, Any]) -> Record:
         who=row["who"],
         message=row["message"],
         keep=_count(row["keep"]),
-        added=tuple(_active(entry) for entry in row["added"]),
+        added=tuple(_active(entry) for entry in _list(row["added"])),
         details=row["details"],
     )
 
 
 def _active(row: Mapping[str, Any]) -> Active:
-    if sorted(row) != ["dropped", "edit", "file", "size", "update"]:
+    if not isinstance(row, dict) or sorted(row) != ["dropped", "edit", "file", "size", "update"]:
         raise ValueError(f"an active update has the fields {sorted(row)}")
     if not is_sha256(row["update"]) or not is_sha256(row["file"]):
         raise ValueError("update and file are SHA-256")
     if row["edit"] is not None and not is_sha256(row["edit"]):
         raise ValueError("edit is a SHA-256 or null")
-    dropped = tuple(_count(position) for position in row["dropped"])
+    dropped = tuple(_count(position) for position in _list(row["dropped"]))
     return Active(row["edit"], row["update"], row["file"], _count(row["size"]), dropped)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"a {type(value).__name__} is no list")
+    return value
 
 
 def _count(value: object) -> int:

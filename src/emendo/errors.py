@@ -92,6 +92,8 @@ class BaseMismatchError(UpdateFileError):
 
 class LedgerError(InputError):
     """A ledger that is missing, damaged, or used against its rules."""
+
+
 class UndoError(InputError):
     """An update that algebra alone cannot take out of a sequence; replaying the later edits still can."""
 

@@ -68,7 +68,7 @@ def made(ledger: EditLedger, session: EditSession, numbers: list[int]) -> dict[i
     return ids
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_ten_edits_without_the_fourth_are_bitwise_the_other_nine(
     tmp_path: Path, store: MomentStore, dtype: torch.dtype
 ) -> None:

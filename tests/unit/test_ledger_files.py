@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,9 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from emendo.cli.ledger import what_happened
 from emendo.errors import LedgerError, OutputError
-from emendo.ledger import EditLedger
+from emendo.ledger import EditLedger, LedgerStore, Record
 from emendo.ledger.change import loaded
+from emendo.ledger.edits import kept_edit
 from emendo.ledger.record import MAX_BYTES, parse_record
 from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger
 
@@ -115,6 +118,26 @@ def test_verify_names_everything_that_is_missing_or_cut(ledger: EditLedger) -> N
     assert all("put that file back" in what for what in problems.values())
 
 
+def test_verify_looks_again_where_another_process_wrote_meanwhile(
+    ledger: EditLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two operations between reading HEAD and listing the folder look like a HEAD that was put back."""
+    leftovers, looks = LedgerStore.leftovers, []
+
+    def slow(store: LedgerStore, chain: list[Record]) -> list[Path]:
+        looks.append(len(chain))
+        if len(looks) == 1:
+            monkeypatch.setattr(LedgerStore, "leftovers", leftovers)
+            add(ledger, fact(8))
+            add(ledger, fact(9))
+            monkeypatch.setattr(LedgerStore, "leftovers", slow)
+        return leftovers(store, chain)
+
+    monkeypatch.setattr(LedgerStore, "leftovers", slow)
+    assert ledger.verify().ok
+    assert looks == [4, 6]
+
+
 def test_verify_goes_on_past_a_damaged_record(ledger: EditLedger) -> None:
     chain = ledger.log()
     ledger.store.record_path(chain[2].id).write_text("{}")
@@ -181,7 +204,7 @@ def test_sizes_are_looked_at_before_anything_is_read(ledger: EditLedger) -> None
 def test_any_other_record_of_sound_hash_is_refused_or_read_back_as_it_is(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Fields of any type: an error of ours, or a record that is written the same way again."""
+    """Fields of any type: an error of ours, or a record that commands can show and that is written the same again."""
     values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -198,8 +221,17 @@ def test_any_other_record_of_sound_hash_is_refused_or_read_back_as_it_is(
         "message": "",
         "keep": 0,
         "added": [{"edit": None, "update": "b" * 64, "file": "c" * 64, "size": 1, "dropped": []}],
-        "details": {},
+        "details": {
+            "requests": [fact(1).to_dict()],
+            "method": {"name": "emmet", "settings": {}},
+            "seed": 0,
+            "moments": "",
+            "environment": {},
+        },
     }
+    if data.draw(st.booleans()):
+        inner = row["details"]
+        inner[data.draw(st.sampled_from(sorted(inner)))] = data.draw(values)
     name = data.draw(st.sampled_from(sorted(row)))
     row[name] = data.draw(values)
     text = (json.dumps(row, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
@@ -210,6 +242,9 @@ def test_any_other_record_of_sound_hash_is_refused_or_read_back_as_it_is(
         return
     assert record.data == text
     assert record.id == digest
+    assert what_happened(record)
+    with contextlib.suppress(LedgerError):
+        kept_edit(record, record.after(())[0])
 
 
 # ---- links and odd files ---------------------------------------------------------------------------------------
@@ -257,6 +292,7 @@ def test_a_pipe_does_not_block(ledger: EditLedger, name: str) -> None:
     os.mkfifo(path)
     with pytest.raises(LedgerError, match="no ordinary file"):
         ledger.log()
+    assert "no ordinary file" in ledger.verify().problems[0].what
 
 
 @pytest.mark.parametrize("id", ["", "../x", "a" * 63, "A" * 64, "a" * 64 + "\n", "/" + "a" * 63, "a" * 65])

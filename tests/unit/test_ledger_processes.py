@@ -138,3 +138,20 @@ def test_a_killed_writer_holds_no_lock(tmp_path: Path) -> None:
     process.communicate()
     EditLedger(ledger.store.folder, timeout=5).checkout("base")
     add(ledger, fact(1))
+
+
+# ---- looking is quick ------------------------------------------------------------------------------------------
+
+LOOK = """
+import sys
+from emendo.cli.app import run
+for arguments in (["log"], ["show", sys.argv[2]], ["checkout"]):
+    assert run([*arguments, "--ledger", sys.argv[1]]) == 0
+print('{"torch": %s}' % str("torch" in sys.modules).lower())
+"""
+
+
+def test_looking_loads_no_torch(tmp_path: Path) -> None:
+    ledger = new_ledger(tmp_path / "ledger")
+    id = add(ledger, fact(1))
+    assert result(python("-c", LOOK, str(ledger.store.folder), id)) == {"torch": False}

@@ -72,7 +72,7 @@ def log(
                 record.when[:19].replace("T", " "),
                 record.who,
                 record.operation,
-                _what(record),
+                what_happened(record),
                 record.message,
             )
             for record in reversed(history.chain)
@@ -284,7 +284,7 @@ def _session(terminal: Terminal, model: str, device: str, dtype: str) -> EditSes
     return EditSession(load(model, device=device, dtype=dtype, progress=terminal), progress=terminal)
 
 
-def _what(record: Record) -> str:
+def what_happened(record: Record) -> str:
     """One line about an operation."""
     details = record.details
     facts = [f"{row['subject']} → {row['target']}" for row in details.get("requests", [])]

@@ -184,7 +184,7 @@ def fold_state(store: LedgerStore, history: History, tolerance: float) -> State:
     folded = fold(loaded(store, history.active), tolerance=tolerance)
     entry = stored(store, folded.update)
     details = {
-        "tolerance": tolerance,
+        "tolerance": float(tolerance),
         "error": folded.error,
         "layers": [
             {"layer": layer.layer, "ranks": [layer.rank_before, layer.rank], "past_break_even": layer.past_break_even}

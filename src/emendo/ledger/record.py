@@ -28,6 +28,19 @@ MAKES_EDIT = ("edit", "replace")
 MAX_BYTES = 64 << 20
 """Largest record that is read: far more than ten thousand requests need."""
 
+_EDIT = {"requests": list, "method": dict, "seed": int, "moments": str, "environment": dict}
+_DETAILS: dict[str, dict[str, type]] = {
+    "init": {"base": dict, "model": str},
+    "edit": _EDIT,
+    "replace": {**_EDIT, "reverts": list},
+    "revert": {"reverts": list, "how": str, "remade": list},
+    "compact": {"tolerance": float, "error": float, "layers": list, "bytes": list},
+    "checkout": {"target": object},
+}
+"""What later operations and the commands read of the details, by operation."""
+
+_BASE = ("name", "model_type", "dtype", "weights_sha256", "tokenizer_sha256")
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIELDS = ("format", "version", "number", "parent", "operation", "when", "who", "message", "keep", "added", "details")
 
@@ -182,6 +195,7 @@ def _record(row: Mapping[str, Any]) -> Record:
     texts = [row["when"], row["who"], row["message"]]
     if not all(isinstance(text, str) for text in texts) or not isinstance(row["details"], dict):
         raise TypeError("when, who, message and details are texts and an object")
+    _check_details(row["operation"], row["details"])
     return Record(
         number=number,
         parent=parent,
@@ -193,6 +207,31 @@ def _record(row: Mapping[str, Any]) -> Record:
         added=tuple(_active(entry) for entry in _list(row["added"])),
         details=row["details"],
     )
+
+
+def _check_details(operation: str, details: Mapping[str, Any]) -> None:
+    """Refuse details that lack something that is read later: a sound hash says nothing about who wrote them."""
+    for name, kind in _DETAILS[operation].items():
+        if not isinstance(details[name], kind):
+            raise TypeError(f"its {name} is a {type(details[name]).__name__}")
+    if operation == "init" and not all(isinstance(details["base"][name], str) for name in _BASE):
+        raise TypeError("its base is no identity of a model")
+    if operation in MAKES_EDIT:
+        rows = details["requests"]
+        if not all(isinstance(row, dict) and all(isinstance(row[name], str) for name in _REQUEST) for row in rows):
+            raise TypeError("its requests are no requests")
+        method = details["method"]
+        if not isinstance(method["name"], str) or not isinstance(method["settings"], dict):
+            raise TypeError("its method has no name and settings")
+    if not all(is_sha256(id) for id in details.get("reverts", [])):
+        raise TypeError("it reverts what has no id")
+    if operation == "checkout" and not (details["target"] is None or is_sha256(details["target"])):
+        raise TypeError("its target is no id")
+    if operation == "compact" and [type(size) for size in details["bytes"]] != [int, int]:
+        raise TypeError("its bytes are no two sizes")
+
+
+_REQUEST = ("id", "prompt", "subject", "target")
 
 
 def _active(row: Mapping[str, Any]) -> Active:

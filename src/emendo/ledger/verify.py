@@ -65,6 +65,21 @@ def verify(store: LedgerStore) -> Verification:
     """
     if not store.exists:
         store.head()  # says what is missing
+    while True:
+        before = _file(store.head_path)
+        found = _verified(store)
+        if found.ok or _file(store.head_path) == before:
+            return found
+        # Another process wrote meanwhile, and what looked wrong was only newer.
+
+
+def _file(path: Path) -> tuple[int, int]:
+    """Which file has that name now: a rename brings another one."""
+    found = path.lstat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _verified(store: LedgerStore) -> Verification:
     problems: list[Problem] = []
     chain = _chain(store, problems)
     whole = bool(chain) and chain[0].number == 0

@@ -12,6 +12,8 @@
     │   ├── ModelNotFoundError      no model under that name
     │   ├── CorpusError             text for second moments that cannot be read
     │   ├── MomentsError            a second moment that is missing, damaged or of another model
+    │   ├── TargetFileError         a file of remembered target searches that is damaged
+    │   ├── ExperimentError         a mode, a configuration or a folder that no experiment can use
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
     │   ├── OutputError             an output path that cannot be written
@@ -77,6 +79,14 @@ class CorpusError(InputError):
 
 class MomentsError(InputError):
     """A second moment that is missing, damaged, or belongs to another model."""
+
+
+class TargetFileError(InputError):
+    """A file of remembered target searches that is damaged or holds something else."""
+
+
+class ExperimentError(InputError):
+    """A mode, a configuration or a folder that no experiment can use."""
 
 
 class UpdateFileError(InputError):

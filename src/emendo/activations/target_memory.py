@@ -43,8 +43,11 @@ class TargetMemory:
         folder: Where searches are kept and looked for; None: in memory alone.
 
     Attributes:
-        made_seconds: Wall time of the searches that this memory made.
-        shared_seconds: What the searches that it found in the folder had taken when they were made.
+        served: Requests that it has answered for.
+        made: Requests that it has searched.
+        made_seconds: Wall time of these searches.
+        shared: Requests whose targets it found in the folder.
+        shared_seconds: What those searches had taken when they were made.
 
     Raises:
         InputError: A request is given twice.
@@ -53,8 +56,8 @@ class TargetMemory:
     def __init__(self, requests: Sequence[EditRequest], folder: Path | None = None) -> None:
         self.requests = tuple(requests)
         self.folder = folder
-        self.made_seconds = 0.0
-        self.shared_seconds = 0.0
+        self.served = self.made = self.shared = 0
+        self.made_seconds = self.shared_seconds = 0.0
         self._place = {request: number for number, request in enumerate(self.requests)}
         self._known: dict[str, Targets] = {}
         if len(self._place) < len(self.requests):
@@ -92,6 +95,7 @@ class TargetMemory:
                 "remembered targets are those of the unedited model, for the requests that the memory was made with, "
                 "each with a v* of its own; leave targets= out of the session, or roll back first"
             )
+        self.served += len(requests)
         places = [self._place[request] for request in requests]
         size = settings.batch_size
         found = {
@@ -124,11 +128,13 @@ class TargetMemory:
         path = None if self.folder is None else self.folder / f"{key[:24]}.safetensors"
         if path is not None and path.exists():
             self._known[key], seconds = _read(path, asked, adapter.device)
+            self.shared += len(chunk)
             self.shared_seconds += seconds
             return self._known[key]
         begin = time.perf_counter()
         targets = find_targets(adapter, chunk, contexts, layer, settings, progress)
         seconds = time.perf_counter() - begin
+        self.made += len(chunk)
         self.made_seconds += seconds
         if path is not None:
             _write(path, asked, targets, seconds)
@@ -137,7 +143,11 @@ class TargetMemory:
 
 
 def search_identity(
-    adapter: ModelAdapter, requests: Sequence[EditRequest], contexts: Sequence[str], layer: int, settings: TargetSettings
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layer: int,
+    settings: TargetSettings,
 ) -> dict[str, Any]:
     """All that the targets of one search depend on, as JSON values."""
     return {

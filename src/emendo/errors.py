@@ -5,7 +5,8 @@
     EmendoError                     exit code 1: the work was attempted and failed
     ├── InputError (ValueError)     exit code 2: something that the caller gave cannot be used
     │   ├── RequestError            malformed edit requests (all problems at once)
-    │   │   └── ConflictError       requests that contradict or repeat each other
+    │   │   ├── ConflictError       requests that contradict or repeat each other
+    │   │   └── DatasetError        a data set without one usable row, or of no known format
     │   ├── MethodError             unknown method, unknown or ill-typed setting
     │   ├── LayerError              a layer that the model does not have
     │   ├── UnsupportedModelError   a model family that Emendo does not edit, with the reason
@@ -55,6 +56,10 @@ class RequestError(InputError):
 
 class ConflictError(RequestError):
     """Requests that contradict or repeat each other."""
+
+
+class DatasetError(RequestError):
+    """A data set that cannot be read, is of no known format, or holds no usable row."""
 
 
 class MethodError(InputError):

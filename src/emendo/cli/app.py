@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from emendo.cli import catalog, demo, edit, evaluate, experiment, moments
+from emendo.cli import catalog, data, demo, edit, evaluate, experiment, moments
 from emendo.errors import EmendoError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("edit")(edit.edit)
 app.command("eval")(evaluate.evaluate)
 app.command("experiment")(experiment.experiment)
 app.add_typer(moments.app, name="moments")
+app.command("data")(data.data)
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 

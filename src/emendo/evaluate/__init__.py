@@ -1,6 +1,7 @@
 """Judging a model, edited or not: target scores, CounterFact metrics, perplexity."""
 
 from emendo.evaluate.aggregate import METRICS, EditScores
+from emendo.evaluate.answered import answered
 from emendo.evaluate.bootstrap import bootstrap_interval
 from emendo.evaluate.metrics import (
     PromptScore,
@@ -30,6 +31,7 @@ __all__ = [
     "RecordScore",
     "RecordScores",
     "TargetScore",
+    "answered",
     "argmax_accuracy",
     "bootstrap_interval",
     "evaluate_records",

@@ -1,8 +1,8 @@
 """A session: one model, the updates that are in it, and the way back.
 
 The session keeps the original of every matrix it touches and its running sum W₀ + ΣΔ in float32 (float64 for a float64
-model). Weights are always the cast of that sum, so an update costs the same after a thousand others; rolling back copies
-the originals, so it is exact bit for bit.
+model). Weights are always the cast of that sum, so an update costs the same after a thousand others; rolling back
+copies the originals, so it is exact bit for bit.
 """
 
 from __future__ import annotations

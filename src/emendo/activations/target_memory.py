@@ -25,7 +25,6 @@ from emendo.progress import Progress
 from emendo.requests import EditRequest
 from emendo.storage import TensorFileFormat, read_tensor_file, write_tensor_file
 
-
 _FORMAT = TensorFileFormat(
     name="emendo.targets",
     version=1,

@@ -217,7 +217,10 @@ def _show_scores(terminal: Terminal, summary: Mapping[str, Any], of: str) -> Non
             bounds = found["intervals"][metric]
             row += [f"{found[metric]:.1f}", "–" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"]
         rows.append(row)
-    title = f"Scores in percent ({of}, schedule {summary['cell']['schedule']}; ES/PS/NS compare probabilities, EA/PA/NA ask for the argmax)"
+    title = (
+        f"Scores in percent ({of}, schedule {summary['cell']['schedule']}; ES/PS/NS compare probabilities, "
+        "EA/PA/NA ask for the argmax)"
+    )
     terminal.wide_table(title, header, rows)
     for note in scores["before"]["notes"]:
         terminal.line(f"  {note}")

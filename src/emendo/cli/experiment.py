@@ -159,7 +159,7 @@ def show_cells(terminal: Terminal, name: str, summaries: Iterable[Mapping[str, A
     rows = []
     for summary in summaries:
         cell, error = summary["cell"], summary["error"]
-        told = (cell["method"], cell["id"], cell["mode"], str(cell["batch_size"]), str(cell["n"]), str(cell["seed"]))
+        told = (cell["id"], cell["mode"], str(cell["batch_size"]), str(cell["n"]), str(cell["seed"]))
         if error is not None:
             rows.append((*told, "–", error["type"], *[""] * 6))
             continue
@@ -179,22 +179,7 @@ def show_cells(terminal: Terminal, name: str, summaries: Iterable[Mapping[str, A
                     f"{max((layer['relative_norm'] for layer in summary['layers']), default=0.0):.4f}" if shown else "",
                 )
             )
-    header = (
-        "method",
-        "cell",
-        "mode",
-        "batch",
-        "n",
-        "seed",
-        "scored",
-        "ES",
-        "PS",
-        "NS",
-        "S",
-        "S, 95 %",
-        "ppl ×",
-        "‖ΔW‖/‖W‖",
-    )
+    header = ("cell", "mode", "batch", "n", "seed", "scored", "ES", "PS", "NS", "S", "S, 95 %", "ppl ×", "‖ΔW‖/‖W‖")
     terminal.wide_table(f"{name}: scores in percent", header, rows)
 
 

@@ -205,7 +205,7 @@ class ExperimentConfig(BaseModel):
         )
 
     def _check_exclusions(self) -> None:
-        settings = {name for name in self.settings} | {
+        settings = set(self.settings) | {
             name for entry in self.methods if isinstance(entry, MethodEntry) for name in entry.settings
         }
         known = [*_MATCHED, "distribution", *sorted(settings)]
@@ -236,7 +236,7 @@ def read_config(path: Path) -> ExperimentConfig:
         ExperimentError: The file is missing, no YAML, or not a configuration; every problem is named.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506: a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ExperimentError(f"cannot read {str(path)!r}: {error}; expected an experiment in YAML") from error
     if not isinstance(content, dict):

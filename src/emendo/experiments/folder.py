@@ -111,7 +111,7 @@ class ExperimentFolder:
             raise ExperimentError(
                 "\n".join(
                     [
-                        f"{str(self.path)!r} holds results of another configuration, and results of two would be mixed:",
+                        f"{str(self.path)!r} holds results of another configuration; those of two would be mixed:",
                         *changed,
                         "choose another folder (--out), or put the configuration back",
                     ]

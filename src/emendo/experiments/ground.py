@@ -62,7 +62,7 @@ class SampledPrompt:
 
 
 def sampled_prompts(records: Sequence[EditRecord], positions: Sequence[int], most: int) -> list[SampledPrompt]:
-    """The prompts to continue: of each of the first `most` records of the cell the prompt, a paraphrase, a neighbour."""
+    """What is continued in words: of each of the first `most` records the prompt, a paraphrase, a neighbour."""
     prompts = []
     for position, record in zip(positions, records, strict=True):
         if position < most:

@@ -63,8 +63,8 @@ def check_mode(mode: Mode, batch_size: int, n: int, schedule: Schedule) -> None:
         )
     if batch_size > n:
         raise ExperimentError(
-            f"batch_size={batch_size} is more than the n={n} records; take more records (--n {batch_size}) or a smaller "
-            f"batch (--batch-size {n})"
+            f"batch_size={batch_size} is more than the n={n} records; take more records (--n {batch_size}) or a "
+            f"smaller batch (--batch-size {n})"
         )
     if restores(mode) and schedule != "immediate":
         raise ExperimentError(

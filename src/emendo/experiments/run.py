@@ -14,8 +14,10 @@ from emendo.experiments.estimate import Cost, Counter, duration, measured_rates
 from emendo.experiments.files import locked
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground
+from emendo.methods import ResolvedMethod
+from emendo.methods.config import MomentSettings
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
+from emendo.moments import MomentStore, obtain_for_method
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.techniques import asked_after, resolve_technique
@@ -98,6 +100,8 @@ class Experiment:
             self.folder.begin(self.name, self.config, [{"id": cell.id, **cell.to_dict()} for cell in self.cells])
             planned = self.plan()
             done: list[tuple[dict[str, Any], Cost]] = []
+            for model in dict.fromkeys(plan.cell.model for plan in planned if not plan.finished):
+                self._collect_moments(model, [plan.cell for plan in planned if not plan.finished])
             for number, (cell, plan) in enumerate(zip(self.cells, planned, strict=True), start=1):
                 ground = self._ground_of(cell.model)
                 self.folder.identify("models", cell.model, _identity(ground.adapter))
@@ -125,6 +129,21 @@ class Experiment:
         seconds = [plan.cost.seconds(rates) for plan in planned if not plan.finished]
         known = [value for value in seconds if value is not None]
         return duration(sum(known)) if known and len(known) == len(seconds) else None
+
+    def _collect_moments(self, model: str, cells: Sequence[Cell]) -> None:
+        """Collect what several cells of a model need in one pass over the text, where its layers are equally wide."""
+        adapter = self._ground_of(model).adapter
+        if len({adapter.d_in(layer) for layer in range(adapter.n_layers)}) > 1:
+            return  # the number of tokens follows the widest layer of a method
+        layers: dict[tuple[MomentSettings, int], set[int]] = {}
+        for cell in cells:
+            if cell.model == model:
+                resolved = resolve_technique(cell.method, adapter, layers=cell.layers, settings=cell.settings)
+                if isinstance(resolved, ResolvedMethod):
+                    config = resolved.config
+                    layers.setdefault((config.moments, cell.seed), set()).update(config.written_layers)
+        for (settings, seed), wanted in layers.items():
+            obtain_for_method(adapter, sorted(wanted), settings, seed=seed, store=self.store, progress=self.progress)
 
     def _ground_of(self, model: str) -> Ground:
         """The model, loaded; one at a time is kept."""

@@ -1,8 +1,8 @@
 """Scores of records as plain rows of numbers, from which every metric can be made again, bit for bit.
 
-A row has three groups of prompts, ``edited``, ``paraphrase`` and ``neighborhood``; a group has one list a figure and in it
-one number a prompt: the mean nll per token of the new and of the true target (nats), whether every token of it is the
-argmax, and its number of tokens. Lists of the true target are null where the record names none.
+A row has three groups of prompts, ``edited``, ``paraphrase`` and ``neighborhood``; a group has one list a figure and in
+it one number a prompt: the mean nll per token of the new and of the true target (nats), whether every token of it is
+the argmax, and its number of tokens. Lists of the true target are null where the record names none.
 """
 
 from __future__ import annotations

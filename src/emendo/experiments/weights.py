@@ -61,7 +61,7 @@ class WeightTotals:
         return cls(norms, moments, costs)
 
     def measure(self, updates: Sequence[ModelUpdate]) -> list[dict[str, Any]]:
-        """‖ΣΔ‖/‖W₀‖ and tr(ΣΔ C ΣΔᵀ)/tr(W₀ C W₀ᵀ) of every edited layer, as JSON values; the second where C is known."""
+        """‖ΣΔ‖/‖W₀‖ and, where C is known, tr(ΣΔ C ΣΔᵀ)/tr(W₀ C W₀ᵀ) of every edited layer, as JSON values."""
         totals = []
         for part in merge_layers([part for update in updates for part in update.layers]):
             cost = None

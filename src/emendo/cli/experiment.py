@@ -79,16 +79,11 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
     costs = [entry.cost for entry in planned]
     terminal.wide_table(
         f"{run.name}: {len(planned)} cells",
-        ("cell", "method", "layers", "mode", "batch", "n", "seed", "schedule", "searches", "shared", "scored", "state"),
+        ("cell", "layers", "schedule", "searches", "shared", "scored", "state"),
         [
             (
                 entry.cell.id,
-                entry.cell.method,
                 ", ".join(map(str, _layers(entry.resolved))) or "–",
-                entry.cell.mode,
-                str(entry.cell.batch_size),
-                str(entry.cost.edits),
-                str(entry.cell.seed),
                 entry.cell.schedule,
                 str(entry.cost.searches),
                 str(entry.cost.shared_searches),

@@ -14,6 +14,9 @@ from emendo.experiments.modes import Mode, Schedule, check_mode
 Part = Literal["all", "dev", "report"]
 Level = Literal["argmax", "probability"]
 
+_UNTOLD = ("contexts.", "keys.", "target.")
+"""Settings that the name of a folder leaves to its hash: most cells of a grid have them in common."""
+
 Setting = str | int | float | bool
 """A value of a dotted setting, as YAML or the command line has it."""
 
@@ -97,11 +100,13 @@ class Cell:
     def id(self) -> str:
         """A readable slug and eight digits of the content's SHA-256: the name of the cell's folder."""
         layers = "" if self.layers is None else "L" + "+".join(map(str, self.layers))
-        changed = self.settings.get("distribution", "")
-        parts = [self.method, str(changed), layers, self.mode, f"b{self.batch_size}", f"n{self.n}", f"s{self.seed}"]
+        told = [name for name in sorted(self.settings) if not name.startswith(_UNTOLD)]
+        changed = [f"{name.rpartition('.')[2]} {str(self.settings[name]).rpartition('/')[2]}" for name in told]
+        numbers = [f"b{self.batch_size}", f"n{self.n}", f"s{self.seed}"]
+        parts = [self.method, layers, *changed, self.mode, *numbers]
         slug = re.sub(r"[^a-zA-Z0-9+.]+", "-", "-".join(part for part in parts if part)).strip("-")
         content = json.dumps(self.to_dict(), sort_keys=True)
-        return f"{slug[:80]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+        return f"{slug[:96]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the id, which is made from them."""

@@ -11,9 +11,18 @@ from emendo.experiments import Cell, Experiment, ExperimentConfig, Measures
 from emendo.models import load
 from emendo.moments import MomentStore
 
-NAMES = "Anna Berg,Carl Dorn,Eva Falk,Georg Hahn,Ida Jung,Karl Lang,Maria Nord,Otto Pohl,Rita Stein,Tom Unger".split(
-    ","
-)
+NAMES = [
+    "Anna Berg",
+    "Carl Dorn",
+    "Eva Falk",
+    "Georg Hahn",
+    "Ida Jung",
+    "Karl Lang",
+    "Maria Nord",
+    "Otto Pohl",
+    "Rita Stein",
+    "Tom Unger",
+]
 CITIES = ("Paris", "Rome", "Tokyo", "Bordeaux")
 QUICK: dict[str, Any] = {"target.steps": 2, "contexts.scheme": "fixed", "moments.multiple": 4}
 CHEAP: dict[str, Any] = {"perplexity_tokens": 64, "samples": 1, "new_tokens": 2}

@@ -57,13 +57,10 @@ def experiment(
 
 
 def _changed(config: ExperimentConfig, data: str | None, n: int | None) -> ExperimentConfig:
-    """The configuration with what the command line replaces; batches larger than a smaller n are left out."""
-    changes: dict[str, Any] = {} if data is None else {"data": data}
-    if n is not None:
-        changes |= {"n": n}
-        if config.batch_sizes is not None:
-            changes |= {"batch_sizes": [size for size in config.batch_sizes if size <= n] or [n]}
-    return config.model_copy(update=changes)
+    """The configuration with what the command line replaces; batches larger than another n are left out."""
+    if data is not None:
+        config = config.model_copy(update={"data": data})
+    return config if n is None else config.with_n(n)
 
 
 def _load(model: str, config: ExperimentConfig, terminal: Terminal) -> ModelAdapter:

@@ -119,6 +119,18 @@ class ExperimentConfig(BaseModel):
     device: str = "auto"
     dtype: str = "auto"
 
+    def with_n(self, n: int) -> ExperimentConfig:
+        """The same grid with another number of records; batches that are larger are left out."""
+
+        def fitting(sizes: list[int] | None) -> list[int] | None:
+            return None if sizes is None else [size for size in sizes if size <= n] or [n]
+
+        methods = [
+            entry if isinstance(entry, str) else entry.model_copy(update={"batch_sizes": fitting(entry.batch_sizes)})
+            for entry in self.methods
+        ]
+        return self.model_copy(update={"n": n, "batch_sizes": fitting(self.batch_sizes), "methods": methods})
+
     def expand(self) -> list[Cell]:
         """All cells, each once, in the order in which they are run: models outermost, so that each is loaded once.
 

@@ -19,8 +19,8 @@ from emendo.evaluate.scoring import (
     RecordScores,
     evaluate_records,
     score_targets,
-    token_scores,
 )
+from emendo.evaluate.tokens import TokenScores, score_tokens, token_scores
 
 __all__ = [
     "METRICS",
@@ -30,6 +30,7 @@ __all__ = [
     "RecordScore",
     "RecordScores",
     "TargetScore",
+    "TokenScores",
     "argmax_accuracy",
     "bootstrap_interval",
     "evaluate_records",
@@ -42,5 +43,6 @@ __all__ = [
     "rewrite_magnitude",
     "rewrite_success",
     "score_targets",
+    "score_tokens",
     "token_scores",
 ]

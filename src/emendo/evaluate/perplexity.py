@@ -10,7 +10,7 @@ from importlib import resources
 import torch
 
 from emendo.errors import InputError, NumericalError
-from emendo.evaluate.scoring import resolve_token_budget, token_scores
+from emendo.evaluate.tokens import resolve_token_budget, token_scores
 from emendo.models import ModelAdapter, pack_by_tokens
 from emendo.progress import Progress, Silent
 

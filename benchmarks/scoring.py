@@ -1,9 +1,9 @@
 """Scoring records: (prompt, target) pairs a second, against a naive loop and against the arithmetic floor.
 
-The naive loop is what the public repositories do with a batch of one: each pair alone through the whole model, logits at
-every position. Both take the same blocks of records in turn, so that other work on the machine meets both. The floor is
-the arithmetic of linear maps on distinct tokens (every beginning of a text counted once over the block) and of the
-unembedding at distinct scored positions, at the float32 GEMM rate of the same run.
+The naive loop is what the public repositories do with a batch of one: each pair alone through the whole model, logits
+at every position. Both take the same blocks of records in turn, so that other work on the machine meets both. The
+floor is the arithmetic of linear maps on distinct tokens (every beginning of a text counted once over the block) and of
+the unembedding at distinct scored positions, at the float32 GEMM rate of the same run.
 
     python benchmarks/scoring.py --data counterfact.jsonl --out benchmarks/results/scoring.json
 """
@@ -55,9 +55,7 @@ def work(adapter: ModelAdapter, pairs: list[Pair]) -> dict[str, float]:
     """Distinct tokens and positions of the pairs, what the naive loop runs instead, and both in GFLOP."""
     encoded = [encode_target(adapter, *pair) for pair in dict.fromkeys(pairs)]
     forest = plant([[*prompt, *target[:-1]] for prompt, target in encoded])
-    scored = {
-        node for path, (prompt, _) in zip(forest.paths, encoded, strict=True) for node in path[len(prompt) - 1 :]
-    }
+    scored = {node for path, (prompt, _) in zip(forest.paths, encoded, strict=True) for node in path[len(prompt) - 1 :]}
     body = sum(p.numel() for block in adapter.blocks for p in block.parameters() if p.ndim == 2)
     head = adapter.vocab_size * adapter.d_model
     fed = [len(prompt) + len(target) for prompt, target in (encode_target(adapter, *pair) for pair in pairs)]
@@ -120,7 +118,7 @@ def main() -> None:
         row = measure_block(adapter, pairs_of(records[start : start + args.block]), args.budget)
         blocks.append(row)
         print(
-            f"records {start:4d}: {row['pairs'] / row['seconds']:6.1f} pairs/s, {row['ratio']:.1f} times the naive loop, "
+            f"records {start:4d}: {row['pairs'] / row['seconds']:6.1f} pairs/s, {row['ratio']:.1f} times the naive, "
             f"{row['of_floor']:.0%} of it floor, differs by {row['largest_difference']:.1e}",
             file=sys.stderr,
         )

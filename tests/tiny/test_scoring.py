@@ -135,7 +135,9 @@ def test_work_is_shared_and_nothing_is_computed_twice(
     nodes: list[int] = []
     unembedded: list[int] = []
     run, unembed = tokens_module.tree_hidden, tiny_llama.unembed
-    monkeypatch.setattr(tokens_module, "tree_hidden", lambda lm, forest: (nodes.append(len(forest.tokens)), run(lm, forest))[1])
+    monkeypatch.setattr(
+        tokens_module, "tree_hidden", lambda lm, forest: (nodes.append(len(forest.tokens)), run(lm, forest))[1]
+    )
     monkeypatch.setattr(tiny_llama, "unembed", lambda h: (unembedded.append(len(h)), unembed(h))[1])
     prompt, other = "The capital of Japan is", "The capital of Italy is"
     single = [t for t in ("a", "b", "c", "d") if len(encode_target(tiny_llama, prompt, t)[1]) == 1]

@@ -24,7 +24,9 @@ def test_a_forest_holds_every_beginning_once(sequences: list[list[int]]) -> None
         assert [forest.tokens[node] for node in path] == sequence
         assert [forest.depths[node] for node in path] == list(range(len(sequence)))
     # A node's subtree is what begins with it.
-    text = {node: tuple(s[: d + 1]) for s, path in zip(sequences, forest.paths, strict=True) for d, node in enumerate(path)}
+    text = {
+        node: tuple(s[: d + 1]) for s, path in zip(sequences, forest.paths, strict=True) for d, node in enumerate(path)
+    }
     for node, own in text.items():
         below = {other for other, beginning in text.items() if beginning[: len(own)] == own}
         assert below == set(range(node, forest.ends[node]))

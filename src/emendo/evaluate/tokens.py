@@ -95,7 +95,7 @@ def score_tokens(
         NumericalError: The model's logits are not finite.
         SelfCheckError: A tree disagrees with the model's own forward pass.
     """
-    budget = _tree_budget(adapter, token_budget)
+    budget = tree_budget(adapter, token_budget)
     progress = progress or Silent()
     distinct = list(dict.fromkeys(pairs))
     encoded = [_encode(adapter, prompt, target) for prompt, target in distinct]
@@ -107,7 +107,7 @@ def score_tokens(
         forest = plant([fed[index] for index in group])
         hidden = tree_hidden(adapter, forest)
         if number == 0:
-            _check_tree(adapter, [fed[index] for index in group], forest, hidden)
+            check_tree(adapter, [fed[index] for index in group], forest, hidden)
         found = _score_tree(adapter, hidden, forest, [encoded[index] for index in group])
         for index, score in zip(group, found, strict=True):
             _check_finite(score, distinct[index])
@@ -128,6 +128,37 @@ def resolve_token_budget(adapter: ModelAdapter, token_budget: int | None) -> int
     if token_budget < 1:
         raise InputError(f"token_budget must be at least 1, found {token_budget} (token_budget=)")
     return token_budget
+
+
+def tree_budget(adapter: ModelAdapter, token_budget: int | None) -> int:
+    """The tokens of one tree; None stands for a default that suits the model's device.
+
+    Raises:
+        InputError: The budget is not positive.
+    """
+    if token_budget is None:
+        return CPU_TREE_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TREE_BUDGET
+    return resolve_token_budget(adapter, token_budget)
+
+
+def check_tree(
+    adapter: ModelAdapter, texts: Sequence[Ids], forest: Forest, hidden: Float[Tensor, "nodes d_model"]
+) -> None:
+    """One text of the tree must be what the model's own forward pass gives: blocks may do more than Emendo knows.
+
+    Raises:
+        SelfCheckError: They differ.
+    """
+    shortest = min(range(len(texts)), key=lambda i: len(texts[i]))
+    expected = adapter.final_hidden(adapter.batch([texts[shortest]]))[0]
+    found = hidden[list(forest.paths[shortest])]
+    error = float((found - expected).double().norm() / expected.double().norm().clamp_min(1e-12))
+    tolerance = TREE_TOLERANCE[adapter.dtype]
+    if error > tolerance:  # NaN passes here: a broken model is named by its scores
+        raise SelfCheckError(
+            f"running {adapter.name!r} over a prefix tree deviates from its forward pass by {error:.2e} relative "
+            f"(expected at most {tolerance:.0e}); its blocks do more than Emendo knows"
+        )
 
 
 def token_scores(
@@ -172,10 +203,10 @@ def token_predictions(
 
 
 def logit_chunks(
-    adapter: ModelAdapter, hidden: Float[Tensor, "rows d_model"]
+    adapter: ModelAdapter, hidden: Float[Tensor, "rows d_model"], at_once: int | None = None
 ) -> Iterator[tuple[int, Float[Tensor, "some vocab"]]]:
-    """The first row and the logits of consecutive rows, `LOGIT_BYTES` at a time."""
-    step = max(1, LOGIT_BYTES // (4 * adapter.vocab_size))
+    """The first row and the logits of consecutive rows, `at_once` bytes at a time (None: `LOGIT_BYTES`)."""
+    step = max(1, (at_once or LOGIT_BYTES) // (4 * adapter.vocab_size))
     for start in range(0, len(hidden), step):
         with torch.no_grad():
             yield start, adapter.unembed(hidden[start : start + step])
@@ -187,9 +218,7 @@ def _score_tree(
     """Scores of (prompt ids, target ids) queries, whose fed tokens are the paths of the forest."""
     device = hidden.device
     # The last prompt token predicts the first target token.
-    nodes = [
-        node for path, (prompt, _) in zip(forest.paths, queries, strict=True) for node in path[len(prompt) - 1 :]
-    ]
+    nodes = [node for path, (prompt, _) in zip(forest.paths, queries, strict=True) for node in path[len(prompt) - 1 :]]
     positions, place = torch.unique(torch.tensor(nodes, device=device), return_inverse=True)
     order = torch.argsort(place, stable=True)
     ids = torch.tensor([token for _, target in queries for token in target], device=device)
@@ -205,28 +234,6 @@ def _score_tree(
         )
         for _, target in queries
     ]
-
-
-def _tree_budget(adapter: ModelAdapter, token_budget: int | None) -> int:
-    if token_budget is None:
-        return CPU_TREE_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TREE_BUDGET
-    return resolve_token_budget(adapter, token_budget)
-
-
-def _check_tree(
-    adapter: ModelAdapter, texts: Sequence[Ids], forest: Forest, hidden: Float[Tensor, "nodes d_model"]
-) -> None:
-    """One text of the tree must be what the model's own forward pass gives: blocks may do more than Emendo knows."""
-    shortest = min(range(len(texts)), key=lambda i: len(texts[i]))
-    expected = adapter.final_hidden(adapter.batch([texts[shortest]]))[0]
-    found = hidden[list(forest.paths[shortest])]
-    error = float((found - expected).double().norm() / expected.double().norm().clamp_min(1e-12))
-    tolerance = TREE_TOLERANCE[adapter.dtype]
-    if error > tolerance:  # NaN passes here: a broken model is named by its scores
-        raise SelfCheckError(
-            f"running {adapter.name!r} over a prefix tree deviates from its forward pass by {error:.2e} relative "
-            f"(expected at most {tolerance:.0e}); its blocks do more than Emendo knows"
-        )
 
 
 def _encode(adapter: ModelAdapter, prompt: str, target: str) -> tuple[Ids, Ids]:

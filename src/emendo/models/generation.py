@@ -124,16 +124,14 @@ def _continue_batch(
             )
             tokens = choose(adapter.unembed(out.last_hidden_state[:, -1]), group, step)
             ids = tokens[:, None].to(mask.device)
-            for place, token in enumerate(tokens.tolist()):
-                if place not in open_rows:
-                    continue
-                if stop and token in stop_ids:
-                    stopped.add(place)
-                    open_rows.remove(place)
-                    continue
-                new[place].append(token)
-                if len(new[place]) >= limits[group[place]]:
-                    open_rows.remove(place)
+            drawn = tokens.tolist()
+            if stop:
+                ended = {place for place in open_rows if drawn[place] in stop_ids}
+                stopped |= ended
+                open_rows -= ended
+            for place in open_rows:
+                new[place].append(drawn[place])
+            open_rows = {place for place in open_rows if len(new[place]) < limits[group[place]]}
             if not open_rows:
                 break
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)

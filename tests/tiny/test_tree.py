@@ -55,7 +55,7 @@ def alone(adapter: ModelAdapter, sequence: list[int]) -> torch.Tensor:
         return adapter.decoder(input_ids=torch.tensor([sequence]), use_cache=False).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("family", sorted({**FAMILIES, **VARIANTS}) + ["llava", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", [*sorted({**FAMILIES, **VARIANTS}), "llava", "qwen2_vl", "qwen3_vl"])
 def test_hidden_states_are_those_of_each_text_alone(family: str) -> None:
     adapter = build_tiny(family, dtype=torch.float64)
     texts = branching_texts(adapter)

@@ -1,8 +1,8 @@
 """The distribution level: how far an edit moves what the model says next, where it should not move at all.
 
-Log-probabilities over a vocabulary are large (200 kB a prompt for 50,000 tokens), final hidden states are small and say
-the same: the unembedding is no part of an edit. So hidden states are kept, and log-probabilities are made a few rows at a
-time when two models are compared. Should the unembedding have changed meanwhile, that is noticed and refused.
+Log-probabilities over a vocabulary are large (200 kB a prompt for 50,000 tokens); final hidden states are small and say
+the same, as the unembedding is no part of an edit. So hidden states are kept, and log-probabilities are made a few rows
+at a time when two models are compared. Should the unembedding have changed meanwhile, that is noticed and refused.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class NextTokenLogProbs:
             if not normalizers[-1].isfinite().all():
                 bad = int(torch.nonzero(~normalizers[-1].isfinite())[0]) + start
                 raise NumericalError(
-                    f"the model's logits after {places[bad]!r} are not finite; its weights or activations overflow: roll "
-                    "an edit back, or load it in bfloat16 or float32 (--dtype)"
+                    f"the model's logits after {places[bad]!r} are not finite; its weights or activations overflow: "
+                    "roll an edit back, or load it in bfloat16 or float32 (--dtype)"
                 )
         return cls(tuple(places), hidden.cpu(), torch.cat(normalizers), torch.cat(top), adapter)
 
@@ -81,9 +81,9 @@ class NextTokenLogProbs:
             error = float(((normalizer[:, 0] - stored).abs() / stored.abs().clamp_min(1)).max())
             if error > UNEMBEDDING_TOLERANCE:
                 raise InputError(
-                    f"the unembedding of {self.adapter.name!r} has changed since these distributions were taken, so they "
-                    "cannot be read any more; expected an edit of other weights. Give a second adapter that holds the "
-                    "base model (next_token_log_probs(base, prompts))"
+                    f"the unembedding of {self.adapter.name!r} has changed since these distributions were taken, so "
+                    "they cannot be read any more; expected an edit of other weights. Give a second adapter that "
+                    "holds the base model (next_token_log_probs(base, prompts))"
                 )
             yield start, logits - normalizer
 

@@ -1,4 +1,4 @@
-"""zsRE: the share of answer tokens that the model predicts under teacher forcing, and what it keeps of other answers."""
+"""zsRE: the share of answer tokens that the model predicts under teacher forcing, and what it keeps of others."""
 
 from __future__ import annotations
 

@@ -296,7 +296,7 @@ class ModelAdapter:
         """
         if not self.tokenizer.chat_template:
             raise InputError(
-                f"the tokenizer of {self.name!r} has no chat template, so there is no chat prompt to ask with; expected "
+                f"the tokenizer of {self.name!r} has no chat template, so it cannot ask with one; expected "
                 "a model tuned for chat. Ask with the raw prompt (chat=False) or load a chat model (--model)"
             )
         conversation = [{"role": "user", "content": message}]

@@ -1,6 +1,6 @@
 """Run many texts that begin alike as one prefix tree: every distinct beginning is computed once.
 
-By causality a token's activations depend on the text up to it and on nothing else, so two texts share them as far as they
+By causality a token's activations depend on the text up to it and nothing else, so two texts share them as far as they
 agree. The distinct beginnings of a list of texts form a forest, one node a token. It stands in one row of tokens
 (`models.packed`), in depth-first order, and each node attends to itself and its ancestors: the arithmetic of the linear
 maps is that of the distinct beginnings, without repetition and without padding.
@@ -76,7 +76,8 @@ def group_by_prefix(sequences: Sequence[Sequence[int]], token_budget: int) -> li
         Groups of indices that together hold each index once.
     """
     groups: list[list[int]] = []
-    nodes, previous = 0, ()
+    nodes = 0
+    previous: tuple[int, ...] = ()
     for index in sorted(range(len(sequences)), key=lambda i: (tuple(sequences[i]), i)):
         sequence = tuple(sequences[index])
         new = len(sequence) - _common(previous, sequence)

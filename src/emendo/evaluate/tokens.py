@@ -208,8 +208,10 @@ def logit_chunks(
     """The first row and the logits of consecutive rows, `at_once` bytes at a time (None: `LOGIT_BYTES`)."""
     step = max(1, (at_once or LOGIT_BYTES) // (4 * adapter.vocab_size))
     for start in range(0, len(hidden), step):
+        # Closed before the yield: two generators that are read in turns would restore each other's gradient mode.
         with torch.no_grad():
-            yield start, adapter.unembed(hidden[start : start + step])
+            logits = adapter.unembed(hidden[start : start + step])
+        yield start, logits
 
 
 def _score_tree(

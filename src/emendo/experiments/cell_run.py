@@ -14,7 +14,9 @@ from typing import Any
 from emendo.activations.target_memory import TargetMemory
 from emendo.baselines import ResolvedBaseline
 from emendo.errors import EmendoError, InfeasibleError, NumericalError, SelfCheckError
+from emendo.evaluate import NextTokenLogProbs
 from emendo.experiments.cells import Cell
+from emendo.experiments.extras import ENTROPY_RECORDS, Extras, mean_entropy, text_entropies
 from emendo.experiments.ground import BaseState, Ground, continued, held_out_perplexity, sampled_prompts
 from emendo.experiments.meter import Meter
 from emendo.experiments.modes import batch_ranges, restores
@@ -111,6 +113,9 @@ class _CellRun:
         with self.meter.stage("second moments"):
             moments = None if isinstance(self.resolved, ResolvedBaseline) else self.resolved.config
             self.totals = WeightTotals.of(self.adapter, moments, seed=cell.seed, store=store, progress=progress)
+        self.extras = Extras(self.adapter, cell.measures)
+        with self.meter.stage("distributions before"):
+            self.reference = self.extras.reference(self.records) if self.keeps else None
         self.held: dict[int, bool] = {}
         self.number = 0
 
@@ -142,12 +147,15 @@ class _CellRun:
         rows = None
         if self.cell.schedule in ("final", "both"):
             with self.meter.stage("scoring final"):
-                rows = self._scored(self.records)
+                rows = self._scored(range(len(self.records)))
         with self.meter.stage("perplexity final"):
             ppl = held_out_perplexity(self.adapter, self.cell.measures)
+        everything = range(len(self.records))
         with self.meter.stage("generation final"):
-            texts = self._texts(range(len(self.records)))
-        return Final(rows, ppl, texts, self.totals.measure(self.session.applied_updates), self.meter)
+            texts = self._texts(everything)
+        with self.meter.stage("further measures final"):
+            extras = self.extras.after(self._asked(everything), 0, self.reference)
+        return Final(rows, ppl, texts, self.totals.measure(self.session.applied_updates), extras, self.meter)
 
     def describe(self, failure: EmendoError) -> dict[str, Any]:
         """A failure as a result."""
@@ -157,6 +165,8 @@ class _CellRun:
         batch = [self.records[position] for position in part]
         meter = Meter(self.adapter.device)
         work = self._searches()
+        with meter.stage("distributions before"):
+            reference = None if self.keeps else self.extras.reference(batch)
         with meter.stage("edit"):
             plan = self.session.plan(
                 [record.request for record in batch],
@@ -170,10 +180,10 @@ class _CellRun:
         rows: list[Row] | None = None
         if self.cell.schedule in ("immediate", "both"):
             with meter.stage("scoring immediate"):
-                rows = self._scored(batch)
+                rows = self._scored(part)
             self.held |= {position: holds(row) for position, row in zip(part, rows, strict=True)}
-        line = {"batch": number, "first": part.start, "count": len(part), "edits": part.stop}
-        line |= self._measured(number, part, meter)
+        line: dict[str, Any] = {"batch": number, "first": part.start, "count": len(part), "edits": part.stop}
+        line |= self._measured(number, part, meter, reference)
         if not self.keeps:
             with meter.stage("restore"):
                 self.session.rollback()
@@ -181,32 +191,32 @@ class _CellRun:
         line |= {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes}
         lines = [
             {
-                "id": record.request.label,
+                "id": self.records[position].request.label,
                 "position": position,
                 "batch": number,
                 "before": self.before.rows[position],
                 "immediate": None if rows is None else rows[position - part.start],
                 "final": None,
             }
-            for position, record in zip(part, batch, strict=True)
+            for position in part
         ]
         self.folder.add(line, lines, plan.update if self.keeps else None)
 
-    def _measured(self, number: int, part: range, meter: Meter) -> dict[str, Any]:
-        """Perplexity and generations of a batch that is taken out again, or a point of the curve."""
-        measures = self.cell.measures
+    def _measured(self, number: int, part: range, meter: Meter, reference: NextTokenLogProbs | None) -> dict[str, Any]:
+        """Everything but scores of a batch that is taken out again; of one that stays, a point of the curve."""
+        found: dict[str, Any] = {"perplexity": None, "texts": [], "point": None}
         if self.keeps:
-            if number not in self._checkpoints():
-                return {"perplexity": None, "texts": [], "point": None}
-            with meter.stage("checkpoints"):
-                return {"perplexity": None, "texts": [], "point": self._point(part.stop)}
-        ppl = None
-        if number in spread(len(self.ranges), measures.perplexity_batches):
+            if number in self._checkpoints():
+                with meter.stage("checkpoints"):
+                    found["point"] = self._point(part.stop)
+            return found
+        if number in spread(len(self.ranges), self.cell.measures.perplexity_batches):
             with meter.stage("perplexity"):
-                ppl = held_out_perplexity(self.adapter, measures)
+                found["perplexity"] = held_out_perplexity(self.adapter, self.cell.measures)
         with meter.stage("generation"):
-            texts = self._texts(part)
-        return {"perplexity": ppl, "texts": texts, "point": None}
+            found["texts"] = self._texts(part)
+        with meter.stage("further measures"):
+            return found | self.extras.after(self._asked(part), part.start, reference)
 
     def _point(self, edits: int) -> dict[str, Any]:
         """A point of the curve: the model after so many edits."""
@@ -218,7 +228,7 @@ class _CellRun:
             "perplexity_ratio": None if ppl is None or base is None else ppl / base,
             "retention": self._retention(min(edits, self.cell.measures.retention_first)),
             "relative_norm": max((total["relative_norm"] for total in totals), default=0.0),
-            "entropy": None,
+            "entropy": self._entropy(),
         }
 
     def _retention(self, first: int) -> float | None:
@@ -229,8 +239,16 @@ class _CellRun:
         positions = [position for position in range(first) if self.held.get(position, not self.held)]
         if not positions:
             return None
-        plain = [replace(self.records[at], paraphrase_prompts=(), neighborhood_prompts=()) for at in positions]
-        return 100 * sum(map(holds, self._scored(plain))) / len(positions)
+        plain = [replace(record, paraphrase_prompts=(), neighborhood_prompts=()) for record in self._asked(positions)]
+        return 100 * sum(map(holds, score_rows(self.adapter, plain))) / len(positions)
+
+    def _entropy(self) -> float | None:
+        """Of the texts that `Extras` measures at the end."""
+        if not self.cell.measures.entropy:
+            return None
+        return mean_entropy(
+            text_entropies(self.adapter, self._asked(range(min(ENTROPY_RECORDS, len(self.records)))), 0)
+        )
 
     def _checkpoints(self) -> set[int]:
         """Numbers of the batches after which the curve gets a point."""
@@ -240,13 +258,16 @@ class _CellRun:
         ends = [part.stop for part in self.ranges]
         return {next((number for number, end in enumerate(ends) if end >= edits), len(ends) - 1) for edits in wanted}
 
-    def _scored(self, records: Sequence[EditRecord]) -> list[Row]:
-        return score_rows(self.adapter, asked_after(self.resolved.config, records))
+    def _asked(self, positions: Sequence[int]) -> list[EditRecord]:
+        """Some records as the model is asked them after the edit."""
+        return asked_after(self.resolved.config, [self.records[position] for position in positions])
+
+    def _scored(self, positions: Sequence[int]) -> list[Row]:
+        return score_rows(self.adapter, self._asked(positions))
 
     def _texts(self, positions: range) -> list[str]:
-        """Continuations of the sampled prompts of some records, as the model is asked them after the edit."""
-        asked = asked_after(self.resolved.config, [self.records[position] for position in positions])
-        prompts = sampled_prompts(asked, positions, self.cell.measures.samples)
+        """Continuations of their sampled prompts."""
+        prompts = sampled_prompts(self._asked(positions), positions, self.cell.measures.samples)
         return continued(self.adapter, prompts, self.cell.measures.new_tokens)
 
     def _searches(self) -> tuple[int, int, int, float]:

@@ -158,12 +158,13 @@ class ExperimentConfig(BaseModel):
         axes = {name: value if isinstance(value, list) else [value] for name, value in self.settings.items()}
         sizes = own.batch_sizes or (self.batch_sizes if mode in ("batch", "sequential-batched") else None)
         layers = self.layers if own.layers is None else own.layers
-        combinations = itertools.product(ns, sizes or [None], layers, self.distributions, self.seeds)
-        for (n, size, chosen, distribution, seed), *values in itertools.product(combinations, *axes.values()):
-            settings: dict[str, Setting] = dict(zip(axes, values, strict=True))
-            if distribution is not None:
-                settings["distribution"] = distribution
-            yield self._cell(model, own.method, mode, size, n, seed, chosen, settings | own.settings, self.schedule)
+        every: list[int | None] = [*sizes] if sizes else [None]
+        combined = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        for n, size, chosen, distribution, seed in itertools.product(ns, every, layers, self.distributions, self.seeds):
+            named: dict[str, Setting] = {} if distribution is None else {"distribution": distribution}
+            for values in combined:
+                settings = values | named | own.settings
+                yield self._cell(model, own.method, mode, size, n, seed, chosen, settings, self.schedule)
 
     def _explicit(self, model: str, entry: CellEntry) -> Cell:
         if entry.n is None and isinstance(self.n, list):
@@ -280,7 +281,7 @@ def _problems(error: ValidationError) -> list[str]:
     return lines or [f"  {error}"]
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML whose mappings name every key once; the last would win otherwise, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -291,4 +292,5 @@ class _Loader(yaml.SafeLoader):
             if name in seen:
                 raise yaml.YAMLError(f"{name!r} is given twice{key.start_mark}")
             seen.add(name)
-        return super().construct_mapping(node, deep)
+        content: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return content

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from emendo.errors import ExperimentError
-from emendo.evaluate import packaged_text, perplexity
-from emendo.evaluate.answered import answered
+from emendo.evaluate import answered, packaged_text, perplexity
 from emendo.experiments.cells import Level, Measures
 from emendo.experiments.data import records_digest
+from emendo.experiments.extras import generated_rows, text_entropies
 from emendo.experiments.files import read_json, write_json
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.meter import Meter
@@ -35,6 +35,8 @@ class BaseState:
         texts: Continuations of the sampled prompts, as `sampled_prompts` lists them.
         seconds: What it took, by stage, when it was asked.
         peak_bytes: Highest memory by stage.
+        generated: Generated answers, one row a record, where they are wanted.
+        entropy: GE of the free texts, where it is wanted.
     """
 
     rows: list[Row]
@@ -42,6 +44,8 @@ class BaseState:
     texts: list[str]
     seconds: dict[str, float]
     peak_bytes: dict[str, int]
+    generated: list[dict[str, Any]] | None = None
+    entropy: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,14 @@ class Ground:
         with meter.stage("generation before"):
             prompts = sampled_prompts(records, range(len(records)), measures.samples)
             texts = continued(self.adapter, prompts, measures.new_tokens)
-        return BaseState(rows, ppl, texts, meter.seconds, meter.peak_bytes)
+        generated, entropy = None, None
+        if measures.generated:
+            with meter.stage("generated answers before"):
+                generated = generated_rows(self.adapter, records)
+        if measures.entropy:
+            with meter.stage("entropy before"):
+                entropy = text_entropies(self.adapter, records, 0)
+        return BaseState(rows, ppl, texts, meter.seconds, meter.peak_bytes, generated, entropy)
 
     def _key(self, kind: str, content: Any) -> str:
         identity = [kind, self.adapter.weights_digest(), self.adapter.tokenizer_digest(), content]

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from emendo.evaluate import retention
 from emendo.experiments.cells import Cell
 from emendo.experiments.commit import source_commit
+from emendo.experiments.extras import generated_means, mean_entropy, shift_summary
 from emendo.experiments.ground import BaseState, sampled_prompts
 from emendo.experiments.meter import Meter
-from emendo.experiments.scores import Row, aggregate
+from emendo.experiments.scores import Row, aggregate, holds
 from emendo.requests import EditRecord
 from emendo.versions import versions
 
@@ -32,6 +34,7 @@ class Final:
         perplexity: Of the held-out text.
         texts: Continuations of the sampled prompts.
         totals: What all edits together do to each layer.
+        extras: The further measures, as `Extras.after` gives them.
         meter: Seconds and memory outside batches.
     """
 
@@ -39,6 +42,7 @@ class Final:
     perplexity: float | None = None
     texts: list[str] | None = None
     totals: list[dict[str, Any]] | None = None
+    extras: Mapping[str, Any] | None = None
     meter: Meter = field(default_factory=lambda: Meter(torch.device("cpu")))
 
 
@@ -71,6 +75,11 @@ def make_summary(
     """
     if final is not None and final.rows is not None:
         rows = [{**line, "final": final.rows[line["position"]]} for line in rows]
+    extras = _extras(batches, final)
+    if extras["generated"]:
+        after = extras["generated"]
+        old = before.generated or []
+        rows = [{**line, "generated": {"before": old[at], "after": after[at]}} for at, line in enumerate(rows)]
     whole = error is None
     seconds, peaks = _added(before, batches, final)
     summary = {
@@ -83,10 +92,11 @@ def make_summary(
             "immediate": _aggregated(records, [line["immediate"] for line in rows]) if whole else None,
             "final": _aggregated(records, [line["final"] for line in rows]) if whole else None,
         },
-        "generated": None,
-        "shift": None,
+        "generated": _generated(before, extras["generated"]) if whole else None,
+        "shift": shift_summary(extras["shift"]) if whole else None,
         "perplexity": _perplexity(before, batches, final) if whole else None,
-        "entropy": None,
+        "entropy": _entropy(before, extras["entropy"]) if whole else None,
+        "retention": _retention(rows) if whole else None,
         "layers": _layers(batches, None if final is None else final.totals),
         "curve": _curve(before, batches, cell),
         "samples": _samples(cell, records, before, batches, final) if whole else [],
@@ -159,8 +169,44 @@ def _curve(before: BaseState, batches: Sequence[Mapping[str, Any]], cell: Cell) 
     if not points:
         return []
     ratio = None if before.perplexity is None else 1.0
-    none = {"edits": 0, "perplexity_ratio": ratio, "retention": None, "relative_norm": 0.0, "entropy": None}
+    entropy = mean_entropy(before.entropy or [])
+    none = {"edits": 0, "perplexity_ratio": ratio, "retention": None, "relative_norm": 0.0, "entropy": entropy}
     return [none, *points]
+
+
+def _extras(batches: Sequence[Mapping[str, Any]], final: Final | None) -> dict[str, list[Any]]:
+    """The further measures of all batches, or of the end; a list is empty where one is not wanted."""
+    parts = [final.extras] if final is not None and final.extras is not None else batches
+    return {
+        "generated": [row for part in parts for row in part.get("generated") or ()],
+        "shift": [part["shift"] for part in parts if part.get("shift") is not None],
+        "entropy": [value for part in parts for value in part.get("entropy") or ()],
+    }
+
+
+def _generated(before: BaseState, after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    if not after:
+        return None
+    return {"before": generated_means(before.generated or []), "after": generated_means(after)}
+
+
+def _entropy(before: BaseState, after: Sequence[float]) -> dict[str, Any] | None:
+    if not after or before.entropy is None:
+        return None
+    return {"before": mean_entropy(before.entropy), "after": mean_entropy(after), "n": len(after), "unit": "bits"}
+
+
+def _retention(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What held right after each edit against what holds at the end, where both were scored."""
+    if not rows or any(line["immediate"] is None or line["final"] is None for line in rows):
+        return None
+    immediate, final = ([holds(line[when]) for line in rows] for when in ("immediate", "final"))
+    firsts = [k for k in _FIRSTS if k <= len(rows)]
+    return retention(immediate, final, first=firsts).to_dict()
+
+
+_FIRSTS = (1, 10, 100, 1000)
+"""Numbers of first edits whose retention is told."""
 
 
 def _samples(

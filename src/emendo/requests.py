@@ -17,7 +17,21 @@ from emendo.errors import ConflictError, RequestError
 
 SLOT = "{}"
 
-_FIELDS = ("id", "prompt", "subject", "target", "target_true", "paraphrase_prompts", "neighborhood_prompts")
+PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
+"""The fields of a record that are lists of prompts."""
+
+FIELDS = ("id", "prompt", "subject", "target", "target_true", *PROMPT_LISTS, "relation", "case", "probes")
+"""The fields of a record in its own JSONL form."""
+
+PROBE_KINDS = {
+    "portability": "what follows from the new fact, asked in one step: aliases, inverse and derived relations",
+    "multi_hop": "a question whose answer needs several facts, the new ones among them",
+    "single_hop": "one step of such a question, as it is after the edit",
+    "locality": "what the edit must not touch",
+}
+"""What a probe may ask, and what each kind means."""
+
+_PROBE_FIELDS = ("kind", "prompt", "answers", "group")
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,12 @@ class EditRequest:
     @property
     def fact(self) -> str:
         """What is asked, as requests are compared: spacing and the composition of accents do not tell them apart."""
-        return _plain(self.text)
+        return same_text(self.text)
 
     @property
     def answer(self) -> str:
         """The target, as requests are compared."""
-        return _plain(self.target)
+        return same_text(self.target)
 
     @property
     def label(self) -> str:
@@ -75,6 +89,36 @@ class EditRequest:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """One question about the edited model that is neither a paraphrase nor a neighborhood prompt.
+
+    Args:
+        kind: One of `PROBE_KINDS`.
+        prompt: Asked as it stands; the answer continues it.
+        answers: Spellings of the right answer, the usual one first; any of them counts.
+        group: The data set's own name for this sort of probe, such as ``"Subject_Aliasing"``.
+
+    Raises:
+        RequestError: With every problem of the four fields.
+    """
+
+    kind: str
+    prompt: str
+    answers: tuple[str, ...]
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        problems = _probe_problems(self.kind, self.prompt, self.answers, self.group)
+        if problems:
+            raise RequestError("this probe cannot be used:", problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The probe as a row holds it."""
+        row = {"kind": self.kind, "prompt": self.prompt, "answers": list(self.answers)}
+        return {**row, "group": self.group} if self.group else row
+
+
+@dataclass(frozen=True)
 class EditRecord:
     """A request with the probes that judge it.
 
@@ -83,12 +127,36 @@ class EditRecord:
         target_true: What the model should say before the edit; None where unknown.
         paraphrase_prompts: Other wordings that should give the new target too.
         neighborhood_prompts: Prompts about other subjects that should keep giving `target_true`.
+        attribute_prompts: Prompts about other subjects of which the new target is true, before and after.
+        generation_prompts: Beginnings of texts about the subject, to be continued freely.
+        relation: Identifier of the relation, such as Wikidata's ``"P103"``; None where unknown.
+        case: Records with the same non-empty case are one test and stay together: a multi-hop probe of one of them
+            holds only after all of them are written.
+        probes: Further questions with their answers.
     """
 
     request: EditRequest
     target_true: str | None = None
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
+    attribute_prompts: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    relation: str | None = None
+    case: str = ""
+    probes: tuple[Probe, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as a row of JSONL, without what it does not have; `record_from_dict` reads it back."""
+        row: dict[str, Any] = {
+            **self.request.to_dict(),
+            "target_true": self.target_true,
+            **{name: list(getattr(self, name)) for name in PROMPT_LISTS},
+            "relation": self.relation,
+            "case": self.case,
+            "probes": [probe.to_dict() for probe in self.probes],
+        }
+        required = ("prompt", "subject", "target")
+        return {name: value for name, value in row.items() if value or name in required}
 
 
 def _problems(prompt: object, subject: object, target: object, id: object = "") -> list[str]:
@@ -96,19 +164,33 @@ def _problems(prompt: object, subject: object, target: object, id: object = "") 
     found: list[str] = []
     for name, value in (("prompt", prompt), ("subject", subject), ("target", target)):
         if not isinstance(value, str):
-            found.append(f"{name} must be a string, found {type(value).__name__}: {_shown(value)}")
+            found.append(f"{name} must be a string, found {type(value).__name__}: {shown(value)}")
         elif not value.strip():
             found.append(f"{name} is empty")
         elif not _is_text(value):
-            found.append(f"{name} holds half of a surrogate pair, which no tokenizer can read: {_shown(value)}")
+            found.append(f"{name} holds half of a surrogate pair, which no tokenizer can read: {shown(value)}")
     if not isinstance(id, str):
-        found.append(f"id must be a string, found {type(id).__name__}: {_shown(id)}")
+        found.append(f"id must be a string, found {type(id).__name__}: {shown(id)}")
     elif not _is_text(id):
-        found.append(f"id holds half of a surrogate pair: {_shown(id)}")
+        found.append(f"id holds half of a surrogate pair: {shown(id)}")
     if isinstance(prompt, str) and prompt.strip() and prompt.count(SLOT) != 1:
-        found.append(f"prompt must hold exactly one {{}} for the subject, found {prompt.count(SLOT)}: {_shown(prompt)}")
+        found.append(f"prompt must hold exactly one {{}} for the subject, found {prompt.count(SLOT)}: {shown(prompt)}")
     if isinstance(subject, str) and SLOT in subject:
-        found.append(f"subject must not hold {{}}: {_shown(subject)}")
+        found.append(f"subject must not hold {{}}: {shown(subject)}")
+    return found
+
+
+def _probe_problems(kind: object, prompt: object, answers: object, group: object) -> list[str]:
+    """Every reason why these four fields do not make a probe."""
+    found: list[str] = []
+    if not isinstance(kind, str) or kind not in PROBE_KINDS:
+        found.append(f"kind must be one of {', '.join(PROBE_KINDS)}, found {shown(kind)}")
+    if not _is_visible(prompt):
+        found.append(f"prompt must be a non-empty string, found {shown(prompt)}")
+    if not isinstance(answers, tuple) or not answers or not all(map(_is_visible, answers)):
+        found.append(f"answers must be one or more non-empty strings, found {shown(answers)}")
+    if not isinstance(group, str) or not _is_text(group):
+        found.append(f"group must be a string, found {shown(group)}")
     return found
 
 
@@ -121,7 +203,7 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as messages show it: shortened, however long or deep it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 120
@@ -154,8 +236,8 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
         )
 
 
-def _plain(text: str) -> str:
-    """Text by which two requests are the same: spacing and the composition of accents do not tell them apart."""
+def same_text(text: str) -> str:
+    """The form by which two texts are the same: spacing and the composition of accents do not tell them apart."""
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
@@ -169,32 +251,61 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
     # A stand-in for what is missing, so that the fields that are there are judged too.
     given = {"prompt": SLOT, "subject": "-", "target": "-", "id": "", **row}
     problems += _problems(given["prompt"], given["subject"], given["target"], given["id"])
-    problems += [_unknown_field(name) for name in row if name not in _FIELDS]
-    true = row.get("target_true")
-    if true is not None and not _is_visible(true):
-        problems.append(f"target_true must be a non-empty string, found {_shown(true)}")
-    for name in ("paraphrase_prompts", "neighborhood_prompts"):
-        probes = row.get(name, [])
-        if not isinstance(probes, list) or not all(map(_is_visible, probes)):
-            problems.append(f"{name} must be a list of non-empty strings, found {_shown(probes)}")
-    if problems:
-        raise RequestError("this row is not an edit record:", problems)
+    problems += [_unknown_field(name, FIELDS) for name in row if name not in FIELDS]
+    for name in ("target_true", "relation"):
+        if row.get(name) is not None and not _is_visible(row[name]):
+            problems.append(f"{name} must be a non-empty string, found {shown(row[name])}")
+    for name in PROMPT_LISTS:
+        prompts = row.get(name, [])
+        if not isinstance(prompts, list) or not all(map(_is_visible, prompts)):
+            problems.append(f"{name} must be a list of non-empty strings, found {shown(prompts)}")
+    case = row.get("case", "")
+    if not isinstance(case, str) or not _is_text(case):
+        problems.append(f"case must be a string, found {shown(case)}")
+    probes, bad_probes = _read_probes(row.get("probes", []))
+    if problems or bad_probes:
+        raise RequestError("this row is not an edit record:", problems + bad_probes)
     return EditRecord(
         request=EditRequest(row["prompt"], row["subject"], row["target"], row.get("id", "")),
-        target_true=true,
-        paraphrase_prompts=tuple(row.get("paraphrase_prompts", ())),
-        neighborhood_prompts=tuple(row.get("neighborhood_prompts", ())),
+        target_true=row.get("target_true"),
+        **{name: tuple(row.get(name, ())) for name in PROMPT_LISTS},
+        relation=row.get("relation"),
+        case=case,
+        probes=probes,
     )
+
+
+def _read_probes(rows: object) -> tuple[tuple[Probe, ...], list[str]]:
+    """The probes of a row, and what is wrong with those that are none."""
+    if not isinstance(rows, list):
+        return (), [f"probes must be a list of objects, found {shown(rows)}"]
+    probes: list[Probe] = []
+    problems: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            problems.append(f"probe {number} must be an object, found {shown(row)}")
+            continue
+        found = [f"{name} is missing" for name in ("kind", "prompt", "answers") if name not in row]
+        found += [_unknown_field(name, _PROBE_FIELDS) for name in row if name not in _PROBE_FIELDS]
+        if not found:
+            answers = row["answers"]
+            try:
+                answers = tuple(answers) if isinstance(answers, list) else answers
+                probes.append(Probe(row["kind"], row["prompt"], answers, row.get("group", "")))
+            except RequestError as error:
+                found = list(error.problems)
+        problems += [f"probe {number}: {problem}" for problem in found]
+    return tuple(probes), problems
 
 
 def _is_visible(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and _is_text(value)
 
 
-def _unknown_field(name: object) -> str:
-    close = difflib.get_close_matches(str(name), _FIELDS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(_FIELDS)}"
-    return f"unknown field {_shown(name)}; {hint}"
+def _unknown_field(name: object, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"unknown field {shown(name)}; {hint}"
 
 
 def parse_records(text: str, source: str) -> list[EditRecord]:
@@ -215,14 +326,14 @@ def parse_records(text: str, source: str) -> list[EditRecord]:
         if not line.strip():
             continue
         try:
-            record = _parse_line(line)
+            record = record_from_dict(parse_object(line))
         except RequestError as error:
             problems.extend(f"line {number}: {problem}" for problem in error.problems)
             continue
         records.append(record)
         id = record.request.id
         if id and named.setdefault(id, number) != number:
-            problems.append(f"line {number}: id {_shown(id)} is taken by line {named[id]}; reports name requests by it")
+            problems.append(f"line {number}: id {shown(id)} is taken by line {named[id]}; reports name requests by it")
     if problems:
         raise RequestError(f"{source}: {len(problems)} problem(s); nothing was edited:", problems)
     if not records:
@@ -230,24 +341,29 @@ def parse_records(text: str, source: str) -> list[EditRecord]:
     return records
 
 
-def _parse_line(line: str) -> EditRecord:
+def parse_object(line: str) -> dict[str, Any]:
+    """One JSON object in which no field is given twice.
+
+    Raises:
+        RequestError: The text is not JSON, is no object, or repeats a field.
+    """
     try:
-        row = json.loads(line, object_pairs_hook=_unique_fields)
+        row = json.loads(line, object_pairs_hook=unique_fields)
     except RequestError:
         raise
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, or an integer of thousands of digits
         raise RequestError("this line is not JSON:", [f"not JSON: {error}"]) from error
     if not isinstance(row, dict):
         raise RequestError("this line is no object:", [f"expected a JSON object, found {type(row).__name__}"])
-    return record_from_dict(row)
+    return row
 
 
-def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose fields are each given once; the last would win otherwise, without a word."""
     row = dict(pairs)
     if len(row) != len(pairs):
         twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        problems = [f"field {_shown(name)} is given more than once" for name in twice]
+        problems = [f"field {shown(name)} is given more than once" for name in twice]
         raise RequestError("this row repeats fields:", problems)
     return row
 

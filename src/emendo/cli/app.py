@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from emendo.cli import catalog, demo, edit, ledger, moments
+from emendo.cli import catalog, data, demo, edit, evaluate, experiment, ledger, moments
 from emendo.errors import EmendoError
 
 app = typer.Typer(
@@ -27,7 +27,10 @@ app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
 for command in (ledger.init, ledger.log, ledger.show, ledger.revert, ledger.checkout, ledger.verify, ledger.compact):
     app.command(command.__name__)(command)
+app.command("eval")(evaluate.evaluate)
+app.command("experiment")(experiment.experiment)
 app.add_typer(moments.app, name="moments")
+app.command("data")(data.data)
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 

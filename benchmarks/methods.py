@@ -8,8 +8,9 @@ One JSON line for each method and mode; lines already in --out are not run again
 and taken up. Scores are *final*: all facts are scored once, after the last batch. "Before" is the unedited model. A run
 is ``METHOD [layers=4-8] [NAME=VALUE ...]``; with no run given, every method of the catalog and the baselines.
 
-Target searches on the unedited model that are equal (same requests, contexts, layer and settings) are made once, since
-they depend on nothing else; `plan_seconds` counts what they took the first time.
+Target searches on the unedited model that are equal (same requests, contexts, layer and settings) are made once and
+kept beside --out; `plan_seconds` counts what this run took, `shared_seconds` what searches had taken that an earlier run
+had made.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import emendo
-import emendo.pipeline
 from benchmarks.machine import describe_machine
+from emendo.activations.target_memory import TargetMemory
 from emendo.baselines import BASELINES, baseline_named, baseline_records
 from emendo.cli.options import parse_layers, parse_settings
 from emendo.datasets import select
@@ -43,45 +43,19 @@ FAST = {"target.precision": "bfloat16"}
 """On every method: the search finds the same targets in half the time (docs/performance.md)."""
 
 
-class TargetMemory:
-    """Remembers target searches on the unedited model, with the time they took."""
-
-    def __init__(self, lm: emendo.ModelAdapter) -> None:
-        self.lm, self.known, self.saved_seconds = lm, {}, 0.0
-        self.search = emendo.pipeline.find_targets
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        emendo.pipeline.find_targets = self.find
-        try:
-            yield
-        finally:
-            emendo.pipeline.find_targets = self.search
-
-    def find(self, adapter, requests, contexts, layer, settings, progress=None):
-        if self.lm.holds_edits or len(requests) == 1:
-            return self.search(adapter, requests, contexts, layer, settings, progress)
-        key = (tuple(requests), tuple(contexts), layer, settings)
-        if key not in self.known:
-            begin = time.perf_counter()
-            self.known[key] = self.search(adapter, requests, contexts, layer, settings, progress), 0.0
-            self.known[key] = self.known[key][0], time.perf_counter() - begin
-        else:
-            self.saved_seconds += self.known[key][1]
-        return self.known[key][0]
-
-
 def measure(
-    lm: emendo.ModelAdapter, run: str, records: Sequence[EditRecord], n_batches: int, memory: TargetMemory
+    lm: emendo.ModelAdapter, run: str, records: Sequence[EditRecord], n_batches: int, searches: Path
 ) -> dict[str, Any]:
     """Write the facts in batches, score them all at the end, and take them back."""
     method, *pairs = run.split()
     baseline = method in BASELINES
     settings = parse_settings(pairs) if baseline else {**FAST, **parse_settings(pairs)}
     layers = parse_layers(settings.pop("layers", None))
-    session = emendo.EditSession(lm)
     size = -(-len(records) // n_batches)
-    seconds, memory.saved_seconds, reports = 0.0, 0.0, []
+    # Later batches are searched on the model that holds the earlier ones.
+    memory = TargetMemory([record.request for record in records[:size]], searches)
+    session = emendo.EditSession(lm, targets=memory)
+    seconds, reports = 0.0, []
     for begin in range(0, len(records), size):
         batch = [record.request for record in records[begin : begin + size]]
         start = time.perf_counter()
@@ -105,7 +79,8 @@ def measure(
         "layers": [part.layer for part in total],
         "relative_norm": norms,
         "last_batch": [asdict(report) | {"solves": []} for report in reports],
-        "plan_seconds": seconds + memory.saved_seconds,
+        "plan_seconds": seconds,
+        "shared_seconds": memory.shared_seconds,
     }
 
 
@@ -132,7 +107,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
                 f"{row['perplexity'] / before['perplexity']:.3f}",
                 f"{max(row['relative_norm'], default=0.0):.2f}",
             ]
-            cells += ["–" if row["plan_seconds"] is None else f"{row['plan_seconds']:.0f}"]
+            shared = row.get("shared_seconds")
+            told = "–" if row["plan_seconds"] is None else f"{row['plan_seconds']:.0f}"
+            cells += [f"{told} + {shared:.0f} shared" if shared else told]
             lines.append(f"| `{row['run']}` | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -164,16 +141,14 @@ def main() -> None:
     done = set()
     if args.out.exists():
         done = {(row["run"], row["batches"], row["n"]) for row in map(json.loads, args.out.read_text().splitlines())}
-    memory = TargetMemory(lm)
     for n_batches in map(int, args.batches.split(",")):
         for run in args.runs or [*emendo.METHODS, *BASELINES]:
             if (run, n_batches, args.n) in done:
                 continue
-            with memory.active():
-                try:
-                    row = measure(lm, run, records, n_batches, memory)
-                except emendo.EmendoError as error:  # a failure is a result: it is reported, not left out
-                    row = {"error": f"{type(error).__name__}: {error}"}
+            try:
+                row = measure(lm, run, records, n_batches, args.out.with_suffix(".targets"))
+            except emendo.EmendoError as error:  # a failure is a result: it is reported, not left out
+                row = {"error": f"{type(error).__name__}: {error}"}
             row = {
                 "run": run,
                 "batches": n_batches,

@@ -13,11 +13,15 @@
     │   ├── ModelNotFoundError      no model under that name
     │   ├── CorpusError             text for second moments that cannot be read
     │   ├── MomentsError            a second moment that is missing, damaged or of another model
+    │   ├── TargetFileError         a file of remembered target searches that is damaged
+    │   ├── ExperimentError         a mode, a configuration or a folder that no experiment can use
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
+    │   ├── LedgerError             a ledger that is missing, damaged or used against its rules
     │   ├── UndoError               an update that algebra alone cannot take out of a sequence
     │   ├── OutputError             an output path that cannot be written
     │   └── InfeasibleError         equality asked of keys that cannot hold it
+    ├── LedgerBusyError (TimeoutError)     another process writes the ledger
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
 
@@ -85,12 +89,24 @@ class MomentsError(InputError):
     """A second moment that is missing, damaged, or belongs to another model."""
 
 
+class TargetFileError(InputError):
+    """A file of remembered target searches that is damaged or holds something else."""
+
+
+class ExperimentError(InputError):
+    """A mode, a configuration or a folder that no experiment can use."""
+
+
 class UpdateFileError(InputError):
     """An update file that is missing, truncated or altered."""
 
 
 class BaseMismatchError(UpdateFileError):
     """A sound update that was made for another base model."""
+
+
+class LedgerError(InputError):
+    """A ledger that is missing, damaged, or used against its rules."""
 
 
 class UndoError(InputError):
@@ -103,6 +119,10 @@ class OutputError(InputError):
 
 class InfeasibleError(InputError):
     """Equality was asked of keys that cannot hold it."""
+
+
+class LedgerBusyError(EmendoError, TimeoutError):
+    """Another process writes the ledger."""
 
 
 class SelfCheckError(EmendoError, RuntimeError):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from emendo.cli import catalog, data, demo, edit, moments, updates
+from emendo.cli import catalog, data, demo, edit, evaluate, experiment, ledger, moments, updates
 from emendo.errors import EmendoError
 
 app = typer.Typer(
@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
+for command in (ledger.init, ledger.log, ledger.show, ledger.revert, ledger.checkout, ledger.verify, ledger.compact):
+    app.command(command.__name__)(command)
+app.command("eval")(evaluate.evaluate)
+app.command("experiment")(experiment.experiment)
 app.add_typer(moments.app, name="moments")
 app.command("data")(data.data)
 app.add_typer(updates.app, name="update")

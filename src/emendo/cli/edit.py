@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emendo.cli import ledger as ledgers
 from emendo.cli import options
 from emendo.cli.console import Terminal
 from emendo.errors import RequestError
 
 if TYPE_CHECKING:
+    from emendo.ledger.pending import PendingEdit
     from emendo.report import Judgement
     from emendo.requests import EditRecord
     from emendo.session import EditSession
@@ -34,6 +36,12 @@ def edit(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print what would be done, with every value's origin; edit nothing.")
     ] = False,
+    ledger: Annotated[Path | None, typer.Option("--ledger", help="Keep the edit in this ledger.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take out what the ledger has about these facts, in the same record.")
+    ] = False,
+    message: ledgers.Message = "",
+    who: ledgers.Who = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -53,6 +61,7 @@ def edit(
     asked_after(with_settings(technique_named(method), chosen_settings), records)
     if out is not None:
         check_writable(out)
+    ledgers.check_ledger(ledger, records, replace=replace)
 
     from emendo.models import load
     from emendo.session import EditSession
@@ -62,7 +71,8 @@ def edit(
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
         show_plan(terminal, session, records, resolved.to_dict())
         return
-    run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out)
+    with ledgers.pending_edit(terminal, ledger, session, records, replace=replace, message=message, who=who) as pending:
+        run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, pending)
 
 
 def run_edit(
@@ -73,8 +83,9 @@ def run_edit(
     layers: list[int] | None,
     settings: dict[str, str],
     out: Path | None,
+    pending: PendingEdit | None = None,
 ) -> dict[str, Any]:
-    """Plan, judge, show and write an edit; the session is left without it.
+    """Plan, judge, show and write an edit; the session is left without it, unless it goes into a ledger.
 
     Returns:
         The report document, which has been printed under --json.
@@ -86,10 +97,13 @@ def run_edit(
     judgement = judge(session, plan, records, progress=terminal)
     stages = dict(terminal.seconds)
     document = report_document(plan, judgement, {**stages, "total after loading": time.perf_counter() - begin})
+    session.rollback()  # of the earlier edits of a ledger; otherwise there are none
     # Rolled back is checked on the bytes of every touched matrix.
     checked = session.verify_rolled_back()
     document["rolled_back_bitwise"] = checked
     document["files"] = write_folder(out, plan.update, document) if out is not None else {}
+    if pending is not None:
+        document["ledger"] = ledgers.keep_edit(terminal, pending, plan.update, document)
     show_judgement(terminal, judgement)
     _show_cost(terminal, document)
     restored = sum(checked.values())

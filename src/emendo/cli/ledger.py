@@ -1,0 +1,319 @@
+"""`emendo init`, `log`, `show`, `revert`, `checkout`, `verify`, `compact`: a ledger of edits beside a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emendo.cli import options
+from emendo.cli.console import Terminal
+from emendo.errors import LedgerError
+
+if TYPE_CHECKING:
+    from emendo.ledger import Active, EditLedger, History, Record
+    from emendo.ledger.pending import PendingEdit
+    from emendo.requests import EditRecord, EditRequest
+    from emendo.session import EditSession
+
+Folder = Annotated[Path, typer.Option("--ledger", envvar="EMENDO_LEDGER", help="Folder of the ledger.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="Beginning of an id that `emendo log` shows.")]
+Message = Annotated[str, typer.Option("--message", "-m", help="Why; kept in the record.")]
+Who = Annotated[str | None, typer.Option("--who", help="Name that signs the record; your user name unless given.")]
+Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", help="How long to wait for another writer.")]
+
+_HERE, _WAIT = Path("."), 60.0
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new or an empty folder.")],
+    model: options.Model,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    message: Message = "",
+    who: Who = None,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Make a ledger for a model."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    from emendo.ledger import EditLedger, LedgerStore
+    from emendo.report import check_writable
+
+    check_writable(folder)
+    LedgerStore(folder).check_free()
+    session = _session(terminal, model, device, dtype)
+    ledger = EditLedger.create(folder, session, model=model, message=message, who=who)
+    base = ledger.base
+    terminal.line(f"Ledger {folder} for {base['name']} ({base['dtype']}, weights {base['weights_sha256'][:12]}…)")
+    terminal.line(f"Edits go in with: emendo edit --ledger {folder} --model {model} ...")
+    terminal.result({"ledger": str(folder), "base": base, "record": ledger.log()[0].to_dict()})
+
+
+def log(
+    ledger: Folder = _HERE,
+    json_output: options.Json = False,
+) -> None:
+    """Every operation, newest first; active edits are marked."""
+    terminal = Terminal(json_output=json_output)
+    history = _history(ledger)
+    active = {edit.id for edit in history.edits()} | {entry.edit for entry in history.active}
+    terminal.table(
+        f"{ledger}: {len(history.chain)} records, {len(history.active)} active update(s)",
+        ("", "id", "when (UTC)", "who", "operation", "what", "why"),
+        (
+            (
+                "*" if record.id in active else "",
+                record.id[:12],
+                record.when[:19].replace("T", " "),
+                record.who,
+                record.operation,
+                what_happened(record),
+                record.message,
+            )
+            for record in reversed(history.chain)
+        ),
+    )
+    records = [{**record.to_dict(), "active": record.id in active} for record in history.chain]
+    terminal.result({"ledger": str(ledger), "base": history.base, "records": records})
+
+
+def show(
+    id: Id,
+    ledger: Folder = _HERE,
+    json_output: options.Json = False,
+) -> None:
+    """Everything about one record."""
+    terminal = Terminal(json_output=json_output)
+    history = _history(ledger)
+    record = history.record(id)
+    document = record.to_dict()
+    details = document.pop("details")
+    added = document.pop("added")
+    terminal.table("Record", ("field", "value"), [(name, _text(value)) for name, value in document.items()])
+    terminal.table("Details", ("field", "value"), [(name, _text(value)) for name, value in details.items()])
+    if added:
+        rows = [(e["edit"][:12], e["update"][:12], f"{e['file'][:12]}…", e["size"]) for e in added]
+        terminal.table("Updates that are new in it", ("edit", "update", "file", "bytes"), rows)
+    after = [entry.to_dict() for entry in history.state(record.id)]
+    terminal.result({**record.to_dict(), "state": after})
+
+
+def revert(
+    id: Id,
+    ledger: Folder = _HERE,
+    how: Annotated[
+        str, typer.Option("--how", help="replay: later edits planned again, exact; algebraic: from stored statistics.")
+    ] = "replay",
+    model: Annotated[str | None, typer.Option("--model", help="The base model; the ledger's own unless given.")] = None,
+    device: options.Device = "auto",
+    message: Message = "",
+    who: Who = None,
+    wait: Wait = _WAIT,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Take an edit out, as if it had never been made; later edits are planned again where they depend on it."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    history = _history(ledger)
+    gone = history.reverted_by(history.record(id))
+    opened, planner = _open(terminal, ledger, who, wait), None
+    if opened.needs_model(id, how):
+        base = history.base
+        planner = _session(terminal, model or history.chain[0].details["model"], device, base["dtype"])
+    begin = time.perf_counter()
+    record = opened.revert(id, planner, how=how, message=message)
+    seconds = time.perf_counter() - begin
+    terminal.line(f"Reverted {', '.join(edit[:12] for edit in gone)} in {seconds:.1f} s: record {record.id[:12]}")
+    terminal.line(f"{len(record.added)} later update(s) made again ({how})")
+    for name, (was, now) in record.details.get("environment_changed", {}).items():
+        terminal.line(f"Note: {name} was {was} and is {now}: what was planned again may differ in its last bits")
+    terminal.result({"record": record.to_dict(), "seconds": seconds})
+
+
+def checkout(
+    id: Annotated[str | None, typer.Argument(metavar="[ID|base]", help="Record, or 'base': no edits.")] = None,
+    ledger: Folder = _HERE,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write that state as one update file instead of making it the present one."),
+    ] = None,
+    message: Message = "",
+    who: Who = None,
+    wait: Wait = _WAIT,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Without ID: what is active. With one: go to the state after that record, or write it to a file."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    history = _history(ledger)
+    document: dict[str, Any] = {"ledger": str(ledger)}
+    if out is not None:
+        update = _open(terminal, ledger, who, wait).merged(id)
+        document["file"] = str(update.save(out))
+        terminal.line(
+            f"{out}: {len(update.layers)} layer(s), {update.nbytes / 1024:.0f} KiB, the state of {id or 'now'}"
+        )
+    elif id is not None:
+        record = _open(terminal, ledger, who, wait).checkout(id, message=message)
+        document["record"] = record.to_dict()
+        terminal.line(f"Now at the state of {id}: record {record.id[:12]}")
+        history = _history(ledger)
+    active = history.state(id) if out is not None else history.active
+    terminal.table("Active updates, in order", ("edit", "facts", "update", "bytes"), _rows(history, active))
+    terminal.result({**document, "active": [entry.to_dict() for entry in active]})
+
+
+def verify(
+    ledger: Folder = _HERE,
+    json_output: options.Json = False,
+) -> None:
+    """Hold every file against its hash; exit code 1 if anything is wrong."""
+    terminal = Terminal(json_output=json_output)
+    from emendo.ledger import LedgerStore
+    from emendo.ledger.verify import verify as verify_store
+
+    found = verify_store(LedgerStore(ledger))
+    if found.problems:
+        rows = [(problem.id[:12], problem.what) for problem in found.problems]
+        terminal.table(f"{len(rows)} problem(s)", ("record", "what"), rows)
+    size = f"{found.nbytes / 1024:.0f} KiB"
+    terminal.line(f"{found.records} records and {found.objects} update files ({size}) {'hold' if found.ok else 'read'}")
+    terminal.result(found.to_dict())
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def compact(
+    ledger: Folder = _HERE,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Largest relative change of a layer's update (Frobenius norm).")
+    ] = 1e-6,
+    message: Message = "",
+    who: Who = None,
+    wait: Wait = _WAIT,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fold all active updates into one of the smallest rank; every edit in it can still be reverted."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    record = _open(terminal, ledger, who, wait).compact(tolerance, message=message)
+    details = record.details
+    rows = [(row["layer"], *row["ranks"], "yes" if row["past_break_even"] else "") for row in details["layers"]]
+    terminal.table("Ranks", ("layer", "before", "after", "dense is smaller"), rows)
+    before, after = details["bytes"]
+    terminal.line(f"Folded into one update: {before} bytes to {after}, relative error {details['error']:.1e}")
+    terminal.line(f"Record {record.id[:12]}")
+    terminal.result({"record": record.to_dict()})
+
+
+# ---- for `emendo edit --ledger` --------------------------------------------------------------------------------
+
+
+def check_ledger(folder: Path | None, records: Sequence[EditRecord], *, replace: bool) -> None:
+    """Refuse, before the model is loaded, what the ledger would refuse afterwards."""
+    if folder is None:
+        if replace:
+            raise LedgerError("--replace is about the edits of a ledger; name it (--ledger FOLDER)")
+        return
+    from emendo.ledger.conflicts import replaced_facts
+
+    requests = [record.request for record in records]
+    replaced_facts(_history(folder).edits(), requests, replace=replace, folder=folder)
+
+
+@contextmanager
+def pending_edit(
+    terminal: Terminal,
+    folder: Path | None,
+    session: EditSession,
+    records: Sequence[EditRecord],
+    *,
+    replace: bool,
+    message: str,
+    who: str | None,
+) -> Iterator[PendingEdit | None]:
+    """The ledger's lock is held and the session is at its state; None without a ledger."""
+    if folder is None:
+        yield None
+        return
+    requests = [record.request for record in records]
+    ledger = _open(terminal, folder, who, _WAIT)
+    with ledger.editing(session, requests, replace=replace, message=message) as pending:
+        yield pending
+
+
+def keep_edit(terminal: Terminal, pending: PendingEdit, update: Any, document: dict[str, Any]) -> dict[str, Any]:
+    """Commit a judged edit; gives what the report says about the record."""
+    judgement = document["judgement"]
+    metrics = {
+        "layers": document["layers"],
+        "before": judgement["before"]["scores"],
+        "after": judgement["after"]["scores"],
+        "perplexity": judgement["perplexity"],
+    }
+    record = pending.commit(update, metrics=metrics, gate=document.get("gate"))
+    terminal.line(f"Ledger: record {record.id[:12]} ({record.operation}, number {record.number})")
+    return record.to_dict()
+
+
+# ---- how -------------------------------------------------------------------------------------------------------
+
+
+def _open(terminal: Terminal, folder: Path, who: str | None, wait: float) -> EditLedger:
+    from emendo.ledger import EditLedger
+
+    return EditLedger(folder, timeout=wait, waiting=terminal.message, who=who)
+
+
+def _history(folder: Path) -> History:
+    """The records alone: no torch, so that looking is quick."""
+    from emendo.ledger import History, LedgerStore
+
+    return History(LedgerStore(folder).chain())
+
+
+def _session(terminal: Terminal, model: str, device: str, dtype: str) -> EditSession:
+    from emendo.models import load
+    from emendo.session import EditSession
+
+    return EditSession(load(model, device=device, dtype=dtype, progress=terminal), progress=terminal)
+
+
+def what_happened(record: Record) -> str:
+    """One line about an operation."""
+    details = record.details
+    facts = [f"{row['subject']} → {row['target']}" for row in details.get("requests", [])]
+    told = ", ".join(facts[:2]) + (f" and {len(facts) - 2} more" if len(facts) > 2 else "")
+    if record.operation == "init":
+        return str(details["base"]["name"])
+    if record.operation == "checkout":
+        return (details["target"] or "base")[:12]
+    if record.operation == "compact":
+        return f"{details['bytes'][0]} bytes to {details['bytes'][1]}"
+    gone = ", ".join(id[:12] for id in details.get("reverts", []))
+    return "; ".join(filter(None, (told, f"without {gone}" if gone else "")))
+
+
+def _rows(history: History, active: Sequence[Active]) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    for entry in active:
+        requests: list[EditRequest] = [r for edit in history.edits([entry]) for r in edit.requests.values()]
+        told = ", ".join(f"{request.subject} → {request.target}" for request in requests[:3])
+        more = f" and {len(requests) - 3} more" if len(requests) > 3 else ""
+        rows.append(((entry.edit or "")[:12], told + more, entry.update[:12], entry.size))
+    return rows
+
+
+def _text(value: object) -> str:
+    from emendo import strict_json
+
+    text = value if isinstance(value, str) else strict_json.dumps(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "… (--json shows all)"
+
+
+_LONGEST = 600

@@ -1,0 +1,109 @@
+"""One writer at a time: a lock that the operating system frees when its holder dies.
+
+Readers need no lock: records and update files never change once they have their name, and HEAD is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from emendo.errors import LedgerBusyError, LedgerError
+from emendo.ledger.files import writing
+
+_POLL = 0.05  # seconds
+_NOTE = 500  # bytes of the holder's note that are read
+
+
+@contextmanager
+def writer_lock(
+    path: Path, operation: str, *, timeout: float, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Hold the only right to write.
+
+    Args:
+        path: The lock file. It stays; who holds it is noted inside, for messages only.
+        operation: What the holder does, as others are told it.
+        timeout: Seconds to wait for another holder; 0 does not wait.
+        waiting: Told once, with who holds the lock, when there is something to wait for.
+
+    Raises:
+        LedgerBusyError: Another process held it all the time; says which.
+        OutputError: The folder cannot be written.
+    """
+    with writing(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        _acquire(handle, path, timeout, waiting)
+        _note(handle, operation)
+        try:
+            yield
+        finally:
+            _note(handle, "")
+    finally:
+        os.close(handle)  # frees the lock, as the end of the process does
+
+
+def _acquire(handle: int, path: Path, timeout: float, waiting: Callable[[str], None] | None) -> None:
+    try:
+        import fcntl
+    except ImportError as error:  # Windows
+        raise LedgerError("a ledger needs POSIX file locks (fcntl.flock); use Linux, macOS or WSL") from error
+    until = time.monotonic() + timeout
+    told = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = _holder(handle)
+        if time.monotonic() >= until:
+            raise LedgerBusyError(
+                f"{str(path.parent)!r} is being written by {holder}; waited {timeout:g} s. Nothing was changed: try "
+                "again when that is done, or wait longer (--wait SECONDS)"
+            )
+        if waiting is not None and not told:
+            waiting(f"waiting for {holder}")
+            told = True
+        time.sleep(min(_POLL, max(until - time.monotonic(), 0.001)))
+
+
+def _note(handle: int, operation: str) -> None:
+    """Say who holds the lock; a full disk must not stop the holder."""
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        if operation:
+            note = {
+                "pid": os.getpid(),
+                "user": user_name(),
+                "host": socket.gethostname(),
+                "operation": operation,
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            os.pwrite(handle, json.dumps(note).encode(), 0)
+
+
+def _holder(handle: int) -> str:
+    """Who holds the lock, as far as the note tells."""
+    try:
+        note = json.loads(os.pread(handle, _NOTE, 0))
+        return (
+            f"{note['operation']!r} of {note['user']} (process {note['pid']} on {note['host']}, since {note['since']})"
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "another process"  # it has not written its note yet
+
+
+def user_name() -> str:
+    """Name of the user, where the system knows one."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no entry in the password database, as in some containers
+        return f"uid {os.getuid()}"

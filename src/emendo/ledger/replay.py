@@ -1,0 +1,137 @@
+"""Planning kept edits again: the same requests, method values and seed, on the model as it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+
+from emendo.errors import LedgerError
+from emendo.ledger.edits import KeptEdit
+from emendo.methods import METHODS, apply_settings
+from emendo.session import EditSession
+from emendo.techniques import Technique, technique_named, with_settings
+from emendo.update import ModelUpdate
+from emendo.versions import versions
+
+
+class Planner(Protocol):
+    """Something with a model that plans kept edits again, one on top of the other."""
+
+    def move_to(self, updates: Sequence[ModelUpdate]) -> None:
+        """Bring the model to its base plus these updates."""
+
+    def plan(self, edit: KeptEdit) -> ModelUpdate:
+        """Plan an edit on the model as it is, and add it to the model."""
+
+    def environment(self) -> dict[str, str]:
+        """What can change a bit of a result: versions, device, threads."""
+
+
+class SessionPlanner:
+    """Plans with a session.
+
+    Args:
+        session: Its model is the base of the ledger.
+    """
+
+    def __init__(self, session: EditSession) -> None:
+        self.session = session
+
+    def move_to(self, updates: Sequence[ModelUpdate]) -> None:
+        """Bring the session to these updates."""
+        self.session.move_to(updates)
+
+    def plan(self, edit: KeptEdit) -> ModelUpdate:
+        """Plan an edit with its own seed, and apply it.
+
+        Raises:
+            LedgerError: The method, or the second moments, are no longer what they were.
+        """
+        technique, layers = kept_technique(edit)
+        with seeded(self.session, edit.seed):
+            update = self.session.plan(list(edit.requests.values()), technique, layers=layers).update
+        _require_same(edit, update)
+        self.session.apply(update)
+        return update
+
+    def environment(self) -> dict[str, str]:
+        """Versions, device and threads of this process."""
+        return environment(self.session)
+
+
+def environment(session: EditSession) -> dict[str, str]:
+    """What can change a bit of what a session computes, beside its model and its settings."""
+    return {**versions(), "device": str(session.lm.device), "threads": str(torch.get_num_threads())}
+
+
+def kept_technique(edit: KeptEdit) -> tuple[Technique, list[int] | None]:
+    """The method or baseline of an edit with every value as it was, and its layers.
+
+    Raises:
+        LedgerError: A baseline that this Emendo does not have, or a setting that it no longer knows.
+    """
+    settings = dict(edit.method["settings"])
+    layers = settings.pop("layers", None) or None
+    settings.pop("span", None)
+    name = edit.method["name"]
+    try:
+        if "target.steps" in settings and name not in METHODS:  # a configuration of one's own: its values say it all
+            own = replace(METHODS["emendo"], name=name, source=edit.method["source"], deviations=(), presets=name)
+            return apply_settings(own, settings), layers
+        return with_settings(technique_named(name), settings), layers
+    except ValueError as error:
+        raise LedgerError(
+            f"edit {edit.id[:12]}… cannot be planned again: {error}. It was made with Emendo "
+            f"{edit.environment.get('emendo', 'of another version')}; use that version, or --how algebraic"
+        ) from error
+
+
+def changed_environment(edits: Sequence[KeptEdit], now: dict[str, str]) -> dict[str, list[str]]:
+    """Where the environment of a replay differs from that of the edits: then bits may differ too.
+
+    Returns:
+        By name, the value of the edits and the present one.
+    """
+    return {
+        name: [was, now.get(name, "")]
+        for edit in edits
+        for name, was in edit.environment.items()
+        if was != now.get(name, "")
+    }
+
+
+def _require_same(edit: KeptEdit, update: ModelUpdate) -> None:
+    """Raise where a replay did not use what the edit used."""
+    was, now = dict(edit.method["settings"]), dict(update.info["method"]["settings"])
+    differ = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
+    if differ:
+        raise LedgerError(
+            f"edit {edit.id[:12]}… would be planned with another {differ[0]}: {now.get(differ[0])!r}, and it was made "
+            f"with {was.get(differ[0])!r}; use the Emendo that made it ({edit.environment.get('emendo')}), or "
+            "--how algebraic"
+        )
+    if fingerprint(update.info) != edit.moments:
+        raise LedgerError(
+            f"edit {edit.id[:12]}… was made with other second moments ({edit.moments[:12]}… and now "
+            f"{fingerprint(update.info)[:12]}…): the text they come from has changed. Put it back, or --how algebraic"
+        )
+
+
+def fingerprint(info: dict[str, Any]) -> str:
+    """Fingerprint of the second moments of a plan; empty where it has none."""
+    return str((info.get("moments") or {}).get("fingerprint", ""))
+
+
+@contextmanager
+def seeded(session: EditSession, seed: int) -> Iterator[None]:
+    """The session plans with that seed inside the context."""
+    before = session.seed
+    session.seed = seed
+    try:
+        yield
+    finally:
+        session.seed = before

@@ -1,0 +1,260 @@
+"""Experiments on a tiny model: what cells share, what they refuse, what they write."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import emendo.activations.target_memory as target_memory
+from emendo.activations.targets import find_targets
+from emendo.errors import ExperimentError, InfeasibleError, InputError
+from emendo.evaluate import evaluate_records, packaged_text, perplexity
+from emendo.experiments import Cell, Experiment, Measures, comparable
+from emendo.models import ModelAdapter
+from emendo.moments import MomentStore
+from emendo.requests import read_records
+from emendo.session import EditSession
+from emendo.update import LayerUpdate
+from tests.conftest import build_tiny
+from tests.experiment_cases import QUICK, cell, write_records
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return write_records(tmp_path / "records.jsonl")
+
+
+@pytest.fixture
+def run(tmp_path: Path, store: MomentStore) -> Any:
+    """Run cells in a folder; their summaries."""
+
+    def call(*cells: Cell, folder: str = "out", config: Any = None, adapter: ModelAdapter | None = None) -> Any:
+        loaded = adapter or build_tiny("llama")
+        content = {"cells": [one.to_dict() for one in cells]} if config is None else config
+        experiment = Experiment("test", content, cells, tmp_path / folder, lambda _: loaded, store=store)
+        return list(experiment.run())
+
+    return call
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_says_what_a_session_by_hand_says(run: Any, data: str, store: MomentStore) -> None:
+    one = cell(data, "memit-history", "sequential-batched", batch_size=3, n=5)
+    (summary,) = run(one)
+    known = {record.request.id: record for record in read_records(data)}
+    order = [row["id"] for row in lines_of(run, one)]
+    records = [known[name] for name in order]
+    adapter = build_tiny("llama")
+    before = evaluate_records(adapter, records).scores.to_dict()
+    session = EditSession(adapter, store=store)
+    for batch in (records[:3], records[3:]):
+        session.apply(session.plan([r.request for r in batch], one.method, settings=QUICK).update)
+    after = evaluate_records(adapter, records).scores.to_dict()
+    for metric in ("ES", "PS", "NS", "S", "EM", "PM", "NM", "EA", "NA"):
+        assert summary["scores"]["before"][metric] == pytest.approx(before[metric], abs=1e-4)
+        assert summary["scores"]["final"][metric] == pytest.approx(after[metric], abs=1e-4)
+    ppl = perplexity(adapter, packaged_text(), max_tokens=64).value
+    assert summary["perplexity"]["after"] == pytest.approx(ppl, rel=1e-6)
+    total = sum(part.layers[0].delta().double() for part in session.applied_updates)
+    base = build_tiny("llama").weight(summary["layers"][0]["layer"]).double()
+    assert summary["layers"][0]["relative_norm"] == pytest.approx(float(total.norm() / base.norm()), rel=1e-5)
+
+
+def lines_of(run: Any, one: Cell) -> list[dict[str, Any]]:
+    folder = Path(one.data).parent / "out" / "cells" / one.id
+    return lines(folder / "records.jsonl")
+
+
+def test_batches_do_not_know_of_each_other_unless_the_mode_says_so(run: Any, data: str) -> None:
+    batch, sequence = cell(data, n=4), cell(data, "memit-history", "sequential-batched", n=4)
+    apart, together = run(batch, sequence)
+    assert [(s["scores"]["immediate"] is None, s["scores"]["final"] is None) for s in (apart, together)] == [
+        (False, True),
+        (False, False),
+    ]
+    assert apart["scores"]["before"] == together["scores"]["before"]
+    assert apart["curve"] == []
+    assert [point["edits"] for point in together["curve"]] == [0, 2, 4]
+    assert together["curve"][-1]["perplexity_ratio"] == together["perplexity"]["ratio"]
+    assert together["retention"]["final"]["n"] == 4
+    assert together["layers"][0]["disturbed"] is not None
+    assert apart["layers"][0]["disturbed"] is None
+
+
+def test_a_summary_is_plain_json_with_every_promised_field(run: Any, data: str) -> None:
+    (summary,) = run(cell(data))
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert {"format", "version", "cell", "resolved", "scores", "perplexity", "layers", "curve", "samples"} <= set(
+        summary
+    )
+    assert {"seconds", "peak_bytes", "versions", "commit", "error"} <= set(summary)
+    assert {"id", "model", "data", "method", "settings", "layers", "mode", "batch_size", "n", "seed"} <= set(
+        summary["cell"]
+    )
+    assert summary["resolved"]["settings"]["target.steps"] == QUICK["target.steps"]
+    assert summary["peak_bytes"] > 0
+    (layer,) = summary["layers"]
+    assert 0 <= layer["key_overlap"] <= layer["key_overlap_max"] <= 1
+    assert layer["constraint_error"] < 1e-6
+    assert {sample["kind"] for sample in summary["samples"]} == {"edited", "paraphrase", "neighbor"}
+
+
+def test_further_measures_are_made_where_they_are_asked_for(run: Any, data: str) -> None:
+    measures = Measures(generated=True, shift=True, entropy=True, perplexity=False, samples=0)
+    batch, sequence = (
+        cell(data, measures=measures),
+        cell(data, "memit-history", "sequential-batched", measures=measures),
+    )
+    for summary in run(batch, sequence):
+        assert summary["perplexity"] is None
+        assert summary["shift"]["n"] == 8  # two neighbours of four records
+        assert summary["shift"]["kl_mean"] >= 0
+        assert summary["entropy"]["n"] == 4
+        assert summary["generated"]["after"]["raw"]["n"] == 4
+        assert summary["generated"]["after"]["chat"] is None  # the tiny tokenizer has no template
+    assert lines_of(run, batch)[0]["generated"]["after"]["raw"]["answers"]["efficacy"]
+
+
+@pytest.mark.parametrize("method", ["ft-l", "in-context"])
+@pytest.mark.parametrize("mode", ["batch", "sequential-batched"])
+def test_baselines_work_in_the_modes(method: str, mode: str, run: Any, data: str) -> None:
+    one = cell(data, method, mode)
+    (summary,) = run(Cell(**{**vars(one), "settings": {"fine_tune.steps": 2} if method == "ft-l" else {}}))
+    assert summary["error"] is None
+    assert summary["layers"] == [] or summary["layers"][0]["constraint_error"] is None
+    moved = summary["scores"]["immediate"]["EP"] != summary["scores"]["before"]["EP"]
+    assert moved
+
+
+# ---- sharing ---------------------------------------------------------------------------------------------------
+
+
+def test_cells_that_ask_for_one_search_share_it(run: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(adapter: Any, requests: Any, *rest: Any) -> Any:
+        made.append(len(requests))
+        return find_targets(adapter, requests, *rest)
+
+    monkeypatch.setattr(target_memory, "find_targets", counted)
+    cells = [cell(data, method, batch_size=size) for size in (1, 4) for method in ("emmet", "memit")]
+    same = {"target.argmax_steps": 0, "target.precision": "float32", "distribution": "single"}
+    cells = [Cell(**{**vars(one), "settings": {**one.settings, **same}, "layers": (1,)}) for one in cells]
+    first = run(*cells)
+    assert made == [4]
+    assert [summary["work"]["searches"] for summary in first] == [4, 0, 0, 0]
+    assert [summary["work"]["shared_searches"] for summary in first] == [0, 4, 4, 4]
+    backwards = run(*reversed(cells), folder="backwards")
+    for summary, other in zip(first, reversed(backwards), strict=True):
+        assert comparable(summary) == comparable(other)
+
+
+def test_the_count_of_a_plan_is_what_a_run_does(data: str, tmp_path: Path, store: MomentStore) -> None:
+    cells = [
+        cell(data, batch_size=1),
+        cell(data, batch_size=4),
+        cell(data, "rome", batch_size=4),
+        cell(data, "memit-history", "sequential-batched"),
+    ]
+    adapter = build_tiny("llama")
+    experiment = Experiment("test", {}, cells, tmp_path / "out", lambda _: adapter, store=store)
+    planned = experiment.plan()
+    assert not (tmp_path / "out").exists()
+    for plan, summary in zip(planned, experiment.run(), strict=True):
+        assert plan.cost.searches == summary["work"]["searches"]
+        assert plan.cost.edits == summary["scores"]["before"]["n"]
+    left = experiment.time_left([*experiment.plan()])
+    assert left == "0 s"
+
+
+# ---- refusing --------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_cell_is_not_run_again(run: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = run(cell(data))
+    monkeypatch.setattr(EditSession, "plan", None)
+    (second,) = run(cell(data))
+    assert first == second
+
+
+def test_another_configuration_in_the_same_folder_is_refused_in_words(run: Any, data: str) -> None:
+    run(cell(data), config={"n": 4, "seed": 0})
+    with pytest.raises(ExperimentError, match="n was 4, and is now 8"):
+        run(cell(data), config={"n": 8, "seed": 0})
+    with pytest.raises(ExperimentError, match="weights_sha256 was"):
+        run(cell(data), config={"n": 4, "seed": 0}, adapter=build_tiny("llama", seed=1))
+    write_records(Path(data), 6)
+    with pytest.raises(ExperimentError, match="records was 10, and is now 6"):
+        run(cell(data), config={"n": 4, "seed": 0})
+
+
+def test_everything_is_refused_before_the_first_edit(run: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EditSession, "plan", None)
+    for bad in (
+        cell(data, "emet"),
+        cell(data, settings={"target.stps": 3}),
+        cell(data, layers=(99,)),
+        cell(data, n=400),
+    ):
+        with pytest.raises(InputError):
+            run(cell(data), bad, folder=f"out-{bad.id}")
+
+
+def test_a_failure_of_a_method_is_a_result(run: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, calls = EditSession.plan, []
+
+    def failing(self: EditSession, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(requests))
+        if len(calls) == 2:
+            raise InfeasibleError("dependent keys")
+        return plan(self, requests, *args, **kwargs)
+
+    monkeypatch.setattr(EditSession, "plan", failing)
+    broken, whole = run(cell(data), cell(data, batch_size=4))
+    assert broken["error"] == {"type": "InfeasibleError", "message": "dependent keys", "batch": 1}
+    assert (broken["scores"]["immediate"], broken["perplexity"]) == (None, None)
+    assert broken["scores"]["before"]["n"] == 4
+    assert whole["error"] is None
+    assert run(cell(data), cell(data, batch_size=4))[0] == broken
+
+
+# ---- the session under many updates ------------------------------------------------------------------------------
+
+
+def test_applying_multiplies_out_the_new_update_alone(
+    store: MomentStore, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = EditSession(build_tiny("llama"), store=store)
+    delta, multiplied = LayerUpdate.delta, []
+    monkeypatch.setattr(LayerUpdate, "delta", lambda self: multiplied.append(1) or delta(self))
+    for record in read_records(data)[:6]:
+        update = session.plan([record.request], "emmet", settings=QUICK).update
+        multiplied.clear()
+        session.apply(update)
+        assert len(multiplied) == len(update.layers)
+    multiplied.clear()
+    session.rollback()
+    assert multiplied == []
+    assert all(session.verify_rolled_back().values())
+
+
+def test_planning_on_cached_moments_does_not_touch_the_weights(
+    store: MomentStore, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = EditSession(build_tiny("llama"), store=store)
+    first, second, third = read_records(data)[:3]
+    session.apply(session.plan([first.request], "emmet", settings=QUICK).update)
+    monkeypatch.setattr(session, "_write", None)
+    session.plan([second.request], "emmet", settings=QUICK)
+    plan = session.plan([third.request], "emmet", settings=QUICK)
+    assert math.isfinite(plan.layers[0].relative_norm)

@@ -15,7 +15,9 @@
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
     │   ├── OutputError             an output path that cannot be written
+    │   ├── ExportError             updates or a folder that cannot leave in the form asked for
     │   └── InfeasibleError         equality asked of keys that cannot hold it
+    ├── HubError (ConnectionError)         the Hugging Face Hub refused, or was not reached
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
 
@@ -91,8 +93,16 @@ class OutputError(InputError):
     """An output path that cannot be written."""
 
 
+class ExportError(InputError):
+    """Updates or a folder that cannot leave in the form that was asked for."""
+
+
 class InfeasibleError(InputError):
     """Equality was asked of keys that cannot hold it."""
+
+
+class HubError(EmendoError, ConnectionError):
+    """The Hugging Face Hub refused, or was not reached."""
 
 
 class SelfCheckError(EmendoError, RuntimeError):

@@ -14,9 +14,9 @@ import torch
 
 from emendo.baseline_plan import plan_baseline
 from emendo.baselines import ResolvedBaseline
-from emendo.errors import BaseMismatchError, InputError, NumericalError
+from emendo.errors import InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
-from emendo.models import ModelAdapter
+from emendo.models import ModelAdapter, check_update, edited_weight
 from emendo.moments import MomentStore, obtain_for_method
 from emendo.pipeline import plan_edit, reference_norms
 from emendo.plan import Plan
@@ -120,7 +120,7 @@ class EditSession:
             NumericalError: The weights would not be finite in the model's dtype.
         """
         self._check_own()
-        self._check(update)
+        check_update(self.lm, update, self._preceding)
         self._write([*self._applied, update])
 
     def rollback(self) -> None:
@@ -231,39 +231,10 @@ class EditSession:
                 "call rollback() on that session first"
             )
 
-    def _check(self, update: ModelUpdate) -> None:
-        found = update.base.get("weights_sha256")
-        if found != self.lm.weights_digest():
-            raise BaseMismatchError(
-                f"this update was made for {update.base.get('name')!r} with weights {str(found)[:12]}…, and this model "
-                f"is {self.lm.name!r} with weights {self.lm.weights_digest()[:12]}…; load that model, or plan again"
-            )
-        ids = [applied.id for applied in self._applied]
-        if list(update.preceding) != ids:
-            raise BaseMismatchError(
-                f"this update was planned on top of {len(update.preceding)} earlier update(s) and the session holds "
-                f"{len(ids)}; expected {_short(update.preceding)}, found {_short(ids)}. Apply exactly the earlier ones "
-                "first (or rollback()), or plan it again"
-            )
-        for part in update.layers:
-            self.lm.check_layers([part.layer])
-            expected = tuple(self.lm.weight(part.layer).shape)
-            shape = (part.residuals.shape[1], part.dual_keys.shape[1])
-            if part.module != self.lm.module_name(part.layer) or shape != expected:
-                raise BaseMismatchError(
-                    f"the update writes {part.module} with shape {shape}; this model has "
-                    f"{self.lm.module_name(part.layer)} with shape {expected}"
-                )
-
     def _exact(self, layer: int, updates: Sequence[ModelUpdate]) -> Weight:
         """W₀ + ΣΔ of a layer in float32 or better, before it is cast to the model's dtype."""
         original = self._originals.get(layer, self.lm.weight(layer))
-        weight = original.to(torch.promote_types(original.dtype, torch.float32), copy=True)
-        for update in updates:
-            for part in update.layers:
-                if part.layer == layer:
-                    weight += part.delta().to(weight.device)
-        return weight
+        return edited_weight(original, (part for update in updates for part in update.layers if part.layer == layer))
 
     def _write(self, updates: list[ModelUpdate]) -> None:
         """Bring the model to base plus `updates`; if writing fails, it is left as it was."""
@@ -291,11 +262,6 @@ class EditSession:
             raise
         self._applied = list(updates)
         self.lm.holds_edits = bool(updates)
-
-
-def _short(ids: Sequence[str]) -> str:
-    """Identities of updates as messages show them."""
-    return "[" + ", ".join(f"{id[:12]}…" for id in ids) + "]"
 
 
 def _same_bits(found: Weight, expected: Weight) -> bool:

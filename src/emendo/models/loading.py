@@ -55,10 +55,10 @@ def load(
     if device_map is not None and device != "auto":
         raise InputError(f"found device {device!r} and a device_map; expected one of them (leave out --device)")
     target = None if device_map is not None else _device(device)
-    options = {"dtype": _dtype(dtype), "device_map": device_map}
+    options = {"dtype": dtype_named(dtype), "device_map": device_map}
     progress.start("loading", None)
     try:
-        with _silent_transformers(), _kept_rng():
+        with silent_transformers(), _kept_rng():
             model, tokenizer = _load_pair(str(name), options)
             if target is not None:
                 model.to(target)
@@ -194,7 +194,12 @@ def _device(device: str) -> torch.device:
     return target
 
 
-def _dtype(dtype: str) -> torch.dtype | None:
+def dtype_named(dtype: str) -> torch.dtype | None:
+    """The dtype of that name; None for ``"auto"``.
+
+    Raises:
+        InputError: Unknown dtype.
+    """
     if dtype == "auto":
         return None
     if dtype not in DTYPES:
@@ -203,8 +208,8 @@ def _dtype(dtype: str) -> torch.dtype | None:
 
 
 @contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """No bars or warnings of transformers on the terminal while loading; its settings come back."""
+def silent_transformers() -> Iterator[None]:
+    """No bars or warnings of transformers on the terminal while it loads or saves; its settings come back."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     try:

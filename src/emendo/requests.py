@@ -17,6 +17,15 @@ from emendo.errors import ConflictError, RequestError
 
 SLOT = "{}"
 
+_MOST_BYTES = 512 * 2**20
+"""Of a request file; all of CounterFact is 45 MB. A device or pipe without an end is refused here too."""
+
+_MOST_LINE = 2**20
+"""Characters of one record. Parsed, a short text of brackets takes thirty times its length in memory."""
+
+_MOST_PROBLEMS = 1000
+"""Bad lines after which reading stops: the file is something else."""
+
 _FIELDS = ("id", "prompt", "subject", "target", "target_true", "paraphrase_prompts", "neighborhood_prompts")
 
 
@@ -204,6 +213,9 @@ def parse_records(text: str, source: str) -> list[EditRecord]:
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if not line.strip():
             continue
+        if len(problems) >= _MOST_PROBLEMS:
+            problems.append(f"reading stopped before line {number}: is this a file of requests?")
+            break
         try:
             record = _parse_line(line)
         except RequestError as error:
@@ -221,6 +233,10 @@ def parse_records(text: str, source: str) -> list[EditRecord]:
 
 
 def _parse_line(line: str) -> EditRecord:
+    if len(line) > _MOST_LINE:
+        raise RequestError(
+            "this line is too long:", [f"has {len(line):,} characters, expected at most {_MOST_LINE:,} a request"]
+        )
     try:
         row = json.loads(line, object_pairs_hook=_unique_fields)
     except RequestError:
@@ -250,7 +266,11 @@ def read_records(path: str | Path) -> list[EditRecord]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
         raise RequestError(
             f"cannot read requests from {str(path)!r}: {error}; "

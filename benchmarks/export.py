@@ -2,13 +2,16 @@
 
     python benchmarks/export.py --out benchmarks/results/export.json
 
-Ten facts (`benchmarks/data/dev_facts.jsonl`) are written into the demo model in float32 and exported as an adapter and
-as checkpoints. Fifty prompts (each fact's prompt, two paraphrases, two neighbours) are run to logits at every position:
+The first fact, and the first ten, of `benchmarks/data/dev_facts.jsonl` are written into the demo model in float32 and
+exported as an adapter and as checkpoints. Fifty prompts (of ten facts: the prompt, two paraphrases, two neighbours) are run to logits at every
+position:
 
 * float32: peft with the adapter on the base, and merged by peft, against the edited model. Only rounding may differ.
 * bfloat16, against the edited model in float32: the checkpoint of `emendo export checkpoint --dtype bfloat16`; the bf16
   base with the adapter in float32 (peft's default) and in bf16 (as vLLM keeps it); and the *unedited* model in bf16
   against itself in float32, which is what bf16 costs without any edit.
+* the rounding of the edit alone: the weights of the bf16 checkpoint against those of the bf16 base plus an exact ΔW,
+  both computed in float32.
 
 ES is the share of facts whose new target is more likely than the old one, EA the share whose target tokens are all the
 most likely ones; both by teacher forcing on the plain prompt.
@@ -129,11 +132,12 @@ def in_float32(
 
 
 def measure(facts: int, method: str, folder: Path) -> dict[str, Any]:
-    records = read_records(DATA)[:facts]
+    whole_set = read_records(DATA)
+    records = whole_set[:facts]
     lm = load("demo", device="cpu", dtype="float32")
     plan = EditSession(lm).plan([record.request for record in records], method)
     update = plan.update
-    texts = [lm.encode(text) for text in prompts(records)]
+    texts = [lm.encode(text) for text in prompts(whole_set[:10])]
     adapter = write_adapter(lm, [update], folder)
     whole = write_checkpoint(lm, [update], folder / "float32")
     small = write_checkpoint(lm, [update], folder / "bfloat16", dtype="bfloat16")
@@ -149,6 +153,9 @@ def measure(facts: int, method: str, folder: Path) -> dict[str, Any]:
         "checkpoint_bf16": load(small, device="cpu").model,
         "bf16_base_float32_adapter": served,
     }
+    rounded = load(small, device="cpu", dtype="float32").model
+    exactly = PeftModel.from_pretrained(base("bfloat16").float(), adapter.path).eval()
+    edit_alone = distance(all_logits(rounded, texts), all_logits(exactly, texts))
     coarse = {
         name: {**distance(all_logits(model, texts), edited), **efficacy(model, lm, records)}
         for name, model in models.items()
@@ -173,18 +180,22 @@ def measure(facts: int, method: str, folder: Path) -> dict[str, Any]:
         "float32_unedited": efficacy(lm.model, lm, records),
         "bf16_against_float32_edited": coarse,
         "bf16_unedited_against_float32_unedited": distance(all_logits(base("bfloat16"), texts), unedited),
+        "rounding_of_the_edit_alone": edit_alone,
         "bf16_rounding_of_weights": rounding(lm, update),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", type=int, default=10)
+    parser.add_argument("--facts", type=int, nargs="+", default=[1, 10], help="facts of each edit that is measured")
     parser.add_argument("--method", default="emmet")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = {"machine": describe_machine(), **measure(arguments.facts, arguments.method, Path(folder))}
+    edits = []
+    for facts in arguments.facts:
+        with tempfile.TemporaryDirectory() as folder:
+            edits.append(measure(facts, arguments.method, Path(folder)))
+    report = {"machine": describe_machine(), "edits": edits}
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.out:

@@ -157,8 +157,8 @@ def _check_readable(text: str, stored: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: The header is too long, too deep or not what JSON readers agree on, or there are too many tensors.
     """
-    # As JSON inside JSON: quotes and backslashes are escaped once more. The names and shapes of tensors come on top.
-    length = len(json.dumps(text, ensure_ascii=False).encode()) + 200 * len(stored)
+    # As JSON inside JSON: quotes and backslashes are escaped once more. Tensors and other metadata come on top.
+    length = len(json.dumps(text, ensure_ascii=False).encode()) + 1000 + 200 * len(stored)
     if length > _MOST_HEADER:
         raise ValueError(f"it has {length:,} bytes, expected at most {_MOST_HEADER:,}")
     if len(stored) > _MOST_TENSORS:

@@ -3,8 +3,8 @@
     python benchmarks/export.py --out benchmarks/results/export.json
 
 The first fact, and the first ten, of `benchmarks/data/dev_facts.jsonl` are written into the demo model in float32 and
-exported as an adapter and as checkpoints. Fifty prompts (of ten facts: the prompt, two paraphrases, two neighbours) are run to logits at every
-position:
+exported as an adapter and as checkpoints. Fifty prompts (of ten facts: the prompt, two paraphrases, two neighbours)
+are run to logits at every position:
 
 * float32: peft with the adapter on the base, and merged by peft, against the edited model. Only rounding may differ.
 * bfloat16, against the edited model in float32: the checkpoint of `emendo export checkpoint --dtype bfloat16`; the bf16

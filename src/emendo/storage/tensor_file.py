@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from emendo import strict_json
 from emendo.errors import InputError, OutputError
+from emendo.strict_json import loads as parse_json
 
 _VERSION_DIGITS = 9
 """A version with more digits than this is no number that anybody wrote."""
@@ -163,7 +163,7 @@ def _check_readable(text: str, stored: Mapping[str, Tensor]) -> None:
         raise ValueError(f"it has {length:,} bytes, expected at most {_MOST_HEADER:,}")
     if len(stored) > _MOST_TENSORS:
         raise ValueError(f"it goes with {len(stored):,} tensors, expected at most {_MOST_TENSORS:,}")
-    strict_json.loads(text)
+    parse_json(text)
 
 
 def _metadata(path: Path, fmt: TensorFileFormat, stored: Any) -> dict[str, str]:
@@ -183,7 +183,7 @@ def _metadata(path: Path, fmt: TensorFileFormat, stored: Any) -> dict[str, str]:
 
 
 def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
-    header = strict_json.loads(metadata["header"])
+    header = parse_json(metadata["header"])
     if not isinstance(header, dict):
         raise ValueError(f"its header is a {type(header).__name__}, expected an object")
     return header

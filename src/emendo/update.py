@@ -63,11 +63,11 @@ class LayerUpdate:
                 f"layer {self.layer}: keys of shape {tuple(self.keys.shape)} do not belong to dual keys of shape "
                 f"{tuple(self.dual_keys.shape)}; expected [edits, {self.dual_keys.shape[1]}]"
             )
-        dtypes = {tensor.dtype for tensor in self.tensors.values()}
-        if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
+        dtypes = {name: tensor.dtype for name, tensor in self.tensors.items()}
+        if dtypes["residuals"] != dtypes["dual_keys"] or not set(dtypes.values()) <= set(_DTYPES):
             raise InputError(
-                f"layer {self.layer}: factors of dtype {', '.join(sorted(map(str, dtypes)))}; expected one dtype for "
-                f"all, of {', '.join(map(str, _DTYPES))}"
+                f"layer {self.layer}: factors of dtype {', '.join(f'{dtype} ({n})' for n, dtype in dtypes.items())}; "
+                f"expected one for residuals and dual keys, and each of {', '.join(map(str, _DTYPES))}"
             )
 
     @property

@@ -168,7 +168,7 @@ def test_headers_of_another_shape(tmp_path: Path, changes: dict[str, Any]) -> No
         {name: tensor.to(torch.complex64) for name, tensor in tensors().items()},
         {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors().items()},
         tensors(residuals=torch.ones(1, 2, dtype=torch.float64)),
-        tensors(keys=torch.ones(1, 3, dtype=torch.float64)),
+        tensors(keys=torch.ones(1, 3, dtype=torch.int32)),
         tensors(keys=torch.ones(1, 4)),
         tensors(residuals=torch.ones(2, 2)),
         {**tensors(), "layer.7.residuals": torch.ones(1, 2)},

@@ -20,8 +20,10 @@
     │   ├── LedgerError             a ledger that is missing, damaged or used against its rules
     │   ├── UndoError               an update that algebra alone cannot take out of a sequence
     │   ├── OutputError             an output path that cannot be written
+    │   ├── ExportError             updates or a folder that cannot leave in the form asked for
     │   └── InfeasibleError         equality asked of keys that cannot hold it
     ├── LedgerBusyError (TimeoutError)     another process writes the ledger
+    ├── HubError (ConnectionError)         the Hugging Face Hub refused, or was not reached
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
 
@@ -117,12 +119,20 @@ class OutputError(InputError):
     """An output path that cannot be written."""
 
 
+class ExportError(InputError):
+    """Updates or a folder that cannot leave in the form that was asked for."""
+
+
 class InfeasibleError(InputError):
     """Equality was asked of keys that cannot hold it."""
 
 
 class LedgerBusyError(EmendoError, TimeoutError):
     """Another process writes the ledger."""
+
+
+class HubError(EmendoError, ConnectionError):
+    """The Hugging Face Hub refused, or was not reached."""
 
 
 class SelfCheckError(EmendoError, RuntimeError):

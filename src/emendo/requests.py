@@ -33,6 +33,15 @@ PROBE_KINDS = {
 
 _PROBE_FIELDS = ("kind", "prompt", "answers", "group")
 
+_MOST_BYTES = 512 * 2**20
+"""Of a request file; all of CounterFact is 45 MB. A device or pipe without an end is refused here too."""
+
+_MOST_LINE = 2**20
+"""Characters of one record. Parsed, a short text of brackets takes thirty times its length in memory."""
+
+_MOST_PROBLEMS = 1000
+"""Bad lines after which reading stops: the file is something else."""
+
 
 @dataclass(frozen=True)
 class EditRequest:
@@ -325,6 +334,9 @@ def parse_records(text: str, source: str) -> list[EditRecord]:
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if not line.strip():
             continue
+        if len(problems) >= _MOST_PROBLEMS:
+            problems.append(f"reading stopped before line {number}: is this a file of requests?")
+            break
         try:
             record = record_from_dict(parse_object(line))
         except RequestError as error:
@@ -347,6 +359,10 @@ def parse_object(line: str) -> dict[str, Any]:
     Raises:
         RequestError: The text is not JSON, is no object, or repeats a field.
     """
+    if len(line) > _MOST_LINE:
+        raise RequestError(
+            "this line is too long:", [f"has {len(line):,} characters, expected at most {_MOST_LINE:,} a request"]
+        )
     try:
         row = json.loads(line, object_pairs_hook=unique_fields)
     except RequestError:
@@ -378,7 +394,11 @@ def read_records(path: str | Path) -> list[EditRecord]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
         raise RequestError(
             f"cannot read requests from {str(path)!r}: {error}; "

@@ -17,9 +17,9 @@ import torch
 from emendo.activations.target_memory import TargetMemory
 from emendo.baseline_plan import plan_baseline
 from emendo.baselines import ResolvedBaseline
-from emendo.errors import BaseMismatchError, InputError, NumericalError
+from emendo.errors import InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
-from emendo.models import ModelAdapter
+from emendo.models import ModelAdapter, check_update
 from emendo.moments import MomentStore, describe_for_method, obtain_for_method
 from emendo.pipeline import plan_edit, reference_norms
 from emendo.plan import Plan
@@ -142,7 +142,7 @@ class EditSession:
             NumericalError: The weights would not be finite in the model's dtype.
         """
         self._check_own()
-        self._check(update, self._edits)
+        check_update(self.lm, update, self._edits.ids)
         self._write(self._with(self._edits, update))
 
     def rollback(self) -> None:
@@ -161,7 +161,7 @@ class EditSession:
         self._check_own()
         edits = _Edits()
         for update in updates:
-            self._check(update, edits)
+            check_update(self.lm, update, edits.ids)
             edits = self._with(edits, update)
         if self._edits.updates or updates:
             self._write(edits)
@@ -269,31 +269,6 @@ class EditSession:
                 "call rollback() on that session first"
             )
 
-    def _check(self, update: ModelUpdate, before: _Edits) -> None:
-        """Refuse an update of another model, or one that was planned on top of other updates than `before`."""
-        found = update.base.get("weights_sha256")
-        if found != self.lm.weights_digest():
-            raise BaseMismatchError(
-                f"this update was made for {update.base.get('name')!r} with weights {str(found)[:12]}…, and this model "
-                f"is {self.lm.name!r} with weights {self.lm.weights_digest()[:12]}…; load that model, or plan again"
-            )
-        ids = before.ids
-        if tuple(update.preceding) != ids:
-            raise BaseMismatchError(
-                f"this update was planned on top of {len(update.preceding)} earlier update(s) and the session holds "
-                f"{len(ids)}; expected {_short(update.preceding)}, found {_short(ids)}. Apply exactly the earlier ones "
-                "first (or rollback()), or plan it again"
-            )
-        for part in update.layers:
-            self.lm.check_layers([part.layer])
-            expected = tuple(self.lm.weight(part.layer).shape)
-            shape = (part.residuals.shape[1], part.dual_keys.shape[1])
-            if part.module != self.lm.module_name(part.layer) or shape != expected:
-                raise BaseMismatchError(
-                    f"the update writes {part.module} with shape {shape}; this model has "
-                    f"{self.lm.module_name(part.layer)} with shape {expected}"
-                )
-
     def _exact(self, layer: int, edits: _Edits | None = None) -> Weight:
         """W₀ + ΣΔ of a layer in float32 or better, before it is cast to the model's dtype; now, or after some edits."""
         edits = edits or self._edits
@@ -333,11 +308,6 @@ class EditSession:
             raise
         self._edits = edits
         self.lm.holds_edits = bool(edits.updates)
-
-
-def _short(ids: Sequence[str]) -> str:
-    """Identities of updates as messages show them."""
-    return "[" + ", ".join(f"{id[:12]}…" for id in ids) + "]"
 
 
 def _same_bits(found: Weight, expected: Weight) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emendo.errors import InputError, UpdateFileError
+from emendo.errors import InputError, NumericalError, UpdateFileError
 from emendo.shapes import DualKeys, Keys, Residuals, Weight
 from emendo.storage import TensorFileFormat, read_tensor_file, write_tensor_file
 
@@ -26,6 +27,10 @@ _FORMAT = TensorFileFormat(
     error=UpdateFileError,
     remedy="make it again with `emendo edit --out FOLDER`",
 )
+
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What factors can be; anything else would fail in the middle of an edit, or give another ΔW without a word."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,12 @@ class LayerUpdate:
             raise InputError(
                 f"layer {self.layer}: keys of shape {tuple(self.keys.shape)} do not belong to dual keys of shape "
                 f"{tuple(self.dual_keys.shape)}; expected [edits, {self.dual_keys.shape[1]}]"
+            )
+        dtypes = {name: tensor.dtype for name, tensor in self.tensors.items()}
+        if dtypes["residuals"] != dtypes["dual_keys"] or not set(dtypes.values()) <= set(_DTYPES):
+            raise InputError(
+                f"layer {self.layer}: factors of dtype {', '.join(f'{dtype} ({n})' for n, dtype in dtypes.items())}; "
+                f"expected one for residuals and dual keys, and each of {', '.join(map(str, _DTYPES))}"
             )
 
     @property
@@ -133,7 +144,13 @@ class ModelUpdate:
 
         Raises:
             OutputError: The path cannot be written.
+            NumericalError: A factor or key is not finite: no program would read the file.
         """
+        try:
+            for part in self.layers:
+                _check_finite(part)
+        except ValueError as error:
+            raise NumericalError(f"this update cannot be stored: {error}; plan it again (--dtype float32)") from error
         tensors = {
             f"layer.{update.layer}.{name}": tensor for update in self.layers for name, tensor in update.tensors.items()
         }
@@ -154,21 +171,53 @@ class ModelUpdate:
         """
         tensors, header = read_tensor_file(Path(path), _FORMAT)
         try:
-            layers = tuple(
-                LayerUpdate(
-                    layer=int(layer),
-                    module=module,
-                    residuals=tensors[f"layer.{layer}.residuals"],
-                    dual_keys=tensors[f"layer.{layer}.dual_keys"],
-                    keys=tensors.get(f"layer.{layer}.keys"),
-                )
-                for layer, module in sorted(header["modules"].items(), key=lambda item: int(item[0]))
-            )
-            return cls(layers, dict(header["base"]), tuple(header["preceding"]), dict(header["info"]))
+            return _from_file(tensors, header)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UpdateFileError(
                 f"{str(path)!r} has a sound digest but not the contents of an update ({error!r}); {_FORMAT.remedy}"
             ) from error
+
+
+def _from_file(tensors: dict[str, Tensor], header: dict[str, Any]) -> ModelUpdate:
+    """The update in a file whose digest is right, which anybody can compute: nothing of its contents is taken on trust.
+
+    Raises:
+        KeyError, ValueError, TypeError, AttributeError: The contents are not those of an update.
+    """
+    modules, base, preceding, info = (header[name] for name in ("modules", "base", "preceding", "info"))
+    for name, value in (("modules", modules), ("base", base)):
+        if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
+            raise ValueError(f"{name} must be an object of strings")
+    if not isinstance(preceding, list) or not all(isinstance(entry, str) for entry in preceding):
+        raise ValueError("preceding must be a list of strings")
+    if not isinstance(info, dict):
+        raise ValueError("info must be an object")
+    for layer in modules:
+        # int() also reads "+1", "1_0", " 1" and digits of other scripts, and then two names are one layer.
+        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", layer):
+            raise ValueError(f"{layer[:20]!r} is no layer")
+    layers = tuple(
+        LayerUpdate(
+            layer=int(layer),
+            module=modules[layer],
+            residuals=tensors[f"layer.{layer}.residuals"],
+            dual_keys=tensors[f"layer.{layer}.dual_keys"],
+            keys=tensors.get(f"layer.{layer}.keys"),
+        )
+        for layer in sorted(modules, key=int)
+    )
+    known = {f"layer.{part.layer}.{name}" for part in layers for name in part.tensors}
+    if strangers := sorted(set(tensors) - known):
+        raise ValueError(f"{len(strangers)} tensors belong to no layer, {strangers[0][:80]!r} for one")
+    for part in layers:
+        _check_finite(part)
+    return ModelUpdate(layers, base, tuple(preceding), info)
+
+
+def _check_finite(part: LayerUpdate) -> None:
+    for name, tensor in part.tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"the {name.replace('_', ' ')} of layer {part.layer} hold numbers that are not finite")
 
 
 def merge_layers(parts: Sequence[LayerUpdate]) -> tuple[LayerUpdate, ...]:

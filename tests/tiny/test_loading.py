@@ -182,6 +182,47 @@ def test_code_in_a_model_folder_is_never_run_nor_asked_about(
     assert not ran.exists()
 
 
+def test_code_beside_a_gguf_file_is_never_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers reads tokenizer settings from the folder of the file."""
+    asked: list[dict[str, Any]] = []
+
+    def from_pretrained(**options: Any) -> Any:
+        asked.append(options)
+        raise ValueError("no such model")
+
+    for auto in ("AutoModelForCausalLM", "AutoTokenizer"):
+        monkeypatch.setattr(getattr(loading, auto), "from_pretrained", from_pretrained)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelNotFoundError):
+        load(tmp_path / "model.gguf", device="cpu")
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", lambda **options: None)
+    with pytest.raises(ModelNotFoundError):
+        load(tmp_path / "model.gguf", device="cpu")
+    assert len(asked) == 2
+    assert all(options["trust_remote_code"] is False for options in asked)
+
+
+def test_pickled_weights_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = load(folder, device="cpu").model.state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("a pickle was read"))
+    with pytest.raises(ModelNotFoundError, match=r"pickles \(pytorch_model\.bin\).*save_pretrained"):
+        load(folder, device="cpu")
+    # Under a name that is not looked for first: transformers is told to take safetensors only.
+    monkeypatch.setattr(loading, "_refuse_pickles", lambda *args: None)
+    with pytest.raises(ModelNotFoundError, match="cannot load"):
+        load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("bomb", ["[" * 100_000, '{"a":' * 100_000, '{"hidden_size": 1' + "0" * 5000 + "}", "\0" * 9])
+def test_json_bombs_in_a_model_folder(folder: Path, name: str, bomb: str) -> None:
+    (folder / name).write_text(bomb, encoding="utf-8")
+    with pytest.raises(ModelNotFoundError, match="cannot load"):
+        load(folder, device="cpu")
+
+
 # ---- device and dtype ----------------------------------------------------------------------------------------
 
 

@@ -217,9 +217,9 @@ def test_a_plan_knows_what_it_stands_on(session: EditSession, store: MomentStore
     second = quick_plan(session, [DARRIEUX]).update
     assert (first.preceding, second.preceding) == ((), (first.id,))
     other = EditSession(build_tiny("llama"), store=store)
-    with pytest.raises(BaseMismatchError, match=r"on top of 1 earlier update\(s\) and the session holds 0"):
+    with pytest.raises(BaseMismatchError, match=r"on top of 1 earlier update\(s\) and before it come 0"):
         other.apply(second)
-    with pytest.raises(BaseMismatchError, match=r"on top of 0 earlier update\(s\) and the session holds 1"):
+    with pytest.raises(BaseMismatchError, match=r"on top of 0 earlier update\(s\) and before it come 1"):
         session.apply(first)
     assert second.id != quick_plan(other, [DARRIEUX]).update.id
     other.apply(first)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from emendo.cli import catalog, data, demo, edit, evaluate, experiment, ledger, moments, updates
+from emendo.cli import catalog, data, demo, edit, evaluate, experiment, export, ledger, moments, updates
 from emendo.errors import EmendoError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.command("experiment")(experiment.experiment)
 app.add_typer(moments.app, name="moments")
 app.command("data")(data.data)
 app.add_typer(updates.app, name="update")
+app.add_typer(export.app, name="export")
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 

@@ -3,9 +3,11 @@
 from emendo.models.adapter import ModelAdapter
 from emendo.models.architecture import ARCHITECTURES, WRAPPERS, ArchitectureSpec
 from emendo.models.batch import TokenBatch, pack_by_tokens
+from emendo.models.edits import check_update, edited_weight
 from emendo.models.hooks import Capture, adding
 from emendo.models.loading import load, wrap
 from emendo.models.refusals import REFUSALS
+from emendo.models.saving import save_model
 
 __all__ = [
     "ARCHITECTURES",
@@ -16,7 +18,10 @@ __all__ = [
     "ModelAdapter",
     "TokenBatch",
     "adding",
+    "check_update",
+    "edited_weight",
     "load",
     "pack_by_tokens",
+    "save_model",
     "wrap",
 ]

@@ -126,6 +126,12 @@ class ModelAdapter:
             )
         return sorted(layers)
 
+    @property
+    def revision(self) -> str | None:
+        """Commit on the hub that the model was loaded from; None for a folder."""
+        found = getattr(self.model.config, "_commit_hash", None)
+        return None if found is None else str(found)
+
     # ---- modules -----------------------------------------------------------------------------------------
 
     @property
@@ -151,12 +157,15 @@ class ModelAdapter:
         """A layer's attention module, as the model has it."""
         return self.blocks[layer].get_submodule(self.spec.attention)
 
+    def stores_transposed(self, layer: int) -> bool:
+        """Whether a layer's module keeps its weight as ``[d_in, d_out]`` (GPT-2's Conv1D)."""
+        return isinstance(self.down_projection(layer), Conv1D)
+
     def weight(self, layer: int) -> Weight:
         """A layer's edited weight as ``[d_out, d_in]``, a view whatever the module's layout."""
         self.check_layers([layer])
-        module = self.down_projection(layer)
-        weight = module.weight.detach()
-        return weight.T if isinstance(module, Conv1D) else weight
+        weight = self.down_projection(layer).weight.detach()
+        return weight.T if self.stores_transposed(layer) else weight
 
     def write(self, layer: int, weight: Weight) -> None:
         """Overwrite a layer's weight in place, cast once to the model's dtype.

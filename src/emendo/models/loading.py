@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from emendo.models.adapter import ModelAdapter
 from emendo.models.architecture import resolve_architecture
 from emendo.progress import Progress, Silent
 
-UNREADABLE = (OSError, ValueError, KeyError, IndexError, SafetensorError, UnpicklingError, struct.error)
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, RecursionError, SafetensorError, struct.error)
 """What readers of configurations, checkpoints and GGUF files raise on files that are absent or damaged."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,10 +54,10 @@ def load(
     if device_map is not None and device != "auto":
         raise InputError(f"found device {device!r} and a device_map; expected one of them (leave out --device)")
     target = None if device_map is not None else _device(device)
-    options = {"dtype": _dtype(dtype), "device_map": device_map}
+    options = {"dtype": dtype_named(dtype), "device_map": device_map}
     progress.start("loading", None)
     try:
-        with _silent_transformers(), _kept_rng():
+        with silent_transformers(), _kept_rng():
             model, tokenizer = _load_pair(str(name), options)
             if target is not None:
                 model.to(target)
@@ -94,6 +93,7 @@ def _load_pair(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
             raise ModelNotFoundError(
                 f"{name!r} holds no config.json; expected a folder written by save_pretrained (--model)"
             )
+        _refuse_pickles(name, path)
         return _from_pretrained(str(path), options)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelNotFoundError(f"no model folder at {name!r} (--model)")
@@ -107,7 +107,11 @@ def _from_pretrained(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
         spec = resolve_architecture(AutoConfig.from_pretrained(name, trust_remote_code=False))
         auto = AutoModelForCausalLM if spec.wrapper is None else AutoModelForImageTextToText
         model, found = auto.from_pretrained(
-            name, **_with_dtype(options, "auto"), trust_remote_code=False, output_loading_info=True
+            name,
+            **_with_dtype(options, "auto"),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except InputError:
@@ -121,6 +125,17 @@ def _from_pretrained(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
             f"{missing[0]} for one; expected a complete checkpoint of a causal LM (--model)"
         )
     return model, tokenizer
+
+
+def _refuse_pickles(name: str, folder: Path) -> None:
+    """A folder whose weights are pickles only: reading one can run whatever its maker put in."""
+    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    if pickles and not any(folder.glob("model*.safetensors")):
+        raise ModelNotFoundError(
+            f"the weights in {name!r} are pickles ({pickles[0]}), which can run code when they are read; expected "
+            "safetensors. If you trust the folder, convert it with transformers: "
+            f"AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(...), and give the new folder (--model)"
+        )
 
 
 def _with_dtype(options: dict[str, Any], default: torch.dtype | str) -> dict[str, Any]:
@@ -145,7 +160,8 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> tuple[Any, Any]:
         raise ModelNotFoundError(
             f"reading {path.name} needs the packages gguf and accelerate: pip install 'emendo[demo]'"
         ) from error
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    # The tokenizer's settings are read from whatever else lies in the file's folder.
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "trust_remote_code": False}
     try:
         model = AutoModelForCausalLM.from_pretrained(**where, **_with_dtype(options, torch.float32))
         tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -194,7 +210,12 @@ def _device(device: str) -> torch.device:
     return target
 
 
-def _dtype(dtype: str) -> torch.dtype | None:
+def dtype_named(dtype: str) -> torch.dtype | None:
+    """The dtype of that name; None for ``"auto"``.
+
+    Raises:
+        InputError: Unknown dtype.
+    """
     if dtype == "auto":
         return None
     if dtype not in DTYPES:
@@ -203,8 +224,8 @@ def _dtype(dtype: str) -> torch.dtype | None:
 
 
 @contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """No bars or warnings of transformers on the terminal while loading; its settings come back."""
+def silent_transformers() -> Iterator[None]:
+    """No bars or warnings of transformers on the terminal while it loads or saves; its settings come back."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     try:

@@ -1,4 +1,4 @@
-"""Storage: files that are whole or absent, and refuse to be read when altered."""
+"""Storage: files and folders that are whole or absent, and files that refuse to be read when altered."""
 
 from emendo.storage.tensor_file import (
     TensorFileFormat,
@@ -6,5 +6,13 @@ from emendo.storage.tensor_file import (
     read_tensor_file_header,
     write_tensor_file,
 )
+from emendo.storage.whole_folder import check_absent, whole_folder
 
-__all__ = ["TensorFileFormat", "read_tensor_file", "read_tensor_file_header", "write_tensor_file"]
+__all__ = [
+    "TensorFileFormat",
+    "check_absent",
+    "read_tensor_file",
+    "read_tensor_file_header",
+    "whole_folder",
+    "write_tensor_file",
+]

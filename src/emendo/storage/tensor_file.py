@@ -22,9 +22,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emendo.errors import InputError, OutputError
+from emendo.strict_json import loads as parse_json
 
 _VERSION_DIGITS = 9
 """A version with more digits than this is no number that anybody wrote."""
+
+_MOST_HEADER = 64 * 2**20
+"""Bytes of JSON in front of the tensors, for reading and writing: that of 10,000 facts takes a few million."""
+
+_MOST_TENSORS = 10_000
+"""Tensors of one file: an update has three a layer, and reading takes time for each."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ def write_tensor_file(
     stored = _apart(tensors)
     try:
         text = json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        _check_readable(text, stored)
         metadata = {"format": fmt.name, "version": str(fmt.version), "header": text}
         metadata["sha256"] = _digest(metadata, stored)
     except (TypeError, ValueError, RecursionError) as error:
@@ -121,12 +129,41 @@ def _opened(path: Path, fmt: TensorFileFormat) -> Iterator[Any]:
     if not os.path.isfile(path):  # False, not an error, for a path that no file can have
         raise fmt.error(f"no file at {str(path)!r}; {fmt.remedy}")
     try:
+        _check_declared(path)
         with safe_open(str(path), framework="pt") as stored:
+            if len(names := stored.keys()) > _MOST_TENSORS:
+                raise ValueError(f"it declares {len(names):,} tensors, expected at most {_MOST_TENSORS:,}")
             yield stored
     except InputError:
         raise
     except Exception as error:  # what the parsers raise on junk is theirs to choose: TypeError, OverflowError ...
         raise fmt.error(f"{str(path)!r} is truncated or damaged ({error}); {fmt.remedy}") from error
+
+
+def _check_declared(path: Path) -> None:
+    """Hold the length of the JSON in front, which the first eight bytes declare, against the file and the limit."""
+    with open(path, "rb") as stream:
+        first, size = stream.read(8), os.fstat(stream.fileno()).st_size
+    declared = int.from_bytes(first, "little")
+    if len(first) < 8 or declared > size - 8:
+        raise ValueError(f"it has {size:,} bytes, and its first eight declare {declared:,} of JSON after them")
+    if declared > _MOST_HEADER:
+        raise ValueError(f"its first eight bytes declare {declared:,} of JSON, expected at most {_MOST_HEADER:,}")
+
+
+def _check_readable(text: str, stored: Mapping[str, Tensor]) -> None:
+    """Refuse to write what would be refused on reading: a file that cannot be read again is lost work.
+
+    Raises:
+        ValueError: The header is too long, too deep or not what JSON readers agree on, or there are too many tensors.
+    """
+    # As JSON inside JSON: quotes and backslashes are escaped once more. Tensors and other metadata come on top.
+    length = len(json.dumps(text, ensure_ascii=False).encode()) + 1000 + 200 * len(stored)
+    if length > _MOST_HEADER:
+        raise ValueError(f"it has {length:,} bytes, expected at most {_MOST_HEADER:,}")
+    if len(stored) > _MOST_TENSORS:
+        raise ValueError(f"it goes with {len(stored):,} tensors, expected at most {_MOST_TENSORS:,}")
+    parse_json(text)
 
 
 def _metadata(path: Path, fmt: TensorFileFormat, stored: Any) -> dict[str, str]:
@@ -146,7 +183,7 @@ def _metadata(path: Path, fmt: TensorFileFormat, stored: Any) -> dict[str, str]:
 
 
 def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
-    header = json.loads(metadata["header"])
+    header = parse_json(metadata["header"])
     if not isinstance(header, dict):
         raise ValueError(f"its header is a {type(header).__name__}, expected an object")
     return header

@@ -1,0 +1,132 @@
+"""`emendo export`: updates as a LoRA adapter, a whole checkpoint, or a repository on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emendo.cli import options
+from emendo.cli.console import Terminal
+
+if TYPE_CHECKING:
+    from emendo.update import ModelUpdate
+
+app = typer.Typer(
+    help="Take edits to other programs: a PEFT adapter, a checkpoint, the Hugging Face Hub.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Update = Annotated[
+    list[Path],
+    typer.Option("--update", help="Update file; may be repeated, in the order in which they were made."),
+]
+BaseName = Annotated[
+    str | None,
+    typer.Option("--base-name", help="How other programs find the base model, a hub id say; default: --model."),
+]
+
+
+@app.command("peft")
+def peft(
+    model: options.Model,
+    update: Update,
+    out: Annotated[Path, typer.Option("--out", help="Folder in which the adapter's own folder is made.")],
+    fold: Annotated[
+        float | None,
+        typer.Option(
+            "--fold", min=0.0, max=1.0, help="Fold to the smallest rank within this relative distance; default: exact."
+        ),
+    ] = None,
+    base_name: BaseName = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write updates as one LoRA adapter that peft, transformers and vLLM load."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    updates = _updates(update)
+    from emendo.report import check_writable
+
+    check_writable(out)
+    from emendo.export import write_adapter
+    from emendo.models import load
+
+    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    written = write_adapter(lm, updates, out, tolerance=fold, base_name=base_name)
+    padded = "" if written.rank == written.exact_rank else f" (padded from {written.exact_rank})"
+    lost = f", folded to within {written.lost:.1e}" if fold is not None else ""
+    terminal.line(f"Adapter: {written.path}")
+    terminal.line(f"Rank {written.rank}{padded}{lost}, {len(written.layers)} layer(s), {written.nbytes / 1024:.0f} KiB")
+    terminal.result({"adapter": written.to_dict(), "updates": [one.id for one in updates]})
+
+
+@app.command("checkpoint")
+def checkpoint(
+    model: options.Model,
+    update: Update,
+    out: Annotated[Path, typer.Option("--out", help="Folder to make; it must be absent or empty.")],
+    base_name: BaseName = None,
+    device: options.Device = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the files: auto (the model's), float32, bfloat16 or float16.")
+    ] = "auto",
+    model_dtype: Annotated[
+        str, typer.Option("--model-dtype", help="In which the model was edited, if --dtype was given then.")
+    ] = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write the whole edited model as a Hugging Face folder, which needs no Emendo."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    updates = _updates(update)
+    from emendo.report import check_writable
+    from emendo.storage import check_absent
+
+    check_absent(out)
+    check_writable(out)
+    from emendo.export import write_checkpoint
+    from emendo.models import load
+    from emendo.models.loading import dtype_named
+
+    dtype_named(dtype)
+
+    lm = load(model, device=device, dtype=model_dtype, progress=terminal)
+    terminal.start("writing")
+    try:
+        path = write_checkpoint(lm, updates, out, dtype=dtype, base_name=base_name)
+    finally:
+        terminal.finish()
+    terminal.line(f"Checkpoint: {path}")
+    terminal.result({"checkpoint": str(path), "updates": [one.id for one in updates]})
+
+
+@app.command("hub")
+def hub(
+    folder: Annotated[Path, typer.Argument(help="Folder that `emendo export peft` or `checkpoint` wrote.")],
+    repo: Annotated[str, typer.Option("--repo", help="owner/name on the hub.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Who may see the repository.")] = True,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Upload an exported folder to the Hugging Face Hub, with the token in HF_TOKEN."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    from emendo.export.hub import push_folder
+
+    terminal.start("uploading")
+    try:
+        address = push_folder(folder, repo, private=private)
+    finally:
+        terminal.finish()
+    terminal.line(f"Uploaded: {address}")
+    terminal.result({"repo": repo, "private": private, "commit": address})
+
+
+def _updates(paths: list[Path]) -> list[ModelUpdate]:
+    """The update files, read before a model is."""
+    from emendo.update import ModelUpdate
+
+    return [ModelUpdate.load(path) for path in paths]

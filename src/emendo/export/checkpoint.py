@@ -1,0 +1,61 @@
+"""The edited model as a plain Hugging Face checkpoint, which loads without Emendo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from emendo.export.card import checkpoint_card
+from emendo.export.chain import checked_chain
+from emendo.models import ModelAdapter, edited_weight, save_model
+from emendo.models.loading import dtype_named
+from emendo.storage import whole_folder
+from emendo.update import ModelUpdate
+
+
+def write_checkpoint(
+    adapter: ModelAdapter,
+    updates: Sequence[ModelUpdate],
+    out: str | Path,
+    *,
+    dtype: str = "auto",
+    base_name: str | None = None,
+) -> Path:
+    """Write the edited model into a folder, which appears whole or not at all; the model in memory stays as it is.
+
+    Edited weights are ``cast(W₀ + ΣΔ)``, rounded once from the float32 sum to the dtype of the files, so in the model's
+    own dtype they are those that a session writes, bit for bit.
+
+    Args:
+        adapter: The unedited model that the updates were made for.
+        updates: In order, the first one planned on the unedited model.
+        out: The folder to make: absent, or empty.
+        dtype: ``"auto"`` (that of the model), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        base_name: How the model card names the base; the model's name where None.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BaseMismatchError: An update belongs to another model, or was planned on top of others than come before it.
+        ExportError: Nothing is changed.
+        InputError: Unknown dtype, or the model holds edits of a session.
+        NumericalError: A weight is not finite in the dtype of the files.
+        OutputError: The folder cannot be written, or holds something.
+    """
+    layers = [part.layer for part in checked_chain(adapter, updates)]
+    chosen = dtype_named(dtype)
+    weights = {
+        layer: edited_weight(
+            adapter.weight(layer), (part for update in updates for part in update.layers if part.layer == layer)
+        )
+        for layer in layers
+    }
+    path = Path(out).expanduser()
+    with whole_folder(path) as draft:
+        save_model(adapter, weights, draft, chosen)
+        card = checkpoint_card(
+            base_name or adapter.name, updates, dtype=str(chosen or adapter.dtype).removeprefix("torch.")
+        )
+        (draft / "README.md").write_text(card, encoding="utf-8")
+    return path

@@ -1,0 +1,64 @@
+"""Updates against a model: whether they belong to it, and the weights that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from emendo.errors import BaseMismatchError
+from emendo.models.adapter import ModelAdapter
+from emendo.shapes import Weight
+from emendo.update import LayerUpdate, ModelUpdate
+
+
+def check_update(adapter: ModelAdapter, update: ModelUpdate, earlier: Sequence[str]) -> None:
+    """Refuse an update that was not made for this model with these updates in it.
+
+    Args:
+        adapter: The model.
+        update: What is to come on top.
+        earlier: Identities of the updates before it, in order.
+
+    Raises:
+        BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
+    """
+    found = update.base.get("weights_sha256")
+    if found != adapter.weights_digest():
+        raise BaseMismatchError(
+            f"this update was made for {update.base.get('name')!r} with weights {str(found)[:12]}…, and this model "
+            f"is {adapter.name!r} with weights {adapter.weights_digest()[:12]}…; load that model, or plan again"
+        )
+    if list(update.preceding) != list(earlier):
+        raise BaseMismatchError(
+            f"this update was planned on top of {len(update.preceding)} earlier update(s) and before it come "
+            f"{len(earlier)}; expected {_short(update.preceding)}, found {_short(earlier)}. Apply exactly the earlier "
+            "ones first (or rollback()), or plan it again"
+        )
+    for part in update.layers:
+        adapter.check_layers([part.layer])
+        expected = tuple(adapter.weight(part.layer).shape)
+        shape = (part.residuals.shape[1], part.dual_keys.shape[1])
+        if part.module != adapter.module_name(part.layer) or shape != expected:
+            raise BaseMismatchError(
+                f"the update writes {part.module} with shape {shape}; this model has "
+                f"{adapter.module_name(part.layer)} with shape {expected}"
+            )
+
+
+def edited_weight(original: Weight, parts: Iterable[LayerUpdate]) -> Weight:
+    """W₀ + ΣΔ in float32 or better, added in order: what every edited weight is cast from.
+
+    Args:
+        original: W₀ ``[d_out, d_in]``, left as it is.
+        parts: Updates of this one layer.
+    """
+    weight = original.to(torch.promote_types(original.dtype, torch.float32), copy=True)
+    for part in parts:
+        weight += part.delta().to(weight.device)
+    return weight
+
+
+def _short(ids: Sequence[str]) -> str:
+    """Identities of updates as messages show them."""
+    return "[" + ", ".join(f"{id[:12]}…" for id in ids) + "]"

@@ -1,0 +1,68 @@
+"""An edited model as a plain Hugging Face folder; the model in memory is neither written nor changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emendo.errors import NumericalError
+from emendo.models.adapter import ModelAdapter
+from emendo.models.loading import silent_transformers
+from emendo.shapes import Weight
+
+
+def save_model(adapter: ModelAdapter, weights: Mapping[int, Weight], folder: Path, dtype: torch.dtype | None) -> None:
+    """Write model, generation settings and tokenizer into a folder, as `from_pretrained` reads them.
+
+    Weights are safetensors, tied ones are written once, and the configuration has no word of quantisation: only
+    models with plain weights are loaded.
+
+    Args:
+        adapter: The model.
+        weights: Edited weights by layer, ``[d_out, d_in]``, in any precision: they are cast once.
+        folder: An existing folder.
+        dtype: Of every weight in the files; None leaves each in its own.
+
+    Raises:
+        NumericalError: An edited weight is not finite in the dtype of the files.
+        OSError: The folder cannot be written.
+    """
+    with silent_transformers():
+        _twin(adapter, weights, dtype).save_pretrained(folder)
+        adapter.tokenizer.save_pretrained(folder)
+
+
+def _twin(adapter: ModelAdapter, weights: Mapping[int, Weight], dtype: torch.dtype | None) -> Any:
+    """The model with other weights: saving writes into the configuration, and that of the live model is not ours.
+
+    Parameters that stay are shared with the model, not copied.
+    """
+    memo: dict[int, Any] = {id(parameter): _kept(parameter, dtype) for parameter in adapter.model.parameters()}
+    memo |= {id(buffer): buffer for buffer in adapter.model.buffers()}
+    for layer, weight in weights.items():
+        own = adapter.down_projection(layer).weight
+        cast = weight.to(dtype or own.dtype)
+        if not cast.isfinite().all():
+            raise NumericalError(
+                f"the edited weights of layer {layer} are not finite in {cast.dtype}; nothing was written. "
+                "Expected finite ones; choose --dtype float32 if they are too large for it"
+            )
+        if adapter.stores_transposed(layer):
+            cast = cast.T.contiguous()
+        memo[id(own)] = nn.Parameter(cast, requires_grad=False)
+    twin = copy.deepcopy(adapter.model, memo)
+    # Of a model that was loaded over a map of devices: nothing is offloaded (the adapter refuses that), though
+    # transformers takes any "cpu" in the map for it.
+    vars(twin).pop("hf_device_map", None)
+    return twin
+
+
+def _kept(parameter: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if dtype is None or parameter.dtype == dtype:
+        return parameter
+    return nn.Parameter(parameter.detach().to(dtype), requires_grad=False)

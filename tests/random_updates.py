@@ -1,0 +1,40 @@
+"""Updates of random factors for a live model: what tests of files, adapters and checkpoints apply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from emendo.models import ModelAdapter
+from emendo.update import LayerUpdate, ModelUpdate
+
+
+def random_part(adapter: ModelAdapter, layer: int, rank: int, seed: int, scale: float = 0.3) -> LayerUpdate:
+    """A layer's update whose entries are about `scale` large."""
+    generator = torch.Generator().manual_seed(seed)
+    d_out, d_in = adapter.weight(layer).shape
+    return LayerUpdate(
+        layer,
+        adapter.module_name(layer),
+        torch.randn(rank, d_out, generator=generator) * scale,
+        torch.randn(rank, d_in, generator=generator) / rank**0.5,
+    )
+
+
+def random_update(
+    adapter: ModelAdapter, ranks: dict[int, int], earlier: Sequence[ModelUpdate] = (), seed: int = 0, **info: Any
+) -> ModelUpdate:
+    """An update of the given ranks by layer, on top of earlier ones.
+
+    Args:
+        adapter: The unedited model.
+        ranks: Rows of the factors by layer.
+        earlier: Updates that precede it.
+        seed: Of the factors.
+        info: What it records.
+    """
+    base = {"name": adapter.name, "weights_sha256": adapter.weights_digest()}
+    parts = tuple(random_part(adapter, layer, ranks[layer], seed + 31 * layer) for layer in sorted(ranks))
+    return ModelUpdate(parts, base, tuple(update.id for update in earlier), info)

@@ -1,0 +1,255 @@
+"""Adapters as peft reads them: on the base model they give the edited model's logits, in every family."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from emendo.errors import BaseMismatchError, ExportError, InputError
+from emendo.export import RANKS, write_adapter
+from emendo.export.folding import fold
+from emendo.export.peft_adapter import lora_tensors, padded_rank
+from emendo.models import ModelAdapter
+from emendo.session import EditSession
+from emendo.update import LayerUpdate, ModelUpdate
+from tests.conftest import FAMILIES, build_tiny
+from tests.random_updates import random_update
+
+TEXTS = ["The Eiffel Tower is located in the city of", "The capital of Japan is Tokyo", "埃菲尔铁塔位于"]
+FACT = {"prompt": "{} is in", "subject": "The | <b>Tower</b>", "target": "Rome\n# not a heading"}
+SEVERAL = ("llama", "gpt2", "phi3", "gpt_neox")
+
+
+def logits(model: Any, adapter: ModelAdapter) -> Tensor:
+    """Logits of all texts, those of padding left out."""
+    found = []
+    with torch.no_grad():
+        for text in TEXTS:
+            found.append(model(input_ids=torch.tensor([adapter.encode(text)]), use_cache=False).logits[0])
+    return torch.cat(found).double()
+
+
+def chain(adapter: ModelAdapter, ranks: tuple[int, int] = (3, 2)) -> list[ModelUpdate]:
+    """Two updates that share a layer and differ in rank."""
+    first = random_update(adapter, {1: ranks[0], 2: 1}, seed=1, requests=[FACT], method={"name": "emmet"})
+    return [first, random_update(adapter, {2: ranks[1], 3: 2}, [first], seed=2)]
+
+
+def edited_logits(adapter: ModelAdapter, updates: list[ModelUpdate]) -> Tensor:
+    session = EditSession(adapter)
+    try:
+        for update in updates:
+            session.apply(update)
+        return logits(adapter.model, adapter)
+    finally:
+        session.rollback()
+
+
+@pytest.mark.parametrize("family", [*sorted(FAMILIES), "llava"])
+@pytest.mark.filterwarnings("error::UserWarning:peft")
+def test_peft_gives_the_edited_logits(family: str, tmp_path: Path) -> None:
+    adapter = build_tiny(family)
+    updates = chain(adapter)
+    before, expected = logits(adapter.model, adapter), edited_logits(adapter, updates)
+    written = write_adapter(adapter, updates, tmp_path)
+    served = PeftModel.from_pretrained(copy.deepcopy(adapter.model), written.path).eval()
+    wrapped = {
+        name.removeprefix("base_model.model.") for name, module in served.named_modules() if hasattr(module, "lora_A")
+    }
+    assert wrapped == {adapter.module_name(layer) for layer in (1, 2, 3)}
+    found = logits(served, adapter)
+    merged = logits(served.merge_and_unload(), adapter)
+    scale = float(expected.abs().max())
+    assert float((expected - before).abs().max()) > 0.01 * scale, "the update does something"
+    for one in (found, merged):
+        assert float((one - expected).abs().max()) < 2e-5 * max(1.0, scale)
+    assert torch.equal(logits(adapter.model, adapter), before), "the model is as it was"
+
+
+@pytest.mark.parametrize("family", SEVERAL)
+def test_transformers_loads_it_too(family: str, tmp_path: Path) -> None:
+    adapter = build_tiny(family)
+    updates = chain(adapter)
+    expected = edited_logits(adapter, updates)
+    model = copy.deepcopy(adapter.model)
+    model.load_adapter(str(write_adapter(adapter, updates, tmp_path).path))
+    torch.testing.assert_close(logits(model, adapter), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", SEVERAL)
+def test_the_factors_are_stored_bit_for_bit(family: str, tmp_path: Path) -> None:
+    adapter = build_tiny(family)
+    updates = chain(adapter)
+    written = write_adapter(adapter, updates, tmp_path)
+    stored = load_file(written.path / "adapter_model.safetensors")
+    assert len(stored) == 6
+    first, second = updates
+    name = f"base_model.model.{adapter.module_name(2)}"
+    down, up = stored[f"{name}.lora_A.weight"], stored[f"{name}.lora_B.weight"]
+    both = [first.layers[1], second.layers[0]]
+    assert torch.equal(down[:3], torch.cat([part.dual_keys for part in both]))
+    assert torch.equal(up[:, :3].T, torch.cat([part.residuals for part in both]))
+    assert not down[3:].any()
+    assert not up[:, 3:].any()
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+def test_the_configuration(tiny_gpt2: ModelAdapter, tmp_path: Path) -> None:
+    written = write_adapter(tiny_gpt2, chain(tiny_gpt2), tmp_path, base_name="owner/base")
+    config = LoraConfig.from_pretrained(str(written.path))
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 8, 0.0, "none")
+    assert (config.fan_in_fan_out, config.use_rslora, config.use_dora) == (True, False, False)
+    assert config.base_model_name_or_path == "owner/base"
+    assert config.target_modules == {f"transformer.h.{layer}.mlp.c_proj" for layer in (1, 2, 3)}
+    # Servers read the file itself: one rank for all layers, and nothing that they do not know.
+    raw = json.loads((written.path / "adapter_config.json").read_text())
+    assert (raw["rank_pattern"], raw["alpha_pattern"], raw["modules_to_save"]) == ({}, {}, None)
+    assert set(raw) <= set(vars(LoraConfig()))
+
+
+def test_the_hub_revision_is_recorded(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    tiny_llama.model.config._commit_hash = "abc123"
+    written = write_adapter(tiny_llama, chain(tiny_llama), tmp_path)
+    assert LoraConfig.from_pretrained(str(written.path)).revision == "abc123"
+
+
+# ---- names, ranks ------------------------------------------------------------------------------------------
+
+
+def test_the_name_is_of_the_content(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    updates = chain(tiny_llama)
+    written = write_adapter(tiny_llama, updates, tmp_path)
+    assert re.fullmatch(r"emendo-[0-9a-f]{12}", written.name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [written.name]
+    assert sorted(path.name for path in written.path.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in written.path.iterdir()}
+    assert write_adapter(tiny_llama, updates, tmp_path) == written, "the same again is the same folder, left alone"
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in written.path.iterdir()} == before
+    again = write_adapter(tiny_llama, updates, tmp_path / "elsewhere")
+    assert again.name == written.name
+    assert {path.name: path.read_bytes() for path in again.path.iterdir()} == {n: b for n, (b, _) in before.items()}
+    others = [
+        write_adapter(tiny_llama, updates[:1], tmp_path).name,
+        write_adapter(tiny_llama, updates, tmp_path, base_name="owner/base").name,
+        write_adapter(tiny_llama, updates, tmp_path, tolerance=0.1).name,
+    ]
+    assert len({written.name, *others}) == 4
+
+
+def test_a_damaged_adapter_under_its_name_is_not_taken_for_it(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    written = write_adapter(tiny_llama, chain(tiny_llama), tmp_path)
+    weights = written.path / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ExportError, match="remove it"):
+        write_adapter(tiny_llama, chain(tiny_llama), tmp_path)
+    assert weights.read_bytes() == content
+
+
+@pytest.mark.parametrize(("rank", "padded"), [(1, 8), (8, 8), (9, 16), (64, 64), (65, 128), (257, 320), (512, 512)])
+def test_padding(rank: int, padded: int) -> None:
+    assert padded_rank(rank) == padded
+    part = LayerUpdate(0, "m", torch.randn(rank, 4), torch.randn(rank, 6))
+    down, up = lora_tensors([part], padded).values()
+    assert (down.shape, up.shape) == ((padded, 6), (4, padded))
+    torch.testing.assert_close(
+        (up.double() @ down.double()).float(), (part.residuals.double().T @ part.dual_keys.double()).float()
+    )
+
+
+def test_a_rank_that_no_server_accepts_is_refused_with_the_ways_out(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    update = random_update(tiny_llama, {1: RANKS[-1] + 1})
+    with pytest.raises(ExportError, match=r"rank 513 .*--fold.*emendo export checkpoint"):
+        write_adapter(tiny_llama, [update], tmp_path)
+    assert not list(tmp_path.iterdir())
+    written = write_adapter(tiny_llama, [update], tmp_path, tolerance=0.0)
+    assert written.exact_rank == 32, "the rank of a [32, 48] matrix"
+    served = PeftModel.from_pretrained(copy.deepcopy(tiny_llama.model), written.path).eval()
+    expected = edited_logits(tiny_llama, [update])
+    torch.testing.assert_close(logits(served, tiny_llama), expected, rtol=1e-4, atol=1e-4)
+
+
+# ---- folding -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-6, 0.05, 0.3, 0.9])
+def test_folding_is_the_best_of_its_rank_and_within_the_tolerance(tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    spread = torch.logspace(0, -4, 12)[:, None]
+    part = LayerUpdate(
+        4, "m", torch.randn(12, 7, generator=generator) * spread, torch.randn(12, 9, generator=generator)
+    )
+    delta = part.residuals.double().T @ part.dual_keys.double()
+    folded, lost = fold(part, tolerance)
+    found = folded.residuals.double().T @ folded.dual_keys.double()
+    distance = float((found - delta).norm() / delta.norm())
+    assert distance <= tolerance + 1e-6
+    assert lost == pytest.approx(distance, abs=1e-6)
+    values = torch.linalg.svdvals(delta)
+    assert lost == pytest.approx(float(values[folded.rank :].norm() / values.norm()), abs=1e-9)
+    if folded.rank:
+        assert float(values[folded.rank - 1 :].norm() / values.norm()) > tolerance, "one row less would be too far"
+    assert (folded.layer, folded.module, folded.keys) == (4, "m", None)
+
+
+def test_folding_an_update_that_cancels_leaves_no_rank() -> None:
+    part = LayerUpdate(0, "m", torch.ones(2, 3), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
+    folded, lost = fold(part, 0.0)
+    assert (folded.rank, lost) == (0, 0.0)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])
+def test_tolerances_that_make_no_sense(tolerance: float) -> None:
+    with pytest.raises(ExportError, match="tolerance"):
+        fold(LayerUpdate(0, "m", torch.ones(1, 2), torch.ones(1, 2)), tolerance)
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+def test_updates_out_of_order_or_of_another_model(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    first, second = chain(tiny_llama)
+    for wrong in ([second], [second, first], [first, first]):
+        with pytest.raises(BaseMismatchError, match=r"on top of \d earlier"):
+            write_adapter(tiny_llama, wrong, tmp_path)
+    with pytest.raises(BaseMismatchError, match="load that model"):
+        write_adapter(build_tiny("llama", seed=1), [first], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_export(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--update"):
+        write_adapter(tiny_llama, [], tmp_path)
+    with pytest.raises(ExportError, match="change no weights"):
+        write_adapter(tiny_llama, [random_update(tiny_llama, {})], tmp_path)
+
+
+def test_a_model_that_holds_edits_is_refused(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    update = random_update(tiny_llama, {1: 1})
+    with EditSession(tiny_llama).applied(update), pytest.raises(InputError, match=r"rollback\(\)"):
+        write_adapter(tiny_llama, [update], tmp_path)
+
+
+def test_the_card_says_what_was_edited_and_shows_text_as_text(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    updates = chain(tiny_llama)
+    written = write_adapter(tiny_llama, updates, tmp_path, base_name="owner/base")
+    card = (written.path / "README.md").read_text()
+    assert 'base_model: "owner/base"\nbase_model_relation: adapter\n' in card
+    assert r"| The \| \<b\>Tower\</b\> is in | Rome \# not a heading |" in card
+    assert all(update.id in card for update in updates)
+    assert "emmet, layers 1, 2" in card
+    assert "base_model:" not in (write_adapter(tiny_llama, updates, tmp_path).path / "README.md").read_text()

@@ -1,0 +1,224 @@
+"""Checkpoints as plain transformers reads them, in a process without Emendo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from emendo.errors import BaseMismatchError, ExportError, InputError, NumericalError, OutputError
+from emendo.export import write_checkpoint
+from emendo.models import ModelAdapter, load
+from emendo.session import EditSession
+from emendo.update import LayerUpdate, ModelUpdate
+from tests.conftest import FAMILIES, build_tiny
+from tests.model_state import changes, model_state
+from tests.random_updates import random_update
+
+TEXT = "The Eiffel Tower is located in the city of"
+
+ALONE = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, text, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+with torch.no_grad():
+    logits = model(**tokenizer(text, return_tensors="pt")).logits
+assert not any(name.split(".")[0] in ("emendo", "peft") for name in sys.modules), "no Emendo in this process"
+logits.float().numpy().tofile(out)
+"""
+
+
+def chain(adapter: ModelAdapter) -> list[ModelUpdate]:
+    first = random_update(adapter, {1: 2, 2: 1}, seed=1)
+    return [first, random_update(adapter, {2: 3}, [first], seed=2)]
+
+
+def logits(model: Any, adapter: ModelAdapter) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([adapter.encode(TEXT)]), use_cache=False).logits
+
+
+def edited_logits(adapter: ModelAdapter, updates: list[ModelUpdate]) -> Tensor:
+    session = EditSession(adapter)
+    for update in updates:
+        session.apply(update)
+    found = logits(adapter.model, adapter)
+    session.rollback()
+    return found
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("llama", torch.bfloat16), ("gpt2", torch.float32)])
+def test_another_process_without_emendo_gives_the_same_bits(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    base = build_tiny(family, dtype=dtype)
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    # Loaded as users do: a cast of a model in memory also rounds its rotary frequencies, which loading does not.
+    adapter = load(tmp_path / "base", device="cpu")
+    updates = chain(adapter)
+    folder = write_checkpoint(adapter, updates, tmp_path / "model")
+    script, out = tmp_path / "alone.py", tmp_path / "logits"
+    script.write_text(ALONE)
+    subprocess.run([sys.executable, "-I", script, folder, TEXT, out], check=True, timeout=120)
+    expected = edited_logits(adapter, updates)
+    assert not torch.equal(expected, logits(adapter.model, adapter))
+    assert out.read_bytes() == expected.float().numpy().tobytes()
+
+
+@pytest.mark.parametrize("family", [*sorted(FAMILIES), "llava"])
+def test_every_family_comes_back_bit_for_bit(family: str, tmp_path: Path) -> None:
+    adapter = build_tiny(family)
+    updates = chain(adapter)
+    state = model_state(adapter)
+    folder = write_checkpoint(adapter, updates, tmp_path / "model")
+    assert changes(state, model_state(adapter)) == [], "the model in memory is as it was"
+    session = EditSession(adapter)
+    for update in updates:
+        session.apply(update)
+    reloaded = load(folder, device="cpu")
+    found = dict(reloaded.model.named_parameters())
+    for name, parameter in adapter.model.named_parameters():
+        assert torch.equal(found[name], parameter), name
+    assert torch.equal(logits(reloaded.model, adapter), logits(adapter.model, adapter))
+
+
+def test_what_is_in_the_folder(tmp_path: Path) -> None:
+    adapter = build_tiny("llama")
+    adapter.model.generation_config.max_new_tokens = 7
+    adapter.model.config.tie_word_embeddings = True
+    adapter.model.tie_weights()
+    folder = write_checkpoint(adapter, chain(adapter), tmp_path / "model", base_name="owner/base")
+    names = {path.name for path in folder.iterdir()}
+    assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".py"))]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "float32"
+    assert not [name for name in config if "quant" in name or "_name_or_path" in name]
+    assert json.loads((folder / "generation_config.json").read_text())["max_new_tokens"] == 7
+    with safe_open(folder / "model.safetensors", "pt") as stored:
+        assert "lm_head.weight" not in stored.keys()  # noqa: SIM118
+        assert stored.metadata() == {"format": "pt"}
+    reloaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert reloaded.lm_head.weight is reloaded.model.embed_tokens.weight
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer(TEXT)["input_ids"] == adapter.encode(TEXT)
+    assert 'base_model: "owner/base"\nbase_model_relation: finetune' in (folder / "README.md").read_text()
+    assert folder.stat().st_mode & 0o777 == 0o755 or folder.stat().st_mode & 0o700 == 0o700
+
+
+def test_a_dtype_of_its_own_is_rounded_once(tmp_path: Path) -> None:
+    adapter = build_tiny("gpt2")
+    updates = chain(adapter)
+    folder = write_checkpoint(adapter, updates, tmp_path / "model", dtype="bfloat16")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert adapter.model.dtype == torch.float32
+    stored = load_file(folder / "model.safetensors")
+    exact = {name: value.detach() for name, value in adapter.model.named_parameters()}
+    edited = {adapter.module_name(layer) + ".weight": layer for layer in (1, 2)}
+    for name, value in stored.items():
+        full = next(found for found in exact if found.endswith(name))
+        expected = exact[full].clone()
+        for update in updates if full in edited else ():
+            for part in update.layers:
+                if part.layer == edited[full]:
+                    expected += part.delta().T  # Conv1D
+        assert torch.equal(value, expected.bfloat16()), name
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+
+
+def test_wider_files_than_the_model_keep_what_its_dtype_would_round_away(tmp_path: Path) -> None:
+    adapter = build_tiny("llama", dtype=torch.bfloat16)
+    update = random_update(adapter, {1: 1}, seed=5)
+    folder = write_checkpoint(adapter, [update], tmp_path / "model", dtype="float32")
+    stored = load_file(folder / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    assert torch.equal(stored, adapter.weight(1).float() + update.layers[0].delta())
+
+
+# ---- whole or absent ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["model", "tokenizer", "card", "rename"])
+def test_a_failure_at_any_step_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str
+) -> None:
+    adapter = build_tiny("llama")
+    state = model_state(adapter)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    targets = {
+        "model": (type(adapter.model), "save_pretrained"),
+        "tokenizer": (type(adapter.tokenizer), "save_pretrained"),
+        "card": (Path, "write_text"),
+        "rename": (__import__("os"), "rename"),
+    }
+    monkeypatch.setattr(*targets[step], fail)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):
+        write_checkpoint(adapter, chain(adapter), tmp_path / "model")
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+    assert changes(state, model_state(adapter)) == []
+
+
+def test_nothing_is_overwritten(tmp_path: Path, tiny_llama: ModelAdapter) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for name, words in (("full", "none are overwritten"), ("file", "is no folder"), ("link", "is no folder")):
+        with pytest.raises(OutputError, match=words):
+            write_checkpoint(tiny_llama, chain(tiny_llama), tmp_path / name)
+    for name in ("x" * 300, "a\0b", "file/below"):
+        with pytest.raises(OutputError, match=r"cannot write .*--out"):
+            write_checkpoint(tiny_llama, chain(tiny_llama), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full", "link"]
+    assert not list((tmp_path / "empty").iterdir())
+    write_checkpoint(tiny_llama, chain(tiny_llama), tmp_path / "empty")
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_appears_meanwhile_is_kept(
+    tmp_path: Path, tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process fills the folder while this one computes."""
+    from emendo.export import checkpoint
+
+    def late(*args: Any) -> None:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "other").write_text("x")
+
+    monkeypatch.setattr(checkpoint, "save_model", late)
+    with pytest.raises(OutputError):
+        write_checkpoint(tiny_llama, chain(tiny_llama), tmp_path / "model")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "other"]
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+def test_refusals(tmp_path: Path, tiny_llama: ModelAdapter) -> None:
+    first, second = chain(tiny_llama)
+    with pytest.raises(BaseMismatchError):
+        write_checkpoint(tiny_llama, [second], tmp_path / "model")
+    with pytest.raises(ExportError, match="--update"):
+        write_checkpoint(tiny_llama, [], tmp_path / "model")
+    with pytest.raises(InputError, match="unknown dtype"):
+        write_checkpoint(tiny_llama, [first], tmp_path / "model", dtype="int8")
+    part = first.layers[0]
+    huge = ModelUpdate((LayerUpdate(part.layer, part.module, part.residuals * 1e30, part.dual_keys),), first.base)
+    with pytest.raises(NumericalError, match=r"not finite in torch\.float16"):
+        write_checkpoint(tiny_llama, [huge], tmp_path / "model", dtype="float16")
+    assert not list(tmp_path.iterdir())

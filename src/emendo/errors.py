@@ -15,6 +15,7 @@
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
     │   ├── OutputError             an output path that cannot be written
+    │   ├── HarnessError            tasks of lm-evaluation-harness that cannot be run
     │   └── InfeasibleError         equality asked of keys that cannot hold it
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
@@ -89,6 +90,10 @@ class BaseMismatchError(UpdateFileError):
 
 class OutputError(InputError):
     """An output path that cannot be written."""
+
+
+class HarnessError(InputError):
+    """Tasks of lm-evaluation-harness that cannot be run."""
 
 
 class InfeasibleError(InputError):

@@ -15,6 +15,7 @@
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
     │   ├── OutputError             an output path that cannot be written
+    │   ├── ReportError             an experiment folder that cannot be reported
     │   ├── HarnessError            tasks of lm-evaluation-harness that cannot be run
     │   └── InfeasibleError         equality asked of keys that cannot hold it
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
@@ -90,6 +91,10 @@ class BaseMismatchError(UpdateFileError):
 
 class OutputError(InputError):
     """An output path that cannot be written."""
+
+
+class ReportError(InputError):
+    """An experiment folder that cannot be reported."""
 
 
 class HarnessError(InputError):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from emendo.cli import catalog, demo, edit, harness, moments
+from emendo.cli import catalog, demo, edit, harness, moments, report
 from emendo.errors import EmendoError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
 app.add_typer(moments.app, name="moments")
 app.command("harness")(harness.harness)
+app.command("report")(report.report)
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 

@@ -5,13 +5,16 @@
     EmendoError                     exit code 1: the work was attempted and failed
     ├── InputError (ValueError)     exit code 2: something that the caller gave cannot be used
     │   ├── RequestError            malformed edit requests (all problems at once)
-    │   │   └── ConflictError       requests that contradict or repeat each other
+    │   │   ├── ConflictError       requests that contradict or repeat each other
+    │   │   └── DatasetError        a data set without one usable row, or of no known format
     │   ├── MethodError             unknown method, unknown or ill-typed setting
     │   ├── LayerError              a layer that the model does not have
     │   ├── UnsupportedModelError   a model family that Emendo does not edit, with the reason
     │   ├── ModelNotFoundError      no model under that name
     │   ├── CorpusError             text for second moments that cannot be read
     │   ├── MomentsError            a second moment that is missing, damaged or of another model
+    │   ├── TargetFileError         a file of remembered target searches that is damaged
+    │   ├── ExperimentError         a mode, a configuration or a folder that no experiment can use
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
     │   ├── OutputError             an output path that cannot be written
@@ -57,6 +60,10 @@ class ConflictError(RequestError):
     """Requests that contradict or repeat each other."""
 
 
+class DatasetError(RequestError):
+    """A data set that cannot be read, is of no known format, or holds no usable row."""
+
+
 class MethodError(InputError):
     """Unknown method, or a setting that it does not have."""
 
@@ -79,6 +86,14 @@ class CorpusError(InputError):
 
 class MomentsError(InputError):
     """A second moment that is missing, damaged, or belongs to another model."""
+
+
+class TargetFileError(InputError):
+    """A file of remembered target searches that is damaged or holds something else."""
+
+
+class ExperimentError(InputError):
+    """A mode, a configuration or a folder that no experiment can use."""
 
 
 class UpdateFileError(InputError):

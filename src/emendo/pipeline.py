@@ -14,7 +14,7 @@ Then every weight is put back, the post-step shapes each layer's sum, and the fa
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -24,7 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.activations.keys import EditKeys, KeySettings, current_values, extract_keys, forward_values
-from emendo.activations.targets import TargetTrace, find_targets, share_groups
+from emendo.activations.target_memory import TargetMemory
+from emendo.activations.targets import Targets, TargetTrace, find_targets, share_groups
 from emendo.distribution import distribution_steps, remaining_shares, searched_layers
 from emendo.errors import InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
@@ -61,6 +62,7 @@ def plan_edit(
     earlier: Sequence[LayerUpdate] = (),
     weights: Mapping[int, Weight] | None = None,
     anchors: Mapping[int, Float[Tensor, " n"]] | None = None,
+    targets: TargetMemory | None = None,
     record: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -78,6 +80,8 @@ def plan_edit(
         weights: Present weights in float32 or better, where more is known of them than the model's dtype holds.
         anchors: Norms that a method with `target.norm_anchor` gives to the target values, by searched layer; None:
             those that the model has now.
+        targets: Remembered searches on the unedited model, which the adapter must hold then. They are used where the
+            whole plan searches on it: a joint batch, or a single request.
         record: More JSON values to store with the update.
         progress: Told about the stages.
 
@@ -97,6 +101,9 @@ def plan_edit(
     batches = [list(requests)] if config.batching == "joint" else [[request] for request in requests]
     # Many batches are one stage, in requests; a single one shows its own stages.
     inner = progress if len(batches) == 1 else Silent()
+    # The second of many batches is searched on the model that holds the first.
+    if targets is not None and len(batches) == 1 and targets.serves(requests, config.target):
+        run.find_targets = targets.find
     if len(batches) > 1:
         progress.start("edits", len(requests))
     done = 0
@@ -171,6 +178,7 @@ class _Run:
         self.parts: list[LayerUpdate] = []
         self.stats: dict[int, list[SolveStats]] = {layer: [] for layer in self.written}
         self.traces: list[tuple[int, TargetTrace]] = []
+        self.find_targets: Callable[..., Targets] | None = None
         for layer, update in self.earlier.items():
             self._remember(layer, update)
 
@@ -181,7 +189,8 @@ class _Run:
         config = self.config
         aims: dict[int, Tensor] = {}
         for layer in searched_layers(config.distribution, config.layers):
-            targets = find_targets(self.adapter, batch, self.contexts, layer, config.target, progress)
+            search = self.find_targets or find_targets
+            targets = search(self.adapter, batch, self.contexts, layer, config.target, progress)
             if config.target.norm_anchor:
                 targets = targets.anchored(norms[layer])
             aims[layer] = targets.value

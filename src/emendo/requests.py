@@ -154,19 +154,19 @@ def _problems(prompt: object, subject: object, target: object, id: object = "") 
     found: list[str] = []
     for name, value in (("prompt", prompt), ("subject", subject), ("target", target)):
         if not isinstance(value, str):
-            found.append(f"{name} must be a string, found {type(value).__name__}: {_shown(value)}")
+            found.append(f"{name} must be a string, found {type(value).__name__}: {shown(value)}")
         elif not value.strip():
             found.append(f"{name} is empty")
         elif not _is_text(value):
-            found.append(f"{name} holds half of a surrogate pair, which no tokenizer can read: {_shown(value)}")
+            found.append(f"{name} holds half of a surrogate pair, which no tokenizer can read: {shown(value)}")
     if not isinstance(id, str):
-        found.append(f"id must be a string, found {type(id).__name__}: {_shown(id)}")
+        found.append(f"id must be a string, found {type(id).__name__}: {shown(id)}")
     elif not _is_text(id):
-        found.append(f"id holds half of a surrogate pair: {_shown(id)}")
+        found.append(f"id holds half of a surrogate pair: {shown(id)}")
     if isinstance(prompt, str) and prompt.strip() and prompt.count(SLOT) != 1:
-        found.append(f"prompt must hold exactly one {{}} for the subject, found {prompt.count(SLOT)}: {_shown(prompt)}")
+        found.append(f"prompt must hold exactly one {{}} for the subject, found {prompt.count(SLOT)}: {shown(prompt)}")
     if isinstance(subject, str) and SLOT in subject:
-        found.append(f"subject must not hold {{}}: {_shown(subject)}")
+        found.append(f"subject must not hold {{}}: {shown(subject)}")
     return found
 
 
@@ -174,13 +174,13 @@ def _probe_problems(kind: object, prompt: object, answers: object, group: object
     """Every reason why these four fields do not make a probe."""
     found: list[str] = []
     if not isinstance(kind, str) or kind not in PROBE_KINDS:
-        found.append(f"kind must be one of {', '.join(PROBE_KINDS)}, found {_shown(kind)}")
+        found.append(f"kind must be one of {', '.join(PROBE_KINDS)}, found {shown(kind)}")
     if not _is_visible(prompt):
-        found.append(f"prompt must be a non-empty string, found {_shown(prompt)}")
+        found.append(f"prompt must be a non-empty string, found {shown(prompt)}")
     if not isinstance(answers, tuple) or not answers or not all(map(_is_visible, answers)):
-        found.append(f"answers must be one or more non-empty strings, found {_shown(answers)}")
+        found.append(f"answers must be one or more non-empty strings, found {shown(answers)}")
     if not isinstance(group, str) or not _is_text(group):
-        found.append(f"group must be a string, found {_shown(group)}")
+        found.append(f"group must be a string, found {shown(group)}")
     return found
 
 
@@ -193,7 +193,7 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as messages show it: shortened, however long or deep it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 120
@@ -244,14 +244,14 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
     problems += [_unknown_field(name, FIELDS) for name in row if name not in FIELDS]
     for name in ("target_true", "relation"):
         if row.get(name) is not None and not _is_visible(row[name]):
-            problems.append(f"{name} must be a non-empty string, found {_shown(row[name])}")
+            problems.append(f"{name} must be a non-empty string, found {shown(row[name])}")
     for name in PROMPT_LISTS:
         prompts = row.get(name, [])
         if not isinstance(prompts, list) or not all(map(_is_visible, prompts)):
-            problems.append(f"{name} must be a list of non-empty strings, found {_shown(prompts)}")
+            problems.append(f"{name} must be a list of non-empty strings, found {shown(prompts)}")
     case = row.get("case", "")
     if not isinstance(case, str) or not _is_text(case):
-        problems.append(f"case must be a string, found {_shown(case)}")
+        problems.append(f"case must be a string, found {shown(case)}")
     probes, bad_probes = _read_probes(row.get("probes", []))
     if problems or bad_probes:
         raise RequestError("this row is not an edit record:", problems + bad_probes)
@@ -268,12 +268,12 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
 def _read_probes(rows: object) -> tuple[tuple[Probe, ...], list[str]]:
     """The probes of a row, and what is wrong with those that are none."""
     if not isinstance(rows, list):
-        return (), [f"probes must be a list of objects, found {_shown(rows)}"]
+        return (), [f"probes must be a list of objects, found {shown(rows)}"]
     probes: list[Probe] = []
     problems: list[str] = []
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            problems.append(f"probe {number} must be an object, found {_shown(row)}")
+            problems.append(f"probe {number} must be an object, found {shown(row)}")
             continue
         found = [f"{name} is missing" for name in ("kind", "prompt", "answers") if name not in row]
         found += [_unknown_field(name, _PROBE_FIELDS) for name in row if name not in _PROBE_FIELDS]
@@ -295,7 +295,7 @@ def _is_visible(value: object) -> bool:
 def _unknown_field(name: object, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"unknown field {_shown(name)}; {hint}"
+    return f"unknown field {shown(name)}; {hint}"
 
 
 def parse_records(text: str, source: str) -> list[EditRecord]:
@@ -316,14 +316,14 @@ def parse_records(text: str, source: str) -> list[EditRecord]:
         if not line.strip():
             continue
         try:
-            record = _parse_line(line)
+            record = record_from_dict(parse_object(line))
         except RequestError as error:
             problems.extend(f"line {number}: {problem}" for problem in error.problems)
             continue
         records.append(record)
         id = record.request.id
         if id and named.setdefault(id, number) != number:
-            problems.append(f"line {number}: id {_shown(id)} is taken by line {named[id]}; reports name requests by it")
+            problems.append(f"line {number}: id {shown(id)} is taken by line {named[id]}; reports name requests by it")
     if problems:
         raise RequestError(f"{source}: {len(problems)} problem(s); nothing was edited:", problems)
     if not records:
@@ -331,24 +331,29 @@ def parse_records(text: str, source: str) -> list[EditRecord]:
     return records
 
 
-def _parse_line(line: str) -> EditRecord:
+def parse_object(line: str) -> dict[str, Any]:
+    """One JSON object in which no field is given twice.
+
+    Raises:
+        RequestError: The text is not JSON, is no object, or repeats a field.
+    """
     try:
-        row = json.loads(line, object_pairs_hook=_unique_fields)
+        row = json.loads(line, object_pairs_hook=unique_fields)
     except RequestError:
         raise
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, or an integer of thousands of digits
         raise RequestError("this line is not JSON:", [f"not JSON: {error}"]) from error
     if not isinstance(row, dict):
         raise RequestError("this line is no object:", [f"expected a JSON object, found {type(row).__name__}"])
-    return record_from_dict(row)
+    return row
 
 
-def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose fields are each given once; the last would win otherwise, without a word."""
     row = dict(pairs)
     if len(row) != len(pairs):
         twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        problems = [f"field {_shown(name)} is given more than once" for name in twice]
+        problems = [f"field {shown(name)} is given more than once" for name in twice]
         raise RequestError("this row repeats fields:", problems)
     return row
 

@@ -1,23 +1,26 @@
 """A session: one model, the updates that are in it, and the way back.
 
-The session keeps the original of every matrix it touches. Weights are always ``cast(W₀ + ΣΔ)`` with the sum in float32
-(float64 for a float64 model); rolling back copies the originals, so it is exact bit for bit.
+The session keeps the original of every matrix it touches and its running sum W₀ + ΣΔ in float32 (float64 for a float64
+model). Weights are always the cast of that sum, so an update costs the same after a thousand others; rolling back
+copies the originals, so it is exact bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from emendo.activations.target_memory import TargetMemory
 from emendo.baseline_plan import plan_baseline
 from emendo.baselines import ResolvedBaseline
 from emendo.errors import BaseMismatchError, InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore, obtain_for_method
+from emendo.moments import MomentStore, describe_for_method, obtain_for_method
 from emendo.pipeline import plan_edit, reference_norms
 from emendo.plan import Plan
 from emendo.progress import Progress
@@ -29,6 +32,21 @@ from emendo.update import LayerUpdate, ModelUpdate, merge_layers
 from emendo.versions import versions
 
 
+@dataclass(frozen=True)
+class _Edits:
+    """What is in the model: never changed in place, so that an earlier state can be returned to.
+
+    Attributes:
+        updates: In the order in which they were applied.
+        ids: Their identities, which are digests of their tensors and therefore computed once.
+        exact: W₀ + ΣΔ of every edited layer in float32 or better, summed in that order.
+    """
+
+    updates: tuple[ModelUpdate, ...] = ()
+    ids: tuple[str, ...] = ()
+    exact: Mapping[int, Weight] = field(default_factory=dict)
+
+
 class EditSession:
     """Plans, applies and takes back edits of one model.
 
@@ -36,6 +54,8 @@ class EditSession:
         lm: The model, from `emendo.load` or `emendo.wrap`, with no edits in it.
         seed: Of sampled contexts and self-sampled second moments.
         store: Where second moments are cached; the default is under EMENDO_HOME.
+        targets: Target searches on the unedited model that are remembered; they are used while the session holds no
+            edits, by plans that search on the unedited model alone. None: every plan makes its own.
         progress: Told about every long stage.
 
     Raises:
@@ -48,21 +68,23 @@ class EditSession:
         *,
         seed: int = 0,
         store: MomentStore | None = None,
+        targets: TargetMemory | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.lm = lm
         self.seed = seed
+        self.targets = targets
         self.progress = progress
         self._store = store or MomentStore()
         self._originals: dict[int, Weight] = {}
-        self._applied: list[ModelUpdate] = []
+        self._edits = _Edits()
         self._prepared: dict[tuple[Any, ...], PreparedLayer] = {}
         self._check_own()
 
     @property
     def applied_updates(self) -> tuple[ModelUpdate, ...]:
         """Updates that are in the model now, in the order in which they were applied."""
-        return tuple(self._applied)
+        return self._edits.updates
 
     @property
     def base(self) -> dict[str, str]:
@@ -121,17 +143,17 @@ class EditSession:
         """
         self._check_own()
         self._check(update)
-        self._write([*self._applied, update])
+        self._write(self._with(update))
 
     def rollback(self) -> None:
         """Take every update out: each touched matrix gets its original bytes back."""
-        if self._applied:  # else there may be edits of another session, which are not ours to forget
-            self._write([])
+        if self._edits.updates:  # else there may be edits of another session, which are not ours to forget
+            self._write(_Edits())
 
     @contextmanager
     def applied(self, update: ModelUpdate) -> Iterator[None]:
         """The update is in the model inside the context, and out of it afterwards, also after an error."""
-        before = list(self._applied)
+        before = self._edits
         self.apply(update)
         try:
             yield
@@ -159,10 +181,11 @@ class EditSession:
             prepared,
             seed=self.seed,
             base=base,
-            preceding=self._preceding,
+            preceding=self._edits.ids,
             earlier=self._earlier,
-            weights={layer: self._exact(layer, self._applied) for layer in config.written_layers},
+            weights={layer: self._exact(layer) for layer in config.written_layers},
             anchors=anchors,
+            targets=None if self._edits.updates else self.targets,
             record={"moments": record, "versions": versions()},
             progress=self.progress,
         )
@@ -174,50 +197,45 @@ class EditSession:
             baseline,
             seed=self.seed,
             base=self.base,
-            preceding=self._preceding,
+            preceding=self._edits.ids,
             earlier=self._earlier,
-            weights=lambda layer: self._exact(layer, self._applied),
+            weights=self._exact,
             record={"moments": None, "versions": versions()},
             progress=self.progress,
         )
 
     @property
-    def _preceding(self) -> list[str]:
-        """Identities of the updates that are in the model."""
-        return [update.id for update in self._applied]
-
-    @property
     def _earlier(self) -> tuple[LayerUpdate, ...]:
-        """Their sum."""
-        return merge_layers([part for update in self._applied for part in update.layers])
+        """Sum of the updates that are in the model."""
+        return merge_layers([part for update in self._edits.updates for part in update.layers])
 
     def _prepare(self, config: MethodConfig) -> tuple[dict[int, PreparedLayer], dict[str, Any]]:
         """The factorised preservation metric of every layer, made once for a moment and a preservation."""
-        with self._at_base():
-            moments, record = obtain_for_method(
-                self.lm,
-                config.written_layers,
-                config.moments,
-                seed=self.seed,
-                store=self._store,
-                progress=self.progress,
-            )
-        prepared = {}
-        for layer in config.written_layers:
-            key = (layer, record["fingerprint"], config.preservation)
-            if key not in self._prepared:
-                self._prepared[key] = prepare(moments[layer].to(self.lm.weight(layer).device), config.preservation)
-            prepared[layer] = self._prepared[key]
-        return prepared, record
+        record = describe_for_method(self.lm, config.written_layers, config.moments, seed=self.seed)
+        keys = {layer: (layer, record["fingerprint"], config.preservation) for layer in config.written_layers}
+        if any(key not in self._prepared for key in keys.values()):
+            with self._at_base():
+                moments, record = obtain_for_method(
+                    self.lm,
+                    config.written_layers,
+                    config.moments,
+                    seed=self.seed,
+                    store=self._store,
+                    progress=self.progress,
+                )
+            for layer, key in keys.items():
+                if key not in self._prepared:
+                    self._prepared[key] = prepare(moments[layer].to(self.lm.weight(layer).device), config.preservation)
+        return {layer: self._prepared[key] for layer, key in keys.items()}, record
 
     @contextmanager
     def _at_base(self) -> Iterator[None]:
         """The unedited weights inside the context: second moments are those of the base model."""
-        before = list(self._applied)
-        if not before:
+        before = self._edits
+        if not before.updates:
             yield
             return
-        self._write([])
+        self._write(_Edits())
         try:
             yield
         finally:
@@ -225,7 +243,7 @@ class EditSession:
 
     def _check_own(self) -> None:
         """Refuse a model whose edits are not those of this session."""
-        if self.lm.holds_edits and not self._applied:
+        if self.lm.holds_edits and not self._edits.updates:
             raise InputError(
                 f"{self.lm.name!r} holds edits of another session, so its base weights are unknown here; "
                 "call rollback() on that session first"
@@ -238,8 +256,8 @@ class EditSession:
                 f"this update was made for {update.base.get('name')!r} with weights {str(found)[:12]}…, and this model "
                 f"is {self.lm.name!r} with weights {self.lm.weights_digest()[:12]}…; load that model, or plan again"
             )
-        ids = [applied.id for applied in self._applied]
-        if list(update.preceding) != ids:
+        ids = self._edits.ids
+        if tuple(update.preceding) != ids:
             raise BaseMismatchError(
                 f"this update was planned on top of {len(update.preceding)} earlier update(s) and the session holds "
                 f"{len(ids)}; expected {_short(update.preceding)}, found {_short(ids)}. Apply exactly the earlier ones "
@@ -255,42 +273,45 @@ class EditSession:
                     f"{self.lm.module_name(part.layer)} with shape {expected}"
                 )
 
-    def _exact(self, layer: int, updates: Sequence[ModelUpdate]) -> Weight:
+    def _exact(self, layer: int) -> Weight:
         """W₀ + ΣΔ of a layer in float32 or better, before it is cast to the model's dtype."""
+        if layer in self._edits.exact:
+            return self._edits.exact[layer]
         original = self._originals.get(layer, self.lm.weight(layer))
-        weight = original.to(torch.promote_types(original.dtype, torch.float32), copy=True)
-        for update in updates:
-            for part in update.layers:
-                if part.layer == layer:
-                    weight += part.delta().to(weight.device)
-        return weight
+        return original.to(torch.promote_types(original.dtype, torch.float32), copy=True)
 
-    def _write(self, updates: list[ModelUpdate]) -> None:
-        """Bring the model to base plus `updates`; if writing fails, it is left as it was."""
+    def _with(self, update: ModelUpdate) -> _Edits:
+        """The present edits and one more."""
+        added = {}
+        for part in update.layers:
+            exact = self._exact(part.layer)
+            added[part.layer] = exact + part.delta().to(exact.device)
+        now = self._edits
+        return _Edits((*now.updates, update), (*now.ids, update.id), {**now.exact, **added})
+
+    def _write(self, edits: _Edits) -> None:
+        """Bring the model from the present edits to others; if writing fails, it is left as it was."""
         self.lm.weights_digest()  # the identity of the base, taken before anything is written
-        touched = {part.layer for update in [*self._applied, *updates] for part in update.layers}
-        for layer in sorted(touched - set(self._originals)):
-            self._originals[layer] = self.lm.weight(layer).clone()
-        edited = {part.layer for update in updates for part in update.layers}
-        weights = {
-            layer: self._exact(layer, updates) if layer in edited else self._originals[layer] for layer in touched
-        }
-        for layer in edited:
-            if not weights[layer].to(self.lm.dtype).isfinite().all():
+        now = self._edits.exact
+        touched = sorted(layer for layer in {*now, *edits.exact} if now.get(layer) is not edits.exact.get(layer))
+        for layer in touched:
+            if layer in edits.exact and not edits.exact[layer].to(self.lm.dtype).isfinite().all():
                 raise NumericalError(
                     f"the updates of layer {layer} give weights that are not finite in {self.lm.dtype}; nothing was "
                     "written. Expected finite factors; load the model with --dtype float32 if they are too large for it"
                 )
         before = {layer: self.lm.weight(layer).clone() for layer in touched}
+        for layer in touched:
+            self._originals.setdefault(layer, before[layer])
         try:
-            for layer, weight in weights.items():
-                self.lm.write(layer, weight)
+            for layer in touched:
+                self.lm.write(layer, edits.exact.get(layer, self._originals[layer]))
         except BaseException:
             for layer, weight in before.items():
                 self.lm.write(layer, weight)
             raise
-        self._applied = list(updates)
-        self.lm.holds_edits = bool(updates)
+        self._edits = edits
+        self.lm.holds_edits = bool(edits.updates)
 
 
 def _short(ids: Sequence[str]) -> str:

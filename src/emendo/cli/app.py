@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from emendo.cli import catalog, demo, edit, harness, moments, report
+from emendo.cli import catalog, data, demo, edit, evaluate, experiment, harness, moments, report
 from emendo.errors import EmendoError
 
 app = typer.Typer(
@@ -25,9 +25,12 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
+app.command("eval")(evaluate.evaluate)
+app.command("experiment")(experiment.experiment)
 app.add_typer(moments.app, name="moments")
 app.command("harness")(harness.harness)
 app.command("report")(report.report)
+app.command("data")(data.data)
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 

@@ -5,6 +5,7 @@ distributions (`shift`), perplexity; further questions (`probes`, `zsre`); what 
 """
 
 from emendo.evaluate.aggregate import METRICS, EditScores
+from emendo.evaluate.answered import answered
 from emendo.evaluate.bootstrap import bootstrap_interval
 from emendo.evaluate.entropy import EntropyScores, entropy_of_records, generation_entropy, ngram_entropy, token_entropy
 from emendo.evaluate.generated import GENERATED_METRICS, GenerationScores, generate_texts, generation_scores
@@ -60,6 +61,7 @@ __all__ = [
     "TargetScore",
     "TokenScores",
     "ZsreScores",
+    "answered",
     "argmax_accuracy",
     "bootstrap_interval",
     "contained_match",

@@ -9,7 +9,7 @@ from emendo.moments.corpus import (
     open_corpus,
 )
 from emendo.moments.mixture import MixturePart, parse_mixture
-from emendo.moments.obtain import obtain_for_method, obtain_moments
+from emendo.moments.obtain import describe_for_method, obtain_for_method, obtain_moments
 from emendo.moments.second_moment import SecondMoment
 from emendo.moments.spec import Fingerprint, MomentSpec, default_tokens
 from emendo.moments.store import (
@@ -35,6 +35,7 @@ __all__ = [
     "TextCorpus",
     "collect_moments",
     "default_tokens",
+    "describe_for_method",
     "obtain_for_method",
     "obtain_moments",
     "open_corpus",

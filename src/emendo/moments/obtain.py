@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from emendo.errors import CorpusError, MomentsError
 from emendo.models import ModelAdapter
@@ -81,6 +81,26 @@ class MethodMoments(Protocol):
         """Leave out the first position of every sequence."""
 
 
+def describe_for_method(
+    adapter: ModelAdapter, layers: Sequence[int], settings: MethodMoments, *, seed: int = 0
+) -> dict[str, Any]:
+    """What a report says about the second moments that a method asks for; nothing is collected, no model runs.
+
+    Args:
+        adapter: The model.
+        layers: Edited layers.
+        settings: The `moments` section of a method's configuration.
+        seed: Seed of the sampling or of the document order.
+
+    Returns:
+        A JSON-ready record of the source, whose "fingerprint" stands for all that the moments depend on.
+
+    Raises:
+        CorpusError: The source cannot be read, or parts of a mixture hold the same one.
+    """
+    return _record(settings.source, _parts(adapter, layers, settings, seed))
+
+
 def obtain_for_method(
     adapter: ModelAdapter,
     layers: Sequence[int],
@@ -103,22 +123,13 @@ def obtain_for_method(
         progress: Told about the stage "second moments".
 
     Returns:
-        The mean of each layer in float64, and a JSON-ready record of the source, whose "fingerprint" stands for all
-        that the means depend on.
+        The mean of each layer in float64, and the record of `describe_for_method`.
 
     Raises:
         CorpusError: The source cannot be read, a text is too short, or parts of a mixture hold the same one.
         MomentsError: See `obtain_moments`.
     """
-    tokens = default_tokens(max(adapter.d_in(layer) for layer in layers), settings.multiple)
-    parts = []
-    for part in parse_mixture(settings.source):
-        corpus = _opened(part, settings.source, seed)
-        spec = MomentSpec(corpus=corpus, tokens=tokens, exclude_first=settings.exclude_first)
-        parts.append((part, spec, spec.fingerprint(adapter, layers)))
-    # In an order of their own, so that the sum is the same, bit for bit, however they were named.
-    parts.sort(key=lambda entry: entry[2].digest)
-    _require_distinct([(part, fingerprint) for part, _, fingerprint in parts])
+    parts = _parts(adapter, layers, settings, seed)
     means: dict[int, Moment] = {}
     for part, spec, _ in parts:
         stored = obtain_moments(adapter, layers, spec, store, progress=progress)
@@ -127,12 +138,31 @@ def obtain_for_method(
                 means[layer].add_(moment.mean().to(means[layer]), alpha=part.weight)
             else:
                 means[layer] = moment.mean().mul_(part.weight)
+    return means, _record(settings.source, parts)
+
+
+_Part: TypeAlias = tuple[MixturePart, MomentSpec, Fingerprint]
+
+
+def _parts(adapter: ModelAdapter, layers: Sequence[int], settings: MethodMoments, seed: int) -> list[_Part]:
+    """The parts of a source, in an order of their own: the sum is the same, bit for bit, however they were named."""
+    tokens = default_tokens(max(adapter.d_in(layer) for layer in layers), settings.multiple)
+    parts = []
+    for part in parse_mixture(settings.source):
+        corpus = _opened(part, settings.source, seed)
+        spec = MomentSpec(corpus=corpus, tokens=tokens, exclude_first=settings.exclude_first)
+        parts.append((part, spec, spec.fingerprint(adapter, layers)))
+    parts.sort(key=lambda entry: entry[2].digest)
+    _require_distinct([(part, fingerprint) for part, _, fingerprint in parts])
+    return parts
+
+
+def _record(source: str, parts: Sequence[_Part]) -> dict[str, Any]:
     # No "cached": the record of an edit must not depend on what lay on the disk.
     if len(parts) == 1:
         fingerprint = parts[0][2]
-        return means, {"source": settings.source, "fingerprint": fingerprint.digest, **fingerprint.to_json()}
-    described = describe_mixture([(part, fingerprint) for part, _, fingerprint in parts])
-    return means, {"source": settings.source, **described}
+        return {"source": source, "fingerprint": fingerprint.digest, **fingerprint.to_json()}
+    return {"source": source, **describe_mixture([(part, fingerprint) for part, _, fingerprint in parts])}
 
 
 def _require_distinct(parts: Sequence[tuple[MixturePart, Fingerprint]]) -> None:

@@ -64,6 +64,9 @@ class SolveStats:
         effective_lambda: s · weight, the λ (on the mean moment) of the MEMIT that equals this solve
             exactly; for s = 0, equality is the limit of MEMIT as λ → 0.
         effective_ridge: s · ridge, the ridge beside that λ.
+        key_overlap_mean: Mean |cosine| between the keys of two requests in the metric A⁻¹; None for a single
+            request, and where K A⁻¹ Kᵀ was not formed (primal form, constraint keys).
+        key_overlap_max: The largest of them.
     """
 
     form: Literal["dual", "primal"]
@@ -77,6 +80,8 @@ class SolveStats:
     system_condition: float
     effective_lambda: float
     effective_ridge: float
+    key_overlap_mean: float | None = None
+    key_overlap_max: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +188,7 @@ class _Solved(NamedTuple):
     dual_keys: DualKeys
     condition: float
     constraint_error: float
+    key_overlap: tuple[float | None, float | None] = (None, None)
 
 
 def _checked_form(
@@ -209,13 +215,25 @@ def _dual(layer: PreparedLayer, keys: Keys, s: float, names: Sequence[str]) -> _
     """Q = T Z L⁻¹ with Z = K L⁻ᵀ and T = (Z Zᵀ + s I)⁻¹."""
     whitened = layer.whiten(keys)
     system = whitened @ whitened.T
+    overlap = _key_overlap(system)
     system.diagonal().add_(s)
     factor, scale, condition = _factorise(system)
     if not condition <= _LARGEST_CONDITION:  # NaN counts as singular
         raise _lost_in_rounding(s, condition) if s > 0.0 else _entangled(system, names, condition)
     inverse = torch.cholesky_inverse(factor).mul_(scale).mul_(scale[:, None])
     dual_keys, error = _refined(layer.unwhiten(inverse @ whitened), inverse, keys, s)
-    return _Solved(dual_keys, condition, error)
+    return _Solved(dual_keys, condition, error, overlap)
+
+
+def _key_overlap(gram: Gram) -> tuple[float | None, float | None]:
+    """Mean and largest |cosine| between different rows of K, from K A⁻¹ Kᵀ."""
+    n = len(gram)
+    if n < 2:
+        return None, None
+    scale = gram.diagonal().rsqrt()
+    cosines = (gram * scale * scale[:, None]).abs_()
+    cosines.diagonal().zero_()
+    return float(cosines.sum().item()) / (n * (n - 1)), min(1.0, float(cosines.max().item()))
 
 
 def _primal(layer: PreparedLayer, keys: Keys, s: float) -> _Solved:
@@ -316,7 +334,7 @@ def _solution(
     layer: PreparedLayer, solved: _Solved, targets: Keys, s: float, form: Literal["dual", "primal"]
 ) -> Solution:
     """Refuse a result that is not what it claims to be, and pack up the others."""
-    dual_keys, condition, error = solved
+    dual_keys, condition, error, overlap = solved
     if not math.isfinite(error) or (s == 0.0 and error > CONSTRAINT_TOLERANCE):
         raise NumericalError(
             f"The solve ended with a constraint error of {error:.1e}; expected at most {CONSTRAINT_TOLERANCE:.0e} "
@@ -335,6 +353,8 @@ def _solution(
         system_condition=condition,
         effective_lambda=float(s) * layer.preservation.weight,
         effective_ridge=float(s) * layer.preservation.ridge,
+        key_overlap_mean=overlap[0],
+        key_overlap_max=overlap[1],
     )
     return Solution(dual_keys, stats)
 

@@ -1,0 +1,226 @@
+"""`emendo eval`: one method on one data set in one mode, scored against the true base model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emendo.cli import options
+from emendo.cli.console import Terminal
+from emendo.cli.experiment import one_line
+from emendo.errors import ExperimentError
+
+if TYPE_CHECKING:
+    from emendo.experiments import Cell, Experiment
+
+
+def evaluate(
+    model: options.Model,
+    data: Annotated[str, typer.Option("--data", help="File or data set of records.")],
+    n: Annotated[int, typer.Option("--n", help="Records to edit.")] = 200,
+    method: options.Method = "emmet",
+    mode: Annotated[str, typer.Option("--mode", help="single, batch, sequential or sequential-batched.")] = "batch",
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Edits of one step; all n, or 1 in one-by-one modes.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", help="immediate, final or both; what the mode has by default.")
+    ] = None,
+    part: Annotated[str, typer.Option("--part", help="all, dev or report: a split by subject.")] = "all",
+    only_answered: Annotated[
+        bool, typer.Option("--only-answered", help="Only facts whose true target the base model answers (argmax).")
+    ] = False,
+    layers: options.Layers = None,
+    settings: options.Set = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the selection, contexts and self-sampled moments.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results, resumable.")] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Print every value and the cost; edit nothing.")
+    ] = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Edit n records and score them, their paraphrases and neighbours, before and after."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
+    from emendo.report import check_writable
+    from emendo.techniques import technique_named, with_settings
+
+    with_settings(technique_named(method), chosen_settings)
+    if out is not None:
+        check_writable(out)
+    cell = _cell(
+        model=model,
+        data=data,
+        n=n,
+        method=method,
+        mode=mode,
+        batch_size=batch_size,
+        schedule=schedule,
+        part=part,
+        only_answered="argmax" if only_answered else None,
+        layers=None if chosen_layers is None else tuple(chosen_layers),
+        settings=chosen_settings,
+        seed=seed,
+    )
+    from emendo.experiments import Experiment
+    from emendo.models import load
+
+    with _folder(out) as folder:
+        config = {"cell": cell.to_dict(), "device": device, "dtype": dtype}
+        run = Experiment(
+            f"eval {cell.id}",
+            config,
+            [cell],
+            folder,
+            lambda name: load(name, device=device, dtype=dtype, progress=terminal),
+            progress=terminal,
+        )
+        if plan_only:
+            _show_plan(terminal, run)
+            return
+        summary = next(iter(run.run()))
+    terminal.line(one_line(summary))
+    show_summary(terminal, summary)
+    if out is not None:
+        terminal.line(f"Results: {out}")
+    terminal.result(summary)
+    if summary["error"] is not None:
+        raise typer.Exit(1)
+
+
+def _cell(**values: Any) -> Cell:
+    """The cell that the options name.
+
+    Raises:
+        ExperimentError: An unknown mode, schedule or part, or values that do not go together.
+    """
+    from emendo.experiments import MODES, SCHEDULES, Cell, default_batch_size, default_schedule
+    from emendo.suggest import unknown_name
+
+    known = {"mode": MODES, "schedule": SCHEDULES, "part": ("all", "dev", "report")}
+    for name, names in known.items():
+        if values[name] is not None and values[name] not in names:
+            raise ExperimentError(unknown_name(name, values[name], names, f"--{name}"))
+    values["schedule"] = values["schedule"] or default_schedule(values["mode"])
+    if values["batch_size"] is None:
+        values["batch_size"] = default_batch_size(values["mode"], values["n"])
+    return Cell(**values)
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """The folder that was asked for, or one that is gone afterwards."""
+    if out is not None:
+        yield out.expanduser()
+        return
+    with tempfile.TemporaryDirectory(prefix="emendo-eval-") as folder:
+        yield Path(folder)
+
+
+def _show_plan(terminal: Terminal, run: Experiment) -> None:
+    from dataclasses import asdict
+
+    (planned,) = run.plan()
+    cell, method, cost = planned.cell, planned.resolved, planned.cost
+    origins = method.get("origins", {})
+    terminal.table(
+        f"{cell.id}: {method['source']}",
+        ("setting", "value", "origin"),
+        ((name, str(value), origins.get(name, "")) for name, value in method["settings"].items()),
+    )
+    terminal.line(
+        f"{cost.edits} edits in {cost.batches} batches; {cost.searches} target searches; "
+        f"{cost.scored + cost.base_scored} prompts with a target to score; {cost.perplexities} perplexities."
+    )
+    terminal.line("Nothing was edited (--plan-only).")
+    terminal.result(
+        {"plan_only": True, "cell": {"id": cell.id, **cell.to_dict()}, "resolved": method, "cost": asdict(cost)}
+    )
+
+
+def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:
+    """Everything that a cell found, in tables that say what they are of."""
+    cell = summary["cell"]
+    if summary["error"] is not None:
+        terminal.line(f"{summary['error']['type']} in batch {summary['error']['batch']}: {summary['error']['message']}")
+    of = f"{cell['method']}, mode {cell['mode']}, batch size {cell['batch_size']}, n = {cell['n']}, seed {cell['seed']}"
+    _show_scores(terminal, summary, of)
+    ppl = summary["perplexity"]
+    if ppl is not None:
+        terminal.line(
+            f"Perplexity of a held-out text: {ppl['before']:.2f} before, {ppl['after']:.2f} after "
+            f"(ratio {ppl['ratio']:.4f}, measured {ppl['measured']} time(s))"
+        )
+    if summary["layers"]:
+        names = ("layer", "relative_norm", "relative_cost", "constraint_error", "condition", "key_overlap")
+        terminal.table(
+            "Weights",
+            ("layer", "‖ΔW‖/‖W‖", "tr(ΔCΔᵀ)/tr(WCWᵀ)", "constraint error", "condition", "key overlap"),
+            [
+                (str(row["layer"]), *("–" if row[name] is None else f"{row[name]:.3g}" for name in names[1:]))
+                for row in summary["layers"]
+            ],
+        )
+    if summary["curve"]:
+        terminal.table(
+            "While edits were added",
+            ("edits", "perplexity ratio", "retention, %", "‖ΔW‖/‖W‖"),
+            [
+                tuple("–" if point[name] is None else f"{point[name]:.4g}" for name in _POINT)
+                for point in summary["curve"]
+            ],
+        )
+    terminal.table(
+        "Before and after (greedy continuation)",
+        ("", "prompt", "before", "after"),
+        [
+            (s["kind"], s["prompt"], " ".join(s["before"].split()), " ".join(s["after"].split()))
+            for s in summary["samples"]
+        ],
+    )
+    peaks = summary["peak_bytes_by_stage"]
+    terminal.table(
+        "Seconds and peak memory by stage",
+        ("stage", "seconds", "peak MiB"),
+        [
+            (stage, float(seconds), f"{peaks[stage] / 2**20:.0f}" if stage in peaks else "")
+            for stage, seconds in summary["seconds"].items()
+        ],
+    )
+
+
+_POINT = ("edits", "perplexity_ratio", "retention", "relative_norm")
+
+
+def _show_scores(terminal: Terminal, summary: Mapping[str, Any], of: str) -> None:
+    scores = {name: found for name, found in summary["scores"].items() if found is not None}
+    metrics = [
+        name
+        for name in ("ES", "PS", "NS", "S", "EA", "PA", "NA", "EM", "PM", "NM")
+        if scores["before"][name] is not None
+    ]
+    header = ["metric"]
+    for name in scores:
+        header += [name, f"{name}, 95 %"]
+    rows = []
+    for metric in metrics:
+        row = [metric]
+        for found in scores.values():
+            bounds = found["intervals"][metric]
+            row += [f"{found[metric]:.1f}", "–" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"]
+        rows.append(row)
+    title = (
+        f"Scores in percent ({of}, schedule {summary['cell']['schedule']}; ES/PS/NS compare probabilities, "
+        "EA/PA/NA ask for the argmax)"
+    )
+    terminal.wide_table(title, header, rows)
+    for note in scores["before"]["notes"]:
+        terminal.line(f"  {note}")

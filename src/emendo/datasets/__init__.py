@@ -1,0 +1,27 @@
+"""Data sets of facts to edit: CounterFact, zsRE, KnowEdit, MQuAKE, known facts and own files, as validated records."""
+
+from emendo.datasets.formats import FORMATS, DataFormat, format_named, recognise
+from emendo.datasets.hub import HubSource, parse_source
+from emendo.datasets.loading import LoadedRecords, Rejected, count_reasons, load_records, read_rows
+from emendo.datasets.rows import Row, split_rows
+from emendo.datasets.selection import PARTS, Part, part_of, select
+
+__all__ = [
+    "FORMATS",
+    "PARTS",
+    "DataFormat",
+    "HubSource",
+    "LoadedRecords",
+    "Part",
+    "Rejected",
+    "Row",
+    "count_reasons",
+    "format_named",
+    "load_records",
+    "parse_source",
+    "part_of",
+    "read_rows",
+    "recognise",
+    "select",
+    "split_rows",
+]

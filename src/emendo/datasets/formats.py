@@ -1,0 +1,193 @@
+"""The table of data set formats: what a row of each looks like, where the data comes from, and its reader.
+
+A new format is a reader and one entry. Every page and message that lists formats is made from this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from emendo.datasets.counterfact import read_counterfact, read_flat
+from emendo.datasets.fields import Fields
+from emendo.datasets.knowedit import read_knowedit
+from emendo.datasets.known_facts import read_known_fact
+from emendo.datasets.mquake import read_mquake
+from emendo.datasets.own import read_own
+from emendo.datasets.zsre import read_zsre, read_zsre_alternative
+from emendo.errors import DatasetError
+from emendo.requests import EditRecord
+from emendo.suggest import unknown_name
+
+_TYPE_NAMES: Mapping[type, str] = {str: "text", dict: "object", list: "list"}
+_LOOKED_AT = 200
+
+
+@dataclass(frozen=True)
+class DataFormat:
+    """One format of rows.
+
+    Args:
+        name: What ``--format`` calls it.
+        title: What it is, in a few words.
+        read: From the fields of a row and a label, to its records; raises `RequestError` for a row that is none.
+        has: Fields by which a row is recognised, and their types.
+        lacks: Fields that such a row does not have.
+        reads: What becomes of the fields, as the data page tells it.
+        source: Paper and release.
+        licence: Of the data.
+        by_name_only: Its rows look like another format's, so that it is never recognised, only named.
+    """
+
+    name: str
+    title: str
+    read: Callable[[Fields, str], list[EditRecord]]
+    has: Mapping[str, type]
+    reads: str
+    source: str
+    licence: str
+    lacks: tuple[str, ...] = field(default=())
+    by_name_only: bool = False
+
+    def recognises(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row has the fields of this format."""
+        return (
+            not self.by_name_only
+            and all(isinstance(row.get(name), kind) for name, kind in self.has.items())
+            and all(row.get(name) is None for name in self.lacks)
+        )
+
+    @property
+    def recognised_by(self) -> str:
+        """The fields that tell this format, in words."""
+        if self.by_name_only:
+            return "only by `--format`"
+        has = ", ".join(f"`{name}` ({_TYPE_NAMES[kind]})" for name, kind in self.has.items())
+        return has + (f"; no {', '.join(f'`{name}`' for name in self.lacks)}" if self.lacks else "")
+
+
+_MEND = "Levy et al. 2017 (arXiv 1706.04115); rows of the MEND release (arXiv 2110.11309)"
+_MEND_LICENCE = "MIT (MEND release); loc questions: Natural Questions, CC BY-SA 3.0"
+
+_ALL = (
+    DataFormat(
+        name="emendo",
+        title="own rows, JSONL or CSV",
+        read=read_own,
+        has={"prompt": str, "subject": str, "target": str},
+        lacks=("target_new",),
+        reads="the fields of a record, as they are",
+        source="you",
+        licence="yours",
+    ),
+    DataFormat(
+        name="counterfact",
+        title="CounterFact and MultiCounterFact, original fields",
+        read=read_counterfact,
+        has={"requested_rewrite": dict},
+        reads="`requested_rewrite` → request, `target_true`, `relation`; `case_id` → id; the lists of prompts keep "
+        "their names; `rephrase_prompt` → paraphrase, or generation prompt where `rephrase_kind` says so",
+        source="ROME, Meng et al. 2022 (arXiv 2202.05262); MultiCounterFact: MEMIT (arXiv 2210.07229)",
+        licence="MIT",
+    ),
+    DataFormat(
+        name="counterfact-easyedit",
+        title="CounterFact, flat fields of EasyEdit",
+        read=read_flat,
+        has={"prompt": str, "subject": str, "target_new": str, "ground_truth": str},
+        lacks=("locality", "portability"),
+        reads="`prompt` with the subject cut out; `target_new`; `ground_truth` → `target_true`; `rephrase_prompt` → "
+        "paraphrase; `locality_prompt` → neighborhood prompt if `locality_ground_truth` is `ground_truth`, else a "
+        "locality probe",
+        source="EasyEdit, Wang et al. 2023 (arXiv 2308.07269), from CounterFact",
+        licence="MIT",
+    ),
+    DataFormat(
+        name="zsre",
+        title="zsRE as ROME and MEMIT use it: write the true answer",
+        read=read_zsre,
+        has={"src": str, "subject": str, "answers": list},
+        reads="`src` with the subject cut out; first of `answers` → target; no `target_true`; `rephrase` → paraphrase; "
+        "`loc` with a question mark, `loc_ans` → locality probe (group nq)",
+        source=_MEND,
+        licence=_MEND_LICENCE,
+    ),
+    DataFormat(
+        name="zsre-easyedit",
+        title="zsRE as EasyEdit uses it: write the alternative answer",
+        read=read_zsre_alternative,
+        has={"src": str, "subject": str, "answers": list, "alt": str},
+        reads="as zsre, but `alt` → target and the first of `answers` → `target_true`; `portability` → "
+        "portability probe",
+        source=f"{_MEND}; task of EasyEdit (arXiv 2308.07269)",
+        licence=_MEND_LICENCE,
+        by_name_only=True,
+    ),
+    DataFormat(
+        name="knowedit",
+        title="KnowEdit: wiki_recent, wiki_counterfact, ZsRE",
+        read=read_knowedit,
+        has={"prompt": str, "subject": str, "target_new": str, "locality": dict},
+        reads="`prompt` with the subject cut out; `target_new`; `ground_truth` → `target_true`; every group of "
+        "`portability` and `locality` → probes of that kind and group",
+        source="KnowEdit, Zhang et al. 2024 (arXiv 2401.01286); RippleEdits (arXiv 2307.12976)",
+        licence="MIT; Wikidata CC0",
+    ),
+    DataFormat(
+        name="mquake",
+        title="MQuAKE: several facts a case, multi-hop questions",
+        read=read_mquake,
+        has={"requested_rewrite": list, "questions": list},
+        reads="one record for each of `requested_rewrite`, with the same `case`; on the first, `questions` with "
+        "`new_answer` and its aliases → multi_hop probes, `new_single_hops` → single_hop probes",
+        source="MQuAKE, Zhong et al. 2023 (arXiv 2305.14795)",
+        licence="MIT",
+    ),
+    DataFormat(
+        name="known-facts",
+        title="ROME's known facts, for causal tracing",
+        read=read_known_fact,
+        has={"prompt": str, "subject": str, "attribute": str},
+        reads="`prompt` with the subject cut out; `attribute` → target and `target_true`; `relation_id`; "
+        "`known_id` → id",
+        source="ROME, Meng et al. 2022 (arXiv 2202.05262), known_1000",
+        licence="MIT",
+    ),
+)
+
+FORMATS: Mapping[str, DataFormat] = {entry.name: entry for entry in _ALL}
+
+
+def format_named(name: str) -> DataFormat:
+    """The format of a name.
+
+    Raises:
+        DatasetError: There is none.
+    """
+    if name not in FORMATS:
+        raise DatasetError(unknown_name("data format", name, ["auto", *FORMATS], "--format"))
+    return FORMATS[name]
+
+
+def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
+    """The format that most of the first rows have; the first of the table where two have as many.
+
+    Args:
+        rows: Parsed rows; at most the first 200 are looked at.
+        source: How errors name the data set.
+
+    Raises:
+        DatasetError: No row looks like any format.
+    """
+    looked = rows[:_LOOKED_AT]
+    count = {entry.name: sum(map(entry.recognises, looked)) for entry in _ALL}
+    best = max(count, key=count.__getitem__)
+    if not count[best]:
+        fields = ", ".join(map(repr, list(looked[0])[:20])) if looked else "none"
+        raise DatasetError(
+            f"{source}: its rows are of no known format; fields of the first: {fields}. Known formats, by the fields "
+            "that they need (docs/data.md; --format NAME reads the rows as that format):",
+            [f"{entry.name}: {', '.join(entry.has)}" for entry in _ALL],
+        )
+    return FORMATS[best]

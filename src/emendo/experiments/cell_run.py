@@ -1,0 +1,269 @@
+"""Running one cell: batch after batch, each kept when it is done, so that a killed run is taken up where it was.
+
+Everything that a summary says is made from what the journal holds (`summary.py`), whether the run was disturbed or not.
+In modes that keep their edits, the updates of finished batches are applied again, in their order, before the next batch
+is planned: the weights are then the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from emendo.activations.target_memory import TargetMemory
+from emendo.baselines import ResolvedBaseline
+from emendo.errors import EmendoError, InfeasibleError, NumericalError, SelfCheckError
+from emendo.experiments.cells import Cell
+from emendo.experiments.ground import BaseState, Ground, continued, held_out_perplexity, sampled_prompts
+from emendo.experiments.meter import Meter
+from emendo.experiments.modes import batch_ranges, restores
+from emendo.experiments.scores import Row, holds, score_rows
+from emendo.experiments.summary import Final, make_summary
+from emendo.experiments.weights import WeightTotals
+from emendo.moments import MomentStore
+from emendo.plan import Plan
+from emendo.progress import Progress, Silent
+from emendo.requests import EditRecord
+from emendo.session import EditSession
+from emendo.techniques import asked_after
+
+FINDINGS = (InfeasibleError, NumericalError, SelfCheckError)
+"""Failures that say something about the method on these facts: a result, written down and not tried again."""
+
+_POINTS = 10
+"""Points of a curve, where the configuration names none."""
+
+
+def run_cell(
+    cell: Cell,
+    records: Sequence[EditRecord],
+    ground: Ground,
+    *,
+    store: MomentStore | None = None,
+    progress: Progress | None = None,
+    title: str = "edits",
+) -> dict[str, Any]:
+    """Run a cell to its end, or read what it found; the model is left unedited.
+
+    Args:
+        cell: What to do.
+        records: Its records, in the order in which they are edited.
+        ground: The model.
+        store: Where second moments are cached; None: under EMENDO_HOME.
+        progress: Told about the edits.
+        title: What the progress calls this cell.
+
+    Returns:
+        The summary, as it stands in the cell's folder.
+
+    Raises:
+        InputError: The method cannot run on this model, or a file of the folder cannot be used.
+    """
+    folder = ground.folder.cell(cell.id)
+    found = folder.summary()
+    if found is not None:
+        return found
+    before = ground.state(records, cell.measures)
+    run = _CellRun(cell, records, ground, before, store, progress or Silent())
+    final, error = None, None
+    try:
+        run.batches(title)
+        final = run.final()
+    except FINDINGS as failure:
+        error = run.describe(failure)
+    finally:
+        run.session.rollback()
+    if not all(run.session.verify_rolled_back().values()):
+        raise SelfCheckError(
+            f"cell {cell.id}: after rolling back, a weight is not what it was; expected the same bytes"
+        )
+    batches, rows = folder.resume()
+    summary, lines = make_summary(cell, records, before, run.resolved.to_dict(), batches, rows, final, error)
+    folder.finish(lines, summary)
+    found = folder.summary()
+    assert found is not None
+    return found
+
+
+class _CellRun:
+    """A cell on its way."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        records: Sequence[EditRecord],
+        ground: Ground,
+        before: BaseState,
+        store: MomentStore | None,
+        progress: Progress,
+    ) -> None:
+        self.cell, self.records, self.before, self.progress = cell, list(records), before, progress
+        self.adapter, self.folder = ground.adapter, ground.folder.cell(cell.id)
+        self.ranges = batch_ranges(len(self.records), cell.batch_size)
+        self.keeps = not restores(cell.mode)
+        # Where edits stay, only the first batch is searched on the unedited model.
+        searched = self.records[: cell.batch_size] if self.keeps else self.records
+        self.memory = TargetMemory([record.request for record in searched], ground.folder.targets)
+        self.session = EditSession(self.adapter, seed=cell.seed, store=store, targets=self.memory)
+        self.resolved = self.session.resolve(cell.method, layers=cell.layers, settings=cell.settings)
+        self.meter = Meter(self.adapter.device)
+        with self.meter.stage("second moments"):
+            moments = None if isinstance(self.resolved, ResolvedBaseline) else self.resolved.config
+            self.totals = WeightTotals.of(self.adapter, moments, seed=cell.seed, store=store, progress=progress)
+        self.held: dict[int, bool] = {}
+        self.number = 0
+
+    def batches(self, title: str) -> None:
+        """Run the batches that are not done yet."""
+        done, rows = self.folder.resume()
+        self.held = {row["position"]: holds(row["immediate"]) for row in rows if row["immediate"] is not None}
+        if self.keeps:
+            for update in self.folder.updates(len(done)):
+                self.session.apply(update)
+        left = self.ranges[len(done) :]
+        # Many batches are one stage, in edits; a single one shows its own stages.
+        alone = len(left) == 1
+        self.session.progress = self.progress if alone else None
+        if left and not alone:
+            self.progress.start(title, sum(map(len, left)))
+        for number, part in enumerate(left, start=len(done)):
+            self.number = number
+            self._batch(number, part)
+            if not alone:
+                self.progress.advance(len(part))
+        if left and not alone:
+            self.progress.finish()
+
+    def final(self) -> Final:
+        """What is measured after the last batch, where its edits are still in the model."""
+        if not self.keeps:
+            return Final(meter=self.meter)
+        rows = None
+        if self.cell.schedule in ("final", "both"):
+            with self.meter.stage("scoring final"):
+                rows = self._scored(self.records)
+        with self.meter.stage("perplexity final"):
+            ppl = held_out_perplexity(self.adapter, self.cell.measures)
+        with self.meter.stage("generation final"):
+            texts = self._texts(range(len(self.records)))
+        return Final(rows, ppl, texts, self.totals.measure(self.session.applied_updates), self.meter)
+
+    def describe(self, failure: EmendoError) -> dict[str, Any]:
+        """A failure as a result."""
+        return {"type": type(failure).__name__, "message": str(failure), "batch": self.number}
+
+    def _batch(self, number: int, part: range) -> None:
+        batch = [self.records[position] for position in part]
+        meter = Meter(self.adapter.device)
+        work = self._searches()
+        with meter.stage("edit"):
+            plan = self.session.plan(
+                [record.request for record in batch],
+                self.cell.method,
+                layers=self.cell.layers,
+                settings=self.cell.settings,
+            )
+        meter.divide("edit", plan.seconds)
+        with meter.stage("apply"):
+            self.session.apply(plan.update)
+        rows: list[Row] | None = None
+        if self.cell.schedule in ("immediate", "both"):
+            with meter.stage("scoring immediate"):
+                rows = self._scored(batch)
+            self.held |= {position: holds(row) for position, row in zip(part, rows, strict=True)}
+        line = {"batch": number, "first": part.start, "count": len(part), "edits": part.stop}
+        line |= self._measured(number, part, meter)
+        if not self.keeps:
+            with meter.stage("restore"):
+                self.session.rollback()
+        line |= {"layers": [report.to_dict() for report in plan.layers], "work": self._work(plan, work)}
+        line |= {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes}
+        lines = [
+            {
+                "id": record.request.label,
+                "position": position,
+                "batch": number,
+                "before": self.before.rows[position],
+                "immediate": None if rows is None else rows[position - part.start],
+                "final": None,
+            }
+            for position, record in zip(part, batch, strict=True)
+        ]
+        self.folder.add(line, lines, plan.update if self.keeps else None)
+
+    def _measured(self, number: int, part: range, meter: Meter) -> dict[str, Any]:
+        """Perplexity and generations of a batch that is taken out again, or a point of the curve."""
+        measures = self.cell.measures
+        if self.keeps:
+            if number not in self._checkpoints():
+                return {"perplexity": None, "texts": [], "point": None}
+            with meter.stage("checkpoints"):
+                return {"perplexity": None, "texts": [], "point": self._point(part.stop)}
+        ppl = None
+        if number in spread(len(self.ranges), measures.perplexity_batches):
+            with meter.stage("perplexity"):
+                ppl = held_out_perplexity(self.adapter, measures)
+        with meter.stage("generation"):
+            texts = self._texts(part)
+        return {"perplexity": ppl, "texts": texts, "point": None}
+
+    def _point(self, edits: int) -> dict[str, Any]:
+        """A point of the curve: the model after so many edits."""
+        ppl = held_out_perplexity(self.adapter, self.cell.measures)
+        base = self.before.perplexity
+        totals = self.totals.measure(self.session.applied_updates)
+        return {
+            "edits": edits,
+            "perplexity_ratio": None if ppl is None or base is None else ppl / base,
+            "retention": self._retention(min(edits, self.cell.measures.retention_first)),
+            "relative_norm": max((total["relative_norm"] for total in totals), default=0.0),
+            "entropy": None,
+        }
+
+    def _retention(self, first: int) -> float | None:
+        """Percent of the first edits that held right after they were made and hold now; of all, where none was scored.
+
+        An edit holds where every token of its target is the argmax.
+        """
+        positions = [position for position in range(first) if self.held.get(position, not self.held)]
+        if not positions:
+            return None
+        plain = [replace(self.records[at], paraphrase_prompts=(), neighborhood_prompts=()) for at in positions]
+        return 100 * sum(map(holds, self._scored(plain))) / len(positions)
+
+    def _checkpoints(self) -> set[int]:
+        """Numbers of the batches after which the curve gets a point."""
+        wanted = self.cell.measures.checkpoints
+        if not wanted:
+            return spread(len(self.ranges), _POINTS)
+        ends = [part.stop for part in self.ranges]
+        return {next((number for number, end in enumerate(ends) if end >= edits), len(ends) - 1) for edits in wanted}
+
+    def _scored(self, records: Sequence[EditRecord]) -> list[Row]:
+        return score_rows(self.adapter, asked_after(self.resolved.config, records))
+
+    def _texts(self, positions: range) -> list[str]:
+        """Continuations of the sampled prompts of some records, as the model is asked them after the edit."""
+        asked = asked_after(self.resolved.config, [self.records[position] for position in positions])
+        prompts = sampled_prompts(asked, positions, self.cell.measures.samples)
+        return continued(self.adapter, prompts, self.cell.measures.new_tokens)
+
+    def _searches(self) -> tuple[int, int, int, float]:
+        memory = self.memory
+        return memory.served, memory.made, memory.shared, memory.shared_seconds
+
+    def _work(self, plan: Plan, before: tuple[int, int, int, float]) -> dict[str, Any]:
+        """Target searches of a batch: made for it, and found in the folder, where others had made them."""
+        served, made, shared, seconds = (now - then for now, then in zip(self._searches(), before, strict=True))
+        return {
+            "searches": made if served else len(plan.targets),
+            "shared_searches": shared,
+            "shared_seconds": seconds,
+        }
+
+
+def spread(count: int, most: int) -> set[int]:
+    """At most `most` of the numbers below `count`, evenly spaced, the last always among them."""
+    most = min(count, most)
+    return {-(-count * step // most) - 1 for step in range(1, most + 1)}

@@ -1,0 +1,118 @@
+"""One cell of an experiment: everything that its numbers depend on, and the name of its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from emendo.experiments.modes import Mode, Schedule, check_mode
+
+Part = Literal["all", "dev", "report"]
+Level = Literal["argmax", "probability"]
+
+_UNTOLD = ("contexts.", "keys.", "target.")
+"""Settings that the name of a folder leaves to its hash: most cells of a grid have them in common."""
+
+Setting = str | int | float | bool
+"""A value of a dotted setting, as YAML or the command line has it."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured beside the scores of the records.
+
+    Args:
+        perplexity: On `perplexity_text`, before and after.
+        perplexity_text: A UTF-8 text file; None: the passage that comes with Emendo.
+        perplexity_tokens: Read at most so many tokens of it; None: all.
+        perplexity_batches: In modes that restore the model, perplexity is measured after so many batches at most,
+            evenly spaced, and averaged (geometric mean).
+        generated: Greedy generations against the wanted answer (level 3 of the scores).
+        shift: Divergence of next-token distributions from the base on neighbourhood prompts (level 4).
+        entropy: n-gram entropy of generations.
+        samples: Records whose prompts are continued in words, before and after.
+        new_tokens: Tokens of each continuation.
+        checkpoints: Sequential modes: numbers of edits after which the curve gets a point; empty: ten, evenly spaced.
+        retention_first: Retention is measured on the first so many edits.
+    """
+
+    perplexity: bool = True
+    perplexity_text: str | None = None
+    perplexity_tokens: int | None = None
+    perplexity_batches: int = 32
+    generated: bool = False
+    shift: bool = False
+    entropy: bool = False
+    samples: int = 4
+    new_tokens: int = 12
+    checkpoints: tuple[int, ...] = ()
+    retention_first: int = 100
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one selection of records, in one mode.
+
+    Args:
+        model: As `emendo.load` takes it.
+        data: A file or data set of records, as `emendo.datasets` takes it.
+        method: A method or baseline.
+        settings: Its settings by dotted name.
+        layers: Edited layers; None: the preset's.
+        mode: See `emendo.experiments.modes`.
+        batch_size: Edits of one step.
+        n: Records; where records belong together in cases (MQuAKE), cases.
+        seed: Of the selection, the sampled contexts and the self-sampled second moments.
+        schedule: When records are scored.
+        part: Of the subject-disjoint split: ``"all"``, ``"dev"`` or ``"report"``.
+        only_answered: Only facts that the base model answers, at the level ``"argmax"`` or ``"probability"`` of
+            `emendo.evaluate.answered`; None: all.
+        unique_subjects: At most one record for each subject.
+        measures: What else is measured.
+
+    Raises:
+        ExperimentError: The mode and its numbers do not go together.
+    """
+
+    model: str
+    data: str
+    method: str
+    mode: Mode
+    batch_size: int
+    n: int
+    schedule: Schedule
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
+    seed: int = 0
+    part: Part = "all"
+    only_answered: Level | None = None
+    unique_subjects: bool = True
+    measures: Measures = field(default_factory=Measures)
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode, self.batch_size, self.n, self.schedule)
+
+    @property
+    def id(self) -> str:
+        """A readable slug and eight digits of the content's SHA-256: the name of the cell's folder."""
+        layers = "" if self.layers is None else "L" + "+".join(map(str, self.layers))
+        told = [name for name in sorted(self.settings) if not name.startswith(_UNTOLD)]
+        changed = [f"{name.rpartition('.')[2]} {str(self.settings[name]).rpartition('/')[2]}" for name in told]
+        numbers = [f"b{self.batch_size}", f"n{self.n}", f"s{self.seed}"]
+        parts = [self.method, layers, *changed, self.mode, *numbers]
+        slug = re.sub(r"[^a-zA-Z0-9+.]+", "-", "-".join(part for part in parts if part)).strip("-")
+        content = json.dumps(self.to_dict(), sort_keys=True)
+        return f"{slug[:96]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without the id, which is made from them."""
+        values = asdict(self)
+        return values | {
+            "settings": dict(sorted(self.settings.items())),
+            "layers": None if self.layers is None else list(self.layers),
+            "measures": values["measures"] | {"checkpoints": list(self.measures.checkpoints)},
+        }

@@ -1,0 +1,282 @@
+"""The YAML file of an experiment: a grid, read strictly, and the cells that it stands for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from emendo.errors import ExperimentError
+from emendo.experiments.cells import Cell, Level, Measures, Part, Setting
+from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
+from emendo.suggest import unknown_name
+
+_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+_Settings = dict[str, Setting]
+_Axis = dict[str, Setting | list[Setting]]
+
+
+class MeasuresEntry(BaseModel):
+    """What is measured, as in `Measures`."""
+
+    model_config = _STRICT
+
+    perplexity: bool = True
+    perplexity_text: str | None = None
+    perplexity_tokens: int | None = Field(default=None, ge=2)
+    perplexity_batches: int = Field(default=32, ge=1)
+    generated: bool = False
+    shift: bool = False
+    entropy: bool = False
+    samples: int = Field(default=4, ge=0)
+    new_tokens: int = Field(default=12, ge=1)
+    checkpoints: list[int] = []
+    retention_first: int = Field(default=100, ge=1)
+
+    def to_measures(self) -> Measures:
+        """The same, as cells have it."""
+        return Measures(**(self.model_dump() | {"checkpoints": tuple(self.checkpoints)}))
+
+
+class MethodEntry(BaseModel):
+    """A method with settings, a mode or a schedule of its own."""
+
+    model_config = _STRICT
+
+    method: str
+    settings: _Settings = {}
+    mode: Mode | None = None
+    batch_sizes: list[int] | None = None
+    layers: list[list[int] | None] | None = None
+
+
+class CellEntry(BaseModel):
+    """One explicit cell; what it leaves out is the experiment's."""
+
+    model_config = _STRICT
+
+    method: str
+    model: str | None = None
+    mode: Mode | None = None
+    batch_size: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    layers: list[int] | None = None
+    settings: _Settings = {}
+    schedule: Schedule | None = None
+
+
+class ExperimentConfig(BaseModel):
+    """An experiment: the product of its axes, less what is excluded, and explicit cells.
+
+    Attributes:
+        name: Of the experiment.
+        data: File or data set of records; a path is relative to the working directory.
+        n: Records of each cell; a list is an axis.
+        methods: Names of methods and baselines, or entries with settings of their own.
+        models: As `--model` takes them.
+        mode: Of all methods that name no other.
+        batch_sizes: Edits of one step; left out where the mode has but one.
+        layers: Edited layers of each cell; null stands for the preset's.
+        distributions: Values of the setting `distribution`; null leaves it to the method.
+        seeds: Of selection, contexts and self-sampled moments.
+        settings: By dotted name; a list is an axis.
+        exclude: Cells that match every field of one of these are left out.
+        cells: Cells that are not in the grid.
+        schedule: Immediate, final or both; what the mode has, where it is left out.
+        part: Of the subject-disjoint split.
+        only_answered: Only facts that the base model answers: ``argmax`` or ``probability``.
+        unique_subjects: At most one record for each subject.
+        measures: What is measured.
+        device: As `--device`.
+        dtype: As `--dtype`.
+    """
+
+    model_config = _STRICT
+
+    name: str = Field(min_length=1)
+    data: str
+    n: int | list[int]
+    methods: list[str | MethodEntry] = []
+    models: list[str] = ["demo"]
+    mode: Mode = "batch"
+    batch_sizes: list[int] | None = None
+    layers: list[list[int] | None] = [None]
+    distributions: list[str | None] = [None]
+    seeds: list[int] = [0]
+    settings: _Axis = {}
+    exclude: list[dict[str, Any]] = []
+    cells: list[CellEntry] = []
+    schedule: Schedule | None = None
+    part: Part = "all"
+    only_answered: Level | None = None
+    unique_subjects: bool = True
+    measures: MeasuresEntry = MeasuresEntry()
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def expand(self) -> list[Cell]:
+        """All cells, each once, in the order in which they are run: models outermost, so that each is loaded once.
+
+        Raises:
+            ExperimentError: There is no cell, a combination means nothing, or an exclusion names an unknown field.
+        """
+        self._check_exclusions()
+        grid = [cell for model in self.models for entry in self.methods for cell in self._grid(model, entry)]
+        kept = [cell for cell in grid if not any(_matches(cell, pattern) for pattern in self.exclude)]
+        explicit = [self._explicit(model, entry) for model in self.models for entry in self.cells]
+        cells = {cell.id: cell for cell in [*kept, *explicit]}
+        if not cells:
+            raise ExperimentError(
+                f"{self.name!r} has no cell: {len(grid)} in the grid, all excluded; name methods, or exclude less"
+            )
+        return sorted(cells.values(), key=lambda cell: self._place(cell.model))
+
+    def _place(self, model: str) -> int:
+        return self.models.index(model) if model in self.models else len(self.models)
+
+    def _grid(self, model: str, entry: str | MethodEntry) -> Iterator[Cell]:
+        own = MethodEntry(method=entry) if isinstance(entry, str) else entry
+        mode = own.mode or self.mode
+        ns = self.n if isinstance(self.n, list) else [self.n]
+        axes = {name: value if isinstance(value, list) else [value] for name, value in self.settings.items()}
+        sizes = own.batch_sizes or (self.batch_sizes if mode in ("batch", "sequential-batched") else None)
+        layers = self.layers if own.layers is None else own.layers
+        combinations = itertools.product(ns, sizes or [None], layers, self.distributions, self.seeds)
+        for (n, size, chosen, distribution, seed), *values in itertools.product(combinations, *axes.values()):
+            settings: dict[str, Setting] = dict(zip(axes, values, strict=True))
+            if distribution is not None:
+                settings["distribution"] = distribution
+            yield self._cell(model, own.method, mode, size, n, seed, chosen, settings | own.settings, self.schedule)
+
+    def _explicit(self, model: str, entry: CellEntry) -> Cell:
+        if entry.n is None and isinstance(self.n, list):
+            raise ExperimentError(
+                f"cell {entry.method!r}: n is an axis of the grid, so an explicit cell needs its own n"
+            )
+        fixed = {name: value for name, value in self.settings.items() if not isinstance(value, list)}
+        n = entry.n if entry.n is not None else self.n
+        assert isinstance(n, int)
+        return self._cell(
+            entry.model or model,
+            entry.method,
+            entry.mode or self.mode,
+            entry.batch_size,
+            n,
+            self.seeds[0] if entry.seed is None else entry.seed,
+            entry.layers,
+            fixed | entry.settings,
+            entry.schedule or self.schedule,
+        )
+
+    def _cell(
+        self,
+        model: str,
+        method: str,
+        mode: Mode,
+        batch_size: int | None,
+        n: int,
+        seed: int,
+        layers: list[int] | None,
+        settings: Mapping[str, Setting],
+        schedule: Schedule | None,
+    ) -> Cell:
+        if schedule is None or (schedule == "both" and restores(mode)):
+            schedule = default_schedule(mode)
+        return Cell(
+            model=model,
+            data=self.data,
+            method=method,
+            settings=dict(settings),
+            layers=None if layers is None else tuple(layers),
+            mode=mode,
+            batch_size=default_batch_size(mode, n) if batch_size is None else batch_size,
+            n=n,
+            seed=seed,
+            schedule=schedule,
+            part=self.part,
+            only_answered=self.only_answered,
+            unique_subjects=self.unique_subjects,
+            measures=self.measures.to_measures(),
+        )
+
+    def _check_exclusions(self) -> None:
+        settings = set(self.settings) | {
+            name for entry in self.methods if isinstance(entry, MethodEntry) for name in entry.settings
+        }
+        known = [*_MATCHED, "distribution", *sorted(settings)]
+        for pattern in self.exclude:
+            for name in pattern:
+                if name not in known:
+                    raise ExperimentError(unknown_name("field of exclude", name, known, "exclude: in the experiment"))
+
+
+_MATCHED = ("model", "method", "mode", "batch_size", "n", "seed", "layers", "schedule")
+
+
+def _matches(cell: Cell, pattern: Mapping[str, Any]) -> bool:
+    """Whether a cell has every value that a pattern names; a list of values (of layers: a list of lists) is any."""
+    content = cell.to_dict()
+    for name, wanted in pattern.items():
+        found = content[name] if name in _MATCHED else cell.settings.get(name)
+        several = isinstance(wanted, list) and (name != "layers" or any(isinstance(one, list) for one in wanted))
+        if found not in (wanted if several else [wanted]):
+            return False
+    return True
+
+
+def read_config(path: Path) -> ExperimentConfig:
+    """The configuration in a YAML file.
+
+    Raises:
+        ExperimentError: The file is missing, no YAML, or not a configuration; every problem is named.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ExperimentError(f"cannot read {str(path)!r}: {error}; expected an experiment in YAML") from error
+    if not isinstance(content, dict):
+        raise ExperimentError(
+            f"{str(path)!r} holds a {type(content).__name__}, expected an experiment: name:, data: ..."
+        )
+    try:
+        return ExperimentConfig.model_validate(content)
+    except ValidationError as error:
+        raise ExperimentError("\n".join([f"{str(path)!r} is not an experiment:", *_problems(error)])) from error
+
+
+_MODELS: Mapping[str, type[BaseModel]] = {"methods": MethodEntry, "cells": CellEntry, "measures": MeasuresEntry}
+
+
+def _problems(error: ValidationError) -> list[str]:
+    """One line for each problem, in our words."""
+    lines = []
+    for problem in error.errors():
+        where = [str(part) for part in problem["loc"]]
+        place = ".".join(part for part in where if part not in ("str", "MethodEntry"))
+        if problem["type"] == "extra_forbidden":
+            owner = _MODELS.get(where[0], ExperimentConfig) if len(where) > 1 else ExperimentConfig
+            lines.append(
+                f"  {place}: {unknown_name('field', where[-1], owner.model_fields, 'the file of the experiment')}"
+            )
+        elif not (where[0] == "methods" and where[-1] == "str"):  # the other arm of the union says what is wrong
+            lines.append(f"  {place}: {problem['msg'].lower()}, found {problem['input']!r:.80}")
+    return lines or [f"  {error}"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings name every key once; the last would win otherwise, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping, or an error for a repeated key."""
+        seen = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if name in seen:
+                raise yaml.YAMLError(f"{name!r} is given twice{key.start_mark}")
+            seen.add(name)
+        return super().construct_mapping(node, deep)

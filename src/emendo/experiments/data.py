@@ -1,0 +1,73 @@
+"""The records of a cell: read once, selected by its seed, the same in every cell that asks for the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from emendo.datasets import load_records, select
+from emendo.experiments.cells import Cell, Level
+from emendo.requests import EditRecord, check_requests
+
+
+@dataclass(frozen=True)
+class Source:
+    """Records of a file or data set.
+
+    Attributes:
+        name: As the configuration calls it.
+        records: Those that can be used.
+        rejected: Rows that cannot.
+        sha256: Digest of the records.
+    """
+
+    name: str
+    records: tuple[EditRecord, ...]
+    rejected: int
+    sha256: str
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another source."""
+        return {"sha256": self.sha256, "records": len(self.records), "rejected": self.rejected}
+
+
+def read_source(name: str) -> Source:
+    """Read records.
+
+    Raises:
+        InputError: The source cannot be read, or holds no record.
+    """
+    loaded = load_records(name)
+    records = tuple(loaded.records)
+    return Source(name, records, len(loaded.rejected), records_digest(records))
+
+
+def select_records(
+    source: Source, cell: Cell, answered: Callable[[Sequence[EditRecord], Level], list[EditRecord]]
+) -> list[EditRecord]:
+    """The records of a cell, in the order in which they are edited.
+
+    Args:
+        source: What `cell.data` names.
+        cell: Whose records are wanted.
+        answered: Of some records, those that the base model answers; asked only where the cell wants it.
+
+    Raises:
+        DatasetError: There are not enough records; says what was left out.
+        ConflictError: Some of them ask for one fact twice.
+    """
+    pool = source.records if cell.only_answered is None else answered(source.records, cell.only_answered)
+    chosen = list(select(pool, n=cell.n, seed=cell.seed, unique_subjects=cell.unique_subjects, part=cell.part))
+    check_requests([record.request for record in chosen])
+    return chosen
+
+
+def records_digest(records: Sequence[EditRecord]) -> str:
+    """SHA-256 over the content of records, in their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""Files that survive a kill at any moment: JSON that is whole or absent, journals whose torn last line is dropped."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from emendo import strict_json
+from emendo.errors import ExperimentError, OutputError
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write one JSON document; the file appears whole or not at all.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    write_text(path, strict_json.dumps(document, indent=2) + "\n")
+
+
+def write_lines(path: Path, rows: Sequence[Any]) -> None:
+    """Write a JSONL file; it appears whole or not at all.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    write_text(path, "".join(strict_json.dumps(row) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, and give it its own when its bytes are on the disk.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    draft: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
+        ) as stream:
+            draft = Path(stream.name)
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.chmod(0o644)
+        draft.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable folder (--out)") from error
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def append_lines(path: Path, rows: Sequence[Any]) -> None:
+    """Add lines to a journal and wait until they are on the disk.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write("".join(strict_json.dumps(row) + "\n" for row in rows))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable folder (--out)") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document, or None where there is no file.
+
+    Raises:
+        ExperimentError: The file is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"cannot read {str(path)!r}: {error}; delete it and run the command again") from error
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The whole lines of a journal; a last line that a kill tore is dropped.
+
+    Raises:
+        ExperimentError: A line before the last is no JSON: something else than Emendo wrote here.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ExperimentError(f"cannot read {str(path)!r}: {error}; delete its folder and run again") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or nothing
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines) - 1:
+                break
+            raise ExperimentError(
+                f"{str(path)!r} line {number} is no JSON ({error}); delete the folder of this cell and run again"
+            ) from error
+    return rows
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process works in a folder; a killed one leaves no lock behind.
+
+    Raises:
+        ExperimentError: Another process is at work here.
+        OutputError: The folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no advisory locks on this system: two runs of one folder are the user's to avoid
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OutputError(f"cannot write {str(folder)!r}: {error}; choose a writable folder (--out)") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ExperimentError(
+                f"another process is at work in {str(folder)!r}; wait for it, or choose another folder (--out)"
+            ) from error
+        yield

@@ -1,0 +1,158 @@
+"""The unedited model: what it says about the records of a cell, asked once and shared by all cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emendo.errors import ExperimentError
+from emendo.evaluate import packaged_text, perplexity
+from emendo.evaluate.answered import answered
+from emendo.experiments.cells import Level, Measures
+from emendo.experiments.data import records_digest
+from emendo.experiments.files import read_json, write_json
+from emendo.experiments.folder import ExperimentFolder
+from emendo.experiments.meter import Meter
+from emendo.experiments.scores import Row, score_rows
+from emendo.models import ModelAdapter
+from emendo.requests import EditRecord
+
+_TOGETHER = 32
+"""Prompts of one batch of generation."""
+
+
+@dataclass(frozen=True)
+class BaseState:
+    """What the unedited model says: the "before" of every cell on these records.
+
+    Attributes:
+        rows: Scores, one row a record.
+        perplexity: Of the held-out text; None where it is not measured.
+        texts: Continuations of the sampled prompts, as `sampled_prompts` lists them.
+        seconds: What it took, by stage, when it was asked.
+        peak_bytes: Highest memory by stage.
+    """
+
+    rows: list[Row]
+    perplexity: float | None
+    texts: list[str]
+    seconds: dict[str, float]
+    peak_bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class SampledPrompt:
+    """A prompt that is continued in words.
+
+    Attributes:
+        position: Of its record in the cell.
+        kind: ``"edited"``, ``"paraphrase"`` or ``"neighbor"``.
+        prompt: The text.
+        wanted: What it should say after the edit; empty where unknown.
+    """
+
+    position: int
+    kind: str
+    prompt: str
+    wanted: str
+
+
+def sampled_prompts(records: Sequence[EditRecord], positions: Sequence[int], most: int) -> list[SampledPrompt]:
+    """What is continued in words: of each of the first `most` records the prompt, a paraphrase, a neighbour."""
+    prompts = []
+    for position, record in zip(positions, records, strict=True):
+        if position < most:
+            target = record.request.target
+            prompts.append(SampledPrompt(position, "edited", record.request.text, target))
+            prompts += [SampledPrompt(position, "paraphrase", text, target) for text in record.paraphrase_prompts[:1]]
+            prompts += [
+                SampledPrompt(position, "neighbor", text, record.target_true or "")
+                for text in record.neighborhood_prompts[:1]
+            ]
+    return prompts
+
+
+def continued(adapter: ModelAdapter, prompts: Sequence[SampledPrompt], new_tokens: int) -> list[str]:
+    """Greedy continuations."""
+    texts = [prompt.prompt for prompt in prompts]
+    return [
+        text.strip()
+        for at in range(0, len(texts), _TOGETHER)
+        for text in adapter.generate_many(texts[at : at + _TOGETHER], new_tokens)
+    ]
+
+
+def held_out_perplexity(adapter: ModelAdapter, measures: Measures) -> float | None:
+    """Perplexity of the held-out text on the model as it stands; None where it is not measured.
+
+    Raises:
+        ExperimentError: The text cannot be read.
+    """
+    if not measures.perplexity:
+        return None
+    if measures.perplexity_text is None:
+        text = packaged_text()
+    else:
+        try:
+            text = Path(measures.perplexity_text).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ExperimentError(
+                f"cannot read the held-out text {measures.perplexity_text!r}: {error}; expected a UTF-8 file "
+                "(measures.perplexity_text)"
+            ) from error
+    return perplexity(adapter, text, max_tokens=measures.perplexity_tokens).value
+
+
+class Ground:
+    """One unedited model and what is known of it.
+
+    Args:
+        adapter: The model.
+        folder: Where what it says is kept.
+    """
+
+    def __init__(self, adapter: ModelAdapter, folder: ExperimentFolder) -> None:
+        self.adapter = adapter
+        self.folder = folder
+        self._states: dict[str, BaseState] = {}
+
+    def state(self, records: Sequence[EditRecord], measures: Measures) -> BaseState:
+        """The "before" of these records; the model must hold no edits."""
+        assert not self.adapter.holds_edits
+        asked = {"records": records_digest(records), "measures": asdict(measures)}
+        key = self._key("state", asked)
+        if key not in self._states:
+            path = self.folder.base / f"{key}.json"
+            if read_json(path) is None:
+                write_json(path, asdict(self._ask(records, measures)))
+            self._states[key] = BaseState(**read_json(path))  # read back, so that a resumed run has the same numbers
+        return self._states[key]
+
+    def answered(self, records: Sequence[EditRecord], level: Level) -> list[EditRecord]:
+        """The records that the model answers; found out once and kept in the folder."""
+        path = self.folder.base / f"{self._key('answered', [records_digest(records), level])}.json"
+        kept = read_json(path)
+        if kept is None:
+            number = {id(record): position for position, record in enumerate(records)}
+            kept = [number[id(record)] for record in answered(self.adapter, records, level=level)]
+            write_json(path, kept)
+        return [records[position] for position in kept]
+
+    def _ask(self, records: Sequence[EditRecord], measures: Measures) -> BaseState:
+        meter = Meter(self.adapter.device)
+        with meter.stage("scoring before"):
+            rows = score_rows(self.adapter, records)
+        with meter.stage("perplexity before"):
+            ppl = held_out_perplexity(self.adapter, measures)
+        with meter.stage("generation before"):
+            prompts = sampled_prompts(records, range(len(records)), measures.samples)
+            texts = continued(self.adapter, prompts, measures.new_tokens)
+        return BaseState(rows, ppl, texts, meter.seconds, meter.peak_bytes)
+
+    def _key(self, kind: str, content: Any) -> str:
+        identity = [kind, self.adapter.weights_digest(), self.adapter.tokenizer_digest(), content]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]

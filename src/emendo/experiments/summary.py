@@ -1,0 +1,202 @@
+"""The summary of a cell, made from its journal alone, and what of it two runs must have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from emendo.experiments.cells import Cell
+from emendo.experiments.commit import source_commit
+from emendo.experiments.ground import BaseState, sampled_prompts
+from emendo.experiments.meter import Meter
+from emendo.experiments.scores import Row, aggregate
+from emendo.requests import EditRecord
+from emendo.versions import versions
+
+FORMAT, VERSION = "emendo.cell", 1
+
+TIMING = ("seconds", "peak_bytes", "peak_bytes_by_stage", "work")
+"""What may differ between two runs of one cell: how long it took, what memory it took, and who made a shared search."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """What is measured after the last batch; nothing in modes that restore the model.
+
+    Attributes:
+        rows: Scores of all records, where the schedule asks for them.
+        perplexity: Of the held-out text.
+        texts: Continuations of the sampled prompts.
+        totals: What all edits together do to each layer.
+        meter: Seconds and memory outside batches.
+    """
+
+    rows: list[Row] | None = None
+    perplexity: float | None = None
+    texts: list[str] | None = None
+    totals: list[dict[str, Any]] | None = None
+    meter: Meter = field(default_factory=lambda: Meter(torch.device("cpu")))
+
+
+def comparable(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary without what may differ between two runs of one cell."""
+    return {name: value for name, value in summary.items() if name not in TIMING}
+
+
+def make_summary(
+    cell: Cell,
+    records: Sequence[EditRecord],
+    before: BaseState,
+    resolved: dict[str, Any],
+    batches: Sequence[Mapping[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    final: Final | None,
+    error: dict[str, Any] | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary of a cell, and the lines of its records in full.
+
+    Args:
+        cell: What was done.
+        records: Its records.
+        before: What the unedited model says of them.
+        resolved: Every setting with its origin.
+        batches: Lines of the finished batches.
+        rows: Lines of their records.
+        final: What was measured at the end; None after an error.
+        error: The failure that ended the cell, as a result.
+    """
+    if final is not None and final.rows is not None:
+        rows = [{**line, "final": final.rows[line["position"]]} for line in rows]
+    whole = error is None
+    seconds, peaks = _added(before, batches, final)
+    summary = {
+        "format": FORMAT,
+        "version": VERSION,
+        "cell": {"id": cell.id, **cell.to_dict()},
+        "resolved": resolved,
+        "scores": {
+            "before": aggregate(records, before.rows).to_dict(),
+            "immediate": _aggregated(records, [line["immediate"] for line in rows]) if whole else None,
+            "final": _aggregated(records, [line["final"] for line in rows]) if whole else None,
+        },
+        "generated": None,
+        "shift": None,
+        "perplexity": _perplexity(before, batches, final) if whole else None,
+        "entropy": None,
+        "layers": _layers(batches, None if final is None else final.totals),
+        "curve": _curve(before, batches, cell),
+        "samples": _samples(cell, records, before, batches, final) if whole else [],
+        "seconds": seconds,
+        "peak_bytes": max(peaks.values(), default=0),
+        "peak_bytes_by_stage": peaks,
+        "work": {
+            name: sum(batch["work"][name] for batch in batches)
+            for name in ("searches", "shared_searches", "shared_seconds")
+        },
+        "versions": versions(),
+        "commit": source_commit(),
+        "error": error,
+    }
+    return summary, list(rows)
+
+
+def _aggregated(records: Sequence[EditRecord], rows: Sequence[Row | None]) -> dict[str, Any] | None:
+    known = [row for row in rows if row is not None]
+    return aggregate(records, known).to_dict() if known and len(known) == len(records) else None
+
+
+def _perplexity(before: BaseState, batches: Sequence[Mapping[str, Any]], final: Final | None) -> dict[str, Any] | None:
+    """Before and after; in modes that restore the model, the geometric mean over the batches where it was measured."""
+    after = [batch["perplexity"] for batch in batches if batch["perplexity"] is not None]
+    if final is not None and final.perplexity is not None:
+        after = [final.perplexity]
+    if before.perplexity is None or not after:
+        return None
+    mean = math.exp(math.fsum(map(math.log, after)) / len(after))
+    return {"before": before.perplexity, "after": mean, "ratio": mean / before.perplexity, "measured": len(after)}
+
+
+def _layers(batches: Sequence[Mapping[str, Any]], totals: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """Each edited layer: sizes of the sum of all updates, or, where each was taken out again, their mean.
+
+    Constraint error and condition are the worst of all solves; the overlap of keys is the mean over solves of the mean
+    within a batch, and the largest.
+    """
+    reports: dict[int, list[Mapping[str, Any]]] = {}
+    for batch in batches:
+        for report in batch["layers"]:
+            reports.setdefault(report["layer"], []).append(report)
+    total = {entry["layer"]: entry for entry in totals or ()}
+    rows = []
+    for layer, own in sorted(reports.items()):
+        solves = [solved for report in own for solved in report["solves"]]
+        size = total.get(layer) or {name: _mean(report[name] for report in own) for name in _SIZES}
+        rows.append(
+            {
+                "layer": layer,
+                **{name: size[name] for name in _SIZES},
+                "constraint_error": _largest(solved["constraint_error"] for solved in solves),
+                "condition": _largest(solved["system_condition"] for solved in solves),
+                "key_overlap": _mean(solved["key_overlap_mean"] for solved in solves),
+                "key_overlap_max": _largest(solved["key_overlap_max"] for solved in solves),
+                "written": _mean(report["written"] for report in own),
+                "disturbed": _mean(report["disturbed"] for report in own),
+            }
+        )
+    return rows
+
+
+_SIZES = ("relative_norm", "relative_cost")
+
+
+def _curve(before: BaseState, batches: Sequence[Mapping[str, Any]], cell: Cell) -> list[dict[str, Any]]:
+    """The model after more and more edits, from none on; empty in modes that restore it."""
+    points = [batch["point"] for batch in batches if batch["point"] is not None]
+    if not points:
+        return []
+    ratio = None if before.perplexity is None else 1.0
+    none = {"edits": 0, "perplexity_ratio": ratio, "retention": None, "relative_norm": 0.0, "entropy": None}
+    return [none, *points]
+
+
+def _samples(
+    cell: Cell,
+    records: Sequence[EditRecord],
+    before: BaseState,
+    batches: Sequence[Mapping[str, Any]],
+    final: Final | None,
+) -> list[dict[str, str]]:
+    after = [text for batch in batches for text in batch["texts"]]
+    if final is not None and final.texts is not None:
+        after = final.texts
+    prompts = sampled_prompts(records, range(len(records)), cell.measures.samples)
+    return [
+        {"kind": prompt.kind, "prompt": prompt.prompt, "wanted": prompt.wanted, "before": old, "after": new}
+        for prompt, old, new in zip(prompts, before.texts, after, strict=True)
+    ]
+
+
+def _added(
+    before: BaseState, batches: Sequence[Mapping[str, Any]], final: Final | None
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds and highest memory by stage. What "before" took is counted in every cell that uses it."""
+    meter = Meter(torch.device("cpu"))
+    meter.add(before.seconds, before.peak_bytes)
+    for batch in batches:
+        meter.add(batch["seconds"], batch["peak_bytes"])
+    if final is not None:
+        meter.add(final.meter.seconds, final.meter.peak_bytes)
+    return meter.seconds, meter.peak_bytes
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

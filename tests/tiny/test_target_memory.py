@@ -1,0 +1,145 @@
+"""Remembered target searches: the same numbers whoever asks first, and only for the unedited model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import emendo.activations.target_memory as target_memory
+from emendo.activations.target_memory import TargetMemory
+from emendo.activations.targets import TargetSettings, find_targets
+from emendo.errors import InputError, TargetFileError
+from emendo.models import ModelAdapter
+from emendo.moments import MomentStore
+from emendo.session import EditSession
+from tests.conftest import build_tiny
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, quick_plan
+
+CONTEXTS = ("{}", "The weather was calm. {}")
+SETTINGS = TargetSettings(steps=3, batch_size=2)
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of requests of every search that is really made."""
+    made: list[int] = []
+
+    def counted(adapter: Any, requests: Any, *rest: Any) -> Any:
+        made.append(len(requests))
+        return find_targets(adapter, requests, *rest)
+
+    monkeypatch.setattr(target_memory, "find_targets", counted)
+    return made
+
+
+def test_chunks_do_not_depend_on_who_asks_first(tiny_llama: ModelAdapter, searches: list[int], tmp_path: Path) -> None:
+    forward, backward = TargetMemory(REQUESTS), TargetMemory(REQUESTS, tmp_path)
+    together = forward.find(tiny_llama, REQUESTS, CONTEXTS, 2, SETTINGS)
+    assert searches == [2, 1]
+    for number in (2, 0, 1):
+        alone = backward.find(tiny_llama, [REQUESTS[number]], CONTEXTS, 2, SETTINGS)
+        assert torch.equal(alone.value[0], together.value[number])
+        assert alone.traces == together.traces[number : number + 1]
+    assert searches == [2, 1, 1, 2]
+    fresh = find_targets(tiny_llama, REQUESTS[:2], CONTEXTS, 2, SETTINGS)
+    assert torch.equal(together.value[:2], fresh.value)
+    assert torch.equal(together.delta[:2], fresh.delta)
+
+
+def test_a_second_memory_reads_what_the_first_found(
+    tiny_llama: ModelAdapter, searches: list[int], tmp_path: Path
+) -> None:
+    first, second = TargetMemory(REQUESTS, tmp_path), TargetMemory(REQUESTS, tmp_path)
+    found = first.find(tiny_llama, REQUESTS, CONTEXTS, 2, SETTINGS)
+    again = second.find(build_tiny("llama"), REQUESTS, CONTEXTS, 2, SETTINGS)
+    assert searches == [2, 1]
+    assert torch.equal(found.value, again.value)
+    assert torch.equal(found.delta, again.delta)
+    assert found.traces == again.traces
+    assert (first.shared_seconds, second.made_seconds) == (0.0, 0.0)
+    assert second.shared_seconds == first.made_seconds > 0
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "contexts": {"contexts": CONTEXTS[:1]},
+    "layer": {"layer": 1},
+    "a target setting": {"settings": replace(SETTINGS, learning_rate=0.1)},
+    "weights": {"adapter": "other seed"},
+    "a request beside it": {"requests": [EIFFEL, JAPAN, DARRIEUX]},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_whatever_a_search_depends_on_makes_another_one(
+    what: str, tiny_llama: ModelAdapter, searches: list[int], tmp_path: Path
+) -> None:
+    changed = dict(CHANGES[what])
+    TargetMemory(REQUESTS, tmp_path).find(tiny_llama, [EIFFEL], CONTEXTS, 2, SETTINGS)
+    adapter = build_tiny("llama", seed=1) if changed.pop("adapter", None) else tiny_llama
+    memory = TargetMemory(changed.pop("requests", REQUESTS), tmp_path)
+    asked = {"contexts": CONTEXTS, "layer": 2, "settings": SETTINGS, **changed}
+    memory.find(adapter, [EIFFEL], **asked)
+    assert len(searches) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_a_file_that_was_altered_or_belongs_elsewhere_is_refused(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    TargetMemory(REQUESTS, tmp_path).find(tiny_llama, REQUESTS, CONTEXTS, 2, SETTINGS)
+    first, second = sorted(tmp_path.glob("*.safetensors"))
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(TargetFileError, match="another search"):
+        TargetMemory(REQUESTS, tmp_path).find(tiny_llama, REQUESTS, CONTEXTS, 2, SETTINGS)
+    first.write_bytes(whole[:-3] + b"xyz")
+    with pytest.raises(TargetFileError, match="delete it"):
+        TargetMemory(REQUESTS, tmp_path).find(tiny_llama, REQUESTS, CONTEXTS, 2, SETTINGS)
+
+
+def test_requests_that_are_unknown_or_repeated_are_refused(tiny_llama: ModelAdapter) -> None:
+    with pytest.raises(InputError, match="each once"):
+        TargetMemory([EIFFEL, EIFFEL])
+    with pytest.raises(InputError, match="leave targets= out"):
+        TargetMemory([EIFFEL]).find(tiny_llama, [JAPAN], CONTEXTS, 2, SETTINGS)
+
+
+# ---- in a session ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["emmet", "memit", "rome", "pmet"])
+def test_a_session_with_a_memory_plans_the_same_update(
+    method: str, tiny_llama: ModelAdapter, store: MomentStore, searches: list[int]
+) -> None:
+    plain = quick_plan(EditSession(tiny_llama, store=store), [EIFFEL], method)
+    session = EditSession(tiny_llama, store=store, targets=TargetMemory([EIFFEL]))
+    assert quick_plan(session, [EIFFEL], method).update.id == plain.update.id
+    assert quick_plan(session, [EIFFEL], method).update.id == plain.update.id
+    assert searches == [1]
+
+
+def test_what_is_searched_on_an_edited_model_is_not_remembered(
+    tiny_llama: ModelAdapter, store: MomentStore, searches: list[int]
+) -> None:
+    session = EditSession(tiny_llama, store=store, targets=TargetMemory(REQUESTS))
+    quick_plan(session, [EIFFEL, JAPAN], "rome")  # the second is searched on the model that holds the first
+    assert searches == []
+    session.apply(quick_plan(session, [JAPAN]).update)
+    assert len(searches) == 1
+    later = quick_plan(session, [EIFFEL])
+    assert len(searches) == 1
+    plain = EditSession(build_tiny("llama"), store=store)
+    plain.apply(session.applied_updates[0])
+    assert quick_plan(plain, [EIFFEL]).update.id == later.update.id
+
+
+def test_requests_that_share_a_target_are_searched_by_their_batch(
+    tiny_llama: ModelAdapter, store: MomentStore, searches: list[int]
+) -> None:
+    twins = [EIFFEL, replace(EIFFEL, prompt="{} was built by")]
+    session = EditSession(tiny_llama, store=store, targets=TargetMemory(twins))
+    plan = session.plan(twins, "memit", settings={**QUICK, "target.shared": "subject"})
+    assert searches == []
+    assert plan.targets[0] == plan.targets[1]

@@ -118,7 +118,7 @@ def curve(edits: int, step: int, *, loss: float = 0.3) -> list[dict[str, float]]
         {
             "edits": at,
             "perplexity_ratio": 1 + 0.5 * at / edits,
-            "retention": 1 - loss * at / edits,
+            "retention": 100 * (1 - loss * at / edits),
             "relative_norm": 0.02 * (at / step) ** 0.5,
             "entropy": 6 - at / edits,
         }

@@ -89,6 +89,15 @@ def varying(cells: Sequence[Cell]) -> list[str]:
     return [name for name in dict.fromkeys(names) if len({axis_value(cell, name) for cell in cells}) > 1]
 
 
+def telling(cells: Sequence[Cell]) -> list[str]:
+    """Axes that tell the cells apart: those that vary, less those that only follow another one."""
+    kept: list[str] = []
+    for name in varying(cells):
+        if not any(_follows(cells, name, other) for other in kept):
+            kept.append(name)
+    return kept
+
+
 def sweeps(cells: Sequence[Cell]) -> list[tuple[Axis, dict[str, list[Cell]]]]:
     """Axes along which at least one line has two points, each with its lines by label.
 

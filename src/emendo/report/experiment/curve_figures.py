@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emendo.evaluate import wilson_interval
-from emendo.report.experiment.axes import FACETS, label_of, varying
+from emendo.report.experiment.axes import FACETS, label_of, telling
 from emendo.report.experiment.figure import MOST_LINES, Figure, Line, Panel, n_text, note, seed_text
 from emendo.report.experiment.folder import Cell, entry, number, rows
 from emendo.report.experiment.measures import Value
@@ -83,7 +83,7 @@ _CURVES = (
     _Curve(
         "norm-growth",
         "Growth of the change along the sequence",
-        (_Measure("‖ΔW‖ / ‖W‖, largest of the layers", "", _field("relative_norm")),),
+        (_Measure("‖ΔW‖ / ‖W‖, largest of the layers", "ratio", _field("relative_norm")),),
     ),
     _Curve(
         "perplexity",
@@ -104,7 +104,7 @@ def curve_figures(cells: Sequence[Cell], place: str, suffix: str) -> list[Figure
         place: What they have in common.
         suffix: Of the figures' names.
     """
-    names = [name for name in varying(cells) if name not in FACETS]
+    names = [name for name in telling(cells) if name not in FACETS]
     running = [cell for cell in cells if len(_rows(cell)) > 1]
     drawn = running[:MOST_LINES]
     left_out = f"{len(running) - MOST_LINES} more cells in the tables" if len(running) > MOST_LINES else ""
@@ -148,4 +148,4 @@ def _interval_text(panels: Sequence[Panel]) -> str:
     counts = [value.n for panel in panels for line in panel.lines for _, value in line.points if value.n is not None]
     if not counts:
         return "no interval: one measurement of the whole model a point"
-    return f"band: 95 % Wilson interval over the {n_text(counts, 'edits asked a point').removeprefix('n = ')}"
+    return f"bars: 95 % Wilson intervals over {n_text(counts, 'edits asked a point').removeprefix('n = ')}"

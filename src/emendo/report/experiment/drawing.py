@@ -133,8 +133,14 @@ def _x_axis(axes: Any, figure: Figure) -> None:
             rotation=30 if turned else 0,
             ha="right" if turned else "center",
         )
+    places = [x for x, _ in figure.ticks]
     if not figure.connected:
-        axes.set_xlim(-0.6, len(figure.ticks) - 0.4)
+        axes.set_xlim(-0.6, len(places) - 0.4)
+    elif figure.x_log and len(places) > 1:  # the same in every panel, also where one has no value at an end
+        axes.set_xlim(places[0] / 1.25, places[-1] * 1.25)
+    elif len(places) > 1:
+        margin = 0.06 * (places[-1] - places[0])
+        axes.set_xlim(places[0] - margin, places[-1] + margin)
 
 
 def _draw_line(axes: Any, figure: Figure, line: Line, look: dict[str, Any], shift: float) -> None:

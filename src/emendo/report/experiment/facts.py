@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,12 @@ def facts(experiment: Experiment) -> list[tuple[str, str]]:
     """Name and value of every fact that is known; a fact that differs between cells lists all its values."""
     found = [(name, _joined(values)) for name, values in _facts(experiment)]
     return [(name, text) for name, text in found if text]
+
+
+def configuration(experiment: Experiment) -> str:
+    """The experiment's configuration as JSON text; empty where there is none."""
+    config = experiment.document.get("config")
+    return shown(json.dumps(config, indent=2, ensure_ascii=False), 20_000) if config else ""
 
 
 def warnings_of(experiment: Experiment) -> list[str]:
@@ -33,31 +40,17 @@ def _facts(experiment: Experiment) -> Iterator[tuple[str, list[str]]]:
     counts = {state: len(experiment.in_state(state)) for state in ("done", "failed", "missing", "damaged")}
     yield "cells", [", ".join(f"{n} {state}" for state, n in counts.items() if n or state == "done")]
     yield "command", [_command(document.get("command"))]
-    for axis in ("model", "data", "method", "mode", "seed"):
+    for axis in ("method", "mode", "schedule", "seed"):
         yield axis, [str(axis_value(cell, axis)) for cell in experiment.cells if axis_value(cell, axis) != "–"]
-    for name in ("base", "models", "data", "data_files"):
-        yield from _provenance(name, document.get(name))
+    for kind in ("model", "data"):
+        known = entry(document, f"base.{'models' if kind == 'model' else kind}")
+        known = known if isinstance(known, Mapping) else {}
+        names = dict.fromkeys(str(axis_value(cell, kind)) for cell in experiment.cells)
+        for name in dict.fromkeys([*names, *map(str, known)]):
+            yield f"{kind} {name}", [_pairs(known[name]) if isinstance(known.get(name), Mapping) else "not read yet"]
     yield "commit", _everywhere(experiment, "commit")
     versions = [document.get("versions"), *(cell.get("versions") for cell in experiment.cells)]
     yield "versions", [_pairs(found) for found in versions if isinstance(found, Mapping)]
-
-
-def _provenance(name: str, value: Any) -> Iterator[tuple[str, list[str]]]:
-    """A nested record as one fact for each entry: ``base demo`` → name, hashes, counts."""
-    if isinstance(value, Mapping):
-        if all(not isinstance(part, (Mapping, list)) for part in value.values()):
-            yield name, [_pairs(value)]
-        else:
-            for key, part in value.items():
-                yield from _provenance(f"{name} {key}", part)
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        if value and all(isinstance(part, Mapping) for part in value):
-            for part in value:
-                yield from _provenance(name, part)
-        elif value:
-            yield name, [", ".join(map(str, value))]
-    elif value is not None:
-        yield name, [_hash_text(name, value)]
 
 
 def _pairs(value: Mapping[str, Any]) -> str:

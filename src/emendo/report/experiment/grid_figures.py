@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from emendo.report.experiment.axes import FACETS, IN_MODEL, Axis, across_modes, axis_value, label_of, varying
+from emendo.report.experiment.axes import FACETS, IN_MODEL, Axis, across_modes, axis_value, label_of, telling
 from emendo.report.experiment.figure import BASELINE, MOST_LINES, Figure, Line, Panel, n_text, note, seed_text
-from emendo.report.experiment.folder import Cell
+from emendo.report.experiment.folder import Cell, number
 from emendo.report.experiment.measures import (
     ARGMAX,
     COST,
@@ -125,7 +125,7 @@ def _mean_points(points: Sequence[tuple[float, Value]]) -> tuple[tuple[float, Va
 def overview_figures(cells: Sequence[Cell], place: str, suffix: str) -> list[Figure]:
     """Where nothing but the method varies: every score side by side."""
     figures = []
-    names = [name for name in varying(cells) if name not in FACETS]
+    names = [name for name in telling(cells) if name not in FACETS]
     for schedule in _schedules(cells):
         measures = [m for m in SCORES if any(m.read(cell, schedule) is not None for cell in cells)]
         lines = [Line(BASELINE, _mean_points(_score_points(cells, measures, "before")))]
@@ -192,6 +192,9 @@ def _measured_text(measures: Sequence[Measure], cells: Sequence[Cell], schedule:
             drawn = any(value.low is not None for value in values)
             spreads[measure.spread if drawn else ""].append(measure.label)
     texts = [n_text(found, f"{what} a point") for what, found in counts.items() if found]
+    edits = [int(n) for cell in cells if (n := number(cell.plan.get("n"))) is not None]
+    if edits and not texts:
+        texts.append(n_text(edits, "edits a point"))
     alone = len(spreads) == 1
     texts += [
         f"bars: 95 % intervals{'' if alone else ' of ' + ', '.join(labels)}, {how}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from emendo.report.experiment import facts as provenance
 from emendo.report.experiment import tables
-from emendo.report.experiment.axes import label_of, varying
+from emendo.report.experiment.axes import label_of, telling
 from emendo.report.experiment.figure import Figure
 from emendo.report.experiment.folder import Cell, Experiment
 from emendo.report.experiment.measures import EFFECTS, SCORES, SOLVE
@@ -33,7 +33,7 @@ def markdown_text(experiment: Experiment, figures: Sequence[Figure]) -> str:
     for figure in figures:
         lines += [f"![{markdown(figure.title)}]({PLOTS}/{figure.name}.png)", "", markdown(figure.note), ""]
     lines += ["## Cells", ""]
-    names = varying(experiment.cells)
+    names = telling(experiment.cells)
     for cell in experiment.cells:
         if cell.summary:
             lines += _cell(cell, names)

@@ -202,11 +202,11 @@ SIDE_EFFECTS = (
 )
 WEIGHTS = (
     Measure(
-        *("norm", "‖ΔW‖ / ‖W‖", "", _of_layers("relative_norm"), ".4f"),
+        *("norm", "‖ΔW‖ / ‖W‖", "ratio", _of_layers("relative_norm"), ".4f"),
         meaning="norm of the change over that of the weight, the largest of the written layers",
     ),
     Measure(
-        *("cost", "tr ΔCΔᵀ / tr WCWᵀ", "", _of_layers("relative_cost"), ".2e"),
+        *("cost", "tr ΔCΔᵀ / tr WCWᵀ", "ratio", _of_layers("relative_cost"), ".2e"),
         meaning="change of the layer's output on preserved keys, relative to that output; largest of the layers",
         log=True,
     ),
@@ -218,13 +218,13 @@ SOLVE = (
         log=True,
     ),
     Measure(
-        *("condition", "condition", "", _of_layers("condition"), ".1e"),
+        *("condition", "condition", "number", _of_layers("condition"), ".1e"),
         meaning="condition number of the dual system; largest of the layers",
         log=True,
     ),
     Measure(
-        *("key_overlap", "key overlap", "", _of_layers("key_overlap"), ".3f"),
-        meaning="how far the keys of a batch point the same way; largest of the layers",
+        *("key_overlap", "key overlap", "|cosine|", _of_layers("key_overlap"), ".3f"),
+        meaning="mean |cosine| between the keys of two requests of a batch in the metric A⁻¹; largest of the layers",
     ),
     WEIGHTS[0],
 )

@@ -10,7 +10,7 @@ from typing import Any
 from emendo.errors import ReportError
 from emendo.report.experiment import facts as provenance
 from emendo.report.experiment import tables
-from emendo.report.experiment.axes import label_of, varying
+from emendo.report.experiment.axes import label_of, telling
 from emendo.report.experiment.drawing import Picture
 from emendo.report.experiment.folder import Cell, Experiment
 from emendo.report.experiment.measures import EFFECTS, SCORES, SOLVE
@@ -31,7 +31,7 @@ def page(experiment: Experiment, pictures: Sequence[Picture]) -> str:
         ReportError: jinja2 is not installed.
     """
     environment = _environment()
-    names = varying(experiment.cells)
+    names = telling(experiment.cells)
     return str(
         environment.get_template("experiment.html.j2").render(
             name=shown(experiment.name, 200),
@@ -40,6 +40,7 @@ def page(experiment: Experiment, pictures: Sequence[Picture]) -> str:
             counts={state: len(experiment.in_state(state)) for state in ("done", "failed", "missing", "damaged")},
             total=len(experiment.cells),
             facts=provenance.facts(experiment),
+            configuration=provenance.configuration(experiment),
             warnings=provenance.warnings_of(experiment),
             unfinished=tables.state_table(experiment),
             scores=tables.score_tables(experiment),

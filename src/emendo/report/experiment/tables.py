@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from emendo.report.experiment.axes import axis_value, label_of, varying
+from emendo.report.experiment.axes import axis_value, label_of, telling
 from emendo.report.experiment.folder import Cell, Experiment, number, rows
-from emendo.report.experiment.measures import EFFECTS, SCHEDULES, SCORES, Measure
+from emendo.report.experiment.measures import EFFECTS, SCORES, Measure
 from emendo.report.experiment.text import shown
 
 
@@ -46,6 +46,8 @@ class Table:
     note: str = ""
 
 
+_LEADS = (Column("cell"), Column("n", "records scored"), Column("seed"))
+
 _BASE_EFFECTS: tuple[tuple[str, str, str], ...] = (
     ("perplexity", "perplexity.before", ".2f"),
     ("entropy", "entropy.before", ".2f"),
@@ -54,66 +56,53 @@ _BASE_EFFECTS: tuple[tuple[str, str, str], ...] = (
 
 def score_tables(experiment: Experiment) -> list[Table]:
     """One table for each mode and schedule."""
+    done = experiment.done
+    names = [name for name in telling(done) if name not in ("mode", "seed", "n")]
     by_mode: dict[str, list[Cell]] = defaultdict(list)
-    for cell in experiment.done:
+    for cell in done:
         by_mode[str(axis_value(cell, "mode"))].append(cell)
-    tables = []
+    tables = [_before_table(done)] if any(cell.get("scores.before") for cell in done) else []
     for mode, cells in by_mode.items():
-        names = [name for name in varying(experiment.done) if name not in ("mode", "seed", "n")]
-        for schedule in SCHEDULES:
+        for schedule in ("immediate", "final"):
             if any(cell.get(f"scores.{schedule}") for cell in cells):
                 tables.append(_score_table(mode, schedule, cells, names))
     return tables
 
 
+def _before_table(cells: Sequence[Cell]) -> Table:
+    """The base model on the records of the cells; cells on the same records have one row."""
+    extra = [(Column(name, "of the base model"), _base_effect(path, form)) for name, path, form in _BASE_EFFECTS]
+    scored = [cell for cell in cells if cell.get("scores.before")]
+    rows_of = dict.fromkeys(_base_row(cell, [read for _, read in extra]) for cell in scored)
+    columns = (*_LEADS, *map(_column, SCORES), *(column for column, _ in extra))
+    return Table("Before any edit (the base model)", columns, tuple(rows_of), note=_confidence(scored, "before"))
+
+
 def _score_table(mode: str, schedule: str, cells: Sequence[Cell], names: Sequence[str]) -> Table:
-    title = f"Mode {mode}, {'before any edit (the base model)' if schedule == 'before' else f'{schedule} scores'}"
-    leads = (Column("cell"), Column("n", "records scored"), Column("seed"))
     scored = [cell for cell in cells if cell.get(f"scores.{schedule}")]
-    scores = _used(SCORES, scored, schedule)
-    if schedule == "before":
-        extra = [(Column(name, "of the base model"), _base_effect(path, form)) for name, path, form in _BASE_EFFECTS]
-        return Table(
-            title,
-            (*leads, *(_column(m) for m in scores), *(column for column, _ in extra)),
-            tuple(_distinct(_base_row(cell, scores, [read for _, read in extra], names) for cell in scored)),
-            note=_confidence(scored, schedule),
-        )
     # Perplexity, KL and the like are measured on the model as the run leaves it.
     last = schedule == "final" or not any(cell.get("scores.final") for cell in cells)
-    effects = _used(EFFECTS, scored, schedule) if last else ()
+    measures = (*SCORES, *(_used(EFFECTS, scored, schedule) if last else ()))
     body = (
-        (
-            Entry(_name(cell, names)),
-            *_counted(cell, schedule),
-            *(_entry(m, cell, schedule) for m in (*scores, *effects)),
-        )
+        (Entry(_name(cell, names)), *_counted(cell, schedule), *(_entry(m, cell, schedule) for m in measures))
         for cell in scored
     )
     return Table(
-        title,
-        (*leads, *map(_column, shown_measures)),
+        f"Mode {mode}, {schedule} scores",
+        (*_LEADS, *map(_column, measures)),
         tuple(body),
         note=_confidence(scored, schedule),
     )
 
 
-def _base_row(
-    cell: Cell, scores: Sequence[Measure], effects: Sequence[Callable[[Cell], str]], names: Sequence[str]
-) -> tuple[Entry, ...]:
-    """The base model on the records of a cell; named by what can differ before an edit."""
+def _base_row(cell: Cell, effects: Sequence[Callable[[Cell], str]]) -> tuple[Entry, ...]:
     place = [shown(axis_value(cell, name), 60) for name in ("model", "data")]
     return (
         Entry(", ".join(place)),
         *_counted(cell, "before"),
-        *(_entry(measure, cell, "before") for measure in scores),
+        *(_entry(measure, cell, "before") for measure in SCORES),
         *(Entry(read(cell)) for read in effects),
     )
-
-
-def _distinct(found: Iterable[tuple[Entry, ...]]) -> list[tuple[Entry, ...]]:
-    """Cells over the same records have the same base scores, which are shown once."""
-    return list(dict.fromkeys(found))
 
 
 def _name(cell: Cell, names: Sequence[str]) -> str:
@@ -133,8 +122,8 @@ def _entry(measure: Measure, cell: Cell, schedule: str) -> Entry:
 
 
 def _used(measures: Sequence[Measure], cells: Sequence[Cell], schedule: str) -> tuple[Measure, ...]:
-    """Measures that some cell has; the scores always, so that a missing one is seen."""
-    return tuple(m for m in measures if m in SCORES or any(m.read(cell, schedule) is not None for cell in cells))
+    """Measures that some cell has."""
+    return tuple(m for m in measures if any(m.read(cell, schedule) is not None for cell in cells))
 
 
 def _column(measure: Measure) -> Column:
@@ -211,7 +200,7 @@ def state_table(experiment: Experiment) -> Table | None:
     left = [cell for cell in experiment.cells if cell.state != "done"]
     if not left:
         return None
-    names = varying(experiment.cells)
+    names = telling(experiment.cells)
     body = tuple(
         (_text(cell.id), _text(label_of(cell, names)), Entry(cell.state), _text(cell.problem)) for cell in left
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ def plan(method: str = "emmet", batch_size: int = 4, **values: Any) -> dict[str,
         "seed": 0,
         **values,
     }
-    shown = (cell["method"], cell["batch_size"], cell["layers"], cell["mode"], cell["n"], cell["seed"])
-    settings = "-".join(f"{name}-{value}" for name, value in cell["settings"].items())
-    cell["id"] = "-".join(str(part).strip("[]").replace(", ", "_") for part in (*shown, settings) if part != "")
+    named = [cell[part] for part in ("method", "batch_size", "layers", "mode", "n", "seed")]
+    cell["id"] = re.sub(r"[^a-zA-Z0-9]+", "-", f"{named} {cell['settings']}").strip("-")
     return cell
 
 

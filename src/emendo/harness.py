@@ -55,7 +55,8 @@ def general_ability(
 
     Returns:
         ``tasks`` by name with version, items, their hash, and each metric with its mean, standard error, 95 % interval
-        (bootstrap over items) and value of every item; ``settings``, ``versions`` and ``seconds``.
+        (bootstrap over items) and value of every item; ``settings``, ``versions`` and ``seconds``. Multiple-choice
+        tasks have one metric more than they define, ``choice_nll``: -log p(right choice) among the choices, in nats.
 
     Raises:
         HarnessError: lm-evaluation-harness is not installed, or a task is unknown or cannot be read.
@@ -233,6 +234,9 @@ def _task_result(name: str, found: Mapping[str, Any], seed: int) -> dict[str, An
             items = [_number(sample[metric]) for sample in samples]
             if all(item is not None for item in items):
                 metrics[metric if len(filters) == 1 else f"{metric} ({label})"] = _summary(items, seed)
+        choices = [_choice_nll(sample) for sample in samples]
+        if None not in choices:
+            metrics["choice_nll"] = _summary(choices, seed)
     first = next(iter(filters.values()))
     return {
         "version": found["versions"].get(name),
@@ -242,6 +246,17 @@ def _task_result(name: str, found: Mapping[str, Any], seed: int) -> dict[str, An
         "items_sha256": _items_digest(first),
         "metrics": metrics,
     }
+
+
+def _choice_nll(sample: Mapping[str, Any]) -> float | None:
+    """-log p(right choice) of a multiple-choice item, in nats; None for another kind of item.
+
+    p is the softmax over the choices' log-likelihoods. It moves where the share of right answers does not yet.
+    """
+    right, answers = sample["target"], sample["filtered_resps"]
+    if not isinstance(right, int) or not all(isinstance(answer, tuple) and len(answer) == 2 for answer in answers):
+        return None
+    return float(torch.tensor([answer[0] for answer in answers], dtype=torch.float64).log_softmax(0)[right].neg())
 
 
 def _summary(items: Sequence[Any], seed: int) -> dict[str, Any]:

@@ -60,9 +60,12 @@ def strong_update(session: EditSession) -> ModelUpdate:
     return ModelUpdate((part,), session.base)
 
 
-def letters_by_hand(adapter: ModelAdapter) -> list[bool]:
-    """Which questions are answered rightly, from the model's own logits, one prompt at a time."""
-    hits = []
+def letters_by_hand(adapter: ModelAdapter) -> tuple[list[float], list[float]]:
+    """Whether each question is answered rightly, and -log p(right letter) among the letters.
+
+    From the model's own logits, one prompt at a time.
+    """
+    hits, losses = [], []
     for row in QUESTIONS:
         choices = "".join(f"\n{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True))
         ids = adapter.encode(f"{row['question']}{choices}\nAnswer:")
@@ -72,23 +75,27 @@ def letters_by_hand(adapter: ModelAdapter) -> list[bool]:
             with torch.no_grad():
                 logits = adapter.model(torch.tensor([ids + wanted])).logits[0].log_softmax(-1)
             scores.append(sum(float(logits[len(ids) - 1 + at, token]) for at, token in enumerate(wanted)))
-        hits.append(int(np.argmax(scores)) == row["answer"])
-    return hits
+        hits.append(float(int(np.argmax(scores)) == row["answer"]))
+        losses.append(float(np.logaddexp.reduce(scores) - scores[int(str(row["answer"]))]))
+    return hits, losses
 
 
 def test_scores_are_those_of_the_model_in_memory(questions: Path) -> None:
     session = EditSession(opinionated())
     base = run(session.lm, questions)
     found = base["tasks"]["mmlu_sample"]
-    assert found["metrics"]["acc"]["items"] == [float(hit) for hit in letters_by_hand(session.lm)]
+    hits, losses = letters_by_hand(session.lm)
+    assert found["metrics"]["acc"]["items"] == hits
+    assert found["metrics"]["choice_nll"]["items"] == pytest.approx(losses, abs=1e-4)
     assert found["n"] == found["n_total"] == 8
     assert base["versions"].keys() >= {"emendo", "torch", "transformers", "lm_eval"}
     session.apply(strong_update(session))
     edited = run(session.lm, questions)
-    by_hand = [float(hit) for hit in letters_by_hand(session.lm)]
-    assert edited["tasks"]["mmlu_sample"]["metrics"]["acc"]["items"] == by_hand
-    (row,) = compare(base, edited)
-    assert (row["base"], row["edited"]) == (sum(found["metrics"]["acc"]["items"]) / 8, sum(by_hand) / 8)
+    after, losses = letters_by_hand(session.lm)
+    assert edited["tasks"]["mmlu_sample"]["metrics"]["acc"]["items"] == after
+    assert edited["tasks"]["mmlu_sample"]["metrics"]["choice_nll"]["items"] == pytest.approx(losses, abs=1e-4)
+    row, _ = compare(base, edited)
+    assert (row["base"], row["edited"]) == (sum(hits) / 8, sum(after) / 8)
     assert row["up"] + row["down"] > 0, "the update changes no answer, so the test would show nothing"
     assert row["difference"] == pytest.approx((row["up"] - row["down"]) / 8)
     assert row["interval"][0] <= row["difference"] <= row["interval"][1]

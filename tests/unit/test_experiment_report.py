@@ -303,6 +303,12 @@ def test_a_setting_of_words_is_an_axis(tmp_path: Path) -> None:
     assert [label for _, label in figure.ticks] == ["even", "sqrt", "optimal"]
 
 
+def test_axes_whose_names_are_cut_alike_have_plots_of_their_own(tmp_path: Path) -> None:
+    plans = [plan(settings={"язык": a, "слово": b}) for a in (1, 2) for b in (1, 2)]
+    names = [figure.name for figure in figures_of(read_experiment(write_experiment(tmp_path / "run", plans)))]
+    assert len(names) == len(set(names)) == 14, "seven for each of two axes"
+
+
 def test_all_modes_over_the_edits_in_the_model(tmp_path: Path) -> None:
     plans = [plan("emmet", size, n=16) for size in (1, 4, 16)]
     plans += [plan("rome", 1, n=n, mode="sequential") for n in (1, 4, 16)]

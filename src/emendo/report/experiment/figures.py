@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from emendo.report.experiment.axes import FACETS, axis_value, sweeps
 from emendo.report.experiment.curve_figures import curve_figures
@@ -22,7 +23,18 @@ def figures_of(experiment: Experiment) -> list[Figure]:
     for index, (facet, cells) in enumerate(facets.items()):
         place = ", ".join(shortened(part, 40) for part in facet)
         figures += _facet_figures(cells, place, f"-{index + 1}" if len(facets) > 1 else "")
-    return figures
+    return _named_apart(figures)
+
+
+def _named_apart(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures with unique names, which are file names: those of two axes may be cut to the same one."""
+    seen: Counter[str] = Counter()
+    named = []
+    for figure in figures:
+        seen[figure.name] += 1
+        again = seen[figure.name]
+        named.append(figure if again == 1 else replace(figure, name=f"{figure.name}-again-{again}"))
+    return named
 
 
 def _facet_figures(cells: Sequence[Cell], place: str, suffix: str) -> list[Figure]:

@@ -159,8 +159,8 @@ def _cell(folder: Path, name: str, plan: Mapping[str, Any]) -> Cell:
         return Cell(name, plan, "damaged", problem=f"its summary.json cannot be read: {error}")
     own = summary.get("cell")
     plan = {**plan, **own} if isinstance(own, Mapping) else plan
-    if (error := summary.get("error")) is not None:
-        return Cell(name, plan, "failed", summary, _error_text(error), path.parent)
+    if (failure := summary.get("error")) is not None:
+        return Cell(name, plan, "failed", summary, _error_text(failure), path.parent)
     return Cell(name, plan, "done", summary, folder=path.parent)
 
 

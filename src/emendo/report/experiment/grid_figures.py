@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from emendo.report.experiment.axes import FACETS, IN_MODEL, Axis, across_modes, axis_value, label_of, telling
 from emendo.report.experiment.figure import BASELINE, MOST_LINES, Figure, Line, Panel, n_text, note, seed_text
@@ -40,7 +41,18 @@ def across_mode_figures(done: Sequence[Cell]) -> list[Figure]:
     return [figure for figure in figures if figure is not None]
 
 
-_SCORE_GROUPS = (("scores", "Scores (probability)", PROBABILITY), ("argmax", "Scores (argmax)", ARGMAX))
+_Group: TypeAlias = tuple[str, str, tuple[Measure, ...]]
+"""Name, title and measures of a figure."""
+
+_SCORE_GROUPS: tuple[_Group, ...] = (
+    ("scores", "Scores (probability)", PROBABILITY),
+    ("argmax", "Scores (argmax)", ARGMAX),
+)
+_RUN_GROUPS: tuple[_Group, ...] = (
+    ("side-effects", "Side effects", SIDE_EFFECTS),
+    ("solve", "Constraint error, condition and key overlap", SOLVE),
+    ("cost", "Time and memory", COST),
+)
 
 
 # ---- along an axis of the grid ---------------------------------------------------------------------------------
@@ -57,18 +69,16 @@ def sweep_figures(axis: Axis, lines: Mapping[str, Sequence[Cell]], place: str, s
     """
     cells = [cell for line in lines.values() for cell in line]
     by = f"-by-{_slug(axis.label)}{suffix}"
-    figures = []
-    for schedule in _schedules(cells):
-        for name, title, group in _SCORE_GROUPS:
-            figures.append(
-                _sweep(f"{name}-{schedule}{by}", f"{title} against {axis.label}", axis, lines, group, schedule, place)
-            )
-    for name, title, group in (
-        ("side-effects", "Side effects", SIDE_EFFECTS),
-        ("solve", "Constraint error, condition and key overlap", SOLVE),
-        ("cost", "Time and memory", COST),
-    ):
-        figures.append(_sweep(name + by, f"{title} against {axis.label}", axis, lines, group, "final", place))
+    wanted = [
+        (f"{name}-{schedule}", title, group, schedule)
+        for schedule in _schedules(cells)
+        for name, title, group in _SCORE_GROUPS
+    ]
+    wanted += [(name, title, group, "final") for name, title, group in _RUN_GROUPS]
+    figures = [
+        _sweep(name + by, f"{title} against {axis.label}", axis, lines, group, schedule, place)
+        for name, title, group, schedule in wanted
+    ]
     return [figure for figure in figures if figure is not None]
 
 

@@ -340,6 +340,22 @@ def test_retention_has_the_interval_of_the_edits_that_were_asked(tmp_path: Path)
     assert "n = 8 edits" in figure.note
 
 
+def test_generated_answers_have_tables_and_a_plot(tmp_path: Path) -> None:
+    def means(value: float) -> dict[str, Any]:
+        name = "efficacy_contained"
+        return {"n": 24, name: value, "counts": {name: 24}, "intervals": {name: [value - 5, value + 5]}}
+
+    plans = [plan(batch_size=size) for size in (1, 4)]
+    asked = {"before": {"raw": means(10.0), "chat": None}, "after": {"raw": means(90.0), "chat": None}}
+    folder = write_experiment(tmp_path / "run", plans, {c["id"]: summary(c, generated=asked) for c in plans})
+    before, after = score_tables(read_experiment(folder))[-2:]
+    assert [entry.text for entry in before.rows[0][3:]] == ["10.0"]
+    assert (after.rows[0][3].text, after.rows[0][3].interval) == ("90.0", "85.0–95.0")
+    figure = next(f for f in figures_of(read_experiment(folder)) if f.name.startswith("generated-raw"))
+    values = {line.label: [value.value for _, value in line.points] for line in figure.panels[0].lines}
+    assert values == {"before (unedited)": [10.0, 10.0], "emmet": [90.0, 90.0]}
+
+
 def test_the_end_is_the_last_scores_that_there_are() -> None:
     final, immediate = {"ES": 40.0, "n": 3}, {"ES": 90.0, "n": 3}
     both = Cell("a", {}, "done", {"scores": {"final": final, "immediate": immediate}})

@@ -112,17 +112,17 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
             ),
         )
     else:
-        terminal.table(
+        terminal.wide_table(
             f"General ability, base against {len(document['updates'])} update(s) (lm-evaluation-harness; the interval "
             "is the paired 95 % bootstrap of the difference)",
             ("task", "metric", "n", "base", "edited", "difference", "interval", "items up", "items down"),
-            (
+            [
                 (
-                    *(row["task"], row["metric"], row["n"], f"{row['base']:.4f}", f"{row['edited']:.4f}"),
-                    *(f"{row['difference']:+.4f}", _bounds(row["interval"]), row["up"], row["down"]),
+                    *(row["task"], row["metric"], str(row["n"]), f"{row['base']:.4f}", f"{row['edited']:.4f}"),
+                    *(f"{row['difference']:+.4f}", _bounds(row["interval"]), str(row["up"]), str(row["down"])),
                 )
                 for row in document["comparison"]
-            ),
+            ],
         )
         restored = document["rolled_back_bitwise"]
         terminal.line(f"Rollback: {sum(restored.values())} of {len(restored)} touched tensors equal their originals.")

@@ -13,6 +13,9 @@ from emendo.report.experiment.measures import (
     ARGMAX,
     COST,
     END,
+    GENERATED,
+    GENERATED_CHAT,
+    GENERATED_RAW,
     PROBABILITY,
     SCORES,
     SIDE_EFFECTS,
@@ -49,6 +52,8 @@ _SCORE_GROUPS: tuple[_Group, ...] = (
     ("argmax", "Scores (argmax)", ARGMAX),
 )
 _RUN_GROUPS: tuple[_Group, ...] = (
+    ("generated-raw", "Generated answers, raw prompt", GENERATED_RAW),
+    ("generated-chat", "Generated answers, chat template", GENERATED_CHAT),
     ("side-effects", "Side effects", SIDE_EFFECTS),
     ("solve", "Constraint error, condition and key overlap", SOLVE),
     ("cost", "Time and memory", COST),
@@ -98,7 +103,7 @@ def _sweep(
     panels = []
     for measure in measures:
         found = [Line(label, _points(axis, line, measure, schedule)) for label, line in drawn.items()]
-        if scores:
+        if scores or measure in GENERATED:
             found.insert(0, Line(BASELINE, _mean_points(_points(axis, cells, measure, "before"))))
         if any(line.points for line in found if line.label != BASELINE):
             kept = tuple(line for line in found if line.points)

@@ -176,6 +176,39 @@ ARGMAX = (
 )
 SCORES = (*PROBABILITY, *ARGMAX)
 
+
+def _generated(kind: str, group: str) -> Callable[[Cell, str], Value | None]:
+    """Share of generated texts that contain the answer; "before" is of the base, anything else of the edited model."""
+
+    def read(cell: Cell, schedule: str) -> Value | None:
+        found = cell.get(f"generated.{'before' if schedule == 'before' else 'after'}.{kind}")
+        name = f"{group}_contained"
+        if not isinstance(found, dict) or (value := number(found.get(name))) is None:
+            return None
+        count = number((found.get("counts") or {}).get(name, found.get("n")))
+        return Value(value, *_bounds((found.get("intervals") or {}).get(name)), None if count is None else int(count))
+
+    return read
+
+
+def _generated_measures(kind: str, how: str) -> tuple[Measure, ...]:
+    answers = {"efficacy": ("edited", "new"), "paraphrase": ("paraphrase", "new"), "neighborhood": ("neighbor", "true")}
+    return tuple(
+        Measure(
+            *(f"{kind}_{group}", f"{name}, {kind}", "%", _generated(kind, group), ".1f"),
+            meaning=f"greedy text after the {name} prompt, {how}, contains the {target} target",
+            bounds=(-3, 103),
+            counted="records",
+            spread="bootstrap over records",
+        )
+        for group, (name, target) in answers.items()
+    )
+
+
+GENERATED_RAW = _generated_measures("raw", "asked by the raw prompt")
+GENERATED_CHAT = _generated_measures("chat", "asked through the chat template")
+GENERATED = (*GENERATED_RAW, *GENERATED_CHAT)
+
 _PLACES = "next-token predictions"
 
 SIDE_EFFECTS = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from emendo.report.experiment.axes import axis_value, label_of, telling
 from emendo.report.experiment.folder import Cell, Experiment, number, rows
-from emendo.report.experiment.measures import EFFECTS, SCORES, Measure
+from emendo.report.experiment.measures import EFFECTS, GENERATED, SCORES, Measure
 from emendo.report.experiment.text import shown
 
 
@@ -66,6 +66,23 @@ def score_tables(experiment: Experiment) -> list[Table]:
         for schedule in ("immediate", "final"):
             if any(cell.get(f"scores.{schedule}") for cell in cells):
                 tables.append(_score_table(mode, schedule, cells, names))
+    return tables + _generated_tables(done, [*names, "mode"])
+
+
+def _generated_tables(done: Sequence[Cell], names: Sequence[str]) -> list[Table]:
+    """Generated answers before and after, where they were asked for."""
+    tables = []
+    for when in ("before", "after"):
+        measures = _used(GENERATED, done, when)
+        asked = [cell for cell in done if any(measure.read(cell, when) is not None for measure in measures)]
+        body = [
+            (Entry(_name(cell, names)), *_counted(cell, "before"), *(_entry(m, cell, when) for m in measures))
+            for cell in asked
+        ]
+        if body:
+            title = f"Generated answers {when} the edits (greedy text contains the answer)"
+            note = "Under a share: 95 % bootstrap interval over records."
+            tables.append(Table(title, (*_LEADS, *map(_column, measures)), tuple(body), note))
     return tables
 
 
@@ -107,7 +124,7 @@ def _base_row(cell: Cell, effects: Sequence[Callable[[Cell], str]]) -> tuple[Ent
 
 def _name(cell: Cell, names: Sequence[str]) -> str:
     label = label_of(cell, names)
-    place = [shown(axis_value(cell, name), 40) for name in ("model", "data") if name in names]
+    place = [shown(axis_value(cell, name), 40) for name in ("mode", "model", "data") if name in names]
     return ", ".join([label, *place])
 
 

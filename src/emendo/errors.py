@@ -21,6 +21,8 @@
     │   ├── UndoError               an update that algebra alone cannot take out of a sequence
     │   ├── OutputError             an output path that cannot be written
     │   ├── ExportError             updates or a folder that cannot leave in the form asked for
+    │   ├── ReportError             an experiment folder that cannot be reported
+    │   ├── HarnessError            tasks of lm-evaluation-harness that cannot be run
     │   └── InfeasibleError         equality asked of keys that cannot hold it
     ├── LedgerBusyError (TimeoutError)     another process writes the ledger
     ├── HubError (ConnectionError)         the Hugging Face Hub refused, or was not reached
@@ -121,6 +123,14 @@ class OutputError(InputError):
 
 class ExportError(InputError):
     """Updates or a folder that cannot leave in the form that was asked for."""
+
+
+class ReportError(InputError):
+    """An experiment folder that cannot be reported."""
+
+
+class HarnessError(InputError):
+    """Tasks of lm-evaluation-harness that cannot be run."""
 
 
 class InfeasibleError(InputError):

@@ -12,7 +12,20 @@ from collections.abc import Sequence
 
 import typer
 
-from emendo.cli import catalog, data, demo, edit, evaluate, experiment, export, ledger, moments, updates
+from emendo.cli import (
+    catalog,
+    data,
+    demo,
+    edit,
+    evaluate,
+    experiment,
+    export,
+    harness,
+    ledger,
+    moments,
+    report,
+    updates,
+)
 from emendo.errors import EmendoError
 
 app = typer.Typer(
@@ -30,6 +43,8 @@ for command in (ledger.init, ledger.log, ledger.show, ledger.revert, ledger.chec
 app.command("eval")(evaluate.evaluate)
 app.command("experiment")(experiment.experiment)
 app.add_typer(moments.app, name="moments")
+app.command("harness")(harness.harness)
+app.command("report")(report.report)
 app.command("data")(data.data)
 app.add_typer(updates.app, name="update")
 app.add_typer(export.app, name="export")

@@ -69,14 +69,19 @@ def write_folder(folder: Path, update: ModelUpdate, document: dict[str, Any]) ->
     check_writable(folder)
     folder = folder.expanduser()
     # The update last: a folder that has one is complete.
-    _write_text(folder / "report.json", strict_json.dumps(document, indent=2) + "\n")
-    _write_text(folder / "report.md", markdown_report(document))
+    write_text(folder / "report.json", strict_json.dumps(document, indent=2) + "\n")
+    write_text(folder / "report.md", markdown_report(document))
     update.save(folder / UPDATE_NAME)
     names = {"update": UPDATE_NAME, "report": "report.json", "markdown": "report.md"}
     return {kind: str(folder / name) for kind, name in names.items()}
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file, which appears whole or not at all; its folder is made.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

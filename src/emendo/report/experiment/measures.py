@@ -1,0 +1,269 @@
+"""What a cell's summary measures: name, unit, and where the number and its interval are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emendo.report.experiment.folder import Cell, number, rows
+
+SCHEDULES = ("before", "immediate", "final")
+"""Moments of scoring: the unedited base, right after each batch, and after the last one."""
+
+
+END = "end"
+"""The final scores, or the immediate ones in modes that restore the model: the model as the last edit left it."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number with its interval.
+
+    Attributes:
+        value: In the measure's unit.
+        low: Lower end of the interval; None without one.
+        high: Upper end.
+        n: Records or positions behind it; None where that does not apply.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of a table, one panel of a plot.
+
+    Attributes:
+        key: Unique name.
+        label: As tables head it.
+        unit: As plots say it; empty for a pure number.
+        read: The value of a cell at a schedule; None where the cell has none.
+        form: Format specification of the number.
+        log: Drawn on a logarithmic axis.
+        meaning: One line for people.
+        bounds: Of the plotted axis; None fits the data.
+        counted: What n counts.
+        spread: How its interval is made.
+    """
+
+    key: str
+    label: str
+    unit: str
+    read: Callable[[Cell, str], Value | None]
+    form: str
+    meaning: str
+    log: bool = False
+    bounds: tuple[float, float] | None = None
+    counted: str = ""
+    spread: str = ""
+
+    def text(self, value: Value | None) -> str:
+        """The number as tables show it."""
+        return "–" if value is None else format(value.value, self.form)
+
+    def interval_text(self, value: Value | None) -> str:
+        """The interval as tables show it; empty without one."""
+        if value is None or value.low is None or value.high is None:
+            return ""
+        between = "–" if value.low >= 0 else " to "
+        return f"{value.low:{self.form}}{between}{value.high:{self.form}}"
+
+
+def score(cell: Cell, schedule: str, name: str) -> Value | None:
+    """A score in percent with its bootstrap interval over records.
+
+    Args:
+        cell: Whose.
+        schedule: One of `SCHEDULES`, or `END`.
+        name: Of the score.
+    """
+    if schedule == END:
+        schedule = "final" if cell.get("scores.final") else "immediate"
+    found = cell.get(f"scores.{schedule}")
+    if not isinstance(found, dict) or (value := number(found.get(name))) is None:
+        return None
+    low, high = _bounds((found.get("intervals") or {}).get(name))
+    count = number((found.get("counts") or {}).get(name, found.get("n")))
+    return Value(value, low, high, None if count is None else int(count))
+
+
+def worst_layer(cell: Cell, name: str) -> Value | None:
+    """The largest value among the written layers."""
+    found = [value for layer in rows(cell.get("layers")) if (value := number(layer.get(name))) is not None]
+    return Value(max(found)) if found else None
+
+
+def total_seconds(cell: Cell) -> float | None:
+    """Seconds of all stages together."""
+    stages = cell.get("seconds")
+    if not isinstance(stages, dict):
+        return None
+    known = [value for stage in stages.values() if (value := number(stage)) is not None]
+    return sum(known) if known else None
+
+
+def _bounds(pair: Any) -> tuple[float | None, float | None]:
+    if isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2:
+        low, high = map(number, pair)
+        if low is not None and high is not None:
+            return low, high
+    return None, None
+
+
+def _score_measure(name: str, meaning: str) -> Measure:
+    return Measure(
+        *(name, name, "%", lambda cell, when: score(cell, when, name), ".1f", meaning),
+        bounds=(-3, 103),
+        counted="records",
+        spread="bootstrap over records",
+    )
+
+
+def _at(path: str) -> Callable[[Cell, str], Value | None]:
+    """A number of the whole run: it has no schedule, and is shown with the final scores."""
+
+    def read(cell: Cell, schedule: str) -> Value | None:
+        value = cell.number(path)
+        return None if value is None else Value(value)
+
+    return read
+
+
+def _flips(cell: Cell, schedule: str) -> Value | None:
+    value, count = cell.number("shift.flips"), cell.number("shift.n")
+    if value is None:
+        return None
+    low, high = _bounds(cell.get("shift.flips_interval"))
+    scaled = (None if low is None else 100 * low, None if high is None else 100 * high)
+    return Value(100 * value, *scaled, None if count is None else int(count))
+
+
+def _kl(cell: Cell, schedule: str) -> Value | None:
+    value, count = cell.number("shift.kl_mean"), cell.number("shift.n")
+    if value is None:
+        return None
+    return Value(value, *_bounds(cell.get("shift.kl_interval")), None if count is None else int(count))
+
+
+def _of_layers(name: str) -> Callable[[Cell, str], Value | None]:
+    return lambda cell, schedule: worst_layer(cell, name)
+
+
+def _seconds(cell: Cell, schedule: str) -> Value | None:
+    value = total_seconds(cell)
+    return None if value is None else Value(value)
+
+
+def _peak(cell: Cell, schedule: str) -> Value | None:
+    value = cell.number("peak_bytes")
+    return None if value is None else Value(value / 2**30)
+
+
+PROBABILITY = (
+    _score_measure("ES", "edited prompt: the new target is more probable than the true one"),
+    _score_measure("PS", "paraphrases: the new target is more probable than the true one"),
+    _score_measure("NS", "neighbourhood prompts: the true target is still more probable than the new one"),
+    _score_measure("S", "harmonic mean of ES, PS and NS"),
+)
+ARGMAX = (
+    _score_measure("EA", "edited prompt: every token of the new target is the most likely one"),
+    _score_measure("PA", "paraphrases: every token of the new target is the most likely one"),
+    _score_measure("NA", "neighbourhood prompts: every token of the true target is the most likely one"),
+)
+SCORES = (*PROBABILITY, *ARGMAX)
+
+
+def _generated(kind: str, group: str) -> Callable[[Cell, str], Value | None]:
+    """Share of generated texts that contain the answer; "before" is of the base, anything else of the edited model."""
+
+    def read(cell: Cell, schedule: str) -> Value | None:
+        found = cell.get(f"generated.{'before' if schedule == 'before' else 'after'}.{kind}")
+        name = f"{group}_contained"
+        if not isinstance(found, dict) or (value := number(found.get(name))) is None:
+            return None
+        count = number((found.get("counts") or {}).get(name, found.get("n")))
+        return Value(value, *_bounds((found.get("intervals") or {}).get(name)), None if count is None else int(count))
+
+    return read
+
+
+def _generated_measures(kind: str, how: str) -> tuple[Measure, ...]:
+    answers = {"efficacy": ("edited", "new"), "paraphrase": ("paraphrase", "new"), "neighborhood": ("neighbor", "true")}
+    return tuple(
+        Measure(
+            *(f"{kind}_{group}", f"{name}, {kind}", "%", _generated(kind, group), ".1f"),
+            meaning=f"greedy text after the {name} prompt, {how}, contains the {target} target",
+            bounds=(-3, 103),
+            counted="records",
+            spread="bootstrap over records",
+        )
+        for group, (name, target) in answers.items()
+    )
+
+
+GENERATED_RAW = _generated_measures("raw", "asked by the raw prompt")
+GENERATED_CHAT = _generated_measures("chat", "asked through the chat template")
+GENERATED = (*GENERATED_RAW, *GENERATED_CHAT)
+
+_PLACES = "next-token predictions"
+
+SIDE_EFFECTS = (
+    Measure(
+        *("perplexity", "perplexity", "× base", _at("perplexity.ratio"), ".4f"),
+        meaning="perplexity of held-out text, edited over base model; 1 is unchanged",
+    ),
+    Measure(
+        *("kl", "KL", "nats", _kl, ".4f"),
+        meaning="mean KL(base ‖ edited) of the next token",
+        counted=_PLACES,
+        spread="bootstrap over predictions",
+    ),
+    Measure(
+        *("flips", "flips", "%", _flips, ".2f"),
+        meaning="next-token predictions whose most likely token changed",
+        counted=_PLACES,
+        spread="Wilson over predictions",
+    ),
+    Measure(
+        *("entropy", "entropy", "bits", _at("entropy.after"), ".2f"),
+        meaning="n-gram entropy of generated text after the edit; it falls where a model repeats itself",
+    ),
+)
+WEIGHTS = (
+    Measure(
+        *("norm", "‖ΔW‖ / ‖W‖", "ratio", _of_layers("relative_norm"), ".4f"),
+        meaning="norm of the change over that of the weight, the largest of the written layers",
+    ),
+    Measure(
+        *("cost", "tr ΔCΔᵀ / tr WCWᵀ", "ratio", _of_layers("relative_cost"), ".2e"),
+        meaning="change of the layer's output on preserved keys, relative to that output; largest of the layers",
+        log=True,
+    ),
+)
+SOLVE = (
+    Measure(
+        *("constraint_error", "constraint error", "relative", _of_layers("constraint_error"), ".1e"),
+        meaning="what the solve leaves of the residuals, relative to them; largest of the layers",
+        log=True,
+    ),
+    Measure(
+        *("condition", "condition", "number", _of_layers("condition"), ".1e"),
+        meaning="condition number of the dual system; largest of the layers",
+        log=True,
+    ),
+    Measure(
+        *("key_overlap", "key overlap", "|cosine|", _of_layers("key_overlap"), ".3f"),
+        meaning="mean |cosine| between the keys of two requests of a batch in the metric A⁻¹; largest of the layers",
+    ),
+    WEIGHTS[0],
+)
+COST = (
+    Measure(*("seconds", "seconds", "s", _seconds, ".1f"), meaning="all stages of the cell together"),
+    Measure(*("peak", "peak memory", "GiB", _peak, ".2f"), meaning="largest memory of the process"),
+)
+EFFECTS = (*SIDE_EFFECTS, *WEIGHTS, *COST)
+"""Measures of the whole run, beside the scores in every table."""

@@ -1,0 +1,111 @@
+"""The report as one HTML file that opens without a network: style and pictures are inside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from emendo.errors import ReportError
+from emendo.report.experiment import facts as provenance
+from emendo.report.experiment import tables
+from emendo.report.experiment.axes import label_of, telling
+from emendo.report.experiment.drawing import Picture
+from emendo.report.experiment.folder import Cell, Experiment
+from emendo.report.experiment.measures import EFFECTS, GENERATED, SCORES, SOLVE
+from emendo.report.experiment.text import shown
+from emendo.versions import versions
+
+OPEN_SAMPLES = 1
+"""Cells whose generations stand open on the page; the others unfold."""
+
+
+def page(experiment: Experiment, pictures: Sequence[Picture]) -> str:
+    """The whole page.
+
+    Everything from the folder is text to the page: the template escapes it, and a content policy in the page forbids
+    scripts and anything from elsewhere.
+
+    Raises:
+        ReportError: jinja2 is not installed.
+    """
+    environment = _environment()
+    names = telling(experiment.cells)
+    return str(
+        environment.get_template("experiment.html.j2").render(
+            name=shown(experiment.name, 200),
+            style=_template_text("experiment.css"),
+            complete=all(cell.state == "done" for cell in experiment.cells) and bool(experiment.cells),
+            counts={state: len(experiment.in_state(state)) for state in ("done", "failed", "missing", "damaged")},
+            total=len(experiment.cells),
+            facts=provenance.facts(experiment),
+            configuration=provenance.configuration(experiment),
+            warnings=provenance.warnings_of(experiment),
+            unfinished=tables.state_table(experiment),
+            scores=tables.score_tables(experiment),
+            plots=[_plot(picture) for picture in pictures],
+            cells=[_cell(cell, names) for cell in experiment.cells if cell.summary],
+            open_samples=OPEN_SAMPLES,
+            measures=[*SCORES, *GENERATED, *EFFECTS, *SOLVE[:3]],
+            emendo=versions()["emendo"],
+        )
+    )
+
+
+def check_jinja() -> None:
+    """Refuse to begin without the extra.
+
+    Raises:
+        ReportError: jinja2 cannot be imported.
+    """
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise ReportError(
+            f"the page needs the package jinja2, which cannot be imported ({error}): pip install 'emendo[report]'"
+        ) from error
+
+
+def _environment() -> Any:
+    check_jinja()
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _template_text(name: str) -> str:
+    return (resources.files("emendo.report.experiment") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _plot(picture: Picture) -> dict[str, str]:
+    return {
+        "name": picture.figure.name,
+        "title": picture.figure.title,
+        "note": picture.figure.note,
+        # As an image, not as markup: a picture cannot run anything, and its element names stay its own.
+        "source": "data:image/svg+xml;base64," + base64.b64encode(picture.svg).decode("ascii"),
+    }
+
+
+def _cell(cell: Cell, names: Sequence[str]) -> dict[str, Any]:
+    notes = [note for when in ("immediate", "final") for note in cell.get(f"scores.{when}.notes") or []]
+    return {
+        "id": shown(cell.id, 120),
+        "label": label_of(cell, names),
+        "state": cell.state,
+        "problem": None if cell.problem is None else shown(cell.problem, 4000),
+        "notes": [shown(note) for note in dict.fromkeys(map(str, notes))],
+        "samples": tables.samples_of(cell),
+        "tables": [
+            table
+            for table in (tables.layers_of(cell), tables.seconds_of(cell), tables.settings_of(cell))
+            if table is not None
+        ],
+    }

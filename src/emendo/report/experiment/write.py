@@ -1,0 +1,80 @@
+"""From an experiment's folder to report.html, report.md and plots/ in it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from emendo.errors import OutputError
+from emendo.progress import Progress, Silent
+from emendo.report.experiment.drawing import Picture, check_matplotlib, draw
+from emendo.report.experiment.figures import figures_of
+from emendo.report.experiment.folder import Experiment, read_experiment
+from emendo.report.experiment.markdown import PLOTS, markdown_text
+from emendo.report.experiment.page import check_jinja, page
+from emendo.report.folder import check_writable, write_text
+
+
+def write_report(
+    folder: str | Path, *, out: str | Path | None = None, progress: Progress | None = None
+) -> dict[str, Path]:
+    """Make the report of an experiment, finished or not; the same folder gives the same bytes.
+
+    Args:
+        folder: What `emendo experiment` wrote.
+        out: Where the report goes; None puts it into the folder itself.
+        progress: Told about the stage "plots".
+
+    Returns:
+        The page, the Markdown file and the folder of plots: ``"page"``, ``"markdown"``, ``"plots"``.
+
+    Raises:
+        ReportError: The folder is no experiment, or a package of the extra is missing.
+        OutputError: The report cannot be written.
+    """
+    check_matplotlib()
+    check_jinja()
+    experiment = read_experiment(folder)
+    target = experiment.folder if out is None else Path(out).expanduser()
+    check_writable(target)
+    pictures = _draw_all(experiment, progress or Silent())
+    _write_plots(target / PLOTS, pictures)
+    write_text(target / "report.md", markdown_text(experiment, [picture.figure for picture in pictures]))
+    write_text(target / "report.html", page(experiment, pictures))
+    return {"page": target / "report.html", "markdown": target / "report.md", "plots": target / PLOTS}
+
+
+def _draw_all(experiment: Experiment, progress: Progress) -> list[Picture]:
+    figures = figures_of(experiment)
+    progress.start("plots", len(figures))
+    pictures = []
+    try:
+        for figure in figures:
+            pictures.append(draw(figure))
+            progress.advance()
+    finally:
+        progress.finish()
+    return pictures
+
+
+def _write_plots(folder: Path, pictures: list[Picture]) -> None:
+    """The PNG files; plots of an earlier report that are no longer among them are removed.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    names = {f"{picture.figure.name}.png": picture.png for picture in pictures}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.png"):
+            if old.name not in names:
+                old.unlink()
+        for name, content in names.items():
+            handle, draft = tempfile.mkstemp(prefix=f".{name}-", dir=folder)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            Path(draft).chmod(0o644)
+            os.replace(draft, folder / name)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(folder)!r}: {error}; choose a writable folder (--out)") from error

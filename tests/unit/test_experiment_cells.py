@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_a_spread_is_even_and_ends_at_the_end(count: int, most: int) -> None:
     chosen = sorted(spread(count, most))
     assert len(chosen) == min(count, most)
     assert chosen[-1] == count - 1
-    gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(chosen)]
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 

@@ -128,7 +128,7 @@ class Experiment:
         rates = measured_rates((summary, cost) for summary, cost in done if summary["error"] is None)
         seconds = [plan.cost.seconds(rates) for plan in planned if not plan.finished]
         known = [value for value in seconds if value is not None]
-        return duration(sum(known)) if known and len(known) == len(seconds) else None
+        return duration(sum(known)) if len(known) == len(seconds) else None
 
     def _collect_moments(self, model: str, cells: Sequence[Cell]) -> None:
         """Collect what several cells of a model need in one pass over the text, where its layers are equally wide."""

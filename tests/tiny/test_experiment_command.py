@@ -1,0 +1,105 @@
+"""`emendo eval` and `emendo experiment` as their users meet them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.experiment_cases import CHEAP, QUICK, grid, write_records
+from tests.tiny.conftest import Command
+
+SET = [text for name, value in QUICK.items() for text in ("--set", f"{name}={value}")]
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return write_records(tmp_path / "records.jsonl")
+
+
+def test_eval_tells_what_its_numbers_are_of(emendo: Command, model: str, data: str, tmp_path: Path) -> None:
+    arguments = ("eval", "--model", model, "--data", data, "--n", "4", "--mode", "sequential-batched")
+    arguments += ("--batch-size", "2", "--seed", "3", *SET, "--out", str(tmp_path / "out"))
+    code, text, err = emendo(*arguments)
+    assert code == 0, err
+    flat = " ".join(text.split())
+    for words in (
+        "mode sequential-batched, batch size 2",
+        "n = 4, seed 3",
+        "schedule both",
+        "before",
+        "immediate",
+        "final",
+    ):
+        assert words in flat
+    for words in ("Perplexity of a held-out text", "‖ΔW‖/‖W‖", "peak MiB", "scoring before", "retention"):
+        assert words in text
+    again = emendo(*arguments, "--json", "--quiet")
+    summary = json.loads(again[1])
+    assert again[0] == 0
+    assert summary["cell"]["n"] == 4
+    stored = json.loads((tmp_path / "out" / "cells" / summary["cell"]["id"] / "summary.json").read_text())
+    assert stored == summary
+
+
+def test_eval_without_a_folder_leaves_none(emendo: Command, model: str, data: str, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    code, out, err = emendo("eval", "--model", model, "--data", data, "--n", "2", *SET, "--json", "--quiet")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["scores"]["final"] is None
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--mode", "sequental"), "did you mean 'sequential'"),
+        (("--mode", "batch", "--schedule", "final"), "--mode sequential-batched"),
+        (("--method", "emet"), "did you mean 'emmet'"),
+        (("--set", "target.stps=3"), "target.steps"),
+        (("--part", "devel"), "did you mean 'dev'"),
+        (("--n", "400"), "n=400"),
+        (("--n", "0"), "at least 1"),
+    ],
+)
+def test_eval_refuses_what_cannot_be(
+    arguments: tuple[str, ...], words: str, emendo: Command, model: str, data: str
+) -> None:
+    code, _, err = emendo("eval", "--model", model, "--data", data, "--n", "4", *arguments, "--quiet")
+    assert code == 2
+    assert words in err
+
+
+def test_an_experiment_is_planned_run_and_taken_up(emendo: Command, model: str, data: str, tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(grid(model, data)))
+    code, out, err = emendo("experiment", str(file), "--plan-only", "--json", "--quiet")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert not (tmp_path / "runs").exists()
+    assert len(plan["cells"]) == 4
+    assert (plan["to_do"]["edits"], plan["time_left"]) == (16, None)
+    assert plan["to_do"]["shared_searches"] == 4  # the second batch size of EMMET
+    code, out, err = emendo("experiment", str(file))
+    assert code == 0, err
+    assert "[4/4]" in err
+    assert "left" in err, "the time left is told as soon as a cell has been measured"
+    folder = tmp_path / "runs" / "small"
+    written = {path.name: (path / "summary.json").read_bytes() for path in (folder / "cells").iterdir()}
+    assert set(written) == {entry["id"] for entry in plan["cells"]}
+    document = json.loads((folder / "experiment.json").read_text())
+    assert (document["format"], document["version"], document["name"]) == ("emendo.experiment", 1, "small")
+    assert set(document["base"]) == {"models", "data"}
+    code, out, _ = emendo("experiment", str(file), "--json", "--quiet")
+    assert [entry["cell"]["id"] for entry in json.loads(out)["cells"]] == [entry["id"] for entry in plan["cells"]]
+    assert {path.name: (path / "summary.json").read_bytes() for path in (folder / "cells").iterdir()} == written
+    code, out, _ = emendo("experiment", str(file), "--plan-only", "--quiet")
+    assert "0 edits" in out
+    file.write_text(yaml.safe_dump(grid(model, data) | {"measures": CHEAP | {"samples": 0}}))
+    code, _, err = emendo("experiment", str(file), "--quiet")
+    assert code == 2
+    assert "measures was" in err

@@ -15,7 +15,9 @@
     │   ├── UpdateFileError         an update file that is missing, truncated or altered
     │   │   └── BaseMismatchError   a sound update that belongs to another base model
     │   ├── OutputError             an output path that cannot be written
+    │   ├── GateConfigError         a gate's configuration or canary file that cannot be used (all problems at once)
     │   └── InfeasibleError         equality asked of keys that cannot hold it
+    ├── GateError                          an edit that its gate refuses; nothing was written
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
 
@@ -91,8 +93,24 @@ class OutputError(InputError):
     """An output path that cannot be written."""
 
 
+class GateConfigError(InputError):
+    """A gate's configuration, or a file of canary prompts, that cannot be used.
+
+    Attributes:
+        problems: One line for each problem found, never only the first.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+
+
 class InfeasibleError(InputError):
     """Equality was asked of keys that cannot hold it."""
+
+
+class GateError(EmendoError):
+    """An edit that its gate refuses. Nothing was written."""
 
 
 class SelfCheckError(EmendoError, RuntimeError):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from emendo.cli import catalog, demo, edit, moments
+from emendo.cli import catalog, demo, edit, gate, moments
 from emendo.errors import EmendoError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
+app.command("gate")(gate.gate)
 app.add_typer(moments.app, name="moments")
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emendo.cli import options
+from emendo.cli import gate, options
 from emendo.cli.console import Terminal
 from emendo.errors import RequestError
 
@@ -34,6 +34,8 @@ def edit(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print what would be done, with every value's origin; edit nothing.")
     ] = False,
+    limits: gate.Gate = None,
+    force: gate.Force = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -53,6 +55,7 @@ def edit(
     asked_after(with_settings(technique_named(method), chosen_settings), records)
     if out is not None:
         check_writable(out)
+    chosen_gate = gate.choose_gate(limits, force)
 
     from emendo.models import load
     from emendo.session import EditSession
@@ -62,7 +65,7 @@ def edit(
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
         show_plan(terminal, session, records, resolved.to_dict())
         return
-    run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out)
+    run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, chosen_gate)
 
 
 def run_edit(
@@ -73,17 +76,25 @@ def run_edit(
     layers: list[int] | None,
     settings: dict[str, str],
     out: Path | None,
+    chosen_gate: gate.GateChoice | None = None,
 ) -> dict[str, Any]:
     """Plan, judge, show and write an edit; the session is left without it.
 
     Returns:
         The report document, which has been printed under --json.
+
+    Raises:
+        GateError: The edit fails the gate, and was shown and not written.
     """
     from emendo.report import judge, report_document, write_folder
 
     begin = time.perf_counter()
     plan = session.plan([record.request for record in records], method, layers=layers, settings=settings)
     judgement = judge(session, plan, records, progress=terminal)
+    gated = None
+    if chosen_gate is not None:
+        plan, gated = chosen_gate.hold(terminal, session, plan, records)
+        out = out if gated.admitted else None
     stages = dict(terminal.seconds)
     document = report_document(plan, judgement, {**stages, "total after loading": time.perf_counter() - begin})
     # Rolled back is checked on the bytes of every touched matrix.
@@ -91,6 +102,8 @@ def run_edit(
     document["rolled_back_bitwise"] = checked
     document["files"] = write_folder(out, plan.update, document) if out is not None else {}
     show_judgement(terminal, judgement)
+    if gated is not None:
+        gate.show_gate(terminal, gated)
     _show_cost(terminal, document)
     restored = sum(checked.values())
     terminal.line(
@@ -102,6 +115,8 @@ def run_edit(
         terminal.line(f"Update: {document['files']['update']} ({plan.update.nbytes / 1024:.0f} KiB)")
         terminal.line(f"Report: {document['files']['markdown']}")
     terminal.result(document)
+    if gated is not None:
+        gate.refuse_failed(terminal, gated, "Nothing was written; --force writes it all the same and records that")
     return document
 
 

@@ -17,7 +17,21 @@ from emendo.errors import ConflictError, RequestError
 
 SLOT = "{}"
 
-_FIELDS = ("id", "prompt", "subject", "target", "target_true", "paraphrase_prompts", "neighborhood_prompts")
+PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
+"""The fields of a record that are lists of prompts."""
+
+FIELDS = ("id", "prompt", "subject", "target", "target_true", *PROMPT_LISTS, "relation", "case", "probes")
+"""The fields of a record in its own JSONL form."""
+
+PROBE_KINDS = {
+    "portability": "what follows from the new fact, asked in one step: aliases, inverse and derived relations",
+    "multi_hop": "a question whose answer needs several facts, the new ones among them",
+    "single_hop": "one step of such a question, as it is after the edit",
+    "locality": "what the edit must not touch",
+}
+"""What a probe may ask, and what each kind means."""
+
+_PROBE_FIELDS = ("kind", "prompt", "answers", "group")
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,36 @@ class EditRequest:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """One question about the edited model that is neither a paraphrase nor a neighborhood prompt.
+
+    Args:
+        kind: One of `PROBE_KINDS`.
+        prompt: Asked as it stands; the answer continues it.
+        answers: Spellings of the right answer, the usual one first; any of them counts.
+        group: The data set's own name for this sort of probe, such as ``"Subject_Aliasing"``.
+
+    Raises:
+        RequestError: With every problem of the four fields.
+    """
+
+    kind: str
+    prompt: str
+    answers: tuple[str, ...]
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        problems = _probe_problems(self.kind, self.prompt, self.answers, self.group)
+        if problems:
+            raise RequestError("this probe cannot be used:", problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The probe as a row holds it."""
+        row = {"kind": self.kind, "prompt": self.prompt, "answers": list(self.answers)}
+        return {**row, "group": self.group} if self.group else row
+
+
+@dataclass(frozen=True)
 class EditRecord:
     """A request with the probes that judge it.
 
@@ -73,12 +117,36 @@ class EditRecord:
         target_true: What the model should say before the edit; None where unknown.
         paraphrase_prompts: Other wordings that should give the new target too.
         neighborhood_prompts: Prompts about other subjects that should keep giving `target_true`.
+        attribute_prompts: Prompts about other subjects of which the new target is true, before and after.
+        generation_prompts: Beginnings of texts about the subject, to be continued freely.
+        relation: Identifier of the relation, such as Wikidata's ``"P103"``; None where unknown.
+        case: Records with the same non-empty case are one test and stay together: a multi-hop probe of one of them
+            holds only after all of them are written.
+        probes: Further questions with their answers.
     """
 
     request: EditRequest
     target_true: str | None = None
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
+    attribute_prompts: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    relation: str | None = None
+    case: str = ""
+    probes: tuple[Probe, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as a row of JSONL, without what it does not have; `record_from_dict` reads it back."""
+        row: dict[str, Any] = {
+            **self.request.to_dict(),
+            "target_true": self.target_true,
+            **{name: list(getattr(self, name)) for name in PROMPT_LISTS},
+            "relation": self.relation,
+            "case": self.case,
+            "probes": [probe.to_dict() for probe in self.probes],
+        }
+        required = ("prompt", "subject", "target")
+        return {name: value for name, value in row.items() if value or name in required}
 
 
 def _problems(prompt: object, subject: object, target: object, id: object = "") -> list[str]:
@@ -99,6 +167,20 @@ def _problems(prompt: object, subject: object, target: object, id: object = "") 
         found.append(f"prompt must hold exactly one {{}} for the subject, found {prompt.count(SLOT)}: {_shown(prompt)}")
     if isinstance(subject, str) and SLOT in subject:
         found.append(f"subject must not hold {{}}: {_shown(subject)}")
+    return found
+
+
+def _probe_problems(kind: object, prompt: object, answers: object, group: object) -> list[str]:
+    """Every reason why these four fields do not make a probe."""
+    found: list[str] = []
+    if not isinstance(kind, str) or kind not in PROBE_KINDS:
+        found.append(f"kind must be one of {', '.join(PROBE_KINDS)}, found {_shown(kind)}")
+    if not _is_visible(prompt):
+        found.append(f"prompt must be a non-empty string, found {_shown(prompt)}")
+    if not isinstance(answers, tuple) or not answers or not all(map(_is_visible, answers)):
+        found.append(f"answers must be one or more non-empty strings, found {_shown(answers)}")
+    if not isinstance(group, str) or not _is_text(group):
+        found.append(f"group must be a string, found {_shown(group)}")
     return found
 
 
@@ -129,13 +211,13 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
         raise RequestError("there is nothing to edit: the list of requests is empty")
     groups: dict[str, list[tuple[int, EditRequest]]] = {}
     for position, request in enumerate(requests, start=1):
-        groups.setdefault(_plain(request.text), []).append((position, request))
+        groups.setdefault(same_text(request.text), []).append((position, request))
     problems = []
     for same in groups.values():
         if len(same) == 1:
             continue
         where = ", ".join(f"#{position} → {request.target!r}" for position, request in same)
-        kind = "repeated" if len({_plain(request.target) for _, request in same}) == 1 else "contradicting"
+        kind = "repeated" if len({same_text(request.target) for _, request in same}) == 1 else "contradicting"
         problems.append(f"{kind}: {same[0][1].text!r} is asked by {where}")
     if problems:
         raise ConflictError(
@@ -144,8 +226,8 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
         )
 
 
-def _plain(text: str) -> str:
-    """Text by which two requests are the same: spacing and the composition of accents do not tell them apart."""
+def same_text(text: str) -> str:
+    """The form by which two texts are the same: spacing and the composition of accents do not tell them apart."""
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
@@ -159,31 +241,60 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
     # A stand-in for what is missing, so that the fields that are there are judged too.
     given = {"prompt": SLOT, "subject": "-", "target": "-", "id": "", **row}
     problems += _problems(given["prompt"], given["subject"], given["target"], given["id"])
-    problems += [_unknown_field(name) for name in row if name not in _FIELDS]
-    true = row.get("target_true")
-    if true is not None and not _is_visible(true):
-        problems.append(f"target_true must be a non-empty string, found {_shown(true)}")
-    for name in ("paraphrase_prompts", "neighborhood_prompts"):
-        probes = row.get(name, [])
-        if not isinstance(probes, list) or not all(map(_is_visible, probes)):
-            problems.append(f"{name} must be a list of non-empty strings, found {_shown(probes)}")
-    if problems:
-        raise RequestError("this row is not an edit record:", problems)
+    problems += [_unknown_field(name, FIELDS) for name in row if name not in FIELDS]
+    for name in ("target_true", "relation"):
+        if row.get(name) is not None and not _is_visible(row[name]):
+            problems.append(f"{name} must be a non-empty string, found {_shown(row[name])}")
+    for name in PROMPT_LISTS:
+        prompts = row.get(name, [])
+        if not isinstance(prompts, list) or not all(map(_is_visible, prompts)):
+            problems.append(f"{name} must be a list of non-empty strings, found {_shown(prompts)}")
+    case = row.get("case", "")
+    if not isinstance(case, str) or not _is_text(case):
+        problems.append(f"case must be a string, found {_shown(case)}")
+    probes, bad_probes = _read_probes(row.get("probes", []))
+    if problems or bad_probes:
+        raise RequestError("this row is not an edit record:", problems + bad_probes)
     return EditRecord(
         request=EditRequest(row["prompt"], row["subject"], row["target"], row.get("id", "")),
-        target_true=true,
-        paraphrase_prompts=tuple(row.get("paraphrase_prompts", ())),
-        neighborhood_prompts=tuple(row.get("neighborhood_prompts", ())),
+        target_true=row.get("target_true"),
+        **{name: tuple(row.get(name, ())) for name in PROMPT_LISTS},
+        relation=row.get("relation"),
+        case=case,
+        probes=probes,
     )
+
+
+def _read_probes(rows: object) -> tuple[tuple[Probe, ...], list[str]]:
+    """The probes of a row, and what is wrong with those that are none."""
+    if not isinstance(rows, list):
+        return (), [f"probes must be a list of objects, found {_shown(rows)}"]
+    probes: list[Probe] = []
+    problems: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            problems.append(f"probe {number} must be an object, found {_shown(row)}")
+            continue
+        found = [f"{name} is missing" for name in ("kind", "prompt", "answers") if name not in row]
+        found += [_unknown_field(name, _PROBE_FIELDS) for name in row if name not in _PROBE_FIELDS]
+        if not found:
+            answers = row["answers"]
+            try:
+                answers = tuple(answers) if isinstance(answers, list) else answers
+                probes.append(Probe(row["kind"], row["prompt"], answers, row.get("group", "")))
+            except RequestError as error:
+                found = list(error.problems)
+        problems += [f"probe {number}: {problem}" for problem in found]
+    return tuple(probes), problems
 
 
 def _is_visible(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and _is_text(value)
 
 
-def _unknown_field(name: object) -> str:
-    close = difflib.get_close_matches(str(name), _FIELDS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(_FIELDS)}"
+def _unknown_field(name: object, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
     return f"unknown field {_shown(name)}; {hint}"
 
 

@@ -28,7 +28,7 @@ from emendo.baselines import (
 from emendo.errors import ConflictError, InputError, LayerError, MethodError, NumericalError, RequestError
 from emendo.evaluate import evaluate_records
 from emendo.models import ModelAdapter
-from emendo.requests import EditRecord, EditRequest
+from emendo.requests import EditRecord, EditRequest, Probe
 from emendo.text import align_prompt
 from emendo.update import LayerUpdate
 from tests.conftest import build_tiny
@@ -378,11 +378,16 @@ RECORD = EditRecord(EIFFEL, "Paris", ("Where is it? The Eiffel Tower is in",), (
 
 
 def test_the_fact_stands_in_front_of_every_prompt(tiny_llama: ModelAdapter) -> None:
-    (record,) = in_context_records([RECORD])
+    full = replace(
+        RECORD, attribute_prompts=("a",), generation_prompts=("g",), probes=(Probe("locality", "l", ("x",), "nq"),)
+    )
+    (record,) = in_context_records([full])
     lead = "Imagine that The Eiffel Tower is located in the city of Rome. "
     assert record.request.prompt == lead + "{} is located in the city of"
     assert record.paraphrase_prompts == (lead + "Where is it? The Eiffel Tower is in",)
     assert record.neighborhood_prompts == (lead + "The Louvre is in",)
+    assert (record.attribute_prompts, record.generation_prompts) == ((lead + "a",), (lead + "g",))
+    assert record.probes == (Probe("locality", lead + "l", ("x",), "nq"),)
     assert (record.request.target, record.target_true, record.request.label) == ("Rome", "Paris", EIFFEL.label)
     aligned = align_prompt(tiny_llama, record.request)
     rest = tiny_llama.decode(aligned.ids[aligned.subject_last + 1 :])

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from emendo.errors import InputError, NumericalError
+from emendo.errors import InputError, NumericalError, SelfCheckError
 from emendo.evaluate import (
     TargetScore,
     evaluate_records,
@@ -19,7 +19,7 @@ from emendo.evaluate import (
     score_targets,
     token_scores,
 )
-from emendo.evaluate import scoring as scoring_module
+from emendo.evaluate import tokens as tokens_module
 from emendo.models import ModelAdapter
 from emendo.requests import EditRecord, EditRequest
 from emendo.text.alignment import encode_target
@@ -123,7 +123,7 @@ def test_the_tokenizers_padding_side_does_not_matter() -> None:
 def test_chunked_unembedding_changes_nothing(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score_targets(tiny_llama, PAIRS)
     for rows in (1, 3):
-        monkeypatch.setattr(scoring_module, "LOGIT_BYTES", 4 * rows * tiny_llama.vocab_size)
+        monkeypatch.setattr(tokens_module, "LOGIT_BYTES", 4 * rows * tiny_llama.vocab_size)
         found = score_targets(tiny_llama, PAIRS)
         assert [s.nll for s in found] == pytest.approx([s.nll for s in whole], abs=1e-5)
         assert [s.argmax for s in found] == [s.argmax for s in whole]
@@ -132,20 +132,45 @@ def test_chunked_unembedding_changes_nothing(tiny_llama: ModelAdapter, monkeypat
 def test_work_is_shared_and_nothing_is_computed_twice(
     tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows: list[int] = []
+    nodes: list[int] = []
     unembedded: list[int] = []
-    final_hidden, unembed = tiny_llama.final_hidden, tiny_llama.unembed
-    monkeypatch.setattr(tiny_llama, "final_hidden", lambda b: (rows.append(len(b.lengths)), final_hidden(b))[1])
+    run, unembed = tokens_module.tree_hidden, tiny_llama.unembed
+    monkeypatch.setattr(
+        tokens_module, "tree_hidden", lambda lm, forest: (nodes.append(len(forest.tokens)), run(lm, forest))[1]
+    )
     monkeypatch.setattr(tiny_llama, "unembed", lambda h: (unembedded.append(len(h)), unembed(h))[1])
-    prompt = "The capital of Japan is"
+    prompt, other = "The capital of Japan is", "The capital of Italy is"
     single = [t for t in ("a", "b", "c", "d") if len(encode_target(tiny_llama, prompt, t)[1]) == 1]
     recorder = Recorder()
-    pairs = [(prompt, target) for target in single for _ in range(2)]
+    pairs = [(text, target) for text in (prompt, other) for target in single for _ in range(2)]
     score_targets(tiny_llama, pairs, progress=recorder)
-    # Single-token targets of one prompt need one row, and one position of it.
+    one, two = tiny_llama.encode(prompt), tiny_llama.encode(other)
+    shared = next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
+    # Single-token targets add nothing to their prompt, and the prompts part where their subjects do.
     assert len(single) >= 2
-    assert (sum(rows), sum(unembedded)) == (1, 1)
-    assert (recorder.total, recorder.done, recorder.finished) == (len(single), len(single), True)
+    assert shared >= 3
+    assert (sum(nodes), sum(unembedded)) == (len(one) + len(two) - shared, 2)
+    assert (recorder.total, recorder.done, recorder.finished) == (2 * len(single), 2 * len(single), True)
+
+
+def test_targets_of_several_tokens_share_what_they_begin_with(tiny_llama: ModelAdapter) -> None:
+    prompt = "The Eiffel Tower is located in the city of"
+    targets = ["Paris", "Paris and Rome", "Paris and Tokyo", "the capital of Italy", "the capital"]
+    pairs = [(prompt, target) for target in targets]
+    assert_close(score_targets(tiny_llama, pairs), [naive_score(tiny_llama, *pair) for pair in pairs])
+
+
+def test_a_model_whose_blocks_do_more_is_refused(tiny_llama: ModelAdapter) -> None:
+    forward = tiny_llama.decoder.forward
+
+    def more(*args: object, **kwargs: object) -> object:
+        out = forward(*args, **kwargs)
+        out.last_hidden_state = 1.1 * out.last_hidden_state
+        return out
+
+    tiny_llama.decoder.forward = more  # type: ignore[method-assign]
+    with pytest.raises(SelfCheckError, match="do more than Emendo knows"):
+        score_targets(tiny_llama, PAIRS)
 
 
 def test_a_token_budget_of_nothing_is_refused(tiny_llama: ModelAdapter) -> None:

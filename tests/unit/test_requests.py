@@ -11,10 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emendo.errors import ConflictError, InputError, RequestError
-from emendo.requests import EditRecord, EditRequest, check_requests, parse_records, read_records, record_from_dict
+from emendo.requests import (
+    FIELDS,
+    PROMPT_LISTS,
+    EditRecord,
+    EditRequest,
+    Probe,
+    check_requests,
+    parse_records,
+    read_records,
+    record_from_dict,
+)
 
 ROW: dict[str, Any] = {"prompt": "{} is in", "subject": "The Eiffel Tower", "target": "Rome"}
-FIELDS = ["id", "prompt", "subject", "target", "target_true", "paraphrase_prompts", "neighborhood_prompts"]
+PROBE: dict[str, Any] = {"kind": "locality", "prompt": "Rome is in", "answers": ["Italy", "Italia"], "group": "nq"}
 
 
 def line(**changes: Any) -> str:
@@ -140,6 +150,57 @@ def test_a_full_row_and_a_bare_row() -> None:
     ]
 
 
+def test_every_field_of_a_record_is_read_and_written_back() -> None:
+    row = {
+        **ROW,
+        "id": "a",
+        "target_true": "Paris",
+        **{name: [f"{name} 1", f"{name} 2"] for name in PROMPT_LISTS},
+        "relation": "P131",
+        "case": "7",
+        "probes": [PROBE, {"kind": "portability", "prompt": "p", "answers": ["a"]}],
+    }
+    assert set(row) == set(FIELDS)
+    record = record_from_dict(row)
+    assert record.attribute_prompts == ("attribute_prompts 1", "attribute_prompts 2")
+    assert record.generation_prompts == ("generation_prompts 1", "generation_prompts 2")
+    assert (record.relation, record.case) == ("P131", "7")
+    assert record.probes == (
+        Probe("locality", "Rome is in", ("Italy", "Italia"), "nq"),
+        Probe("portability", "p", ("a",)),
+    )
+    assert record.to_dict() == row
+    assert record_from_dict(ROW).to_dict() == ROW
+
+
+@pytest.mark.parametrize(
+    ("probes", "expected"),
+    [
+        ("p", "probes must be a list of objects, found 'p'"),
+        (None, "probes must be a list of objects, found None"),
+        (["p"], "probe 1 must be an object, found 'p'"),
+        ([PROBE, {"kind": "locality", "prompt": "p"}], "probe 2: answers is missing"),
+        ([{**PROBE, "kind": "localty"}], "probe 1: kind must be one of portability, multi_hop, single_hop, locality"),
+        ([{**PROBE, "kind": ["locality"]}], "probe 1: kind must be one of"),
+        ([{**PROBE, "prompt": " "}], "probe 1: prompt must be a non-empty string, found ' '"),
+        ([{**PROBE, "answers": []}], "probe 1: answers must be one or more non-empty strings, found ()"),
+        ([{**PROBE, "answers": "Italy"}], "probe 1: answers must be one or more non-empty strings, found 'Italy'"),
+        ([{**PROBE, "answers": ["Italy", ""]}], "probe 1: answers must be one or more"),
+        ([{**PROBE, "group": 3}], "probe 1: group must be a string, found 3"),
+        ([{**PROBE, "answer": ["x"]}], "probe 1: unknown field 'answer'; did you mean 'answers'?"),
+    ],
+)
+def test_a_bad_probe_is_named_with_its_place(probes: object, expected: str) -> None:
+    (problem,) = problems_of(line(probes=probes))
+    assert problem.startswith(f"line 1: {expected}")
+
+
+@pytest.mark.parametrize(("name", "value"), [("relation", ""), ("relation", 7), ("case", 7), ("case", None)])
+def test_relation_and_case_are_strings(name: str, value: object) -> None:
+    (problem,) = problems_of(line(**{name: value}))
+    assert problem.startswith(f"line 1: {name} must be a ")
+
+
 def test_all_bad_lines_at_once_with_number_and_reason() -> None:
     lines = [
         line(),
@@ -174,7 +235,7 @@ def test_all_bad_lines_at_once_with_number_and_reason() -> None:
         assert problem.startswith(start)
 
 
-@pytest.mark.parametrize("name", ["paraphrase_prompts", "neighborhood_prompts"])
+@pytest.mark.parametrize("name", PROMPT_LISTS)
 @pytest.mark.parametrize("value", [None, "p", {"a": 1}, [1], [" "], ["\t\n"], [["p"]], [None], 3])
 def test_probes_are_lists_of_visible_strings(name: str, value: object) -> None:
     (problem,) = problems_of(line(**{name: value}))
@@ -331,7 +392,7 @@ def test_arbitrary_rows_never_raise_anything_else(row: dict[str, Any]) -> None:
     except RequestError:
         return
     assert set(row) <= set(FIELDS)
-    assert isinstance(record.paraphrase_prompts, tuple)
+    assert record_from_dict(record.to_dict()) == record
 
 
 @settings(deadline=None)

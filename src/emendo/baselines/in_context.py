@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from emendo.baselines.config import FACT, PROBE, InContextSettings
 from emendo.errors import RequestError
-from emendo.requests import SLOT, EditRecord
+from emendo.requests import PROMPT_LISTS, SLOT, EditRecord
 from emendo.text import continuation
 
 _SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
@@ -17,7 +18,7 @@ def in_context_records(records: Sequence[EditRecord], settings: InContextSetting
     """The records with the fact in front of every prompt, so that the ordinary scorer measures the unedited model.
 
     The edited prompt keeps its subject slot, so subjects are still found; paraphrases and neighbours are given the
-    same fact, that of their own record. Targets and labels stay.
+    same fact, that of their own record, and so is every other prompt and probe. Targets and labels stay.
 
     Args:
         records: The facts with their probes.
@@ -44,9 +45,10 @@ def _in_context(record: EditRecord, template: str) -> EditRecord:
     if fact.endswith(_SENTENCE_ENDS):
         after = after.removeprefix(".")
     lead = before + fact + after
+    prompts: dict[str, Any] = {name: tuple(lead + prompt for prompt in getattr(record, name)) for name in PROMPT_LISTS}
     return replace(
         record,
         request=replace(request, prompt=lead + request.prompt),
-        paraphrase_prompts=tuple(lead + probe for probe in record.paraphrase_prompts),
-        neighborhood_prompts=tuple(lead + probe for probe in record.neighborhood_prompts),
+        **prompts,
+        probes=tuple(replace(probe, prompt=lead + probe.prompt) for probe in record.probes),
     )

@@ -1,12 +1,20 @@
-"""Judging a model, edited or not: target scores, CounterFact metrics, perplexity."""
+"""Judging a model, edited or not, on levels that are never named alike.
+
+Probability and argmax (`scoring`, `aggregate`), generated text (`generated`, `entropy`, `reference`), next-token
+distributions (`shift`), perplexity; further questions (`probes`, `zsre`); what a sequence of edits keeps (`retention`).
+"""
 
 from emendo.evaluate.aggregate import METRICS, EditScores
 from emendo.evaluate.bootstrap import bootstrap_interval
+from emendo.evaluate.entropy import EntropyScores, entropy_of_records, generation_entropy, ngram_entropy, token_entropy
+from emendo.evaluate.generated import GENERATED_METRICS, GenerationScores, generate_texts, generation_scores
+from emendo.evaluate.matching import contained_match, exact_match
 from emendo.evaluate.metrics import (
     PromptScore,
     RecordScore,
     TargetScore,
     argmax_accuracy,
+    harmonic_mean,
     harmonic_score,
     mean_probability,
     neighborhood_magnitude,
@@ -15,32 +23,76 @@ from emendo.evaluate.metrics import (
     rewrite_success,
 )
 from emendo.evaluate.perplexity import Perplexity, packaged_text, perplexity
-from emendo.evaluate.scoring import (
-    RecordScores,
-    evaluate_records,
-    score_targets,
-    token_scores,
+from emendo.evaluate.probes import ProbeScores, probe_scores
+from emendo.evaluate.proportion import wilson_interval
+from emendo.evaluate.reference import ReferenceVocabulary, reference_score
+from emendo.evaluate.retention import Retention, Share, retention, retention_curve
+from emendo.evaluate.scoring import RecordScores, evaluate_records, score_targets
+from emendo.evaluate.shift import (
+    DistributionShift,
+    NextTokenLogProbs,
+    distribution_shift,
+    next_token_log_probs,
+    text_log_probs,
 )
+from emendo.evaluate.table import Means, mean_over_records
+from emendo.evaluate.tokens import TokenScores, score_tokens, token_scores
+from emendo.evaluate.zsre import ZSRE_METRICS, ZsreScores, prediction_agreement, token_accuracy, zsre_scores
 
 __all__ = [
+    "GENERATED_METRICS",
     "METRICS",
+    "ZSRE_METRICS",
+    "DistributionShift",
     "EditScores",
+    "EntropyScores",
+    "GenerationScores",
+    "Means",
+    "NextTokenLogProbs",
     "Perplexity",
+    "ProbeScores",
     "PromptScore",
     "RecordScore",
     "RecordScores",
+    "ReferenceVocabulary",
+    "Retention",
+    "Share",
     "TargetScore",
+    "TokenScores",
+    "ZsreScores",
     "argmax_accuracy",
     "bootstrap_interval",
+    "contained_match",
+    "distribution_shift",
+    "entropy_of_records",
     "evaluate_records",
+    "exact_match",
+    "generate_texts",
+    "generation_entropy",
+    "generation_scores",
+    "harmonic_mean",
     "harmonic_score",
+    "mean_over_records",
     "mean_probability",
     "neighborhood_magnitude",
     "neighborhood_success",
+    "next_token_log_probs",
+    "ngram_entropy",
     "packaged_text",
     "perplexity",
+    "prediction_agreement",
+    "probe_scores",
+    "reference_score",
+    "retention",
+    "retention_curve",
     "rewrite_magnitude",
     "rewrite_success",
     "score_targets",
+    "score_tokens",
+    "text_log_probs",
+    "token_accuracy",
+    "token_entropy",
     "token_scores",
+    "wilson_interval",
+    "zsre_scores",
 ]

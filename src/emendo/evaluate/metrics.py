@@ -193,10 +193,18 @@ def harmonic_score(efficacy: float, paraphrase: float, neighborhood: float) -> f
 
     Source: Meng et al. 2022 (ROME, arXiv 2202.05262), CounterFact: score. No part is rounded first.
     """
-    parts = (efficacy, paraphrase, neighborhood)
-    if not all(part >= 0 for part in parts):
-        raise InputError(f"a harmonic mean needs numbers of at least 0, found {parts}")
-    return 0.0 if min(parts) == 0 else 3 / sum(1 / part for part in parts)
+    return harmonic_mean((efficacy, paraphrase, neighborhood))
+
+
+def harmonic_mean(parts: Sequence[float]) -> float:
+    """Harmonic mean, n / Σ 1/part; 0 as soon as one part is 0.
+
+    Raises:
+        InputError: There is no part, or one is negative or not a number.
+    """
+    if not parts or not all(part >= 0 for part in parts):
+        raise InputError(f"a harmonic mean needs numbers of at least 0, found {tuple(parts)}")
+    return 0.0 if min(parts) == 0 else len(parts) / sum(1 / part for part in parts)
 
 
 def _pairs(new: Sequence[float], true: Sequence[float]) -> list[tuple[float, float]]:

@@ -10,7 +10,7 @@ from importlib import resources
 import torch
 
 from emendo.errors import InputError, NumericalError
-from emendo.evaluate.scoring import resolve_token_budget, token_scores
+from emendo.evaluate.tokens import resolve_token_budget, token_scores
 from emendo.models import ModelAdapter, pack_by_tokens
 from emendo.progress import Progress, Silent
 
@@ -84,7 +84,7 @@ def perplexity(
         raise InputError(f"max_tokens must be at least 1, found {max_tokens} (max_tokens=)")
     budget = resolve_token_budget(adapter, token_budget)
     documents = [text] if isinstance(text, str) else list(text)
-    windows = _windows(adapter, documents, window, max_tokens)
+    windows = token_windows(adapter, documents, window, max_tokens)
     if not windows:
         raise InputError(
             "there is nothing to predict: the text has fewer than two tokens within max_tokens="
@@ -108,7 +108,9 @@ def perplexity(
     return Perplexity(_exp(nll), nll, predicted, window)
 
 
-def _windows(adapter: ModelAdapter, documents: Sequence[str], window: int, max_tokens: int | None) -> list[list[int]]:
+def token_windows(
+    adapter: ModelAdapter, documents: Sequence[str], window: int, max_tokens: int | None
+) -> list[list[int]]:
     """Token windows of the documents; those too short to predict anything are left out."""
     prefix = _beginning(adapter)
     step = window - len(prefix)

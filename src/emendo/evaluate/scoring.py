@@ -1,41 +1,18 @@
-"""How likely a model finds given continuations: exact, batched, without logits that nobody reads.
-
-Three facts save most of the work, and none of them changes a number beyond rounding:
-
-* the last target token is predicted, never read, so it is not fed to the model;
-* by causality a sequence that begins another one is computed inside it: two candidate targets of
-  one prompt share a row wherever one context begins the other (always, for single-token targets);
-* only positions that predict a target token are unembedded, a bounded number of rows at a time.
-"""
+"""Scores of targets and of whole records on a model, edited or not."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-
-from emendo.errors import InputError, NumericalError
+from emendo.errors import InputError
 from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
-from emendo.models import ModelAdapter, pack_by_tokens
-from emendo.progress import Progress, Silent
+from emendo.evaluate.tokens import score_tokens
+from emendo.models import ModelAdapter
+from emendo.progress import Progress
 from emendo.requests import EditRecord
-from emendo.text.alignment import encode_target
-
-CPU_TOKEN_BUDGET = 512
-ACCELERATOR_TOKEN_BUDGET = 16_384
-"""Default padded tokens of one batch. A CPU is busy at a few hundred; more only adds padding."""
-
-LOGIT_BYTES = 64 * 2**20
-"""Most bytes of logits held at once; the softmax needs about as much again."""
-
-Ids: TypeAlias = tuple[int, ...]
 
 
 def score_targets(
@@ -47,14 +24,12 @@ def score_targets(
 ) -> list[TargetScore]:
     """Score how likely the model finds each target after its prompt.
 
-    Identical pairs are scored once. Batches hold similar lengths and are independent of the order
-    of `pairs`.
+    Identical pairs are scored once, and what texts have in common at their beginning is computed once.
 
     Args:
         adapter: The model.
         pairs: (prompt, target) texts. A target is tokenised as the continuation of its prompt.
-        token_budget: Most padded tokens of one batch; None: 512 on a CPU, 16,384 elsewhere.
-            Changes speed and memory, not scores.
+        token_budget: Most distinct tokens run at once, as in `score_tokens`. Changes speed and memory, not scores.
         progress: Counts distinct pairs.
 
     Returns:
@@ -63,29 +38,10 @@ def score_targets(
     Raises:
         InputError: A target or a prompt has no token, or together they exceed the model's length.
         NumericalError: The model's logits are not finite.
+        SelfCheckError: A tree disagrees with the model's own forward pass.
     """
-    budget = resolve_token_budget(adapter, token_budget)
-    progress = progress or Silent()
-    distinct = list(dict.fromkeys(pairs))
-    encoded = [_encode(adapter, prompt, target) for prompt, target in distinct]
-    _check_lengths(adapter, distinct, encoded)
-    hosted = _host_by_prefix([(*prompt, *target[:-1]) for prompt, target in encoded])
-    progress.start("scoring", len(distinct))
-    scores: dict[tuple[str, str], TargetScore] = {}
-    for group in pack_by_tokens([len(row) for row in hosted.rows], budget):
-        members = [member for row in group for member in hosted.members[row]]
-        found = _score_batch(
-            adapter,
-            rows=[hosted.rows[row] for row in group],
-            row_of=[place for place, row in enumerate(group) for _ in hosted.members[row]],
-            queries=[encoded[member] for member in members],
-        )
-        for member, score in zip(members, found, strict=True):
-            _check_finite(score, distinct[member])
-            scores[distinct[member]] = score
-        progress.advance(len(members))
-    progress.finish()
-    return [scores[pair] for pair in pairs]
+    found = score_tokens(adapter, pairs, token_budget=token_budget, progress=progress)
+    return [TargetScore(nll=score.nll, argmax=all(score.hits), n_tokens=len(score.targets)) for score in found]
 
 
 @dataclass(frozen=True)
@@ -127,7 +83,7 @@ def evaluate_records(
     Args:
         adapter: The model.
         records: At least one.
-        token_budget: Most padded tokens of one batch, as in `score_targets`.
+        token_budget: Most distinct tokens run at once, as in `score_tokens`.
         progress: Counts distinct (prompt, target) pairs.
         confidence: Of the bootstrap intervals.
         n_resamples: Of the bootstrap.
@@ -145,145 +101,6 @@ def evaluate_records(
     scored = tuple(_record_score(record, by_pair) for record in records)
     scores = EditScores.from_records(scored, confidence=confidence, n_resamples=n_resamples, seed=seed)
     return RecordScores(scored, scores)
-
-
-def resolve_token_budget(adapter: ModelAdapter, token_budget: int | None) -> int:
-    """The token budget to use; None stands for a default that suits the model's device.
-
-    Raises:
-        InputError: The budget is not positive.
-    """
-    if token_budget is None:
-        return CPU_TOKEN_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
-    if token_budget < 1:
-        raise InputError(f"token_budget must be at least 1, found {token_budget} (token_budget=)")
-    return token_budget
-
-
-def token_scores(
-    adapter: ModelAdapter,
-    hidden: Float[Tensor, "rows d_model"],
-    row_of: Int[Tensor, " queries"],
-    token_ids: Int[Tensor, " queries"],
-) -> tuple[Float[Tensor, " queries"], Bool[Tensor, " queries"]]:
-    """Log-probability of tokens after hidden states, and whether each is the argmax.
-
-    Logits exist for a bounded number of rows at a time (`LOGIT_BYTES`).
-
-    Args:
-        adapter: The model, for its unembedding.
-        hidden: Hidden states after the final norm.
-        row_of: Ascending index into `hidden` of each query.
-        token_ids: The token asked for by each query.
-
-    Returns:
-        Log-probabilities in nats (float32, or float64 for a float64 model), and argmax flags.
-    """
-    log_probs, hits = [], []
-    step = max(1, LOGIT_BYTES // (4 * adapter.vocab_size))
-    starts = torch.arange(0, len(hidden) + step, step, device=row_of.device)
-    bounds = torch.searchsorted(row_of.contiguous(), starts).tolist()
-    with torch.no_grad():
-        for chunk, (low, high) in enumerate(itertools.pairwise(bounds)):
-            logits = adapter.unembed(hidden[chunk * step : (chunk + 1) * step])
-            rows, ids = row_of[low:high] - chunk * step, token_ids[low:high]
-            log_probs.append(logits[rows, ids] - logits.logsumexp(dim=-1)[rows])
-            hits.append(logits.argmax(dim=-1)[rows] == ids)
-    return torch.cat(log_probs), torch.cat(hits)
-
-
-@dataclass(frozen=True)
-class _HostedRows:
-    """Sequences to run, and which of the asked contexts each one contains as a beginning."""
-
-    rows: list[Ids]
-    members: list[list[int]]
-
-
-def _host_by_prefix(contexts: Sequence[Ids]) -> _HostedRows:
-    """Keep contexts that begin no other one; each of the rest is hosted by one that it begins.
-
-    In sorted order everything that begins with a context follows it directly, so comparing
-    neighbours is enough.
-    """
-    rows: list[Ids] = []
-    members: list[list[int]] = []
-    for index in sorted(range(len(contexts)), key=contexts.__getitem__, reverse=True):
-        context = contexts[index]
-        if rows and rows[-1][: len(context)] == context:
-            members[-1].append(index)
-        else:
-            rows.append(context)
-            members.append([index])
-    return _HostedRows(rows, members)
-
-
-def _score_batch(
-    adapter: ModelAdapter,
-    rows: Sequence[Ids],
-    row_of: Sequence[int],
-    queries: Sequence[tuple[Ids, Ids]],
-) -> list[TargetScore]:
-    """Scores of (prompt ids, target ids) queries, each hosted by the row `row_of` says."""
-    batch = adapter.batch(rows)
-    hidden = adapter.final_hidden(batch)
-    width = hidden.shape[1]
-    # Flat position of every predicted token: the last prompt token predicts the first target token.
-    flat = [
-        row * width + len(prompt) - 1 + j
-        for row, (prompt, target) in zip(row_of, queries, strict=True)
-        for j in range(len(target))
-    ]
-    device = hidden.device
-    positions, place = torch.unique(torch.tensor(flat, device=device), return_inverse=True)
-    order = torch.argsort(place, stable=True)
-    ids = torch.tensor([token for _, target in queries for token in target], device=device)
-    picked = hidden.reshape(-1, hidden.shape[-1])[positions]
-    found, hit = token_scores(adapter, picked, place[order], ids[order])
-    log_probs, hits = torch.empty_like(found), torch.empty_like(hit)
-    log_probs[order], hits[order] = found, hit
-    lengths = [len(target) for _, target in queries]
-    return [
-        TargetScore(nll=0.0 - math.fsum(terms) / len(terms), argmax=all(flags), n_tokens=len(terms))
-        for terms, flags in zip(_split(log_probs.tolist(), lengths), _split(hits.tolist(), lengths), strict=True)
-    ]
-
-
-def _split(values: list[Any], lengths: Sequence[int]) -> list[list[Any]]:
-    """Consecutive pieces of the given lengths."""
-    pieces, start = [], 0
-    for length in lengths:
-        pieces.append(values[start : start + length])
-        start += length
-    return pieces
-
-
-def _encode(adapter: ModelAdapter, prompt: str, target: str) -> tuple[Ids, Ids]:
-    if not prompt.strip() or not target.strip():
-        raise InputError(f"a prompt and its target must be visible text, found {prompt!r} and {target!r}")
-    prompt_ids, target_ids = encode_target(adapter, prompt, target)
-    return tuple(prompt_ids), tuple(target_ids)
-
-
-def _check_lengths(adapter: ModelAdapter, pairs: Sequence[tuple[str, str]], encoded: Sequence[tuple[Ids, Ids]]) -> None:
-    lengths = [len(prompt) + len(target) - 1 for prompt, target in encoded]
-    long = [i for i, length in enumerate(lengths) if length > adapter.max_length]
-    if long:
-        worst = max(long, key=lengths.__getitem__)
-        raise InputError(
-            f"{len(long)} of {len(pairs)} prompts do not fit {adapter.name!r}, which has positions "
-            f"for {adapter.max_length} tokens; the longest needs {lengths[worst]}: "
-            f"{pairs[worst][0][:60]!r}... Shorten or drop these prompts"
-        )
-
-
-def _check_finite(score: TargetScore, pair: tuple[str, str]) -> None:
-    if not math.isfinite(score.nll):
-        raise NumericalError(
-            f"the model gives {pair[1]!r} after {pair[0]!r} an nll of {score.nll}; expected a "
-            "finite number. Its weights or activations overflow: if it was edited, roll the edit "
-            "back; if its dtype is float16, load it in bfloat16 or float32 (--dtype)"
-        )
 
 
 def _prompts(record: EditRecord) -> tuple[str, ...]:

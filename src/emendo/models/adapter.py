@@ -288,6 +288,21 @@ class ModelAdapter:
         """Token ids of `text` without any special token."""
         return list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
 
+    def encode_chat(self, message: str) -> list[int]:
+        """Token ids of one user message in the model's chat template, up to where the answer begins.
+
+        Raises:
+            InputError: The tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                f"the tokenizer of {self.name!r} has no chat template, so there is no chat prompt to ask with; expected "
+                "a model tuned for chat. Ask with the raw prompt (chat=False) or load a chat model (--model)"
+            )
+        conversation = [{"role": "user", "content": message}]
+        text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        return self.encode_bare(str(text))  # a template writes the special tokens itself
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -316,7 +331,7 @@ class ModelAdapter:
         return self.generate_many([prompt], max_new_tokens)[0]
 
     def generate_many(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
-        """Greedy continuations of raw prompts, in one batch.
+        """Greedy continuations of raw prompts, in batches of similar length.
 
         Args:
             prompts: Texts to continue.

@@ -1,19 +1,49 @@
-"""Greedy generation, written out: `model.generate` adds what a model's generation config holds (penalties, beams)."""
+"""Generation, written out: `model.generate` adds what a model's generation config holds (penalties, beams)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import DynamicCache
+
+from emendo.models.batch import pack_by_tokens
 
 if TYPE_CHECKING:
     from emendo.models.adapter import ModelAdapter
 
+CPU_TOKEN_BUDGET = 4096
+ACCELERATOR_TOKEN_BUDGET = 32_768
+"""Default tokens of one batch, new ones included: they bound the keys and values that are held."""
+
+Choice: TypeAlias = Callable[[Float[Tensor, "rows vocab"], Sequence[int], int], Int[Tensor, " rows"]]
+"""Picks the next token of each row from its logits, given the rows' numbers and how many tokens are new so far."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What follows a row of tokens.
+
+    Attributes:
+        ids: The new tokens, without the one that ended them.
+        stopped: A stop token ended them, rather than the limit.
+    """
+
+    ids: tuple[int, ...]
+    stopped: bool
+
+
+def most_likely(logits: Float[Tensor, "rows vocab"], rows: Sequence[int], step: int) -> Int[Tensor, " rows"]:
+    """Greedy choice."""
+    return logits.argmax(dim=-1)
+
 
 def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Continue raw prompts with the most likely tokens, all in one batch with a key/value cache.
+    """Continue raw prompts with the most likely tokens.
 
     Args:
         adapter: The model.
@@ -24,16 +54,66 @@ def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_
         InputError: A prompt is longer than the model has positions for.
     """
     rows = [adapter.encode(prompt) for prompt in prompts]
+    found = continue_rows(adapter, rows, [max_new_tokens] * len(rows))
+    return [adapter.decode(continuation.ids) for continuation in found]
+
+
+def continue_rows(
+    adapter: ModelAdapter,
+    rows: Sequence[Sequence[int]],
+    new_tokens: Sequence[int],
+    *,
+    choose: Choice = most_likely,
+    stop: bool = True,
+    token_budget: int | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> list[Continuation]:
+    """Continue rows of tokens with a key/value cache, in batches of similar length.
+
+    Args:
+        adapter: The model.
+        rows: Token ids to continue.
+        new_tokens: Most tokens to add to each row; it also ends at the model's last position.
+        choose: Picks tokens; greedy unless given.
+        stop: End a row at one of the model's stop tokens; otherwise they are tokens like others.
+        token_budget: Most tokens of a batch, padding and new ones included; None: 4,096 on a CPU, 32,768 elsewhere.
+        on_rows: Told how many rows each batch finished.
+
+    Raises:
+        InputError: A row is longer than the model has positions for.
+    """
+    if token_budget is None:
+        token_budget = CPU_TOKEN_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
+    adapter.batch(rows)  # refuses rows that are too long
+    limits = [min(n, adapter.max_length - len(row)) for row, n in zip(rows, new_tokens, strict=True)]
+    found = [Continuation((), False)] * len(rows)
+    for group in pack_by_tokens([len(row) + n for row, n in zip(rows, limits, strict=True)], token_budget):
+        for row, continuation in zip(group, _continue_batch(adapter, rows, limits, group, choose, stop), strict=True):
+            found[row] = continuation
+        if on_rows:
+            on_rows(len(group))
+    return found
+
+
+def _continue_batch(
+    adapter: ModelAdapter,
+    all_rows: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    group: Sequence[int],
+    choose: Choice,
+    stop: bool,
+) -> list[Continuation]:
+    """Continuations of the rows of one batch."""
+    rows = [list(all_rows[row]) for row in group]
     longest = max(map(len, rows))
-    adapter.batch(rows)  # refuses prompts that are too long
     # Continuations grow on the right, so here, and only here, padding stands on the left.
     ids = torch.tensor([[adapter.pad_id] * (longest - len(row)) + row for row in rows], device=adapter.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=adapter.device)
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    cache, new = DynamicCache(config=adapter.config), [list[int]() for _ in rows]
-    open_rows, stop_ids = set(range(len(rows))), adapter.stop_ids
+    cache, new, stop_ids = DynamicCache(config=adapter.config), [list[int]() for _ in rows], adapter.stop_ids
+    open_rows, stopped = {place for place, row in enumerate(group) if limits[row] > 0}, set[int]()
     with adapter.quiet(), torch.no_grad():
-        for _ in range(min(max_new_tokens, adapter.max_length - longest)):
+        for step in range(max(limits[row] for row in group)):
             out = adapter.decoder(
                 input_ids=ids,
                 attention_mask=mask,
@@ -42,15 +122,19 @@ def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_
                 use_cache=True,
                 return_dict=True,
             )
-            ids = adapter.unembed(out.last_hidden_state[:, -1]).argmax(dim=-1, keepdim=True).to(mask.device)
-            tokens = ids[:, 0].tolist()
-            for row in sorted(open_rows):
-                if tokens[row] in stop_ids:
-                    open_rows.remove(row)
-                else:
-                    new[row].append(tokens[row])
+            tokens = choose(adapter.unembed(out.last_hidden_state[:, -1]), group, step)
+            ids = tokens[:, None].to(mask.device)
+            drawn = tokens.tolist()
+            if stop:
+                ended = {place for place in open_rows if drawn[place] in stop_ids}
+                stopped |= ended
+                open_rows -= ended
+            for place in open_rows:
+                new[place].append(drawn[place])
+            open_rows = {place for place in open_rows if len(new[place]) < limits[group[place]]}
             if not open_rows:
                 break
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-            positions = positions[:, -1:] + 1
-    return [adapter.decode(row) for row in new]
+            # A finished row that is carried along stays within the positions of the model.
+            positions = (positions[:, -1:] + 1).clamp_max(adapter.max_length - 1)
+    return [Continuation(tuple(tokens), place in stopped) for place, tokens in enumerate(new)]

@@ -1,4 +1,4 @@
-"""Attention over suffixes of many prompts that stand packed in one row of tokens, without padding.
+"""Attention over many prompts that stand packed in one row of tokens, without padding: the seam and its first layout.
 
 Norms and linear maps never see padding. Only attention must know which token belongs to which prompt; a block hands
 its `attention_mask` unchanged to its attention, so the layout travels in that argument and nothing is global.
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,49 @@ from emendo.models.adapter import ModelAdapter
 
 PACKED_ATTENTION = "emendo_packed_suffix"
 """Name under which transformers' attention interface finds `_packed_attention`."""
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """What a family does to the scores of its attention, besides the layout.
+
+    Args:
+        scaling: Factor on the product of query and key.
+        softcap: Bound c of a scaled score, ``c tanh(score / c)``; None without.
+        alibi_scale: Factor on the alibi bias.
+        window: A token sees itself and the ``window - 1`` positions before it; None without a sliding window.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    alibi_scale: float = 1.0
+    window: int | None = None
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scores within the bound, where there is one."""
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+class PackedLayout(Protocol):
+    """Tokens of several texts in one row: where they stand and what they see."""
+
+    @property
+    def positions(self) -> Int[Tensor, " tokens"]:
+        """Absolute position of each packed token in its text."""
+        ...
+
+    @property
+    def alibi(self) -> Float[Tensor, "heads positions"] | None:
+        """Bias on the score of a key at each absolute position; None without alibi."""
+        ...
+
+    def on(self, device: torch.device) -> PackedLayout:
+        """The same layout for blocks on another device."""
+        ...
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
+        """Attention of ``[heads, tokens, dim]`` queries, of the same shape."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,6 +132,46 @@ class SuffixLayout:
         places = (starts[:, None] + torch.arange(self.width, device=starts.device)).clamp_max(self.alibi.shape[1] - 1)
         return self.alibi[None, :, None, : self.past_mask.shape[1]], self.alibi[:, places].transpose(0, 1)[:, :, None]
 
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "heads tokens dim"],
+        key: Float[Tensor, "kv_heads tokens dim"],
+        value: Float[Tensor, "kv_heads tokens dim"],
+        rule: ScoreRule,
+    ) -> Float[Tensor, "heads tokens dim"]:
+        """Attention of packed suffix tokens over their prompt's past and their own suffix.
+
+        Past and suffix are two products under one softmax, so the past is neither copied nor differentiated.
+        """
+        past_keys, past_values = self.past[layer]
+        kv_heads, dim = past_keys.shape[1], query.shape[-1]
+        q = self.unpack(query) * rule.scaling
+        k, v = self.unpack(key), self.unpack(value)
+        # Query heads that share one key head form one taller matrix: [rows, kv_heads, groups × width, dim].
+        n_rows, heads, width = q.shape[:3]
+        q = q.reshape(n_rows, kv_heads, heads // kv_heads * width, dim)
+        scores = [rule.capped(q @ past_keys.transpose(-1, -2)), rule.capped(q @ k.transpose(-1, -2))]
+        if self.alibi is not None:
+            # One bias a head: the taller matrix is taken apart for it.
+            scores = [
+                (part.view(n_rows, heads, width, part.shape[-1]) + rule.alibi_scale * bias).view(part.shape)
+                for part, bias in zip(scores, self.biases, strict=True)
+            ]
+        see_past, see_suffix = self.allowed
+        see_suffix = see_suffix.repeat(1, 1, heads // kv_heads, 1)
+        n_past = past_keys.shape[2]
+        joined = torch.cat(
+            [
+                scores[0].masked_fill(~see_past, float("-inf")),
+                scores[1].masked_fill(~see_suffix, float("-inf")),
+            ],
+            dim=-1,
+        )
+        weights = joined.softmax(dim=-1, dtype=torch.promote_types(joined.dtype, torch.float32)).to(v.dtype)
+        out = weights[..., :n_past] @ past_values + weights[..., n_past:] @ v
+        return self.pack(out.reshape(n_rows, heads, width, dim)).transpose(0, 1)
+
     def on(self, device: torch.device) -> SuffixLayout:
         """The same layout for blocks on another device; made once for each."""
         if device == self.rows.device:
@@ -122,46 +205,17 @@ def _packed_attention(
     query: Float[Tensor, "1 heads tokens dim"],
     key: Float[Tensor, "1 kv_heads tokens dim"],
     value: Float[Tensor, "1 kv_heads tokens dim"],
-    attention_mask: SuffixLayout,
+    attention_mask: PackedLayout,
     scaling: float | None = None,
     softcap: float | None = None,
     alibi_scale: float = 1.0,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
-    """Attention of packed suffix tokens over their prompt's past and their own suffix.
-
-    Past and suffix are two products under one softmax, so the past is neither copied nor differentiated.
-    """
-    layout = attention_mask
-    past_keys, past_values = layout.past[module.layer_idx]  # type: ignore[index]
-    kv_heads, dim = past_keys.shape[1], query.shape[-1]
-    q = layout.unpack(query[0]) * (dim**-0.5 if scaling is None else scaling)
-    k, v = layout.unpack(key[0]), layout.unpack(value[0])
-    # Query heads that share one key head form one taller matrix: [rows, kv_heads, groups × width, dim].
-    n_rows, heads, width = q.shape[:3]
-    q = q.reshape(n_rows, kv_heads, heads // kv_heads * width, dim)
-    scores = [q @ past_keys.transpose(-1, -2), q @ k.transpose(-1, -2)]
-    if softcap is not None:
-        scores = [softcap * torch.tanh(part / softcap) for part in scores]
-    if layout.alibi is not None:
-        # One bias a head: the taller matrix is taken apart for it.
-        scores = [
-            (part.view(n_rows, heads, width, part.shape[-1]) + alibi_scale * bias).view(part.shape)
-            for part, bias in zip(scores, layout.biases, strict=True)
-        ]
-    see_past, see_suffix = layout.allowed
-    see_suffix = see_suffix.repeat(1, 1, heads // kv_heads, 1)
-    n_past = past_keys.shape[2]
-    joined = torch.cat(
-        [
-            scores[0].masked_fill(~see_past, float("-inf")),
-            scores[1].masked_fill(~see_suffix, float("-inf")),
-        ],
-        dim=-1,
-    )
-    weights = joined.softmax(dim=-1, dtype=torch.promote_types(joined.dtype, torch.float32)).to(v.dtype)
-    out = weights[..., :n_past] @ past_values + weights[..., n_past:] @ v
-    return layout.pack(out.reshape(n_rows, heads, width, dim))[None], None
+    """Attention of packed tokens as their layout says, in the shape of transformers' attention functions."""
+    scores = ScoreRule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, alibi_scale, sliding_window)
+    layer: Any = module.layer_idx
+    return attention_mask.attend(layer, query[0], key[0], value[0], scores).transpose(0, 1)[None], None
 
 
 # transformers looks attention functions up by name; registering one is how a model is given another.
@@ -169,7 +223,7 @@ AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
 
 
 def _gptj_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: SuffixLayout
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedLayout
 ) -> tuple[Tensor, None]:
     """`_packed_attention` in the shape of GPT-J's own `_attn` method, which returns heads before tokens."""
     out, _ = _packed_attention(module, query, key, value, attention_mask)
@@ -177,7 +231,7 @@ def _gptj_attention(
 
 
 def _bloom_attention(
-    module: Any, hidden_states: Tensor, residual: Tensor, *, attention_mask: SuffixLayout, **_: Any
+    module: Any, hidden_states: Tensor, residual: Tensor, *, attention_mask: PackedLayout, **_: Any
 ) -> tuple[Tensor, None]:
     """BLOOM's attention module, which adds the residual stream itself."""
     query, key, value = module._reshape(module.query_key_value(hidden_states))
@@ -189,7 +243,7 @@ def _falcon_attention(
     module: Any,
     hidden_states: Tensor,
     *,
-    attention_mask: SuffixLayout,
+    attention_mask: PackedLayout,
     position_embeddings: tuple[Tensor, Tensor],
     **_: Any,
 ) -> tuple[Tensor, None]:

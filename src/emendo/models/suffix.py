@@ -23,7 +23,7 @@ from emendo.errors import InputError
 from emendo.models.adapter import ModelAdapter
 from emendo.models.batch import TokenBatch, pack_by_tokens
 from emendo.models.hooks import Capture, block_output, recording
-from emendo.models.packed import SuffixLayout, alibi_table, packed_attention
+from emendo.models.packed import PackedLayout, SuffixLayout, alibi_table, packed_attention
 
 __all__ = ["Prefill", "SuffixLayout", "packed_attention", "prefill", "replay", "select_rows"]
 
@@ -165,9 +165,11 @@ def select_rows(layout: SuffixLayout, keep: Sequence[int]) -> tuple[SuffixLayout
 
 
 def replay(
-    adapter: ModelAdapter, hidden: Float[Tensor, "tokens d_model"], layout: SuffixLayout, layer: int
+    adapter: ModelAdapter, hidden: Float[Tensor, "tokens d_model"], layout: PackedLayout, layer: int
 ) -> Float[Tensor, "tokens d_model"]:
     """Hidden states after the final norm, from the residual stream after `layer`; differentiable in `hidden`.
+
+    Layer -1 is what enters the first block.
 
     To be called inside `packed_attention(adapter)`.
     """
@@ -178,7 +180,7 @@ def replay(
 
 
 def _block_arguments(
-    adapter: ModelAdapter, hidden: Tensor, layout: SuffixLayout, layers: Sequence[int]
+    adapter: ModelAdapter, hidden: Tensor, layout: PackedLayout, layers: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """What each block takes besides the residual stream; made once for blocks of one kind on one device."""
     made: dict[tuple[torch.device, str | None], dict[str, Any]] = {}

@@ -1,0 +1,136 @@
+"""Accuracy on further questions: portability, multi-hop, locality. Any of a probe's answers counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from emendo.errors import InputError
+from emendo.evaluate.generated import GeneratedAnswer, generate_texts
+from emendo.evaluate.scoring import score_targets
+from emendo.evaluate.table import Means, mean_over_records
+from emendo.models import ModelAdapter
+from emendo.progress import Progress
+from emendo.requests import PROBE_KINDS, EditRecord, Probe
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """How a model answers one probe.
+
+    Attributes:
+        kind: One of `PROBE_KINDS`.
+        group: The data set's own name for this sort of probe.
+        prompt: The question.
+        argmax: Every token of one of the answers is the most likely one under teacher forcing.
+        best_answer: The answer with the smallest nll.
+        nll: Of that answer, mean per token, in nats.
+        generated: What the model says, where it was asked to.
+    """
+
+    kind: str
+    group: str
+    prompt: str
+    argmax: bool
+    best_answer: str
+    nll: float
+    generated: GeneratedAnswer | None = None
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """Answers to all probes, and their means in percent.
+
+    Attributes:
+        records: The probes of each record, in order.
+        means: ``<kind>_argmax``, and with generation ``<kind>_exact`` and ``<kind>_contained``: mean over the probes of
+            that kind of a record, then over records; None for a kind that no record has.
+    """
+
+    records: tuple[tuple[ProbeScore, ...], ...]
+    means: Means
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "scores": self.means.to_dict(),
+            "records": [[asdict(probe) for probe in probes] for probes in self.records],
+        }
+
+
+def probe_scores(
+    adapter: ModelAdapter,
+    records: Sequence[EditRecord],
+    *,
+    new_tokens: int | None = None,
+    chat: bool = False,
+    token_budget: int | None = None,
+    progress: Progress | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> ProbeScores:
+    """Ask every probe of every record; a probe is right where one of its answers is.
+
+        <kind>_argmax     1[some answer: every token is the argmax under teacher forcing]
+        <kind>_exact      1[some answer: exact_match(text, answer)]            with `new_tokens`
+        <kind>_contained  1[some answer: contained_match(text, answer)]        with `new_tokens`
+
+    Args:
+        adapter: The model.
+        records: At least one of them with probes.
+        new_tokens: Also generate so many tokens after each probe; None leaves generation out.
+        chat: Generate through the model's chat template.
+        token_budget: Most tokens run at once. Changes speed and memory, not scores.
+        progress: Counts distinct (probe, answer) pairs.
+        confidence: Of the bootstrap intervals.
+        n_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        InputError: No record has a probe, or a prompt cannot be asked.
+        NumericalError: The model's logits are not finite.
+
+    Source: Yao et al. 2023 (arXiv 2305.13172), portability; Zhong et al. 2023 (MQuAKE, arXiv 2305.14795), multi-hop.
+    """
+    probes = [probe for record in records for probe in record.probes]
+    if not probes:
+        raise InputError(f"none of {len(records)} records has a probe; expected records with probes (probes=)")
+    pairs = [(probe.prompt, answer) for probe in probes for answer in probe.answers]
+    found = dict(zip(pairs, score_targets(adapter, pairs, token_budget=token_budget, progress=progress), strict=True))
+    said: list[GeneratedAnswer | None] = [None] * len(probes)
+    if new_tokens is not None:
+        texts = generate_texts(adapter, [probe.prompt for probe in probes], chat=chat, new_tokens=new_tokens)
+        said = [GeneratedAnswer.judged(text, probe.answers) for text, probe in zip(texts, probes, strict=True)]
+    answered = iter(said)
+
+    def scored(probe: Probe) -> ProbeScore:
+        by_answer = {answer: found[probe.prompt, answer] for answer in probe.answers}
+        best = min(by_answer, key=lambda answer: by_answer[answer].nll)
+        right = any(score.argmax for score in by_answer.values())
+        return ProbeScore(probe.kind, probe.group, probe.prompt, right, best, by_answer[best].nll, next(answered))
+
+    scores = tuple(tuple(scored(probe) for probe in record.probes) for record in records)
+    measures = ("argmax",) if new_tokens is None else ("argmax", "exact", "contained")
+    means = mean_over_records(
+        [_measures(record) for record in scores],
+        [f"{kind}_{measure}" for kind in PROBE_KINDS for measure in measures],
+        scale=100,
+        confidence=confidence,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+    return ProbeScores(scores, means)
+
+
+def _measures(probes: Sequence[ProbeScore]) -> dict[str, float | None]:
+    """Shares of one record's probes by kind and measure."""
+    hits: dict[str, list[bool]] = {}
+    for probe in probes:
+        hits.setdefault(f"{probe.kind}_argmax", []).append(probe.argmax)
+        if probe.generated is not None:
+            hits.setdefault(f"{probe.kind}_exact", []).append(probe.generated.exact)
+            hits.setdefault(f"{probe.kind}_contained", []).append(probe.generated.contained)
+    return {name: math.fsum(values) / len(values) for name, values in hits.items()}

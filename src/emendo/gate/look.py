@@ -9,6 +9,7 @@ from emendo.evaluate import (
     NextTokenLogProbs,
     RecordScores,
     evaluate_records,
+    generate_texts,
     next_token_log_probs,
     packaged_text,
     perplexity,
@@ -21,7 +22,6 @@ from emendo.requests import EditRecord
 
 _MORE_TOKENS = 2
 """Generated beyond the target's own, so that "Romeo" is not taken for "Rome"."""
-_GENERATION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -92,22 +92,15 @@ def _generated(
     adapter: ModelAdapter, records: Sequence[EditRecord], progress: Progress
 ) -> tuple[tuple[bool, ...], ...]:
     """Whether each record's prompt and paraphrases are continued with its target."""
-    asked = [
-        (prompt, record.request.target)
-        for record in records
-        for prompt in (record.request.text, *record.paraphrase_prompts)
-    ]
-    longest = max((len(adapter.encode_bare(f" {target.strip()}")) for _, target in asked), default=0)
-    hits: list[bool] = []
-    progress.start("generation", len(asked))
-    for at in range(0, len(asked), _GENERATION_BATCH):
-        part = asked[at : at + _GENERATION_BATCH]
-        texts = adapter.generate_many([prompt for prompt, _ in part], longest + _MORE_TOKENS)
-        hits += [begins_with(text, target) for text, (_, target) in zip(texts, part, strict=True)]
-        progress.advance(len(part))
-    progress.finish()
-    left = iter(hits)
-    return tuple(tuple(next(left) for _ in range(1 + len(record.paraphrase_prompts))) for record in records)
+    asked = [(record.request.text, *record.paraphrase_prompts) for record in records]
+    longest = max((len(adapter.encode_bare(f" {record.request.target.strip()}")) for record in records), default=0)
+    prompts = [prompt for prompts in asked for prompt in prompts]
+    texts = generate_texts(adapter, prompts, chat=False, new_tokens=longest + _MORE_TOKENS, progress=progress)
+    said = dict(zip(prompts, (found.text for found in texts), strict=True))
+    return tuple(
+        tuple(begins_with(said[prompt], record.request.target) for prompt in prompts)
+        for record, prompts in zip(records, asked, strict=True)
+    )
 
 
 def begins_with(text: str, target: str) -> bool:

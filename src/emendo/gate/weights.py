@@ -113,7 +113,7 @@ def pricing(edit: Plan | ModelUpdate) -> tuple[MomentSettings | None, str]:
         return None, f"{config.name} is a baseline, which has no second moment"
     named = _recorded(edit, "moments.")
     try:
-        settings = TypeAdapter(MomentSettings).validate_python(named, strict=True)
+        settings = TypeAdapter(MomentSettings).validate_python(named)
     except ValidationError:
         named = {}
     if not named:

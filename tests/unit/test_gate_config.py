@@ -10,7 +10,8 @@ import pytest
 from emendo.errors import GateConfigError
 from emendo.gate import default_config, default_text, read_canaries, read_config
 from emendo.gate.canaries import PACKAGED, parse_canaries
-from emendo.gate.config import Checks, MonitorConfig, parse_config
+from emendo.gate.checks import AT_LEAST
+from emendo.gate.config import Checks, MonitorConfig, SuccessConfig, parse_config
 from emendo.requests import read_records
 
 ROOT = Path(__file__).parents[2]
@@ -151,3 +152,44 @@ def test_a_canary_file_without_prompts_is_refused(content: bytes, tmp_path: Path
         read_canaries(["mine.jsonl"], tmp_path)
     with pytest.raises(GateConfigError, match="cannot read"):
         read_canaries(["missing.jsonl"], tmp_path)
+
+
+# ---- the page ------------------------------------------------------------------------------------------------
+
+
+def table_after(heading: str) -> dict[str, list[str]]:
+    """Rows of the first table of docs/gate.md whose header begins with `heading`, by their first cell."""
+    lines = (ROOT / "docs" / "gate.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    rows = {}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        name, *cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        rows[name] = cells
+    return rows
+
+
+def test_the_page_has_every_check_with_its_default_limit() -> None:
+    checks = default_config().checks.declared()
+    rows = table_after("check")
+    assert list(rows) == list(Checks.model_fields)
+    for name, check in checks.items():
+        limit, unmeasured, _ = rows[name]
+        assert limit == f"{'≥' if name in AT_LEAST else '≤'} {check.limit:g}"
+        assert unmeasured == check.unmeasured
+
+
+def test_the_page_has_every_signal_with_its_default_limit() -> None:
+    rows = table_after("signal")
+    assert {name: float(cells[0]) for name, cells in rows.items()} == default_config().monitor.limits()
+
+
+def test_the_page_has_every_setting() -> None:
+    rows = table_after("setting")
+    config = default_config()
+    assert rows["reference"][0] == config.reference
+    assert rows["canaries.files"][0] == ", ".join(config.canaries.files)
+    for name, field in SuccessConfig.model_fields.items():
+        default = rows[f"checks.NAME.{name}"][0]
+        assert default == ("below" if field.is_required() else field.default)

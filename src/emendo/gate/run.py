@@ -50,23 +50,7 @@ def run_gate(
     declared = config.checks.declared()
     canaries = _canaries(config)
     updates = _updates(session, edit, config)
-    asked = asked_after(edit.method.config, records) if isinstance(edit, Plan) else records
-    prompts = [] if canaries is None else canaries.prompts
-    layers: tuple[LayerChange, ...] = ()
-    with session.at_base() if config.reference == "base" else nullcontext():
-        before = look(session.lm, records, prompts, config.checks, progress)
-    checks: tuple[Check, ...]
-    try:
-        with ExitStack() as applied:
-            for update in updates:
-                applied.enter_context(session.applied(update))
-            layers, unpriced = _changes(session, edit, config.checks)
-            after = look(session.lm, asked, prompts, config.checks, progress)
-    except NumericalError as error:
-        checks = tuple(broken(name, check, str(error)) for name, check in declared.items())
-    else:
-        evidence = Evidence(before, after, layers, unpriced, session.lm)
-        checks = tuple(judge(name, check, measure(name, check, evidence)) for name, check in declared.items())
+    checks, layers = _measured(session, edit, updates, records, canaries, config, progress)
     return GateReport(
         checks=checks,
         not_declared=tuple(name for name in Checks.model_fields if name not in declared),
@@ -78,6 +62,34 @@ def run_gate(
         forced=False,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _measured(
+    session: EditSession,
+    edit: Plan | ModelUpdate | Sequence[ModelUpdate],
+    updates: Sequence[ModelUpdate],
+    records: Sequence[EditRecord],
+    canaries: CanarySet | None,
+    config: GateConfig,
+    progress: Progress,
+) -> tuple[tuple[Check, ...], tuple[LayerChange, ...]]:
+    """Every declared check, and how far the layers have moved."""
+    declared = config.checks.declared()
+    asked = asked_after(edit.method.config, records) if isinstance(edit, Plan) else records
+    prompts = [] if canaries is None else canaries.prompts
+    layers: tuple[LayerChange, ...] = ()
+    with session.at_base() if config.reference == "base" else nullcontext():
+        before = look(session.lm, records, prompts, config.checks, progress)
+    try:
+        with ExitStack() as applied:
+            for update in updates:
+                applied.enter_context(session.applied(update))
+            layers, unpriced = _changes(session, edit, config.checks)
+            after = look(session.lm, asked, prompts, config.checks, progress)
+    except NumericalError as error:
+        return tuple(broken(name, check, str(error)) for name, check in declared.items()), layers
+    evidence = Evidence(before, after, layers, unpriced, session.lm)
+    return tuple(judge(name, check, measure(name, check, evidence)) for name, check in declared.items()), layers
 
 
 def _canaries(config: GateConfig) -> CanarySet | None:

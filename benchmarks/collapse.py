@@ -37,7 +37,7 @@ HELD_OUT = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="+")
-    parser.add_argument("--edits", type=int, default=16)
+    parser.add_argument("--edits", type=int, default=12)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--updates", type=Path, help="Folder for the update files, one a step.")
     args = parser.parse_args()

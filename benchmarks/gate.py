@@ -24,9 +24,9 @@ from emendo.gate import default_config, run_gate
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--good", nargs="*", default=["emendo", "memit"])
+    parser.add_argument("--good", nargs="*", default=["emendo"])
     parser.add_argument("--updates", type=Path, help="As collapse.py wrote them: a folder for each method.")
-    parser.add_argument("--prefixes", type=int, nargs="*", default=[2, 4, 8, 12, 16])
+    parser.add_argument("--prefixes", type=int, nargs="*", default=[2, 3, 8, 11])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     session = EditSession(load("demo"))

@@ -23,7 +23,9 @@
     │   ├── ExportError             updates or a folder that cannot leave in the form asked for
     │   ├── ReportError             an experiment folder that cannot be reported
     │   ├── HarnessError            tasks of lm-evaluation-harness that cannot be run
+    │   ├── GateConfigError         a gate's configuration or canary file that cannot be used (all problems at once)
     │   └── InfeasibleError         equality asked of keys that cannot hold it
+    ├── GateError                          an edit that its gate refuses; nothing was written
     ├── LedgerBusyError (TimeoutError)     another process writes the ledger
     ├── HubError (ConnectionError)         the Hugging Face Hub refused, or was not reached
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
@@ -133,6 +135,18 @@ class HarnessError(InputError):
     """Tasks of lm-evaluation-harness that cannot be run."""
 
 
+class GateConfigError(InputError):
+    """A gate's configuration, or a file of canary prompts, that cannot be used.
+
+    Attributes:
+        problems: One line for each problem found, never only the first.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+
+
 class InfeasibleError(InputError):
     """Equality was asked of keys that cannot hold it."""
 
@@ -143,6 +157,10 @@ class LedgerBusyError(EmendoError, TimeoutError):
 
 class HubError(EmendoError, ConnectionError):
     """The Hugging Face Hub refused, or was not reached."""
+
+
+class GateError(EmendoError):
+    """An edit that its gate refuses. Nothing was written."""
 
 
 class SelfCheckError(EmendoError, RuntimeError):

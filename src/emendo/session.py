@@ -19,13 +19,14 @@ from emendo.baseline_plan import plan_baseline
 from emendo.baselines import ResolvedBaseline
 from emendo.errors import InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
+from emendo.methods.config import MomentSettings
 from emendo.models import ModelAdapter, check_update
 from emendo.moments import MomentStore, describe_for_method, obtain_for_method
 from emendo.pipeline import plan_edit, reference_norms
 from emendo.plan import Plan
 from emendo.progress import Progress
 from emendo.requests import EditRequest, check_requests
-from emendo.shapes import Weight
+from emendo.shapes import Moment, Weight
 from emendo.solve import PreparedLayer, prepare
 from emendo.techniques import ResolvedTechnique, Technique, resolve_technique
 from emendo.update import LayerUpdate, ModelUpdate, merge_layers
@@ -180,6 +181,40 @@ class EditSession:
         finally:
             self._write(before)
 
+    @contextmanager
+    def at_base(self) -> Iterator[None]:
+        """The unedited weights inside the context; the session's updates are back afterwards, also after an error."""
+        before = self._edits
+        if not before.updates:
+            yield
+            return
+        self._write(_Edits())
+        try:
+            yield
+        finally:
+            self._write(before)
+
+    def second_moments(
+        self, layers: Sequence[int], settings: MomentSettings
+    ) -> tuple[dict[int, Moment], dict[str, Any]]:
+        """Mean second moments C of the unedited model: from the store, and collected where it has none.
+
+        Args:
+            layers: Layers whose keys they are of.
+            settings: Source and size.
+
+        Returns:
+            ``C [d_in, d_in]`` of each layer in float64, and a record of where they come from.
+
+        Raises:
+            CorpusError: The source cannot be read, or its text is too short.
+            MomentsError: A file of the store is damaged.
+        """
+        with self.at_base():
+            return obtain_for_method(
+                self.lm, layers, settings, seed=self.seed, store=self._store, progress=self.progress
+            )
+
     def verify_rolled_back(self) -> dict[str, bool]:
         """Whether every matrix that was ever touched equals its original bit for bit, by module name."""
         return {
@@ -192,7 +227,7 @@ class EditSession:
         prepared, record = self._prepare(config)
         anchors = None
         if config.target.norm_anchor:
-            with self._at_base():
+            with self.at_base():
                 anchors = reference_norms(self.lm, requests, config)
         return plan_edit(
             self.lm,
@@ -234,32 +269,11 @@ class EditSession:
         record = describe_for_method(self.lm, config.written_layers, config.moments, seed=self.seed)
         keys = {layer: (layer, record["fingerprint"], config.preservation) for layer in config.written_layers}
         if any(key not in self._prepared for key in keys.values()):
-            with self._at_base():
-                moments, record = obtain_for_method(
-                    self.lm,
-                    config.written_layers,
-                    config.moments,
-                    seed=self.seed,
-                    store=self._store,
-                    progress=self.progress,
-                )
+            moments, record = self.second_moments(config.written_layers, config.moments)
             for layer, key in keys.items():
                 if key not in self._prepared:
                     self._prepared[key] = prepare(moments[layer].to(self.lm.weight(layer).device), config.preservation)
         return {layer: self._prepared[key] for layer, key in keys.items()}, record
-
-    @contextmanager
-    def _at_base(self) -> Iterator[None]:
-        """The unedited weights inside the context: second moments are those of the base model."""
-        before = self._edits
-        if not before.updates:
-            yield
-            return
-        self._write(_Edits())
-        try:
-            yield
-        finally:
-            self._write(before)
 
     def _check_own(self) -> None:
         """Refuse a model whose edits are not those of this session."""

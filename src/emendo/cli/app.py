@@ -20,6 +20,7 @@ from emendo.cli import (
     evaluate,
     experiment,
     export,
+    gate,
     harness,
     ledger,
     moments,
@@ -42,6 +43,7 @@ for command in (ledger.init, ledger.log, ledger.show, ledger.revert, ledger.chec
     app.command(command.__name__)(command)
 app.command("eval")(evaluate.evaluate)
 app.command("experiment")(experiment.experiment)
+app.command("gate")(gate.gate)
 app.add_typer(moments.app, name="moments")
 app.command("harness")(harness.harness)
 app.command("report")(report.report)

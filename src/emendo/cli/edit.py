@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emendo.cli import gate, options
 from emendo.cli import ledger as ledgers
-from emendo.cli import options
 from emendo.cli.console import Terminal
 from emendo.errors import RequestError
 
@@ -42,6 +42,8 @@ def edit(
     ] = False,
     message: ledgers.Message = "",
     who: ledgers.Who = None,
+    limits: gate.Gate = None,
+    force: gate.Force = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -62,6 +64,7 @@ def edit(
     if out is not None:
         check_writable(out)
     ledgers.check_ledger(ledger, records, replace=replace)
+    chosen_gate = gate.choose_gate(limits, force)
 
     from emendo.models import load
     from emendo.session import EditSession
@@ -72,7 +75,7 @@ def edit(
         show_plan(terminal, session, records, resolved.to_dict())
         return
     with ledgers.pending_edit(terminal, ledger, session, records, replace=replace, message=message, who=who) as pending:
-        run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, pending)
+        run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate)
 
 
 def run_edit(
@@ -84,17 +87,25 @@ def run_edit(
     settings: dict[str, str],
     out: Path | None,
     pending: PendingEdit | None = None,
+    chosen_gate: gate.GateChoice | None = None,
 ) -> dict[str, Any]:
     """Plan, judge, show and write an edit; the session is left without it, unless it goes into a ledger.
 
     Returns:
         The report document, which has been printed under --json.
+
+    Raises:
+        GateError: The edit fails the gate, and was shown and not written.
     """
     from emendo.report import judge, report_document, write_folder
 
     begin = time.perf_counter()
     plan = session.plan([record.request for record in records], method, layers=layers, settings=settings)
     judgement = judge(session, plan, records, progress=terminal)
+    gated = None
+    if chosen_gate is not None:
+        plan, gated = chosen_gate.hold(terminal, session, plan, records)
+        out = out if gated.admitted else None
     stages = dict(terminal.seconds)
     document = report_document(plan, judgement, {**stages, "total after loading": time.perf_counter() - begin})
     session.rollback()  # of the earlier edits of a ledger; otherwise there are none
@@ -102,9 +113,11 @@ def run_edit(
     checked = session.verify_rolled_back()
     document["rolled_back_bitwise"] = checked
     document["files"] = write_folder(out, plan.update, document) if out is not None else {}
-    if pending is not None:
+    if pending is not None and (gated is None or gated.admitted):
         document["ledger"] = ledgers.keep_edit(terminal, pending, plan.update, document)
     show_judgement(terminal, judgement)
+    if gated is not None:
+        gate.show_gate(terminal, gated)
     _show_cost(terminal, document)
     restored = sum(checked.values())
     terminal.line(
@@ -116,6 +129,8 @@ def run_edit(
         terminal.line(f"Update: {document['files']['update']} ({plan.update.nbytes / 1024:.0f} KiB)")
         terminal.line(f"Report: {document['files']['markdown']}")
     terminal.result(document)
+    if gated is not None:
+        gate.refuse_failed(terminal, gated, "Nothing was written; --force writes it all the same and records that")
     return document
 
 

@@ -208,7 +208,8 @@ def logit_chunks(
     """The first row and the logits of consecutive rows, `at_once` bytes at a time (None: `LOGIT_BYTES`)."""
     step = max(1, (at_once or LOGIT_BYTES) // (4 * adapter.vocab_size))
     for start in range(0, len(hidden), step):
-        # Closed before the yield: two generators that are read in turns would restore each other's gradient mode.
+        # Not a yield inside no_grad(): two generators that are read in turn would restore each other's state, and leave
+        # gradients switched off for the whole process.
         with torch.no_grad():
             logits = adapter.unembed(hidden[start : start + step])
         yield start, logits

@@ -27,6 +27,8 @@ def markdown_report(document: dict[str, Any]) -> str:
     ]
     if (judgement := document["judgement"]) is not None:
         lines += _judgement(judgement)
+    if (gate := document.get("gate")) is not None:
+        lines += _gate(gate)
     lines += ["## What the edit does to each layer", ""]
     lines += _table(*layer_table(document)) if document["layers"] else _unwritten(document)
     if document["targets"]:
@@ -68,6 +70,19 @@ def _judgement(judgement: dict[str, Any]) -> list[str]:
         ((s["kind"], s["prompt"], s["before"], s["after"]) for s in judgement["samples"]),
     )
     return lines
+
+
+def _gate(gate: dict[str, Any]) -> list[str]:
+    """Every check of the gate, and whether its verdict was overridden."""
+    verdict = "passes" if gate["passed"] else "fails, and was overridden" if gate["forced"] else "fails"
+    return [
+        f"## Gate: the edit {verdict}",
+        "",
+        *_table(
+            ("check", "outcome", "finding"),
+            ((check["name"], check["outcome"], check["words"]) for check in gate["checks"]),
+        ),
+    ]
 
 
 def _unwritten(document: dict[str, Any]) -> list[str]:

@@ -1,0 +1,211 @@
+"""`emendo gate`: judge update files against declared limits; and the gate of `emendo edit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emendo.cli import options
+from emendo.cli.console import Terminal
+from emendo.errors import GateError, InputError, UpdateFileError
+
+if TYPE_CHECKING:
+    from emendo.gate import GateConfig, GateReport
+    from emendo.plan import Plan
+    from emendo.requests import EditRecord
+    from emendo.session import EditSession
+    from emendo.update import ModelUpdate
+
+Gate = Annotated[
+    str | None,
+    typer.Option(
+        "--gate", metavar="FILE|default", help="Write the edit only if it holds these limits; see `emendo gate`."
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Write an edit that fails its gate; the report records it.")]
+
+
+def gate(
+    model: Annotated[str | None, typer.Option("--model", help="Hub id, folder, .gguf file, or 'demo'.")] = None,
+    update: Annotated[
+        list[Path] | None, typer.Option("--update", help="Update file; several in the order in which they are applied.")
+    ] = None,
+    requests: Annotated[
+        Path | None, typer.Option("--requests", help="The edited facts with their probes; default: those in the files.")
+    ] = None,
+    config: Annotated[
+        str, typer.Option("--config", metavar="FILE|default", help="Checks and limits, TOML.")
+    ] = "default",
+    print_default: Annotated[
+        bool, typer.Option("--print-default", help="Print the default checks and limits, with comments.")
+    ] = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Judge update files: exit code 0 where every declared check holds, 1 where one fails; nothing is written."""
+    from emendo.gate import default_text, read_config, run_gate
+
+    if print_default:
+        print(default_text(), end="")
+        return
+    if model is None or not update:
+        raise InputError("expected --model MODEL and --update FILE (or --print-default)")
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    chosen = read_config(config)
+    _check_canaries(chosen)
+    updates = [_loaded(path) for path in update]
+    records = _records(updates, requests)
+
+    from emendo.models import load
+    from emendo.session import EditSession
+
+    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    session = EditSession(lm, seed=_seed(updates), progress=terminal)
+    report = run_gate(session, updates, records, chosen, progress=terminal)
+    show_gate(terminal, report)
+    terminal.result(report.to_dict())
+    refuse_failed(terminal, report)
+
+
+# ---- the gate of another command -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GateChoice:
+    """The gate that a command was given.
+
+    Attributes:
+        config: Checks and limits.
+        force: Whether a failing edit is written all the same.
+    """
+
+    config: GateConfig
+    force: bool
+
+    def hold(
+        self, terminal: Terminal, session: EditSession, plan: Plan, records: list[EditRecord]
+    ) -> tuple[Plan, GateReport]:
+        """Run the gate: the plan with the report in its update, and the report.
+
+        Args:
+            terminal: Told about the stages.
+            session: Holds the model; left as it was.
+            plan: The edit.
+            records: Its facts with their probes.
+        """
+        from emendo.gate import run_gate, with_report
+
+        report = run_gate(session, plan, records, self.config, progress=terminal)
+        report = report.override() if self.force else report
+        return with_report(plan, report), report
+
+
+def choose_gate(gate: str | None, force: bool) -> GateChoice | None:
+    """The gate that ``--gate`` and ``--force`` name; whatever cannot be used is refused before a model is loaded.
+
+    Raises:
+        GateConfigError: The configuration or a canary file cannot be used.
+        InputError: ``--force`` without a gate.
+    """
+    if gate is None:
+        if force:
+            raise InputError("--force lets a failing edit through its gate, and there is none; add --gate default")
+        return None
+    from emendo.gate import read_config
+
+    config = read_config(gate)
+    _check_canaries(config)
+    return GateChoice(config, force)
+
+
+def show_gate(terminal: Terminal, report: GateReport) -> None:
+    """Every check with its number and its limit."""
+    terminal.table(
+        f"Gate, compared with the {'unedited' if report.reference == 'base' else 'present'} model",
+        ("check", "", "measured", "limit", "n", "finding"),
+        (
+            (
+                check.name,
+                check.outcome,
+                None if check.measured is None else f"{check.measured:.4g}",
+                f"{'≥' if check.at_least else '≤'} {check.limit:g}",
+                check.n,
+                check.words,
+            )
+            for check in report.checks
+        ),
+    )
+    if report.not_declared:
+        terminal.line(f"Not checked, because the configuration does not declare it: {', '.join(report.not_declared)}.")
+    if report.forced:
+        terminal.line("The gate fails and --force overrides it; the update and the report record that.")
+
+
+def refuse_failed(terminal: Terminal, report: GateReport, hint: str = "") -> None:
+    """End the command with exit code 1 where the gate fails and was not forced.
+
+    Args:
+        terminal: Of the command; under ``--json`` its document, which is complete, has the report already.
+        report: What the gate found.
+        hint: What became of the edit, and the way on.
+
+    Raises:
+        GateError: Which checks fail and by how much.
+    """
+    if report.admitted:
+        return
+    message = "\n".join(filter(None, [report.summary(), hint]))
+    if not terminal.json_output:
+        raise GateError(message)
+    terminal.message(f"emendo: {message}")
+    raise typer.Exit(GateError.exit_code)
+
+
+def _check_canaries(config: GateConfig) -> None:
+    from emendo.gate import read_canaries
+
+    read_canaries(config.canaries.files, config.folder)
+
+
+def _loaded(path: Path) -> ModelUpdate:
+    from emendo.update import ModelUpdate
+
+    update = ModelUpdate.load(path)
+    if not update.layers:
+        raise UpdateFileError(
+            f"{str(path)!r} changes no weights: it is in-context editing, whose fact is put in front of every prompt. "
+            "Gate it where it is planned: emendo edit --method in-context --gate default"
+        )
+    return update
+
+
+def _records(updates: list[ModelUpdate], requests: Path | None) -> list[EditRecord]:
+    """Records from the file, or the bare requests that the updates record; of a fact written twice the last."""
+    from emendo.errors import RequestError
+    from emendo.requests import read_records, record_from_dict
+
+    if requests is not None:
+        return read_records(requests)
+    found: dict[str, EditRecord] = {}
+    for update in updates:
+        rows = update.info.get("requests")
+        try:
+            for row in rows if isinstance(rows, list) else []:
+                record = record_from_dict(row)
+                found[record.request.text] = record
+        except (RequestError, TypeError) as error:
+            raise UpdateFileError(
+                f"the requests recorded in an update file cannot be read; name the facts with --requests FILE. {error}"
+            ) from error
+    return list(found.values())
+
+
+def _seed(updates: list[ModelUpdate]) -> int:
+    """The seed that the updates were planned with, on which sampled second moments depend."""
+    seed = updates[-1].info.get("seed")
+    return seed if isinstance(seed, int) else 0

@@ -1,0 +1,300 @@
+"""The checks: what each one reads off two looks at the model, and how its number is held against its limit.
+
+A measurement gives a number, or says in words why there is none; `judge` alone decides whether it passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from emendo.evaluate import (
+    DistributionShift,
+    NextTokenLogProbs,
+    PromptScore,
+    distribution_shift,
+    wilson_interval,
+)
+from emendo.gate.config import CheckConfig, ShareConfig, SuccessConfig
+from emendo.gate.look import Look
+from emendo.gate.report import Check
+from emendo.gate.weights import LayerChange
+from emendo.models import ModelAdapter
+
+AT_LEAST = ("efficacy", "paraphrase")
+"""Checks whose limit is the smallest value that passes; of the others it is the largest."""
+
+_SHOWN = 5
+"""Most prompts that a check lists."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that checks read.
+
+    Attributes:
+        before: The reference.
+        after: The model with the edit.
+        layers: How far all updates together have moved each layer.
+        unpriced: Why `layers` has no relative cost; empty where it has.
+        adapter: The model, for the text of tokens.
+    """
+
+    before: Look
+    after: Look
+    layers: tuple[LayerChange, ...]
+    unpriced: str
+    adapter: ModelAdapter
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a check found, before its limit is looked at.
+
+    Attributes:
+        value: The number; None where it cannot be measured.
+        n: What it is a mean or share of.
+        words: What it is, or why there is no number.
+        interval: 95 % Wilson interval of a share.
+        details: What it is made of.
+    """
+
+    value: float | None
+    n: int
+    words: str
+    interval: tuple[float, float] | None = None
+    details: tuple[Mapping[str, Any], ...] = field(default=())
+
+
+def measure(name: str, config: CheckConfig, evidence: Evidence) -> Measurement:
+    """The measurement of one check.
+
+    Args:
+        name: Of the check.
+        config: Its section of the configuration.
+        evidence: What was seen.
+    """
+    if name in AT_LEAST:
+        assert isinstance(config, SuccessConfig)
+        return _success(name, config, evidence)
+    return _MEASURES[name](evidence)
+
+
+def judge(name: str, config: CheckConfig, found: Measurement) -> Check:
+    """Hold a measurement against its limit.
+
+    Args:
+        name: Of the check.
+        config: Its section of the configuration.
+        found: The measurement.
+    """
+    at_least = name in AT_LEAST
+    judged = _judged(config, found, at_least)
+    if judged is None:
+        passed, words = config.unmeasured == "pass", f"not measured: {found.words}"
+    else:
+        # A number that is not one fails: every comparison with it is false.
+        passed = judged >= config.limit if at_least else judged <= config.limit
+        words = _verdict(config, found, judged, at_least, passed)
+    return Check(
+        name, found.value, found.interval, judged, config.limit, at_least, passed, found.n, words, found.details
+    )
+
+
+def broken(name: str, config: CheckConfig, why: str) -> Check:
+    """The check of an edit that leaves the model without finite numbers: it fails, whatever the limit.
+
+    Args:
+        name: Of the check.
+        config: Its section of the configuration.
+        why: What went wrong.
+    """
+    return Check(name, None, None, None, config.limit, name in AT_LEAST, False, 0, f"the edit breaks the model: {why}")
+
+
+def _judged(config: CheckConfig, found: Measurement, at_least: bool) -> float | None:
+    """The number that is held against the limit."""
+    if not isinstance(config, ShareConfig) or config.judge == "estimate" or found.interval is None:
+        return found.value
+    low, high = found.interval
+    return low if (config.judge == "worst_end") == at_least else high
+
+
+def _verdict(config: CheckConfig, found: Measurement, judged: float, at_least: bool, passed: bool) -> str:
+    number = f"{judged:.4g}"
+    if isinstance(config, ShareConfig) and judged != found.value:
+        number = f"{found.value:.4g}, of its interval the {config.judge.replace('_', ' ')} {judged:.4g},"
+    expected = f"expected at {'least' if at_least else 'most'} {config.limit:g}"
+    if passed:
+        return f"{number} {found.words}; {expected}"
+    # A share or ratio that fails by its fourth digit would read "off by 0" in fixed places.
+    return f"{number} {found.words}; {expected}, off by {abs(judged - config.limit):.3g}"
+
+
+def _share(hits: int, n: int, words: str, details: Sequence[Mapping[str, Any]] = ()) -> Measurement:
+    return Measurement(hits / n, n, words, wilson_interval(hits, n), tuple(details))
+
+
+# ---- what the edit is for --------------------------------------------------------------------------------------
+
+
+def _success(name: str, config: SuccessConfig, evidence: Evidence) -> Measurement:
+    """Share of requests, or of paraphrases, that give the new target."""
+    scores = evidence.after.scores
+    if scores is None:
+        return Measurement(None, 0, "there is no record of what was edited (--requests FILE)")
+    of_edit = name == "efficacy"
+    outcomes = [
+        (score.prompt, _succeeds(config, score, evidence.after.generated, record, place if of_edit else place + 1))
+        for record, row in enumerate(scores.records)
+        for place, score in enumerate(row.efficacy if of_edit else row.paraphrase)
+    ]
+    known = [(prompt, hit) for prompt, hit in outcomes if hit is not None]
+    if not outcomes:
+        return Measurement(None, 0, "no record has paraphrase_prompts (--requests FILE)")
+    if not known:
+        return Measurement(None, 0, 'no record names target_true, which "beats_true" compares with')
+    words = f"of {len(known)} {'requests' if of_edit else 'paraphrases'} give the new target ({config.success})"
+    left = len(outcomes) - len(known)
+    words += f", {left} without target_true left out" if left else ""
+    missed = [{"prompt": prompt} for prompt, hit in known if not hit]
+    return _share(len(known) - len(missed), len(known), words, missed[:_SHOWN])
+
+
+def _succeeds(
+    config: SuccessConfig, score: PromptScore, generated: Sequence[Sequence[bool]] | None, record: int, place: int
+) -> bool | None:
+    """Whether a prompt gives the new target; None where that cannot be said.
+
+    Args:
+        config: What counts as giving it.
+        score: Of the prompt.
+        generated: By record: of its prompt first, then of its paraphrases.
+        record: Index of the record.
+        place: Index of the prompt in `generated`.
+    """
+    if config.success == "argmax":
+        return score.target.argmax
+    if config.success == "beats_true":
+        return None if score.target_true is None else score.target.nll < score.target_true.nll
+    assert generated is not None  # the look generates where a check asks for it
+    return generated[record][place]
+
+
+# ---- what the edit should leave alone --------------------------------------------------------------------------
+
+
+def _neighborhood_flips(evidence: Evidence) -> Measurement:
+    before, after = evidence.before.neighborhood, evidence.after.neighborhood
+    if before is None or after is None:
+        return Measurement(None, 0, "no record has neighborhood_prompts (--requests FILE)")
+    return _flips(evidence.adapter, before, after, "neighbourhood prompts")
+
+
+def _neighborhood_lost(evidence: Evidence) -> Measurement:
+    before, after = evidence.before.scores, evidence.after.scores
+    if before is None or after is None:
+        return Measurement(None, 0, "there is no record of what was edited (--requests FILE)")
+    pairs = [
+        (old, new)
+        for was, now in zip(before.records, after.records, strict=True)
+        for old, new in zip(was.neighborhood, now.neighborhood, strict=True)
+    ]
+    held = [(old, new) for old, new in pairs if old.target_true is not None and old.target_true.argmax]
+    if not held:
+        return Measurement(None, 0, "no neighbourhood prompt gave its record's target_true before (--requests FILE)")
+    lost = [{"prompt": old.prompt} for old, new in held if new.target_true is not None and not new.target_true.argmax]
+    words = f"of {len(held)} neighbourhood prompts that gave their true target no longer do"
+    return _share(len(lost), len(held), words, lost[:_SHOWN])
+
+
+def _canary_kl_mean(evidence: Evidence) -> Measurement:
+    return _canary_kl(evidence, "mean", lambda shift: shift.mean)
+
+
+def _canary_kl_p99(evidence: Evidence) -> Measurement:
+    return _canary_kl(evidence, "99th percentile", lambda shift: shift.p99)
+
+
+def _canary_kl(evidence: Evidence, which: str, read: Callable[[DistributionShift], float]) -> Measurement:
+    before, after = _canary_looks(evidence)
+    shift = distribution_shift(before, after)
+    order = sorted(range(len(shift.kl)), key=shift.kl.__getitem__, reverse=True)
+    details = tuple({"prompt": shift.places[i], "kl": shift.kl[i]} for i in order[:_SHOWN])
+    words = f"nats of KL(reference || edited), {which} of {len(shift.kl)} canary prompts"
+    return Measurement(read(shift), len(shift.kl), words, details=details)
+
+
+def _canary_flips(evidence: Evidence) -> Measurement:
+    return _flips(evidence.adapter, *_canary_looks(evidence), "canary prompts")
+
+
+def _canary_looks(evidence: Evidence) -> tuple[NextTokenLogProbs, NextTokenLogProbs]:
+    """Both looks at the canaries, which a look takes where a check of them is declared."""
+    before, after = evidence.before.canaries, evidence.after.canaries
+    assert before is not None
+    assert after is not None
+    return before, after
+
+
+def _flips(adapter: ModelAdapter, before: NextTokenLogProbs, after: NextTokenLogProbs, what: str) -> Measurement:
+    """Share of prompts with another most likely next token.
+
+    Not `distribution_shift`: where a fact is put in front of prompts, they differ before and after.
+    """
+    pairs = zip(before.places, before.top.tolist(), after.top.tolist(), strict=True)
+    flipped = [
+        {"prompt": prompt, "before": adapter.decode([old]), "after": adapter.decode([new])}
+        for prompt, old, new in pairs
+        if old != new
+    ]
+    n = len(before.places)
+    return _share(len(flipped), n, f"of {n} {what} are continued differently", flipped[:_SHOWN])
+
+
+def _perplexity_ratio(evidence: Evidence) -> Measurement:
+    before, after = evidence.before.perplexity, evidence.after.perplexity
+    assert before is not None
+    assert after is not None  # a look reads the packaged text where this check is declared
+    words = f"times the perplexity of the packaged text ({before:.2f} to {after:.2f})"
+    return Measurement(after / before, evidence.after.tokens, words)
+
+
+# ---- how far the weights have moved ----------------------------------------------------------------------------
+
+
+def _norm_growth(evidence: Evidence) -> Measurement:
+    if not evidence.layers:
+        return Measurement(0.0, 0, "of a weight's norm: the edit changes no weights")
+    worst = max(evidence.layers, key=lambda change: change.norm_growth)
+    words = f"of the norm of the weight is the norm of all updates together, in layer {worst.layer}"
+    details = [{"layer": change.layer, "norm_growth": change.norm_growth} for change in evidence.layers]
+    return Measurement(worst.norm_growth, len(evidence.layers), words, details=tuple(details))
+
+
+def _relative_cost(evidence: Evidence) -> Measurement:
+    if not evidence.layers:
+        return Measurement(0.0, 0, "of the output's mean square: the edit changes no weights")
+    costs = {change.layer: change.relative_cost for change in evidence.layers}
+    priced = {layer: cost for layer, cost in costs.items() if cost is not None}
+    if not priced:
+        return Measurement(None, 0, evidence.unpriced)
+    # NaN is never the largest of several, and would be hidden by a sound layer.
+    worst = max(priced, key=lambda layer: math.inf if math.isnan(priced[layer]) else priced[layer])
+    words = f"of the output's mean square on preserved keys is changed, in layer {worst}"
+    details = [{"layer": layer, "relative_cost": cost} for layer, cost in priced.items()]
+    return Measurement(priced[worst], len(priced), words, details=tuple(details))
+
+
+_MEASURES: dict[str, Callable[[Evidence], Measurement]] = {
+    "neighborhood_flips": _neighborhood_flips,
+    "neighborhood_lost": _neighborhood_lost,
+    "canary_kl_mean": _canary_kl_mean,
+    "canary_kl_p99": _canary_kl_p99,
+    "canary_flips": _canary_flips,
+    "perplexity_ratio": _perplexity_ratio,
+    "norm_growth": _norm_growth,
+    "relative_cost": _relative_cost,
+}

@@ -1,0 +1,153 @@
+"""What a gate found: each check with its number and its limit, and whether the edit is let in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from emendo.errors import GateError
+from emendo.gate.weights import LayerChange
+from emendo.plan import Plan
+from emendo.update import ModelUpdate
+
+Outcome = Literal["pass", "fail", "not measured, pass", "not measured, fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of one edit.
+
+    Attributes:
+        name: As in the configuration.
+        measured: The number; None where it could not be measured.
+        interval: 95 % Wilson interval of a share; None for other numbers.
+        judged: What was held against the limit: `measured`, or an end of the interval.
+        limit: The last value that passes.
+        at_least: Whether the limit is the smallest value that passes; else the largest.
+        passed: Whether the edit holds it.
+        n: Prompts, requests, tokens or layers behind the number.
+        words: The finding in a sentence, or why there is no number.
+        details: What it is made of: prompts that failed, the most changed ones, or the layers.
+    """
+
+    name: str
+    measured: float | None
+    interval: tuple[float, float] | None
+    judged: float | None
+    limit: float
+    at_least: bool
+    passed: bool
+    n: int
+    words: str
+    details: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def margin(self) -> float | None:
+        """How far the number is inside its limit; below 0, how far outside. None where it was not measured."""
+        if self.judged is None:
+            return None
+        return self.judged - self.limit if self.at_least else self.limit - self.judged
+
+    @property
+    def outcome(self) -> Outcome:
+        """Passed or failed, and whether that is a measurement."""
+        if self.measured is None:
+            return "not measured, pass" if self.passed else "not measured, fail"
+        return "pass" if self.passed else "fail"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        row = asdict(self) | {"margin": self.margin, "outcome": self.outcome}
+        row["interval"] = None if self.interval is None else list(self.interval)
+        row["details"] = [dict(detail) for detail in self.details]
+        return row
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What a gate found about an edit.
+
+    Attributes:
+        checks: Every declared check, in a fixed order.
+        not_declared: Checks that the configuration does not make.
+        updates: Identities of the judged updates.
+        reference: ``"base"`` or ``"current"``: what the edit was compared with.
+        layers: How far all updates together have moved each layer.
+        canaries: SHA-256 of every canary file, by name.
+        config: The configuration, as JSON values.
+        forced: Whether somebody let a failing edit in.
+        seconds: Wall time.
+    """
+
+    checks: tuple[Check, ...]
+    not_declared: tuple[str, ...]
+    updates: tuple[str, ...]
+    reference: str
+    layers: tuple[LayerChange, ...]
+    canaries: Mapping[str, str]
+    config: Mapping[str, Any]
+    forced: bool
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every declared check passes."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the edit may be written: it passes, or it was forced."""
+        return self.passed or self.forced
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that fail."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def summary(self) -> str:
+        """Which checks fail and by how much, one a line; or that none does."""
+        if self.passed:
+            unmeasured = [check.name for check in self.checks if check.measured is None]
+            left = f"; not measured: {', '.join(unmeasured)}" if unmeasured else ""
+            return f"all {len(self.checks)} checks of the gate pass{left}"
+        lines = [f"{len(self.failures)} of {len(self.checks)} checks of the gate fail:"]
+        return "\n".join([*lines, *(f"  {check.name}: {check.words}" for check in self.failures)])
+
+    def override(self) -> GateReport:
+        """The same report of a failing edit that somebody lets in all the same; of a passing one, itself."""
+        return self if self.passed else replace(self, forced=True)
+
+    def require(self) -> None:
+        """Raise where the edit may not be written.
+
+        Raises:
+            GateError: A check fails and the edit was not forced; says which and by how much.
+        """
+        if not self.admitted:
+            raise GateError(f"{self.summary()}\nNothing was written. To let it in all the same: report.override()")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, the same whenever the same edit is measured: no times."""
+        return {
+            "format": "emendo.gate",
+            "version": 1,
+            "passed": self.passed,
+            "forced": self.forced,
+            "reference": self.reference,
+            "updates": list(self.updates),
+            "checks": [check.to_dict() for check in self.checks],
+            "not_declared": list(self.not_declared),
+            "layers": [layer.to_dict() for layer in self.layers],
+            "canaries": dict(self.canaries),
+            "config": dict(self.config),
+        }
+
+
+def with_report(plan: Plan, report: GateReport) -> Plan:
+    """The plan with the report in its update's `info`, under ``"gate"``; the update's identity stays the same."""
+    return replace(plan, update=_recorded(plan.update, report))
+
+
+def _recorded(update: ModelUpdate, report: GateReport) -> ModelUpdate:
+    return replace(update, info={**update.info, "gate": report.to_dict()})

@@ -1,0 +1,133 @@
+"""Run a gate: look at the reference, look at the model with the edit, hold the difference against the limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+
+from emendo.errors import CorpusError, InputError, MomentsError, NumericalError
+from emendo.gate.canaries import CanarySet, read_canaries
+from emendo.gate.checks import Evidence, broken, judge, measure
+from emendo.gate.config import Checks, GateConfig, default_config
+from emendo.gate.look import look
+from emendo.gate.report import Check, GateReport
+from emendo.gate.weights import LayerChange, WeightMeter, pricing
+from emendo.plan import Plan
+from emendo.progress import Progress, Silent
+from emendo.requests import EditRecord
+from emendo.session import EditSession
+from emendo.techniques import asked_after
+from emendo.update import ModelUpdate, merge_layers
+
+
+def run_gate(
+    session: EditSession,
+    edit: Plan | ModelUpdate | Sequence[ModelUpdate],
+    records: Sequence[EditRecord],
+    config: GateConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> GateReport:
+    """Measure an edit and hold it against declared limits; the session is left as it was, also after an error.
+
+    Args:
+        session: Holds the model; the edit is not applied to it.
+        edit: A plan, an update, or updates in the order in which they are applied. None at all (an empty sequence)
+            judges the updates that the session holds.
+        records: The edited facts with their probes; where there is none, what asks for them is "not measured".
+        config: The checks and their limits; None takes the packaged ones.
+        progress: Told about the stages.
+
+    Raises:
+        GateConfigError: A canary file cannot be used.
+        BaseMismatchError: An update belongs to another model, or was planned on top of others than the session holds.
+        InputError: There is no edit to judge, or a prompt cannot be scored.
+        NumericalError: The reference itself is broken; a broken edit fails every check instead.
+    """
+    begin = time.perf_counter()
+    config, progress = config or default_config(), progress or Silent()
+    declared = config.checks.declared()
+    canaries = _canaries(config)
+    updates = _updates(session, edit, config)
+    checks, layers = _measured(session, edit, updates, records, canaries, config, progress)
+    return GateReport(
+        checks=checks,
+        not_declared=tuple(name for name in Checks.model_fields if name not in declared),
+        updates=tuple(update.id for update in updates or session.applied_updates),
+        reference=config.reference,
+        layers=layers,
+        canaries={} if canaries is None else canaries.sources,
+        config=config.model_dump(mode="json", exclude={"monitor"}),
+        forced=False,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _measured(
+    session: EditSession,
+    edit: Plan | ModelUpdate | Sequence[ModelUpdate],
+    updates: Sequence[ModelUpdate],
+    records: Sequence[EditRecord],
+    canaries: CanarySet | None,
+    config: GateConfig,
+    progress: Progress,
+) -> tuple[tuple[Check, ...], tuple[LayerChange, ...]]:
+    """Every declared check, and how far the layers have moved."""
+    declared = config.checks.declared()
+    asked = asked_after(edit.method.config, records) if isinstance(edit, Plan) else records
+    prompts = [] if canaries is None else canaries.prompts
+    layers: tuple[LayerChange, ...] = ()
+    with session.at_base() if config.reference == "base" else nullcontext():
+        before = look(session.lm, records, prompts, config.checks, progress)
+    try:
+        with ExitStack() as applied:
+            for update in updates:
+                applied.enter_context(session.applied(update))
+            layers, unpriced = _changes(session, edit, config.checks)
+            after = look(session.lm, asked, prompts, config.checks, progress)
+    except NumericalError as error:
+        return tuple(broken(name, check, str(error)) for name, check in declared.items()), layers
+    evidence = Evidence(before, after, layers, unpriced, session.lm)
+    return tuple(judge(name, check, measure(name, check, evidence)) for name, check in declared.items()), layers
+
+
+def _canaries(config: GateConfig) -> CanarySet | None:
+    checks = config.checks
+    if not any((checks.canary_kl_mean, checks.canary_kl_p99, checks.canary_flips)):
+        return None
+    return read_canaries(config.canaries.files, config.folder)
+
+
+def _updates(
+    session: EditSession, edit: Plan | ModelUpdate | Sequence[ModelUpdate], config: GateConfig
+) -> tuple[ModelUpdate, ...]:
+    if isinstance(edit, Plan):
+        return (edit.update,)
+    if isinstance(edit, ModelUpdate):
+        return (edit,)
+    if not edit and not (session.applied_updates and config.reference == "base"):
+        raise InputError(
+            "there is no edit to judge: expected a plan or an update, or a session that holds updates and a gate with "
+            'reference = "base"'
+        )
+    return tuple(edit)
+
+
+def _changes(
+    session: EditSession, edit: Plan | ModelUpdate | Sequence[ModelUpdate], checks: Checks
+) -> tuple[tuple[LayerChange, ...], str]:
+    """How far the session's updates together have moved each layer, and why there is no relative cost, if so."""
+    if checks.norm_growth is None and checks.relative_cost is None:
+        return (), ""
+    total = merge_layers([part for update in session.applied_updates for part in update.layers])
+    settings, unpriced = None, ""
+    if checks.relative_cost is not None:
+        settings, unpriced = pricing(edit if isinstance(edit, Plan) else session.applied_updates[-1])
+    meter = WeightMeter(session)
+    if settings is None:
+        return meter.changes(total, None), unpriced
+    try:
+        return meter.changes(total, settings), ""
+    except (CorpusError, MomentsError) as error:
+        return meter.changes(total, None), f"its second moment cannot be had: {error}"

@@ -1,0 +1,132 @@
+"""How far updates have moved the weights of each layer: the cheapest signs of damage, without a forward pass.
+
+Both figures are of the *total* change since the unedited model, so they grow with every edit even where each single
+one is small. ΔW is never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from emendo.methods import MethodConfig
+from emendo.methods.config import MomentSettings
+from emendo.plan import Plan
+from emendo.session import EditSession
+from emendo.shapes import Moment
+from emendo.solve import frobenius_norm, preservation_cost
+from emendo.update import LayerUpdate, ModelUpdate
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What updates together have done to one layer.
+
+    Attributes:
+        layer: Index of the block.
+        norm_growth: ‖ΔW‖_F / ‖W‖_F of their sum, W unedited.
+        relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ) of their sum: mean squared change of the layer's output on preserved
+            keys, relative to the output's own mean square; None where C is not known.
+    """
+
+    layer: int
+    norm_growth: float
+    relative_cost: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class WeightMeter:
+    """Measures the change of layers against the unedited model, whose own figures it works out once.
+
+    Args:
+        session: Holds the model. Second moments come from its store; those of every layer measured stay in memory.
+    """
+
+    def __init__(self, session: EditSession) -> None:
+        self._session = session
+        self._norms: dict[int, float] = {}
+        self._moments: dict[tuple[MomentSettings, int], tuple[Moment, float]] = {}
+
+    def changes(self, total: Sequence[LayerUpdate], moments: MomentSettings | None) -> tuple[LayerChange, ...]:
+        """The change of every layer.
+
+        Args:
+            total: Sum of the updates, one entry a layer (`emendo.update.merge_layers`).
+            moments: Whose second moment prices the change; None leaves `relative_cost` out.
+
+        Raises:
+            CorpusError: A second moment is missing and its text cannot be read.
+            MomentsError: A stored second moment is damaged.
+        """
+        self._learn([part.layer for part in total], moments)
+        return tuple(
+            LayerChange(
+                layer=part.layer,
+                norm_growth=frobenius_norm(part.residuals, part.dual_keys) / self._norms[part.layer],
+                relative_cost=None if moments is None else self._cost(part, moments),
+            )
+            for part in total
+        )
+
+    def _cost(self, part: LayerUpdate, settings: MomentSettings) -> float:
+        moment, own = self._moments[settings, part.layer]
+        part = part.to(moment.device)
+        return preservation_cost(part.residuals, part.dual_keys, moment) / own
+
+    def _learn(self, layers: Sequence[int], settings: MomentSettings | None) -> None:
+        """‖W‖ and tr(W C Wᵀ) of layers not seen before."""
+        lm = self._session.lm
+        missing = [] if settings is None else [layer for layer in layers if (settings, layer) not in self._moments]
+        found: dict[int, Moment] = {}
+        if missing and settings is not None:
+            found, _ = self._session.second_moments(missing, settings)
+        unknown = [layer for layer in layers if layer not in self._norms]
+        if not unknown and not found:
+            return
+        with self._session.at_base():
+            for layer in unknown:
+                self._norms[layer] = float(torch.linalg.vector_norm(lm.weight(layer), dtype=torch.float64))
+            for layer, moment in found.items():
+                weight = lm.weight(layer).double()
+                moment = moment.to(weight)
+                assert settings is not None  # it named the moments
+                self._moments[settings, layer] = moment, float(((weight @ moment) * weight).sum())
+
+
+def pricing(edit: Plan | ModelUpdate) -> tuple[MomentSettings | None, str]:
+    """The second moments that an edit was planned with, which price it; or why there are none.
+
+    Args:
+        edit: A plan, or an update whose record names them.
+    """
+    if isinstance(edit, Plan):
+        config = edit.method.config
+        if isinstance(config, MethodConfig):
+            return config.moments, ""
+        return None, f"{config.name} is a baseline, which has no second moment"
+    named = _recorded(edit, "moments.")
+    try:
+        settings = TypeAdapter(MomentSettings).validate_python(named)
+    except ValidationError:
+        named = {}
+    if not named:
+        return None, "the update's record names no second moment"
+    # A file may come from anywhere: it does not get to name texts that are read or downloaded here.
+    if settings.source != "self":
+        return None, f"the update was planned with second moments of {settings.source!r}, which are not read for a file"
+    return settings, ""
+
+
+def _recorded(update: ModelUpdate, prefix: str) -> dict[str, Any]:
+    """Settings of one section that an update's record holds, whatever else is in it."""
+    method = update.info.get("method")
+    settings = method.get("settings") if isinstance(method, dict) else None
+    rows = settings.items() if isinstance(settings, dict) else ()
+    return {name.removeprefix(prefix): value for name, value in rows if str(name).startswith(prefix)}

@@ -1,0 +1,70 @@
+"""The default limits against the measured runs (benchmarks/results): the monitor warns before a real collapse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emendo.gate import default_config
+from emendo.gate.checks import AT_LEAST
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+LIMITS = default_config().monitor.limits()
+
+
+def rows(method: str) -> list[dict[str, Any]]:
+    lines = (RESULTS / "collapse.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines[1:]) if row["method"] == method and row["step"] > 0]
+
+
+def first(run: list[dict[str, Any]], signal: str, limit: float) -> int | None:
+    return next((row["step"] for row in run if row[signal] is not None and row[signal] > limit), None)
+
+
+def test_the_collapse_is_announced_long_before_it_comes() -> None:
+    run = rows("rome")
+    collapsed = first(run, "perplexity_ratio", 1.5)
+    assert collapsed is not None, "the run does collapse"
+    warned = {signal: first(run, signal, limit) for signal, limit in LIMITS.items()}
+    for signal, ahead in {"norm_growth": 8, "relative_cost": 8, "canary_flips": 6, "canary_kl_mean": 4}.items():
+        step = warned[signal]
+        assert step is not None
+        assert step <= collapsed - ahead, (signal, step, collapsed)
+        before = run[step - 1]
+        assert before["perplexity_ratio"] < 1.02, "when it warns the model is still sound"
+        assert (before["retained_argmax"], before["retained_beats_true"]) == (100, 100)
+
+
+def test_a_sequence_that_keeps_the_model_is_not_warned_of() -> None:
+    run = rows("emendo")
+    assert run[-1]["perplexity_ratio"] < 1.01, "the run keeps the model"
+    assert {signal: first(run, signal, limit) for signal, limit in LIMITS.items()} == dict.fromkeys(LIMITS)
+
+
+def gate_runs() -> dict[str, dict[str, Any]]:
+    lines = (RESULTS / "gate.jsonl").read_text().splitlines()
+    return {row["run"]: row["checks"] for row in map(json.loads, lines[1:])}
+
+
+def failing(checks: dict[str, Any]) -> set[str]:
+    found = set()
+    for name, check in default_config().checks.declared().items():
+        value = checks[name]["measured"]
+        if value is not None and (value < check.limit if name in AT_LEAST else value > check.limit):
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("run", [run for run in gate_runs() if run.startswith("emendo")])
+def test_the_default_gate_lets_a_good_edit_in(run: str) -> None:
+    assert failing(gate_runs()[run]) == set()
+
+
+def test_the_default_gate_keeps_the_collapse_out() -> None:
+    runs = gate_runs()
+    assert len(failing(runs["rome, 11 edits one by one"])) >= 8
+    early = failing(runs["rome, 3 edits one by one"])
+    assert {"norm_growth", "relative_cost", "canary_kl_p99", "neighborhood_lost"} <= early

@@ -8,7 +8,7 @@ One JSON line for each method and mode; lines already in --out are not run again
 and taken up. Scores are *final*: all facts are scored once, after the last batch. "Before" is the unedited model. A run
 is ``METHOD [layers=4-8] [NAME=VALUE ...]``; with no run given, every method of the catalog and the baselines.
 
-Target searches on the unedited model that are equal (same requests, contexts, layer and settings) are made once and
+Target searches on the unedited model that are equal (same requests, contexts, layer, settings) are made once and
 kept beside --out; `plan_seconds` counts what this run took, `shared_seconds` what searches had taken that an earlier
 run had made.
 """

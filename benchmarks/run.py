@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="CounterFact JSONL for the target search; default: the demo facts")
+    parser.add_argument("--data", type=Path, help="CounterFact JSONL for targets and scoring")
     parser.add_argument("--quick", action="store_true", help="smaller sizes: minutes instead of a quarter of an hour")
     parser.add_argument("--large", metavar="SHAPE", help="also large_models.py with random weights: gptj-6b, llama3-8b")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -23,6 +23,8 @@ def main() -> None:
         targets += ["--repeats", "1", "-n", "8"]
     undo = ["undo.py", *(["-n", "4", "--remove", "1"] if args.quick else [])]
     runs = [targets, ["moments.py"], ["solve.py", *(["--quick"] if args.quick else [])], undo]
+    if args.data:
+        runs.append(["scoring.py", "--data", str(args.data), *(["-n", "8", "--block", "4"] if args.quick else [])])
     if args.large:
         runs.append(["large_models.py", "--shape", args.large])
     for script, *rest in runs:

@@ -21,8 +21,8 @@ _UNSPACED = re.compile(
 )
 """Thai and Lao, Tibetan, Burmese, Khmer, kana and Chinese characters."""
 
-_ENDS = re.compile(r"""[.!?…]+["'”’»)\]*_]*(\s|$)|\n|[。！？]""")
-"""Where an answer may end: the end of a sentence or of a line."""
+_ENDS = re.compile(r"""[.!?…]+["'”’»)\]*_]*\s|\n|[。！？]""")
+"""Where an answer may end before another word: the end of a sentence or of a line."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ ACCELERATOR_TOKEN_BUDGET = 16_384
 
 CPU_TREE_BUDGET = 384
 ACCELERATOR_TREE_BUDGET = 2048
-"""Default tokens of one tree. Attention in a tree is quadratic in them; beyond these it costs more than it saves."""
+"""Default tokens of one tree. Attention in a tree is quadratic in them: at 384 a tenth of the time of linear maps."""
 
 LOGIT_BYTES = 64 * 2**20
 """Most bytes of logits held at once; the softmax needs about as much again."""

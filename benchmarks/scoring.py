@@ -24,9 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.counterfact import read_counterfact
+
 from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
 from emendo import EditRecord, ModelAdapter, load
+from emendo.datasets import load_records
 from emendo.evaluate import score_tokens
 from emendo.models.tree import plant
 from emendo.text.alignment import encode_target
@@ -119,7 +120,7 @@ def main() -> None:
     args = parser.parse_args()
     load_before = os.getloadavg()[0]
     adapter = load(args.model, dtype="float32")
-    records = read_counterfact(args.data)[: args.n]
+    records = list(load_records(args.data, format="counterfact").records[: args.n])
     measure_block(adapter, pairs_of(records[:1]), args.budget)  # warm-up
     blocks = []
     for start in range(0, len(records), args.block):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.counterfact import read_counterfact
 from benchmarks.scoring import naive_nll, pairs_of
+from emendo.datasets import load_records
 from emendo.evaluate import METRICS, RecordScore, evaluate_records, score_targets
 from emendo.models import ModelAdapter
 from tests.independent_scorer import Candidate, IndependentScorer, summary
@@ -31,7 +31,7 @@ def counterfact() -> Path:
 
 
 def test_agrees_with_one_pair_at_a_time(demo_model: ModelAdapter, counterfact: Path) -> None:
-    pairs = pairs_of(read_counterfact(counterfact)[:8])
+    pairs = pairs_of(list(load_records(counterfact, format="counterfact").records[:8]))
     fast = score_targets(demo_model, pairs)
     naive = [naive_nll(demo_model, pair) for pair in pairs]
     assert [score.nll for score in fast] == pytest.approx(naive, abs=1e-4)
@@ -39,7 +39,7 @@ def test_agrees_with_one_pair_at_a_time(demo_model: ModelAdapter, counterfact: P
 
 def test_every_comparison_is_that_of_an_independent_scorer(demo_model: ModelAdapter, counterfact: Path) -> None:
     rows = [json.loads(line) for line in counterfact.read_text(encoding="utf-8").splitlines()[:N]]
-    found = evaluate_records(demo_model, read_counterfact(counterfact)[:N])
+    found = evaluate_records(demo_model, load_records(counterfact, format="counterfact").records[:N])
     scorer = IndependentScorer(copy.deepcopy(demo_model.model), demo_model.tokenizer)
     expected = [scorer.record(row) for row in rows]
     largest = 0.0

@@ -301,10 +301,14 @@ def test_an_error_after_the_commit_leaves_the_session_at_what_the_ledger_has(
         if folder == ledger.store.folder:
             raise OutputError("the disk did not confirm")
 
-    with pytest.raises(OutputError), ledger.editing(any_session, [fact(1)]) as pending:
-        if unconfirmed:
-            monkeypatch.setattr(files_module, "sync_folder", fails)
-        pending.commit(session.plan([fact(1)]).update)
-        raise OutputError("what came after the commit")
+    def edit_and_fail() -> None:
+        with ledger.editing(any_session, [fact(1)]) as pending:
+            if unconfirmed:
+                monkeypatch.setattr(files_module, "sync_folder", fails)
+            pending.commit(session.plan([fact(1)]).update)
+            raise OutputError("what came after the commit")
+
+    with pytest.raises(OutputError):
+        edit_and_fail()
     assert facts_of(ledger) == ["Tower 1"]
     assert [update.id for update in session.applied_updates] == [entry.update for entry in ledger.state()]

@@ -1,6 +1,6 @@
 """Kill processes that write a ledger, at random instants, and look at what is left: `python tests/ledger_kills.py`.
 
-A worker edits, reverts, compacts and checks out at random until SIGKILL. It tells its parent what it is about to do,
+A worker edits, replaces, reverts and compacts at random until SIGKILL. It tells its parent what it is about to do,
 and that it is done. After each kill the ledger has to open and verify, to hold every operation that was reported done,
 and to stand exactly at the state before or after the one that was under way.
 """
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ for entry in (Path(__file__).parents[1], Path(__file__).parents[1] / "src"):
 
 from emendo.ledger import EditLedger  # noqa: E402
 from emendo.ledger.record import MAKES_EDIT  # noqa: E402
-from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger  # noqa: E402
+from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger, replacing  # noqa: E402
 
 MOST_ACTIVE = 8
 MOST_LINES = 8
@@ -40,7 +41,7 @@ def work(folder: Path, seed: int, pipe: int) -> None:
     number = 0
     while True:
         active = [edit.id for edit in ledger.history().edits()]
-        kind = rng.choices(("edit", "revert", "compact"), (6, 4, 2))[0]
+        kind = rng.choices(("edit", "replace", "revert", "compact"), (6, 3, 4, 2))[0]
         if len(active) >= MOST_ACTIVE:
             kind = "revert"
         before = facts_of(ledger)
@@ -49,6 +50,12 @@ def work(folder: Path, seed: int, pipe: int) -> None:
             request = fact(seed * 1000 + number)
             tell(pipe, "begin", "edit", [*before, request.subject])
             add(ledger, request)
+        elif kind == "replace":
+            number += 1
+            old = rng.choice([request for edit in ledger.history().edits() for request in edit.requests.values()])
+            left = [subject for subject in before if subject != old.subject]
+            tell(pipe, "begin", "replace", [*left, old.subject])
+            replacing(ledger, replace(old, target=f"City {seed * 1000 + number}"))
         elif kind == "revert":
             gone = rng.choice(active)
             history = ledger.history()

@@ -22,7 +22,7 @@ for entry in (Path(__file__).parents[1], Path(__file__).parents[1] / "src"):
 
 from emendo.errors import LedgerError  # noqa: E402
 from emendo.ledger import EditLedger  # noqa: E402
-from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger  # noqa: E402
+from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger, replacing  # noqa: E402
 
 STEPS = ("open", "mkdir", "write", "pwrite", "ftruncate", "fsync", "chmod", "rename", "replace", "unlink")
 """Functions of `os` by which the ledger and the tensor files change the disk."""
@@ -30,6 +30,7 @@ STEPS = ("open", "mkdir", "write", "pwrite", "ftruncate", "fsync", "chmod", "ren
 OPERATIONS: dict[str, Callable[[Path], object]] = {
     "init": new_ledger,
     "edit": lambda folder: add(EditLedger(folder), fact(9)),
+    "replace": lambda folder: replacing(EditLedger(folder), fact(2, "Oslo")),
     "revert": lambda folder: EditLedger(folder).revert(edits_of(folder)[1], WorldPlanner()),
     "revert the last": lambda folder: EditLedger(folder).revert(edits_of(folder)[-1]),
     "checkout": lambda folder: EditLedger(folder).checkout("base"),
@@ -39,6 +40,7 @@ OPERATIONS: dict[str, Callable[[Path], object]] = {
 SEEN_AFTER = {
     "init": [],
     "edit": ["Tower 1", "Tower 2", "Tower 3", "Tower 9"],
+    "replace": ["Tower 1", "Tower 3", "Tower 2"],
     "revert": ["Tower 1", "Tower 3"],
     "revert the last": ["Tower 1", "Tower 2"],
     "checkout": [],

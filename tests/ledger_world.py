@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -72,6 +73,34 @@ class WorldPlanner:
 
     def environment(self) -> dict[str, str]:
         return {"emendo": "test"}
+
+
+class WorldSession(WorldPlanner):
+    """As much of an `EditSession` as a ledger asks for, in the world of `planned`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seed = 0
+        self.base = {name: value for name, value in BASE.items() if name != "dtype"}
+        self.lm = SimpleNamespace(dtype=torch.float32, device="cpu")
+
+    @property
+    def applied_updates(self) -> tuple[ModelUpdate, ...]:
+        return tuple(self.updates)
+
+    def plan(self, requests: Any, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(update=planned(requests, self.updates, self.seed))
+
+    def apply(self, update: ModelUpdate) -> None:
+        self.updates.append(update)
+
+
+def replacing(ledger: EditLedger, request: EditRequest) -> WorldSession:
+    """Put a fact in place of what the ledger has about it, in one record; gives the session."""
+    session: Any = WorldSession()
+    with ledger.editing(session, [request], replace=True) as pending:
+        pending.commit(session.plan([request]).update)
+    return session
 
 
 def new_ledger(folder: Path, **options: Any) -> EditLedger:

@@ -16,6 +16,7 @@ from emendo.errors import BaseMismatchError, GateConfigError, GateError, InputEr
 from emendo.evaluate import distribution_shift, evaluate_records, next_token_log_probs, packaged_text, perplexity
 from emendo.gate import Check, GateConfig, default_text, read_canaries, run_gate, with_report
 from emendo.gate.config import parse_config
+from emendo.ledger import EditLedger
 from emendo.moments import MomentStore
 from emendo.plan import Plan
 from emendo.requests import EditRecord
@@ -327,6 +328,7 @@ def test_the_report_travels_with_the_update(session: EditSession, plan: Plan, tm
 
 # ---- the command ---------------------------------------------------------------------------------------------
 
+OTHER = ["--prompt", "{} speaks", "--subject", "Japan", "--target", "Rome"]
 STRICT = "[checks.norm_growth]\nlimit = 0\n"
 LOOSE = "[checks.norm_growth]\nlimit = 1e9\n[checks.paraphrase]\nlimit = 0\n"
 
@@ -354,6 +356,33 @@ def test_a_failing_edit_is_not_written_unless_forced(emendo: Command, model: str
     assert ModelUpdate.load("kept/update.safetensors").info["gate"]["forced"] is True
     assert "Gate: the edit fails, and was overridden" in Path("kept/report.md").read_text()
     assert json.loads(Path("kept/report.json").read_text())["gate"]["forced"] is True
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("more", [[], ["--json", "--quiet"], ["--replace"]])
+def test_a_refused_edit_leaves_the_ledger_byte_for_byte(
+    more: list[str], emendo: Command, model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "strict.toml").write_text(STRICT)
+    ledger = tmp_path / "facts"
+    assert emendo("init", str(ledger), "--model", model)[0] == 0
+    base = ["edit", "--model", model, *QUICK, "--layers", "1", "--ledger", str(ledger)]
+    assert emendo(*base, *FACT)[0] == 0
+    before = {path: path.read_bytes() for path in ledger.rglob("*") if path.is_file()}
+    other = [{"Rome": "Oslo"}.get(word, word) for word in FACT] if more == ["--replace"] else OTHER
+    assert other != FACT
+    limits = ["--gate", str(tmp_path / "strict.toml")]
+    code, _, err = emendo(*base, *other, *limits, *more)
+    assert code == 1, err
+    assert {path: path.read_bytes() for path in ledger.rglob("*") if path.is_file()} == before
+    code, out, err = emendo(
+        *base, *other, *limits, *(["--replace"] if "--replace" in more else []), "--force", "--json"
+    )
+    assert code == 0, err
+    record = json.loads(out)["ledger"]
+    assert record["details"]["gate"]["forced"] is True, "the record says that it was forced"
+    assert ModelUpdate.load(ledger / "objects" / f"{record['added'][-1]['file']}.safetensors").info["gate"]["forced"]
+    assert EditLedger(ledger).verify().ok
 
 
 @pytest.mark.usefixtures("home")

@@ -138,9 +138,12 @@ def test_the_algebraic_way_needs_no_model_where_nothing_is_preserved(tmp_path: P
     ledger, session = begun(tmp_path / "a", store)
     ids = [ledger.edit(session, [fact], "emmet", layers=[1], settings=QUICK).id for fact in FACTS[:3]]
     assert not ledger.needs_model(ids[0], "algebraic")
-    ledger.revert(ids[0], how="algebraic")
+    record = ledger.revert(ids[0], how="algebraic")
     ledger.sync(session)
     assert len(session.applied_updates) == 2
+    told = [entry["relative_change"] for entry in record.details["remade"]]
+    assert told == [update.info["algebraic"]["relative_change"] for update in session.applied_updates]
+    assert all(0 < change["1"] < 1 for change in told)
 
 
 def test_compacted_weights_are_within_the_tolerance(tmp_path: Path, store: MomentStore) -> None:

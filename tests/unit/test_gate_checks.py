@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from emendo.evaluate import wilson_interval
-from emendo.gate.checks import AT_LEAST, Measurement, broken, judge
+from emendo.gate.checks import AT_LEAST, Evidence, Measurement, broken, judge, measure
 from emendo.gate.config import CheckConfig, Checks, ShareConfig, SuccessConfig, default_config
-from emendo.gate.look import begins_with
+from emendo.gate.look import Look, begins_with
 from emendo.gate.report import Check, GateReport
+from emendo.gate.weights import LayerChange
+from emendo.models import ModelAdapter
 
 ABOVE, BELOW = math.inf, -math.inf
 
@@ -145,3 +147,13 @@ def test_only_a_failing_edit_can_be_forced() -> None:
 def test_a_passing_report_names_what_was_not_measured() -> None:
     left_out = judge("paraphrase", SuccessConfig(limit=0.5, unmeasured="pass"), Measurement(None, 0, "nothing"))
     assert report(GOOD, left_out).summary() == "all 2 checks of the gate pass; not measured: paraphrase"
+
+
+@pytest.mark.parametrize("name", ["norm_growth", "relative_cost"])
+def test_a_layer_without_a_number_is_not_hidden_by_a_sound_one(name: str) -> None:
+    layers = (LayerChange(0, 0.1, 0.1), LayerChange(1, math.nan, math.nan), LayerChange(2, 0.2, 0.2))
+    evidence = Evidence(Look(), Look(), layers, "", adapter=cast(ModelAdapter, None))
+    config = config_of(name, 9.0)
+    check = judge(name, config, measure(name, config, evidence))
+    assert not check.passed
+    assert "in layer 1" in check.words

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from emendo.errors import BaseMismatchError, ConflictError, InputError, LedgerError, RequestError
+import emendo.ledger.files as files_module
+from emendo.errors import BaseMismatchError, ConflictError, InputError, LedgerError, OutputError, RequestError
 from emendo.ledger import EditLedger
 from emendo.requests import EditRequest
 from emendo.update import ModelUpdate
-from tests.ledger_world import BASE, WorldPlanner, add, fact, facts_of, new_ledger, planned
+from tests.ledger_world import BASE, WorldPlanner, WorldSession, add, fact, facts_of, new_ledger, planned
 
 
 @pytest.fixture(autouse=True)
@@ -286,3 +288,27 @@ def test_records_are_json_that_people_can_read(ledger: EditLedger) -> None:
     assert document["parent"] == ledger.log()[0].id
     assert document["added"][0]["edit"] is None, "a record cannot hold its own hash"
     assert ledger.base == BASE
+
+
+@pytest.mark.parametrize("unconfirmed", [False, True])
+def test_an_error_after_the_commit_leaves_the_session_at_what_the_ledger_has(
+    unconfirmed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, session = new_ledger(tmp_path / "ledger"), WorldSession()
+    any_session: Any = session
+
+    def fails(folder: Path) -> None:
+        if folder == ledger.store.folder:
+            raise OutputError("the disk did not confirm")
+
+    def edit_and_fail() -> None:
+        with ledger.editing(any_session, [fact(1)]) as pending:
+            if unconfirmed:
+                monkeypatch.setattr(files_module, "sync_folder", fails)
+            pending.commit(session.plan([fact(1)]).update)
+            raise OutputError("what came after the commit")
+
+    with pytest.raises(OutputError):
+        edit_and_fail()
+    assert facts_of(ledger) == ["Tower 1"]
+    assert [update.id for update in session.applied_updates] == [entry.update for entry in ledger.state()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,9 +14,13 @@ from typing import Any
 
 import pytest
 
-from emendo.errors import LedgerBusyError
+from emendo.errors import LedgerBusyError, LedgerError
 from emendo.ledger import EditLedger
-from tests.ledger_world import add, fact, facts_of, new_ledger
+from emendo.ledger.change import stored
+from emendo.ledger.lock import writer_lock
+from emendo.ledger.pending import edit_details
+from emendo.ledger.stamp import stamped
+from tests.ledger_world import add, fact, facts_of, new_ledger, planned
 
 TESTS = Path(__file__).parents[1]
 
@@ -53,10 +58,16 @@ def test_a_kill_before_any_step_on_the_disk_leaves_before_or_after() -> None:
     assert 0 < found["edit"]["after"] < 10, "most steps come before the one that makes it happen"
 
 
+def test_a_kill_in_mid_replace_leaves_the_old_fact_or_the_new() -> None:
+    found = result(python(str(TESTS / "ledger_steps.py"), "replace"))
+    assert found["replace"]["kills"] > 40, "the edits that came after the old one are written too"
+    assert 0 < found["replace"]["after"] < 10
+
+
 @pytest.mark.slow
 def test_a_kill_before_any_step_of_any_operation_leaves_before_or_after() -> None:
     found = result(python(str(TESTS / "ledger_steps.py")))
-    assert len(found) == 12
+    assert len(found) == 14
 
 
 # ---- several writers -------------------------------------------------------------------------------------------
@@ -120,6 +131,49 @@ def test_a_second_writer_that_cannot_wait_is_refused(tmp_path: Path) -> None:
         assert facts_of(other) == [], "looking does not wait"
     assert refused.value.exit_code == 1
     other.checkout("base")
+
+
+def test_a_lock_file_that_was_taken_away_lets_no_second_writer_in(tmp_path: Path) -> None:
+    lock, entered, leave = tmp_path / "lock", threading.Event(), threading.Event()
+    waits = threading.Event()
+
+    def wait_for_it() -> None:
+        with writer_lock(lock, "edit", timeout=30, waiting=lambda _: waits.set()):
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=wait_for_it)
+    with writer_lock(lock, "edit", timeout=0):
+        thread.start()
+        assert waits.wait(30)
+        lock.unlink()  # the waiter holds the old file open
+    with contextlib.ExitStack() as second:
+        if not entered.wait(0.3):  # it may be quicker than the next line, and then holds the new file
+            second.enter_context(writer_lock(lock, "revert", timeout=30))
+        else:
+            with pytest.raises(LedgerBusyError):
+                second.enter_context(writer_lock(lock, "revert", timeout=0))
+    leave.set()
+    thread.join(30)
+    assert entered.is_set()
+
+
+def test_a_writer_whose_lock_was_taken_away_overwrites_nothing(tmp_path: Path) -> None:
+    ledger = new_ledger(tmp_path / "ledger")
+    update = planned([fact(1)], [])
+    other = EditLedger(ledger.store.folder, timeout=0)
+    with ledger.store.locked("edit", timeout=0):
+        history = ledger.history()
+        details = edit_details(update, {}, None, None)
+        (ledger.store.folder / "lock").unlink()
+        other.checkout("base")
+        late = stamped(history, "edit", active=[stored(ledger.store, update)], details=details, who="a", message="")
+        with pytest.raises(LedgerError, match=r"another process wrote .* lock"):
+            ledger.store.append(late)
+    assert [record.operation for record in ledger.log()] == ["init", "checkout"]
+    add(ledger, fact(1))
+    assert ledger.verify().ok
+    assert ledger.verify().leftovers == 0
 
 
 def test_a_killed_writer_holds_no_lock(tmp_path: Path) -> None:

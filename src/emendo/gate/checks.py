@@ -268,10 +268,11 @@ def _perplexity_ratio(evidence: Evidence) -> Measurement:
 def _norm_growth(evidence: Evidence) -> Measurement:
     if not evidence.layers:
         return Measurement(0.0, 0, "of a weight's norm: the edit changes no weights")
-    worst = max(evidence.layers, key=lambda change: change.norm_growth)
-    words = f"of the norm of the weight is the norm of all updates together, in layer {worst.layer}"
-    details = [{"layer": change.layer, "norm_growth": change.norm_growth} for change in evidence.layers]
-    return Measurement(worst.norm_growth, len(evidence.layers), words, details=tuple(details))
+    growth = {change.layer: change.norm_growth for change in evidence.layers}
+    worst = _worst(growth)
+    words = f"of the norm of the weight is the norm of all updates together, in layer {worst}"
+    details = [{"layer": layer, "norm_growth": value} for layer, value in growth.items()]
+    return Measurement(growth[worst], len(growth), words, details=tuple(details))
 
 
 def _relative_cost(evidence: Evidence) -> Measurement:
@@ -281,11 +282,15 @@ def _relative_cost(evidence: Evidence) -> Measurement:
     priced = {layer: cost for layer, cost in costs.items() if cost is not None}
     if not priced:
         return Measurement(None, 0, evidence.unpriced)
-    # NaN is never the largest of several, and would be hidden by a sound layer.
-    worst = max(priced, key=lambda layer: math.inf if math.isnan(priced[layer]) else priced[layer])
+    worst = _worst(priced)
     words = f"of the output's mean square on preserved keys is changed, in layer {worst}"
     details = [{"layer": layer, "relative_cost": cost} for layer, cost in priced.items()]
     return Measurement(priced[worst], len(priced), words, details=tuple(details))
+
+
+def _worst(values: Mapping[int, float]) -> int:
+    """The layer of the largest value; NaN is never the largest of several, and would be hidden by a sound layer."""
+    return max(values, key=lambda layer: math.inf if math.isnan(values[layer]) else values[layer])
 
 
 _MEASURES: dict[str, Callable[[Evidence], Measurement]] = {

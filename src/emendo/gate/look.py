@@ -75,10 +75,8 @@ def look(
     return Look(
         scores=evaluate_records(adapter, records, progress=progress) if scored else None,
         generated=_generated(adapter, records, progress) if generates else None,
-        neighborhood=next_token_log_probs(adapter, neighbors, progress=progress)
-        if checks.neighborhood_flips and neighbors
-        else None,
-        canaries=next_token_log_probs(adapter, canaries, progress=progress) if canaries else None,
+        neighborhood=_next_tokens(adapter, neighbors if checks.neighborhood_flips else [], progress),
+        canaries=_next_tokens(adapter, canaries, progress),
         perplexity=None if text is None else text.value,
         tokens=0 if text is None else text.predicted_tokens,
     )

@@ -137,7 +137,11 @@ def _without_by_algebra(store: LedgerStore, history: History, gone: Sequence[str
     if planner is not None:
         planner.move_to(left)
     new = [stored(store, update, old.edit, old.dropped) for update, old in zip(left[index:], later, strict=True)]
-    return State([*before, *new], _remade(new))
+    remade = [
+        {**row, "relative_change": update.info["algebraic"]["relative_change"]}
+        for row, update in zip(_remade(new)["remade"], left[index:], strict=True)
+    ]
+    return State([*before, *new], {"remade": remade})
 
 
 def _remade(entries: Sequence[Active]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ class EditLedger:
             check_base(history, base_of(session))
             facts = replaced_facts(history.edits(), requests, replace=replace, folder=self.store.folder)
             planner = SessionPlanner(session)
-            with self._restored(history, planner):
+            with self._restored(planner):
                 state = self._without_facts(history, facts, planner)
                 yield (pending := PendingEdit(self.store, history, session, requests, state, self.who, message))
             if pending.record is None:
@@ -274,7 +274,7 @@ class EditLedger:
             if isinstance(planner, SessionPlanner):
                 check_base(history, base_of(planner.session))
             gone = history.reverted_by(history.record(id))
-            with self._restored(history, planner):
+            with self._restored(planner):
                 state = without_edit(self.store, history, gone, planner, how)
                 details = {"reverts": gone, "how": how, **state.details}
                 return self._commit(history, "revert", state.active, details, message)
@@ -317,13 +317,13 @@ class EditLedger:
             yield History(chain)
 
     @contextmanager
-    def _restored(self, history: History, planner: Planner | None) -> Iterator[None]:
-        """After an error, the model is at the state that the ledger still has."""
+    def _restored(self, planner: Planner | None) -> Iterator[None]:
+        """After an error, the model is at the state that the ledger has: the one before it, unless it came too late."""
         try:
             yield
         except BaseException:
             if planner is not None:
-                planner.move_to(loaded(self.store, history.active))
+                planner.move_to(loaded(self.store, self.history().active))
             raise
 
     def _without_facts(self, history: History, facts: Sequence[str], planner: Planner) -> State:

@@ -38,10 +38,8 @@ def writer_lock(
         LedgerBusyError: Another process held it all the time; says which.
         OutputError: The folder cannot be written.
     """
-    with writing(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    handle = _acquired(path, timeout, waiting)
     try:
-        _acquire(handle, path, timeout, waiting)
         _note(handle, operation)
         try:
             yield
@@ -51,19 +49,22 @@ def writer_lock(
         os.close(handle)  # frees the lock, as the end of the process does
 
 
-def _acquire(handle: int, path: Path, timeout: float, waiting: Callable[[str], None] | None) -> None:
-    try:
-        import fcntl
-    except ImportError as error:  # Windows
-        raise LedgerError("a ledger needs POSIX file locks (fcntl.flock); use Linux, macOS or WSL") from error
+def _acquired(path: Path, timeout: float, waiting: Callable[[str], None] | None) -> int:
+    """The lock file, open and locked."""
     until = time.monotonic() + timeout
     told = False
     while True:
+        with writing(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        held = False
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            holder = _holder(handle)
+            held = _try(handle, path)
+            holder = "" if held else _holder(handle)
+        finally:
+            if not held:
+                os.close(handle)
+        if held:
+            return handle
         if time.monotonic() >= until:
             raise LedgerBusyError(
                 f"{str(path.parent)!r} is being written by {holder}; waited {timeout:g} s. Nothing was changed: try "
@@ -73,6 +74,19 @@ def _acquire(handle: int, path: Path, timeout: float, waiting: Callable[[str], N
             waiting(f"waiting for {holder}")
             told = True
         time.sleep(min(_POLL, max(until - time.monotonic(), 0.001)))
+
+
+def _try(handle: int, path: Path) -> bool:
+    """Whether the file could be locked, and is still the one that the next writer will open."""
+    try:
+        import fcntl
+    except ImportError as error:  # Windows
+        raise LedgerError("a ledger needs POSIX file locks (fcntl.flock); use Linux, macOS or WSL") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def _note(handle: int, operation: str) -> None:

@@ -179,6 +179,7 @@ class LedgerStore:
         """Commit a record; its objects are there already. The caller holds the lock.
 
         Raises:
+            LedgerError: The record is too large to be read back, or does not follow the newest one.
             OutputError: Nothing was committed; or, if it says so, the record is in but may not survive a power cut.
         """
         if len(record.data) > MAX_BYTES:
@@ -186,6 +187,7 @@ class LedgerStore:
                 f"this record would have {len(record.data)} bytes, and at most {MAX_BYTES} are read back; make the "
                 "edit in smaller batches"
             )
+        self._check_newest(record)
         write_durably(self.record_path(record.id), record.data)
         try:
             write_durably(self.head_path, _head(record.id, record.number))
@@ -197,6 +199,15 @@ class LedgerStore:
                 ) from error
             raise
         return record
+
+    def _check_newest(self, record: Record) -> None:
+        """Refuse a record that would leave others out: the lock is only as good as the file that it is on."""
+        newest = self.head()[0] if self.exists else None
+        if newest != record.parent:
+            raise LedgerError(
+                f"another process wrote {str(self.folder)!r} meanwhile, so its lock file was taken away or the file "
+                "system has no locks; nothing was added. Run the command again, and leave the lock in its place"
+            )
 
     def put(self, save: Callable[[Path], object]) -> tuple[str, int]:
         """Store an update file. The caller holds the lock.

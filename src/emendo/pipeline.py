@@ -57,6 +57,7 @@ def plan_edit(
     prepared: Mapping[int, PreparedLayer],
     *,
     seed: int = 0,
+    contexts_of: Callable[[str], tuple[str, ...]] | None = None,
     base: Mapping[str, str] | None = None,
     preceding: Sequence[str] = (),
     earlier: Sequence[LayerUpdate] = (),
@@ -74,6 +75,7 @@ def plan_edit(
         method: How, with every value fixed for this model.
         prepared: The factorised preservation metric of each written layer, without history.
         seed: Of the sampled contexts.
+        contexts_of: Gives the contexts of a scheme, where they are known already; None samples them.
         base: Identity of the base model, stored with the update.
         preceding: Identities of updates already applied to the model, stored with the update.
         earlier: Sum of the updates already applied, one entry a layer: the method's history.
@@ -94,7 +96,8 @@ def plan_edit(
     check_requests(requests)
     progress, watch, config = progress or Silent(), _Watch(), method.config
     with watch("contexts"):
-        contexts = prefix_contexts(adapter, config.contexts.scheme, seed)
+        scheme = config.contexts.scheme
+        contexts = prefix_contexts(adapter, scheme, seed) if contexts_of is None else contexts_of(scheme)
     run = _Run(adapter, method, contexts, prepared, earlier, weights or {})
     if config.target.norm_anchor and anchors is None:
         anchors = reference_norms(adapter, requests, config)

@@ -29,6 +29,7 @@ from emendo.requests import EditRequest, check_requests
 from emendo.shapes import Moment, Weight
 from emendo.solve import PreparedLayer, prepare
 from emendo.techniques import ResolvedTechnique, Technique, resolve_technique
+from emendo.text import prefix_contexts
 from emendo.update import LayerUpdate, ModelUpdate, merge_layers
 from emendo.versions import versions
 
@@ -80,6 +81,7 @@ class EditSession:
         self._originals: dict[int, Weight] = {}
         self._edits = _Edits()
         self._prepared: dict[tuple[Any, ...], PreparedLayer] = {}
+        self._contexts: dict[tuple[str, int, tuple[str, ...]], tuple[str, ...]] = {}
         self._check_own()
 
     @property
@@ -235,6 +237,7 @@ class EditSession:
             method,
             prepared,
             seed=self.seed,
+            contexts_of=self._contexts_of,
             base=base,
             preceding=self._edits.ids,
             earlier=self._earlier,
@@ -274,6 +277,13 @@ class EditSession:
                 if key not in self._prepared:
                     self._prepared[key] = prepare(moments[layer].to(self.lm.weight(layer).device), config.preservation)
         return {layer: self._prepared[key] for layer, key in keys.items()}, record
+
+    def _contexts_of(self, scheme: str) -> tuple[str, ...]:
+        """Prefix contexts, sampled once for each state of the model: they depend on its weights and the seed alone."""
+        key = (scheme, self.seed, self._edits.ids)
+        if key not in self._contexts:
+            self._contexts[key] = prefix_contexts(self.lm, scheme, self.seed)
+        return self._contexts[key]
 
     def _check_own(self) -> None:
         """Refuse a model whose edits are not those of this session."""

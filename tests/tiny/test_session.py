@@ -16,7 +16,7 @@ from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, read_moment
 from emendo.requests import EditRequest
 from emendo.session import EditSession
-from emendo.text import align_prompt
+from emendo.text import align_prompt, prefix_contexts
 from emendo.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -333,6 +333,30 @@ def test_the_same_seed_plans_the_same_bytes_and_another_seed_others(store: Momen
     assert planned(5).id == planned(5).id
     assert planned(5).id != planned(6).id
     assert planned(5).info["seed"] == 5
+
+
+def test_contexts_are_sampled_once_for_each_state_of_the_model(
+    store: MomentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"target.steps": 3, "moments.multiple": 4}
+    sampled = []
+
+    def counting(*arguments: Any) -> tuple[str, ...]:
+        sampled.append(arguments)
+        return prefix_contexts(*arguments)
+
+    monkeypatch.setattr("emendo.session.prefix_contexts", counting)
+    session = EditSession(build_tiny("llama"), store=store)
+    first = session.plan([EIFFEL], settings=settings)
+    again = session.plan([EIFFEL], settings=settings)
+    assert len(sampled) == 1
+    assert again.update.id == first.update.id
+    session.apply(first.update)
+    session.plan([JAPAN], settings=settings)
+    assert len(sampled) == 2, "an edited model writes other texts"
+    session.rollback()
+    fresh = EditSession(build_tiny("llama"), store=store).plan([JAPAN], settings=settings)
+    assert session.plan([JAPAN], settings=settings).update.id == fresh.update.id
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """docs/walkthrough.md, run: every command as written, in order, in one shell and one new folder, on the demo model.
 
-A line of a `text` block has to be in what the block of commands before it printed. Hashes, times and numbers with a
-decimal point may differ, since they hang on the clock or on the last bits of a processor; `…` stands for what the page
-leaves out.
+A line of a `text` block has to be in what the block of commands before it printed. Hashes, times, sizes of files and
+numbers with a decimal point may differ, since they hang on the clock or on the last bits of a processor; `…` stands
+for what the page leaves out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _FENCE = re.compile(r"^```(bash|text)(?: exit=(\d+))?\n(.*?)^```$", re.DOTALL | 
 _VARIES = (
     (re.compile(r"\b[0-9a-f]{10,64}\b"), "HASH"),
     (re.compile(r"\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?"), "TIME"),
+    (re.compile(r"\b\d\d:\d\d:\d\d\b"), "TIME"),
     (re.compile(r"\d+\.\d+(?:e-?\d+)?"), "NUMBER"),
+    (re.compile(r"\b\d{5,}\b|\b\d+(?= KiB)"), "SIZE"),
     # Rules of tables and the padding of cells follow the widths of the columns.
     (re.compile(r"[\s│┃━─┏┳┓┡╇┩└┴┘]+"), " "),
 )

@@ -155,9 +155,8 @@ def checkout(
     if out is not None:
         update = _open(terminal, ledger, who, wait).merged(id)
         document["file"] = str(update.save(out))
-        terminal.line(
-            f"{out}: {len(update.layers)} layer(s), {update.nbytes / 1024:.0f} KiB, the state of {id or 'now'}"
-        )
+        state = "the present state" if id is None else f"the state of {id}"
+        terminal.line(f"{out}: {len(update.layers)} layer(s), {update.nbytes / 1024:.0f} KiB, {state}")
     elif id is not None:
         record = _open(terminal, ledger, who, wait).checkout(id, message=message)
         document["record"] = record.to_dict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from emendo.errors import BaseMismatchError, ExportError, InputError
 from emendo.export import RANKS, write_adapter
-from emendo.export.folding import fold
 from emendo.export.peft_adapter import lora_tensors, padded_rank
 from emendo.models import ModelAdapter
 from emendo.session import EditSession
@@ -186,36 +186,44 @@ def test_a_rank_that_no_server_accepts_is_refused_with_the_ways_out(tiny_llama: 
 # ---- folding -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 1e-6, 0.05, 0.3, 0.9])
-def test_folding_is_the_best_of_its_rank_and_within_the_tolerance(tolerance: float) -> None:
-    generator = torch.Generator().manual_seed(3)
-    spread = torch.logspace(0, -4, 12)[:, None]
-    part = LayerUpdate(
-        4, "m", torch.randn(12, 7, generator=generator) * spread, torch.randn(12, 9, generator=generator)
+@pytest.mark.parametrize("tolerance", [0.0, 1e-6, 0.3])
+def test_folding_keeps_its_tolerance_in_what_is_served(
+    tolerance: float, tiny_llama: ModelAdapter, tmp_path: Path
+) -> None:
+    update = random_update(tiny_llama, {1: 6, 2: 6})
+    twice = replace(
+        update,
+        layers=tuple(
+            replace(part, residuals=part.residuals.repeat(2, 1), dual_keys=part.dual_keys.repeat(2, 1) / 2, keys=None)
+            for part in update.layers
+        ),
     )
-    delta = part.residuals.double().T @ part.dual_keys.double()
-    folded, lost = fold(part, tolerance)
-    found = folded.residuals.double().T @ folded.dual_keys.double()
-    distance = float((found - delta).norm() / delta.norm())
-    assert distance <= tolerance + 1e-6
-    assert lost == pytest.approx(distance, abs=1e-6)
-    values = torch.linalg.svdvals(delta)
-    assert lost == pytest.approx(float(values[folded.rank :].norm() / values.norm()), abs=1e-9)
-    if folded.rank:
-        assert float(values[folded.rank - 1 :].norm() / values.norm()) > tolerance, "one row less would be too far"
-    assert (folded.layer, folded.module, folded.keys) == (4, "m", None)
-
-
-def test_folding_an_update_that_cancels_leaves_no_rank() -> None:
-    part = LayerUpdate(0, "m", torch.ones(2, 3), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
-    folded, lost = fold(part, 0.0)
-    assert (folded.rank, lost) == (0, 0.0)
+    written = write_adapter(tiny_llama, [twice], tmp_path, tolerance=tolerance)
+    assert written.exact_rank <= 6, "the same six rows, written twice"
+    tensors = load_file(written.path / "adapter_model.safetensors")
+    for part in update.layers:
+        name = f"base_model.model.{part.module}.lora"
+        found = tensors[f"{name}_B.weight"].double() @ tensors[f"{name}_A.weight"].double()
+        delta = part.residuals.double().T @ part.dual_keys.double()
+        distance = float((found - delta).norm() / delta.norm())
+        assert distance <= max(tolerance, 2e-7)
+        assert distance <= written.lost + 1e-7
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])
-def test_tolerances_that_make_no_sense(tolerance: float) -> None:
-    with pytest.raises(ExportError, match="tolerance"):
-        fold(LayerUpdate(0, "m", torch.ones(1, 2), torch.ones(1, 2)), tolerance)
+def test_tolerances_that_make_no_sense(tolerance: float, tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="such as --fold 1e-6"):
+        write_adapter(tiny_llama, chain(tiny_llama)[:1], tmp_path, tolerance=tolerance)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tolerance_below_rounding_names_the_option(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    update = random_update(tiny_llama, {1: 3})
+    part = update.layers[0]
+    doubled = replace(part, residuals=part.residuals.repeat(2, 1), dual_keys=part.dual_keys.repeat(2, 1), keys=None)
+    with pytest.raises(ExportError, match="--fold 2e-7 or more, or --fold 0"):
+        write_adapter(tiny_llama, [replace(update, layers=(doubled,))], tmp_path, tolerance=1e-12)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------

@@ -200,3 +200,27 @@ def test_what_is_compared_leaves_out_time_and_memory_alone() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(8.2, "8 s"), (600, "10 min"), (7800, "2 h 10 min")])
 def test_durations_are_read_by_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB + "name: *j\n", "alias"),
+        ("name: x\nsettings: &s {seed: 1}\nexclude: [*s]\n", "write its value out"),
+        ("base: &b {n: 1}\nname: x\n<<: *b\n", "alias"),
+        ("name: &a [*a]\n", "alias"),
+        ("? [1, 2]\n: x\n", "key is a list"),
+        ("name: " + "[" * 100_000, "recursion"),
+        ("name: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+    ],
+)
+def test_a_hostile_file_is_refused_at_once(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    with pytest.raises(ExperimentError, match=words):
+        read_config(path)

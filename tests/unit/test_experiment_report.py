@@ -16,7 +16,9 @@ from emendo.report.experiment import read_experiment, write_report
 from emendo.report.experiment.axes import across_modes, sweeps, telling
 from emendo.report.experiment.figures import figures_of
 from emendo.report.experiment.folder import Cell, number
+from emendo.report.experiment.markdown import markdown_text
 from emendo.report.experiment.measures import EFFECTS, END, SCORES, score
+from emendo.report.experiment.page import page
 from emendo.report.experiment.tables import score_tables, state_table
 from emendo.report.experiment.text import markdown, shown
 from tests.experiment_folders import curve, plan, scores, summary, write_experiment
@@ -145,6 +147,38 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     at = text.split("\n").index(table)
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.split("\n")[at : at + 2 + len(HOSTILE)]}
     assert widths == {6}
+
+
+@pytest.mark.parametrize("trick", ["../../outside", "..", "a/../../../outside", "x" * 300, "a\x00b", "ABSOLUTE"])
+def test_an_id_does_not_lead_out_of_the_experiment(trick: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    trick = str(outside) if trick == "ABSOLUTE" else trick
+    folder = write_experiment(tmp_path / "run", [plan("emmet", 16)])
+    secret = {**summary(plan("emmet", 16)), "error": {"type": "Secret", "message": "of another folder"}}
+    for place in (outside, folder):
+        place.mkdir(exist_ok=True)
+        (place / "summary.json").write_text(json.dumps(secret))
+    document = json.loads((folder / "experiment.json").read_text())
+    document["cells"].append({**plan("memit", 16), "id": trick})
+    (folder / "experiment.json").write_text(json.dumps(document))
+    experiment = read_experiment(folder)
+    found = {cell.id: cell for cell in experiment.cells}
+    assert found[trick].state == "damaged"
+    assert found[trick].summary == {}
+    assert "of another folder" not in page(experiment, []) + markdown_text(experiment, [])
+
+
+@pytest.mark.parametrize("wrong", [5, "text", [1], {"ES": "x"}, 10**400])
+@pytest.mark.parametrize("field", ["notes", "intervals", "counts", "n", "bootstrap"])
+def test_a_damaged_score_is_no_crash(field: str, wrong: object, tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "run", [plan("emmet", 16)])
+    path = next(folder.glob("cells/*/summary.json"))
+    document = json.loads(path.read_text())
+    document["scores"]["final"][field] = wrong
+    path.write_text(json.dumps(document))
+    experiment = read_experiment(folder)
+    for text in (page(experiment, []), markdown_text(experiment, [])):
+        assert f"{document['scores']['final']['ES']:.1f}" in text
 
 
 def test_an_unfinished_experiment(tmp_path: Path) -> None:
@@ -363,7 +397,9 @@ def test_the_end_is_the_last_scores_that_there_are() -> None:
     assert [getattr(score(cell, END, "ES"), "value", None) for cell in (both, restored)] == [40.0, 90.0]
 
 
-@pytest.mark.parametrize(("value", "found"), [(1, 1.0), (True, None), ("1", None), (float("inf"), None), (None, None)])
+@pytest.mark.parametrize(
+    ("value", "found"), [(1, 1.0), (True, None), ("1", None), (float("inf"), None), (None, None), (10**400, None)]
+)
 def test_only_finite_numbers_are_numbers(value: object, found: float | None) -> None:
     assert number(value) == found
 

@@ -81,4 +81,21 @@ def test_every_public_name_is_there() -> None:
         assert getattr(emendo, name) is not None
     assert set(emendo.__all__) == set(dir(emendo))
     with pytest.raises(AttributeError, match="'nothing'"):
-        _ = emendo.nothing  # type: ignore[attr-defined]
+        _ = emendo.nothing
+
+
+def test_every_command_has_its_section_in_the_help() -> None:
+    import typer
+
+    from emendo.cli.app import app
+    from emendo.cli.sections import SECTIONS
+
+    group = typer.main.get_command(app)
+    named = [name for names in SECTIONS.values() for name in names]
+    assert sorted(named) == sorted(group.commands), "give a new command its section in emendo.cli.sections"
+    text = python("-c", "from emendo.cli.app import run; run(['--help'])").stdout
+    places = [text.index(f"\n  {name} ") for name in named]
+    assert places == sorted(places)
+    assert all(f"\n{title}:" in text for title in SECTIONS)
+    assert "..." not in text.split("Edit and measure")[1], "no line is cut"
+    assert max(map(len, text.splitlines())) <= 80

@@ -27,10 +27,13 @@ from emendo.cli import (
     report,
     updates,
 )
+from emendo.cli.sections import SectionedGroup
 from emendo.errors import EmendoError
 
 app = typer.Typer(
     name="emendo",
+    cls=SectionedGroup,
+    epilog="`emendo COMMAND --help` shows a command's options. A first look: `emendo demo`.",
     help="Edit facts inside the weights of a language model, and take them back bit for bit.",
     no_args_is_help=True,
     add_completion=False,

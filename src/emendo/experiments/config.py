@@ -250,7 +250,7 @@ def read_config(path: Path) -> ExperimentConfig:
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ExperimentError(f"cannot read {str(path)!r}: {error}; expected an experiment in YAML") from error
     if not isinstance(content, dict):
         raise ExperimentError(
@@ -282,13 +282,25 @@ def _problems(error: ValidationError) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML whose mappings name every key once; the last would win otherwise, without a word."""
+    """YAML whose mappings name every key once (the last would win otherwise, without a word), and without aliases.
+
+    A few lines of aliases of aliases stand for more values than any memory holds, as soon as one is walked or printed.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node, or an error for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"the alias *{event.anchor}{event.start_mark}: write its value out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping, or an error for a repeated key."""
         seen = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
+            if not isinstance(name, Hashable):
+                raise yaml.YAMLError(f"a key is a {type(name).__name__}{key.start_mark}, expected a name")
             if name in seen:
                 raise yaml.YAMLError(f"{name!r} is given twice{key.start_mark}")
             seen.add(name)

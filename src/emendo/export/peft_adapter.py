@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from emendo.errors import ExportError
+from emendo.compose import fold
+from emendo.errors import ExportError, InputError
 from emendo.export.card import adapter_card
 from emendo.export.chain import checked_chain
-from emendo.export.folding import fold
 from emendo.models import ModelAdapter
 from emendo.storage import whole_folder
 from emendo.update import LayerUpdate, ModelUpdate
@@ -76,15 +76,17 @@ def write_adapter(
         adapter: The unedited model that the updates were made for.
         updates: In order, the first one planned on the unedited model. Their factors are stacked.
         out: Folder in which the adapter's own is made, named by its content.
-        tolerance: Fold each layer to the smallest rank within this relative distance; None stacks exactly.
+        tolerance: Fold each layer to the smallest rank within this relative distance (0: without what is zero beside
+            rounding); None stacks exactly.
         base_name: `base_model_name_or_path` of the configuration; the model's name where None.
 
     Raises:
         BaseMismatchError: An update belongs to another model, or was planned on top of others than come before it.
-        ExportError: The rank is more than servers accept, or nothing is changed.
+        ExportError: The rank is more than servers accept, nothing is changed, or the tolerance cannot be kept.
         OutputError: The folder cannot be written.
     """
-    parts, lost = _folded(checked_chain(adapter, updates), tolerance)
+    _checked_tolerance(tolerance)
+    parts, lost = _folded(checked_chain(adapter, updates), updates[0], tolerance)
     rank = padded_rank(max(part.rank for part in parts))
     tensors = lora_tensors(parts, rank)
     config = _config(adapter, parts, rank, base_name or adapter.name)
@@ -147,11 +149,37 @@ def content_digest(config: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _folded(parts: Sequence[LayerUpdate], tolerance: float | None) -> tuple[tuple[LayerUpdate, ...], float]:
+def _checked_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ExportError(
+            f"a folding tolerance of {tolerance:g} makes no sense; expected 0 up to 1, such as --fold 1e-6"
+        )
+
+
+def _folded(
+    parts: tuple[LayerUpdate, ...], update: ModelUpdate, tolerance: float | None
+) -> tuple[tuple[LayerUpdate, ...], float]:
+    """The layers at their smallest rank, and the largest relative distance that this costs one.
+
+    Args:
+        parts: The stacked layers of all updates.
+        update: One of them, for the base that they share.
+        tolerance: None for no folding; 0 drops only what is zero beside rounding.
+
+    Raises:
+        ExportError: Float32 factors cannot keep the tolerance.
+    """
     if tolerance is None:
-        return tuple(parts), 0.0
-    folded = [fold(part, tolerance) for part in parts]
-    return tuple(part for part, _ in folded), max(lost for _, lost in folded)
+        return parts, 0.0
+    try:
+        # Asked for a tolerance of 0, `fold` would refuse the rounding of new factors to float32.
+        folded = fold(replace(update, layers=parts), tolerance=tolerance or None, keep_keys=False)
+    except InputError as error:
+        raise ExportError(
+            f"--fold {tolerance:g} is finer than float32 factors are: {error}. Expected --fold 2e-7 or more, or --fold "
+            "0 to drop only what is zero beside rounding"
+        ) from error
+    return folded.update.layers, folded.error
 
 
 def _config(adapter: ModelAdapter, parts: Sequence[LayerUpdate], rank: int, base_name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from typing import Any, Literal
 from emendo.errors import ReportError
 
 State = Literal["done", "failed", "missing", "damaged"]
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+"""Ids of cells, which name folders: the plan may come from elsewhere, and must not lead out of the experiment."""
 
 _FORMAT, _CELL_FORMAT, _VERSION = "emendo.experiment", "emendo.cell", 1
 
@@ -132,7 +136,10 @@ def number(value: Any) -> float | None:
     """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond every float
+        return None
 
 
 def rows(value: Any) -> list[Mapping[str, Any]]:
@@ -150,6 +157,8 @@ def _cells(folder: Path, document: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def _cell(folder: Path, name: str, plan: Mapping[str, Any]) -> Cell:
+    if not _SAFE_ID.fullmatch(name):
+        return Cell(name, plan, "damaged", problem="its id is no name of a folder in cells/, so nothing of it is read")
     path = folder / "cells" / name / "summary.json"
     if not path.is_file():
         return Cell(name, plan, "missing", problem=_how_far(path.parent))

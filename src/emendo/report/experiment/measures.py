@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emendo.report.experiment.folder import Cell, number, rows
+from emendo.report.experiment.folder import Cell, entry, number, rows
 
 SCHEDULES = ("before", "immediate", "final")
 """Moments of scoring: the unedited base, right after each batch, and after the last one."""
@@ -86,9 +86,9 @@ def score(cell: Cell, schedule: str, name: str) -> Value | None:
     found = cell.get(f"scores.{schedule}")
     if not isinstance(found, dict) or (value := number(found.get(name))) is None:
         return None
-    low, high = _bounds((found.get("intervals") or {}).get(name))
-    count = number((found.get("counts") or {}).get(name, found.get("n")))
-    return Value(value, low, high, None if count is None else int(count))
+    low, high = _bounds(entry(found, f"intervals.{name}"))
+    count = _count(found, name)
+    return Value(value, low, high, count)
 
 
 def worst_layer(cell: Cell, name: str) -> Value | None:
@@ -104,6 +104,13 @@ def total_seconds(cell: Cell) -> float | None:
         return None
     known = [value for stage in stages.values() if (value := number(stage)) is not None]
     return sum(known) if known else None
+
+
+def _count(found: Mapping[str, Any], name: str) -> int | None:
+    """Records behind a score: those that it is defined for, else all."""
+    count = number(entry(found, f"counts.{name}"))
+    count = number(found.get("n")) if count is None else count
+    return None if count is None else int(count)
 
 
 def _bounds(pair: Any) -> tuple[float | None, float | None]:
@@ -185,8 +192,8 @@ def _generated(kind: str, group: str) -> Callable[[Cell, str], Value | None]:
         name = f"{group}_contained"
         if not isinstance(found, dict) or (value := number(found.get(name))) is None:
             return None
-        count = number((found.get("counts") or {}).get(name, found.get("n")))
-        return Value(value, *_bounds((found.get("intervals") or {}).get(name)), None if count is None else int(count))
+        count = _count(found, name)
+        return Value(value, *_bounds(entry(found, f"intervals.{name}")), count)
 
     return read
 

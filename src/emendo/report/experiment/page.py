@@ -95,7 +95,8 @@ def _plot(picture: Picture) -> dict[str, str]:
 
 
 def _cell(cell: Cell, names: Sequence[str]) -> dict[str, Any]:
-    notes = [note for when in ("immediate", "final") for note in cell.get(f"scores.{when}.notes") or []]
+    kept = [cell.get(f"scores.{when}.notes") for when in ("immediate", "final")]
+    notes = [note for found in kept if isinstance(found, list) for note in found]
     return {
         "id": shown(cell.id, 120),
         "label": label_of(cell, names),

@@ -134,7 +134,7 @@ def _verdict(config: CheckConfig, found: Measurement, judged: float, at_least: b
 
 
 def _share(hits: int, n: int, words: str, details: Sequence[Mapping[str, Any]] = ()) -> Measurement:
-    return Measurement(hits / n, n, words, wilson_interval(hits, n), tuple(details))
+    return Measurement(hits / n, n, f"({hits} {words})", wilson_interval(hits, n), tuple(details))
 
 
 # ---- what the edit is for --------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def _success(name: str, config: SuccessConfig, evidence: Evidence) -> Measuremen
         return Measurement(None, 0, "no record has paraphrase_prompts (--requests FILE)")
     if not known:
         return Measurement(None, 0, 'no record names target_true, which "beats_true" compares with')
-    words = f"of {len(known)} {'requests' if of_edit else 'paraphrases'} give the new target ({config.success})"
+    words = f"of {len(known)} {'requests' if of_edit else 'paraphrases'} give the new target by {config.success}"
     left = len(outcomes) - len(known)
     words += f", {left} without target_true left out" if left else ""
     missed = [{"prompt": prompt} for prompt, hit in known if not hit]

@@ -144,7 +144,7 @@ def test_the_name_is_of_the_content(tiny_llama: ModelAdapter, tmp_path: Path) ->
     others = [
         write_adapter(tiny_llama, updates[:1], tmp_path).name,
         write_adapter(tiny_llama, updates, tmp_path, base_name="owner/base").name,
-        write_adapter(tiny_llama, updates, tmp_path, tolerance=0.1).name,
+        write_adapter(tiny_llama, updates, tmp_path, tolerance=0.5).name,
     ]
     assert len({written.name, *others}) == 4
 

@@ -249,6 +249,15 @@ def test_zeros_fold_to_rank_zero(tolerance: float | None) -> None:
     assert torch.equal(delta(folded.update), torch.zeros(D_OUT, D_IN).double())
 
 
+@pytest.mark.parametrize("tolerance", [1e-6, None])
+def test_what_cancels_folds_to_rank_zero(tolerance: float | None) -> None:
+    one = drawn(3, 4)
+    cancelled = update(part(0, torch.cat([one.residuals, -one.residuals]), torch.cat([one.dual_keys, one.dual_keys])))
+    folded = fold(cancelled, tolerance=tolerance)
+    assert folded.rank == {0: 0}, "no row is kept for rounding noise"
+    assert folded.error == 0.0
+
+
 def test_sizes_and_break_even() -> None:
     d_out, d_in = 6, 12
     assert break_even_rank(d_out, d_in) == 4

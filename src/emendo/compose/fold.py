@@ -183,7 +183,11 @@ def _truncated(part: LayerUpdate, tolerance: float | None, max_rank: int | None)
         raise NumericalError(f"the update of layer {part.layer} is not finite; expected finite factors, plan it again")
     left, right = torch.linalg.qr(residuals.T), torch.linalg.qr(dual_keys.T)
     U, S, Vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
-    rank = _rank(S, tolerance, max(residuals.shape[1], dual_keys.shape[1]))
+    # Rows that cancel leave noise of their factors' size, however small their sum is.
+    noise = len(S) * torch.finfo(torch.float64).eps * float(left.R.norm()) * float(right.R.norm())
+    if float(S.norm()) <= noise:
+        return part.residuals[:0], part.dual_keys[:0], 0.0
+    rank = _rank(S, tolerance, noise)
     rank = rank if max_rank is None else min(rank, max_rank)
     if rank >= part.rank:
         return part.residuals, part.dual_keys, 0.0
@@ -203,14 +207,12 @@ def _truncated(part: LayerUpdate, tolerance: float | None, max_rank: int | None)
     return (*new, error)
 
 
-def _rank(singular: Float[Tensor, " k"], tolerance: float | None, size: int) -> int:
+def _rank(singular: Float[Tensor, " k"], tolerance: float | None, noise: float) -> int:
     """How many singular values to keep: the tail's norm is within the tolerance, or zero beside rounding."""
     norm = float(singular.norm())
     # tails[r] is the norm of all but the r largest, summed from the smallest so that nothing small is lost.
     squares = torch.cat([singular.square().flip(0).cumsum(0).flip(0), singular.new_zeros(1)])
-    allowed = size * torch.finfo(torch.float64).eps * norm
-    if tolerance is not None:
-        allowed = max(allowed, _FLOAT32_ROOM * tolerance * norm)
+    allowed = noise if tolerance is None else max(noise, _FLOAT32_ROOM * tolerance * norm)
     return int((squares.sqrt() > allowed).sum())
 
 

@@ -200,3 +200,14 @@ def test_what_is_compared_leaves_out_time_and_memory_alone() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(8.2, "8 s"), (600, "10 min"), (7800, "2 h 10 min")])
 def test_durations_are_read_by_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_measure_of_a_later_version_leaves_older_folders_valid() -> None:
+    base: dict[str, Any] = {"name": "x", "data": "d", "n": 4, "methods": ["rome"]}
+    without = ExperimentConfig.model_validate(base)
+    wanted = ExperimentConfig.model_validate(base | {"measures": {"probes": True}})
+    assert "probes" not in without.model_dump(mode="json")["measures"]
+    assert "probes" not in without.expand()[0].to_dict()["measures"]
+    assert wanted.model_dump(mode="json")["measures"]["probes"] is True
+    assert wanted.expand()[0].measures.probes
+    assert wanted.expand()[0].id != without.expand()[0].id

@@ -137,7 +137,7 @@ def test_zsre_is_scored_by_token_accuracy(mode: str, run: Any, tmp_path: Path, s
     adapter = build_tiny("llama")
     assert summary["zsre"]["before"] == zsre_scores(adapter, records).to_dict()["scores"]
     session = EditSession(adapter, store=store)
-    rows: list[Any] = []
+    rows: list[dict[str, Any]] = []
     for batch in (records[:2], records[2:]):
         session.apply(session.plan([r.request for r in batch], one.method, settings=QUICK).update)
         if mode == "batch":
@@ -173,6 +173,8 @@ def test_half_a_case_is_not_asked_its_question(run: Any, data: str, tmp_path: Pa
     measures = Measures(probes=True, perplexity=False, samples=0)
     with pytest.raises(ExperimentError, match=r"half a case\. Use --mode sequential-batched"):
         run(cell(cases, "rome", "single", batch_size=1, n=2, measures=measures))
+    with pytest.raises(ExperimentError, match=r"none of the 4 records .* has neighborhood_prompts"):
+        run(cell(cases, n=2, measures=Measures(shift=True)), folder="unshifted")
     with pytest.raises(ExperimentError, match=r"none of the 4 records .* has a probe"):
         run(cell(data, measures=measures), folder="other")
     (whole,) = run(cell(cases, batch_size=2, n=2, measures=measures), folder="whole")

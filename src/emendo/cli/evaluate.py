@@ -107,10 +107,11 @@ def _cell(**values: Any) -> Cell:
     Raises:
         ExperimentError: An unknown mode, schedule or part, or values that do not go together.
     """
+    from emendo.datasets import PARTS
     from emendo.experiments import MODES, SCHEDULES, Cell, default_batch_size, default_schedule
     from emendo.suggest import unknown_name
 
-    known = {"mode": MODES, "schedule": SCHEDULES, "part": ("all", "dev", "report")}
+    known = {"mode": MODES, "schedule": SCHEDULES, "part": PARTS}
     for name, names in known.items():
         if values[name] is not None and values[name] not in names:
             raise ExperimentError(unknown_name(name, values[name], names, f"--{name}"))
@@ -128,7 +129,8 @@ def _measures(names: Sequence[str]) -> Measures:
     for name in names:
         if name not in _MEASURES:
             raise ExperimentError(unknown_name("measure", name, _MEASURES, "--measure"))
-    return Measures(**dict.fromkeys(names, True))
+    wanted: dict[str, Any] = dict.fromkeys(names, True)
+    return Measures(**wanted)
 
 
 @contextmanager
@@ -224,15 +226,16 @@ _ANSWERS = {"generated": "Generated answers", "zsre": "zsRE token accuracy", "pr
 
 def _show_answers(terminal: Terminal, title: str, answers: Mapping[str, Any]) -> None:
     """Means before and after, by raw prompt and chat template where both were asked."""
-    kinds = [kind for kind in ("raw", "chat") if answers["after"].get(kind) is not None]
+    asked = [f" ({kind})" for kind in ("raw", "chat") if answers["after"].get(kind) is not None]
     rows = []
-    for kind in kinds or [None]:
-        before, after = (answers[when] if kind is None else answers[when][kind] for when in ("before", "after"))
+    for kind in asked or [""]:
+        before, after = (answers[when][kind[2:-1]] if kind else answers[when] for when in ("before", "after"))
         for name, bounds in after["intervals"].items():
             if after[name] is not None:
                 shown = "–" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
-                label = name if kind is None else f"{name} ({kind})"
-                rows.append((label, f"{before[name]:.1f}", f"{after[name]:.1f}", shown, str(after["counts"][name])))
+                rows.append(
+                    (name + kind, f"{before[name]:.1f}", f"{after[name]:.1f}", shown, str(after["counts"][name]))
+                )
     terminal.wide_table(title, ("measure", "before", "after", "after, 95 %", "records"), rows)
 
 

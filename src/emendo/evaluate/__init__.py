@@ -27,7 +27,7 @@ from emendo.evaluate.perplexity import Perplexity, packaged_text, perplexity
 from emendo.evaluate.probes import ProbeScores, probe_means, probe_scores
 from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.reference import ReferenceVocabulary, reference_score
-from emendo.evaluate.retention import Retention, Share, retention, retention_curve
+from emendo.evaluate.retention import Retention, Share, retention
 from emendo.evaluate.scoring import RecordScores, evaluate_records, score_targets
 from emendo.evaluate.shift import (
     DistributionShift,
@@ -87,7 +87,6 @@ __all__ = [
     "probe_scores",
     "reference_score",
     "retention",
-    "retention_curve",
     "rewrite_magnitude",
     "rewrite_success",
     "score_targets",

@@ -7,12 +7,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from emendo.datasets import Part
+from emendo.evaluate.answered import Level
 from emendo.experiments.modes import Mode, Schedule, check_mode
-
-Part = Literal["all", "dev", "report"]
-Level = Literal["argmax", "probability"]
 
 _UNTOLD = ("contexts.", "keys.", "target.")
 """Settings that the name of a folder leaves to its hash: most cells of a grid have them in common."""

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from emendo.datasets import Part
 from emendo.errors import ExperimentError
-from emendo.experiments.cells import ADDED, Cell, Level, Measures, Part, Setting
+from emendo.evaluate.answered import Level
+from emendo.experiments.cells import ADDED, Cell, Measures, Setting
 from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
 from emendo.suggest import unknown_name
 

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emendo.datasets import load_records, select
-from emendo.experiments.cells import Cell, Level
+from emendo.evaluate.answered import Level
+from emendo.experiments.cells import Cell
 from emendo.requests import EditRecord, check_requests
 
 _ZSRE = ("zsre", "zsre-easyedit")

@@ -11,7 +11,8 @@ from typing import Any
 
 from emendo.errors import ExperimentError
 from emendo.evaluate import answered, packaged_text, perplexity
-from emendo.experiments.cells import Level, Measures
+from emendo.evaluate.answered import Level
+from emendo.experiments.cells import Measures
 from emendo.experiments.data import records_digest
 from emendo.experiments.extras import answer_tokens, generated_rows, text_entropies
 from emendo.experiments.files import read_json, write_json

@@ -20,14 +20,23 @@ _ONCE = 1
 """Bootstraps are made over all records of a cell, not of each batch."""
 
 
-def check_probes(cell: Cell, records: Sequence[EditRecord]) -> None:
-    """Refuse probes that nobody could answer: there are none, or they need facts that are never in the model together.
+def check_measures(cell: Cell, records: Sequence[EditRecord]) -> None:
+    """Refuse measures that these records cannot have, rather than leave them out without a word.
 
     Raises:
         ExperimentError: Says what is missing, and what to change.
     """
-    if not cell.measures.probes:
-        return
+    if cell.measures.shift and not any(record.neighborhood_prompts for record in records):
+        raise ExperimentError(
+            f"none of the {len(records)} records of {cell.data!r} has neighborhood_prompts, on which the shift is "
+            "measured; leave the measure out (measures.shift, --measure shift), or take a data set with such prompts"
+        )
+    if cell.measures.probes:
+        _check_probes(cell, records)
+
+
+def _check_probes(cell: Cell, records: Sequence[EditRecord]) -> None:
+    """Probes are there, and no question is asked while a fact that it needs is not in the model."""
     if not any(record.probes for record in records):
         raise ExperimentError(
             f"none of the {len(records)} records of {cell.data!r} has a probe; leave the measure out "

@@ -15,7 +15,7 @@ from emendo.experiments.estimate import Cost, Counter, duration, measured_rates
 from emendo.experiments.files import locked
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground, held_out_text
-from emendo.experiments.questions import check_probes
+from emendo.experiments.questions import check_measures
 from emendo.methods import ResolvedMethod
 from emendo.methods.config import MomentSettings
 from emendo.models import ModelAdapter
@@ -87,7 +87,7 @@ class Experiment:
             records = self._records(cell, ground)
             resolved = resolve_technique(cell.method, ground.adapter, layers=cell.layers, settings=cell.settings)
             asked_after(resolved.config, records)
-            check_probes(cell, records)
+            check_measures(cell, records)
             finished = self.folder.cell(cell.id).summary() is not None
             planned.append(PlannedCell(cell, resolved.to_dict(), counter.count(cell, records, resolved), finished))
         return planned

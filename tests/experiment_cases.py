@@ -46,6 +46,37 @@ def write_records(path: Path, count: int = len(NAMES)) -> str:
     return str(path)
 
 
+def write_zsre(path: Path, count: int = len(NAMES)) -> str:
+    """A JSONL file in the fields of zsRE; every third row has no rephrasing."""
+    rows = [
+        {
+            "src": f"What is the birthplace of {name}?",
+            "subject": name,
+            "answers": [CITIES[number % 4]],
+            "alt": CITIES[(number + 1) % 4],
+            "rephrase": f"Where was {name} born?" if number % 3 else None,
+            "loc": "nq question: what is the capital of France",
+            "loc_ans": "Paris",
+        }
+        for number, name in enumerate(NAMES[:count])
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def write_cases(path: Path, count: int = 4) -> str:
+    """A JSONL file of cases of two facts with a question that needs both."""
+    rows = []
+    for number in range(count):
+        first, second = NAMES[2 * number : 2 * number + 2]
+        question = {"kind": "multi_hop", "prompt": f"The city of {first}'s sister is", "answers": ["Rome", "Roma"]}
+        fact = {"prompt": "{} was born in the city of", "target": "Rome", "target_true": "Paris", "case": str(number)}
+        rows += [{**fact, "id": f"{number}.1", "subject": first, "probes": [question]}]
+        rows += [{**fact, "id": f"{number}.2", "subject": second}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
 def cell(data: str, method: str = "emmet", mode: str = "batch", batch_size: int = 2, n: int = 4, **more: Any) -> Cell:
     """A quick cell."""
     schedule = more.pop("schedule", "immediate" if mode in ("single", "batch") else "both")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import emendo.activations.target_memory as target_memory
 from emendo.activations.targets import find_targets
+from emendo.datasets import load_records
 from emendo.errors import ExperimentError, InfeasibleError, InputError
-from emendo.evaluate import evaluate_records, packaged_text, perplexity
+from emendo.evaluate import evaluate_records, packaged_text, perplexity, probe_scores, zsre_scores
 from emendo.experiments import Cell, Experiment, Measures, comparable
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore
@@ -20,7 +22,7 @@ from emendo.requests import read_records
 from emendo.session import EditSession
 from emendo.update import LayerUpdate
 from tests.conftest import build_tiny
-from tests.experiment_cases import QUICK, cell, write_records
+from tests.experiment_cases import QUICK, cell, write_cases, write_records, write_zsre
 
 
 @pytest.fixture
@@ -120,9 +122,63 @@ def test_further_measures_are_made_where_they_are_asked_for(run: Any, data: str)
         assert summary["shift"]["n"] == 8  # two neighbours of four records
         assert summary["shift"]["kl_mean"] >= 0
         assert summary["entropy"]["n"] == 4
+        assert summary["entropy"]["texts"] == {"include_prompt": True, "total_tokens": 100, "top_k": 5, "seed": 0}
         assert summary["generated"]["after"]["raw"]["n"] == 4
         assert summary["generated"]["after"]["chat"] is None  # the tiny tokenizer has no template
     assert lines_of(run, batch)[0]["generated"]["after"]["raw"]["answers"]["efficacy"]
+
+
+@pytest.mark.parametrize("mode", ["batch", "sequential-batched"])
+def test_zsre_is_scored_by_token_accuracy(mode: str, run: Any, tmp_path: Path, store: MomentStore) -> None:
+    one = cell(write_zsre(tmp_path / "zsre.jsonl"), "memit-history", mode, batch_size=2, n=4)
+    (summary,) = run(one)
+    known = {record.request.id: record for record in load_records(one.data).records}
+    records = [known[row["id"]] for row in lines_of(run, one)]
+    adapter = build_tiny("llama")
+    assert summary["zsre"]["before"] == zsre_scores(adapter, records).to_dict()["scores"]
+    session = EditSession(adapter, store=store)
+    rows: list[dict[str, Any]] = []
+    for batch in (records[:2], records[2:]):
+        session.apply(session.plan([r.request for r in batch], one.method, settings=QUICK).update)
+        if mode == "batch":
+            rows += zsre_scores(adapter, batch).to_dict()["records"]
+            session.rollback()
+    rows = rows or zsre_scores(adapter, records).to_dict()["records"]
+    assert [row["zsre"]["after"] for row in lines_of(run, one)] == rows
+    assert summary["zsre"]["after"]["efficacy"] == pytest.approx(25 * sum(row["efficacy"] for row in rows))
+    assert summary["scores"]["before"]["S"] is None
+
+
+def test_records_of_another_format_have_no_zsre_score(run: Any, data: str) -> None:
+    assert run(cell(data))[0]["zsre"] is None
+
+
+def test_probes_are_asked_where_they_are_wanted(run: Any, tmp_path: Path) -> None:
+    data = write_cases(tmp_path / "cases.jsonl")
+    measures = Measures(probes=True, generated=True, perplexity=False, samples=0)
+    one = cell(data, "memit-history", "sequential-batched", batch_size=3, n=3, unique_subjects=False, measures=measures)
+    (summary,) = run(one)
+    known = {record.request.id: record for record in load_records(data).records}
+    records = [known[row["id"]] for row in lines_of(run, one)]
+    assert len(records) == 6, "n counts cases"
+    expected = probe_scores(build_tiny("llama"), records, new_tokens=32)
+    assert summary["probes"]["before"] == expected.to_dict()["scores"]
+    assert summary["probes"]["after"]["counts"]["multi_hop_contained"] == 3
+    assert lines_of(run, one)[0]["probes"]["after"][0]["prompt"].startswith("The city of")
+    assert lines_of(run, one)[1]["probes"]["after"] == []
+
+
+def test_half_a_case_is_not_asked_its_question(run: Any, data: str, tmp_path: Path) -> None:
+    cases = write_cases(tmp_path / "cases.jsonl")
+    measures = Measures(probes=True, perplexity=False, samples=0)
+    with pytest.raises(ExperimentError, match=r"half a case\. Use --mode sequential-batched"):
+        run(cell(cases, "rome", "single", batch_size=1, n=2, measures=measures))
+    with pytest.raises(ExperimentError, match=r"none of the 4 records .* has neighborhood_prompts"):
+        run(cell(cases, n=2, measures=Measures(shift=True)), folder="unshifted")
+    with pytest.raises(ExperimentError, match=r"none of the 4 records .* has a probe"):
+        run(cell(data, measures=measures), folder="other")
+    (whole,) = run(cell(cases, batch_size=2, n=2, measures=measures), folder="whole")
+    assert whole["probes"]["after"]["counts"]["multi_hop_argmax"] == 2
 
 
 @pytest.mark.parametrize("method", ["ft-l", "in-context"])
@@ -196,6 +252,27 @@ def test_another_configuration_in_the_same_folder_is_refused_in_words(run: Any, 
     write_records(Path(data), 6)
     with pytest.raises(ExperimentError, match="records was 10, and is now 6"):
         run(cell(data), config={"n": 4, "seed": 0})
+
+
+def test_a_held_out_text_that_changes_is_refused(run: Any, data: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The capital of France is Paris.")
+    measures = Measures(perplexity_text=str(text), samples=0)
+    first, second = cell(data, measures=measures), cell(data, batch_size=4, measures=measures)
+    run(first, config={})
+    text.write_text("Danielle Darrieux was born in Bordeaux.")
+    with pytest.raises(ExperimentError, match=r"text\.txt.* is not what the results"):
+        run(first, config={})
+    known, fresh = run(second, folder="other"), perplexity(build_tiny("llama"), text.read_text()).value
+    assert known[0]["perplexity"]["before"] == pytest.approx(fresh)
+
+
+def test_another_device_is_another_experiment(run: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = build_tiny("llama")
+    run(cell(data), config={}, adapter=adapter)
+    monkeypatch.setattr(ModelAdapter, "device", property(lambda self: torch.device("meta")))
+    with pytest.raises(ExperimentError, match="type was 'cpu', and is now 'meta'"):
+        run(cell(data), config={}, adapter=adapter)
 
 
 def test_everything_is_refused_before_the_first_edit(run: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:

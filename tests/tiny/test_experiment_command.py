@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.experiment_cases import CHEAP, QUICK, grid, write_records
+from tests.experiment_cases import CHEAP, QUICK, grid, write_records, write_zsre
 from tests.tiny.conftest import Command
 
 SET = [text for name, value in QUICK.items() for text in ("--set", f"{name}={value}")]
@@ -46,6 +46,16 @@ def test_eval_tells_what_its_numbers_are_of(emendo: Command, model: str, data: s
     assert stored == summary
 
 
+def test_eval_of_zsre_shows_the_scores_of_zsre(emendo: Command, model: str, tmp_path: Path) -> None:
+    data = write_zsre(tmp_path / "zsre.jsonl")
+    arguments = ("eval", "--model", model, "--data", data, "--n", "3", *SET)
+    code, text, err = emendo(*arguments, "--measure", "generated", "--measure", "probes", "--measure", "entropy")
+    assert code == 0, err
+    for words in ("zsRE token accuracy", "zsRE efficacy", "score", "Generated answers", "locality_argmax", "(bits)"):
+        assert words in text
+    assert " S " not in text.splitlines()[0]
+
+
 def test_eval_without_a_folder_leaves_none(emendo: Command, model: str, data: str, tmp_path: Path) -> None:
     before = set(tmp_path.iterdir())
     code, out, err = emendo("eval", "--model", model, "--data", data, "--n", "2", *SET, "--json", "--quiet")
@@ -62,6 +72,8 @@ def test_eval_without_a_folder_leaves_none(emendo: Command, model: str, data: st
         (("--method", "emet"), "did you mean 'emmet'"),
         (("--set", "target.stps=3"), "target.steps"),
         (("--part", "devel"), "did you mean 'dev'"),
+        (("--measure", "probs"), "did you mean 'probes'"),
+        (("--measure", "probes"), "has a probe"),
         (("--n", "400"), "n=400"),
         (("--n", "0"), "at least 1"),
     ],
@@ -93,7 +105,7 @@ def test_an_experiment_is_planned_run_and_taken_up(emendo: Command, model: str, 
     assert set(written) == {entry["id"] for entry in plan["cells"]}
     document = json.loads((folder / "experiment.json").read_text())
     assert (document["format"], document["version"], document["name"]) == ("emendo.experiment", 1, "small")
-    assert set(document["base"]) == {"models", "data"}
+    assert set(document["base"]) == {"models", "data", "devices"}
     code, out, _ = emendo("experiment", str(file), "--json", "--quiet")
     assert [entry["cell"]["id"] for entry in json.loads(out)["cells"]] == [entry["id"] for entry in plan["cells"]]
     assert {path.name: (path / "summary.json").read_bytes() for path in (folder / "cells").iterdir()} == written

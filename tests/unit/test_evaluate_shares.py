@@ -15,7 +15,6 @@ from emendo.evaluate import (
     mean_over_records,
     prediction_agreement,
     retention,
-    retention_curve,
     token_accuracy,
     wilson_interval,
 )
@@ -68,24 +67,6 @@ def test_retention_refuses() -> None:
         retention([True], [True, False])
     with pytest.raises(InputError, match=r"between 1 and 2, found \[3\]"):
         retention([True, True], [True, True], first=(1, 3))
-
-
-def test_retention_curve_by_hand() -> None:
-    final = [False, False, True, False, True]
-    assert retention_curve(final, 2) == [(2, 0.0), (5, pytest.approx(2 / 3))]
-    assert retention_curve(final, 99) == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 0.0), (5, 1.0)]
-    with pytest.raises(InputError, match="at least one edit"):
-        retention_curve([])
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 50))
-def test_retention_curve_counts_every_edit_once(final: list[bool], steps: int) -> None:
-    curve = retention_curve(final, steps)
-    starts = [0, *(end for end, _ in curve[:-1])]
-    assert curve[-1][0] == len(final)
-    assert sum(share * (end - start) for start, (end, share) in zip(starts, curve, strict=True)) == pytest.approx(
-        sum(final)
-    )
 
 
 def test_means_leave_out_what_is_not_defined() -> None:

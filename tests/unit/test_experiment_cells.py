@@ -224,3 +224,14 @@ def test_a_hostile_file_is_refused_at_once(text: str, words: str, tmp_path: Path
     path.write_text(text)
     with pytest.raises(ExperimentError, match=words):
         read_config(path)
+
+
+def test_a_measure_of_a_later_version_leaves_older_folders_valid() -> None:
+    base: dict[str, Any] = {"name": "x", "data": "d", "n": 4, "methods": ["rome"]}
+    without = ExperimentConfig.model_validate(base)
+    wanted = ExperimentConfig.model_validate(base | {"measures": {"probes": True}})
+    assert "probes" not in without.model_dump(mode="json")["measures"]
+    assert "probes" not in without.expand()[0].to_dict()["measures"]
+    assert wanted.model_dump(mode="json")["measures"]["probes"] is True
+    assert wanted.expand()[0].measures.probes
+    assert wanted.expand()[0].id != without.expand()[0].id

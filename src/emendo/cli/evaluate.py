@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ from emendo.cli.experiment import one_line
 from emendo.errors import ExperimentError
 
 if TYPE_CHECKING:
-    from emendo.experiments import Cell, Experiment
+    from emendo.experiments import Cell, Experiment, Measures
 
 
 def evaluate(
@@ -37,6 +37,10 @@ def evaluate(
     ] = False,
     layers: options.Layers = None,
     settings: options.Set = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option("--measure", help="Also measure: generated, shift, entropy or probes. May be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the selection, contexts and self-sampled moments.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results, resumable.")] = None,
     plan_only: Annotated[
@@ -69,6 +73,7 @@ def evaluate(
         layers=None if chosen_layers is None else tuple(chosen_layers),
         settings=chosen_settings,
         seed=seed,
+        measures=_measures(measure or []),
     )
     from emendo.experiments import Experiment
     from emendo.models import load
@@ -102,10 +107,11 @@ def _cell(**values: Any) -> Cell:
     Raises:
         ExperimentError: An unknown mode, schedule or part, or values that do not go together.
     """
+    from emendo.datasets import PARTS
     from emendo.experiments import MODES, SCHEDULES, Cell, default_batch_size, default_schedule
     from emendo.suggest import unknown_name
 
-    known = {"mode": MODES, "schedule": SCHEDULES, "part": ("all", "dev", "report")}
+    known = {"mode": MODES, "schedule": SCHEDULES, "part": PARTS}
     for name, names in known.items():
         if values[name] is not None and values[name] not in names:
             raise ExperimentError(unknown_name(name, values[name], names, f"--{name}"))
@@ -113,6 +119,18 @@ def _cell(**values: Any) -> Cell:
     if values["batch_size"] is None:
         values["batch_size"] = default_batch_size(values["mode"], values["n"])
     return Cell(**values)
+
+
+def _measures(names: Sequence[str]) -> Measures:
+    """The usual measures and those that are named."""
+    from emendo.experiments import Measures
+    from emendo.suggest import unknown_name
+
+    for name in names:
+        if name not in _MEASURES:
+            raise ExperimentError(unknown_name("measure", name, _MEASURES, "--measure"))
+    wanted: dict[str, Any] = dict.fromkeys(names, True)
+    return Measures(**wanted)
 
 
 @contextmanager
@@ -153,6 +171,10 @@ def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:
         terminal.line(f"{summary['error']['type']} in batch {summary['error']['batch']}: {summary['error']['message']}")
     of = f"{cell['method']}, mode {cell['mode']}, batch size {cell['batch_size']}, n = {cell['n']}, seed {cell['seed']}"
     _show_scores(terminal, summary, of)
+    for key, name in _ANSWERS.items():
+        if summary.get(key) is not None:
+            _show_answers(terminal, f"{name}, in percent ({of})", summary[key])
+    _show_effects(terminal, summary)
     ppl = summary["perplexity"]
     if ppl is not None:
         terminal.line(
@@ -195,6 +217,40 @@ def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:
             for stage, seconds in summary["seconds"].items()
         ],
     )
+
+
+_MEASURES = ("generated", "shift", "entropy", "probes")
+
+_ANSWERS = {"generated": "Generated answers", "zsre": "zsRE token accuracy", "probes": "Probes"}
+
+
+def _show_answers(terminal: Terminal, title: str, answers: Mapping[str, Any]) -> None:
+    """Means before and after, by raw prompt and chat template where both were asked."""
+    asked = [f" ({kind})" for kind in ("raw", "chat") if answers["after"].get(kind) is not None]
+    rows = []
+    for kind in asked or [""]:
+        before, after = (answers[when][kind[2:-1]] if kind else answers[when] for when in ("before", "after"))
+        for name, bounds in after["intervals"].items():
+            if after[name] is not None:
+                shown = "–" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
+                rows.append(
+                    (name + kind, f"{before[name]:.1f}", f"{after[name]:.1f}", shown, str(after["counts"][name]))
+                )
+    terminal.wide_table(title, ("measure", "before", "after", "after, 95 %", "records"), rows)
+
+
+def _show_effects(terminal: Terminal, summary: Mapping[str, Any]) -> None:
+    shift, entropy = summary["shift"], summary["entropy"]
+    if shift is not None:
+        terminal.line(
+            f"Next token on {shift['n']} neighbourhood prompts: KL(base ‖ edited) mean {shift['kl_mean']:.3g}, "
+            f"p99 {shift['kl_p99']:.3g} nats; most likely token changed on {100 * shift['flips']:.1f} %"
+        )
+    if entropy is not None:
+        terminal.line(
+            f"n-gram entropy of {entropy['n']} free texts: {entropy['before']:.2f} before, "
+            f"{entropy['after']:.2f} after (bits)"
+        )
 
 
 _POINT = ("edits", "perplexity_ratio", "retention", "relative_norm")

@@ -137,10 +137,14 @@ def one_line(summary: Mapping[str, Any]) -> str:
     for schedule in ("immediate", "final"):
         scores = summary["scores"][schedule]
         if scores is not None:
-            shown = " ".join(
-                f"{name} {scores[name]:.1f}" for name in ("ES", "PS", "NS", "S") if scores[name] is not None
-            )
+            compared = [name for name in ("ES", "PS", "NS", "S") if scores[name] is not None]
+            # Without a true target nothing is compared: what is left is the argmax.
+            shown = " ".join(f"{name} {scores[name]:.1f}" for name in compared or ["EA"])
             parts.append(f"{schedule} {shown}")
+    if summary.get("zsre") is not None:  # summaries of older versions have none
+        after = summary["zsre"]["after"]
+        names = ("efficacy", "paraphrase", "locality", "score")
+        parts.append("zsRE " + " ".join(f"{name} {after[name]:.1f}" for name in names if after[name] is not None))
     if summary["perplexity"] is not None:
         parts.append(f"perplexity × {summary['perplexity']['ratio']:.4f}")
     return f"{cell['id']}: " + "; ".join(parts)

@@ -24,10 +24,10 @@ from emendo.evaluate.metrics import (
     rewrite_success,
 )
 from emendo.evaluate.perplexity import Perplexity, packaged_text, perplexity
-from emendo.evaluate.probes import ProbeScores, probe_scores
+from emendo.evaluate.probes import ProbeScores, probe_means, probe_scores
 from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.reference import ReferenceVocabulary, reference_score
-from emendo.evaluate.retention import Retention, Share, retention, retention_curve
+from emendo.evaluate.retention import Retention, Share, retention
 from emendo.evaluate.scoring import RecordScores, evaluate_records, score_targets
 from emendo.evaluate.shift import (
     DistributionShift,
@@ -38,7 +38,7 @@ from emendo.evaluate.shift import (
 )
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.evaluate.tokens import TokenScores, score_tokens, token_scores
-from emendo.evaluate.zsre import ZSRE_METRICS, ZsreScores, prediction_agreement, token_accuracy, zsre_scores
+from emendo.evaluate.zsre import ZSRE_METRICS, ZsreScores, prediction_agreement, token_accuracy, zsre_means, zsre_scores
 
 __all__ = [
     "GENERATED_METRICS",
@@ -83,10 +83,10 @@ __all__ = [
     "packaged_text",
     "perplexity",
     "prediction_agreement",
+    "probe_means",
     "probe_scores",
     "reference_score",
     "retention",
-    "retention_curve",
     "rewrite_magnitude",
     "rewrite_success",
     "score_targets",
@@ -96,5 +96,6 @@ __all__ = [
     "token_entropy",
     "token_scores",
     "wilson_interval",
+    "zsre_means",
     "zsre_scores",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from emendo.errors import InputError
 from emendo.evaluate.scoring import score_targets
@@ -11,14 +11,16 @@ from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRecord
 
-LEVELS = ("argmax", "probability")
+Level: TypeAlias = Literal["argmax", "probability"]
+
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 def answered(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],
     *,
-    level: Literal["argmax", "probability"] = "argmax",
+    level: Level = "argmax",
     token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[EditRecord, ...]:

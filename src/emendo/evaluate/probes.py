@@ -113,16 +113,23 @@ def probe_scores(
         return ProbeScore(probe.kind, probe.group, probe.prompt, right, best, by_answer[best].nll, next(answered))
 
     scores = tuple(tuple(scored(probe) for probe in record.probes) for record in records)
-    measures = ("argmax",) if new_tokens is None else ("argmax", "exact", "contained")
-    means = mean_over_records(
-        [_measures(record) for record in scores],
+    return ProbeScores(scores, probe_means(scores, confidence=confidence, n_resamples=n_resamples, seed=seed))
+
+
+def probe_means(
+    records: Sequence[Sequence[ProbeScore]], *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+) -> Means:
+    """The means of `ProbeScores` from the probes of its records; arguments as of `probe_scores`."""
+    generated = any(probe.generated is not None for probes in records for probe in probes)
+    measures = ("argmax", "exact", "contained") if generated else ("argmax",)
+    return mean_over_records(
+        [_measures(probes) for probes in records],
         [f"{kind}_{measure}" for kind in PROBE_KINDS for measure in measures],
         scale=100,
         confidence=confidence,
         n_resamples=n_resamples,
         seed=seed,
     )
-    return ProbeScores(scores, means)
 
 
 def _measures(probes: Sequence[ProbeScore]) -> dict[str, float | None]:

@@ -90,21 +90,3 @@ def retention(
         late=Share.of([then for now, then in pairs if not now], confidence),
         first={k: Share.of(final[:k], confidence) for k in first},
     )
-
-
-def retention_curve(final: Sequence[bool], steps: int = 20) -> list[tuple[int, float]]:
-    """Share right at the end by when an edit was written: (edits written up to there, share of that stretch).
-
-    Args:
-        final: Hits after the last write, in the order written.
-        steps: Stretches of nearly equal length; no more than there are edits.
-
-    Raises:
-        InputError: There is no edit, or `steps` is not positive.
-    """
-    if not final or steps < 1:
-        raise InputError(f"a retention curve needs at least one edit and one step, found {len(final)} and {steps}")
-    steps = min(steps, len(final))
-    ends = [round((i + 1) * len(final) / steps) for i in range(steps)]
-    starts = [0, *ends[:-1]]
-    return [(end, sum(map(bool, final[start:end])) / (end - start)) for start, end in zip(starts, ends, strict=True)]

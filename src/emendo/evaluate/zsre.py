@@ -107,8 +107,15 @@ def zsre_scores(
         ZsreRecord(record.request.label, token_accuracy(scores[efficacy[0]]), accuracy(paraphrase), accuracy(locality))
         for record, (efficacy, paraphrase, locality) in zip(records, groups, strict=True)
     )
-    means = mean_over_records(
-        [asdict(record) for record in found],
+    return ZsreScores(found, zsre_means(found, confidence=confidence, n_resamples=n_resamples, seed=seed))
+
+
+def zsre_means(
+    records: Sequence[ZsreRecord], *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+) -> Means:
+    """The means of `ZsreScores` from the accuracies of its records; arguments as of `zsre_scores`."""
+    return mean_over_records(
+        [asdict(record) for record in records],
         ZSRE_METRICS,
         harmonic={"score": ZSRE_METRICS},
         scale=100,
@@ -116,7 +123,6 @@ def zsre_scores(
         n_resamples=n_resamples,
         seed=seed,
     )
-    return ZsreScores(found, means)
 
 
 def prediction_agreement(before: Sequence[TokenScores], after: Sequence[TokenScores]) -> float:

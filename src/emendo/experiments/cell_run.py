@@ -42,6 +42,7 @@ def run_cell(
     records: Sequence[EditRecord],
     ground: Ground,
     *,
+    zsre: bool = False,
     store: MomentStore | None = None,
     progress: Progress | None = None,
     title: str = "edits",
@@ -52,6 +53,7 @@ def run_cell(
         cell: What to do.
         records: Its records, in the order in which they are edited.
         ground: The model.
+        zsre: Whether the records are of zsRE, which has a score of its own.
         store: Where second moments are cached; None: under EMENDO_HOME.
         progress: Told about the edits.
         title: What the progress calls this cell.
@@ -66,7 +68,7 @@ def run_cell(
     found = folder.summary()
     if found is not None:
         return found
-    before = ground.state(records, cell.measures)
+    before = ground.state(records, cell.measures, zsre)
     run = _CellRun(cell, records, ground, before, store, progress or Silent())
     final, error = None, None
     try:
@@ -113,7 +115,7 @@ class _CellRun:
         with self.meter.stage("second moments"):
             moments = None if isinstance(self.resolved, ResolvedBaseline) else self.resolved.config
             self.totals = WeightTotals.of(self.adapter, moments, seed=cell.seed, store=store, progress=progress)
-        self.extras = Extras(self.adapter, cell.measures)
+        self.extras = Extras(self.adapter, cell.measures, zsre=before.zsre is not None)
         with self.meter.stage("distributions before"):
             self.reference = self.extras.reference(self.records) if self.keeps else None
         self.held: dict[int, bool] = {}

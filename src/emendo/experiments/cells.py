@@ -7,12 +7,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from emendo.datasets import Part
+from emendo.evaluate.answered import Level
 from emendo.experiments.modes import Mode, Schedule, check_mode
-
-Part = Literal["all", "dev", "report"]
-Level = Literal["argmax", "probability"]
 
 _UNTOLD = ("contexts.", "keys.", "target.")
 """Settings that the name of a folder leaves to its hash: most cells of a grid have them in common."""
@@ -34,6 +33,7 @@ class Measures:
         generated: Greedy generations against the wanted answer (level 3 of the scores).
         shift: Divergence of next-token distributions from the base on neighbourhood prompts (level 4).
         entropy: n-gram entropy of generations.
+        probes: Further questions of the records, such as portability and multi-hop; with `generated` also in words.
         samples: Records whose prompts are continued in words, before and after.
         new_tokens: Tokens of each continuation.
         checkpoints: Sequential modes: numbers of edits after which the curve gets a point; empty: ten, evenly spaced.
@@ -51,6 +51,16 @@ class Measures:
     new_tokens: int = 12
     checkpoints: tuple[int, ...] = ()
     retention_first: int = 100
+    probes: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON. What later versions added is told only where it is set: older folders stay valid."""
+        values = asdict(self) | {"checkpoints": list(self.checkpoints)}
+        return {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
+
+
+ADDED: Mapping[str, Any] = {"probes": False}
+"""Measures that came after the first version, with the value that means what was before them."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +120,8 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the id, which is made from them."""
-        values = asdict(self)
-        return values | {
+        return asdict(self) | {
             "settings": dict(sorted(self.settings.items())),
             "layers": None if self.layers is None else list(self.layers),
-            "measures": values["measures"] | {"checkpoints": list(self.measures.checkpoints)},
+            "measures": self.measures.to_dict(),
         }

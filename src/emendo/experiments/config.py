@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from emendo.datasets import Part
 from emendo.errors import ExperimentError
-from emendo.experiments.cells import Cell, Level, Measures, Part, Setting
+from emendo.evaluate.answered import Level
+from emendo.experiments.cells import ADDED, Cell, Measures, Setting
 from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
 from emendo.suggest import unknown_name
 
@@ -36,10 +38,16 @@ class MeasuresEntry(BaseModel):
     new_tokens: int = Field(default=12, ge=1)
     checkpoints: list[int] = []
     retention_first: int = Field(default=100, ge=1)
+    probes: bool = False
 
     def to_measures(self) -> Measures:
         """The same, as cells have it."""
         return Measures(**(self.model_dump() | {"checkpoints": tuple(self.checkpoints)}))
+
+    @model_serializer(mode="wrap")
+    def _told(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As `Measures.to_dict`: folders of older versions keep the configuration that they were made with."""
+        return {name: value for name, value in values(self).items() if name not in ADDED or value != ADDED[name]}
 
 
 class MethodEntry(BaseModel):

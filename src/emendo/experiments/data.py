@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emendo.datasets import load_records, select
-from emendo.experiments.cells import Cell, Level
+from emendo.evaluate.answered import Level
+from emendo.experiments.cells import Cell
 from emendo.requests import EditRecord, check_requests
+
+_ZSRE = ("zsre", "zsre-easyedit")
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class Source:
         records: Those that can be used.
         rejected: Rows that cannot.
         sha256: Digest of the records.
+        zsre: Whether they are of zsRE, which has a score of its own.
     """
 
     name: str
     records: tuple[EditRecord, ...]
     rejected: int
     sha256: str
+    zsre: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What tells it from another source."""
@@ -42,7 +47,7 @@ def read_source(name: str) -> Source:
     """
     loaded = load_records(name)
     records = tuple(loaded.records)
-    return Source(name, records, len(loaded.rejected), records_digest(records))
+    return Source(name, records, len(loaded.rejected), records_digest(records), loaded.source["format"] in _ZSRE)
 
 
 def select_records(

@@ -1,4 +1,4 @@
-"""Measures beside the scores, where a configuration asks for them: generated answers, distribution shift, entropy."""
+"""Measures beside the scores: generated answers, distribution shift, entropy, and a data set's own questions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from emendo.evaluate import (
 )
 from emendo.evaluate.table import mean_over_records
 from emendo.experiments.cells import Measures
+from emendo.experiments.questions import probe_rows, zsre_rows
 from emendo.models import ModelAdapter
 from emendo.requests import EditRecord
 
@@ -27,6 +28,9 @@ ANSWER_TOKENS = 32
 
 ENTROPY_RECORDS = 24
 """Records of a cell of which one text each is continued freely to measure entropy."""
+
+FREE_TEXT: Mapping[str, Any] = {"include_prompt": True, "total_tokens": 100, "top_k": 5, "seed": 0}
+"""How these texts are made, as published; the seed is that of the sampling."""
 
 _ONCE = 1
 """Bootstraps are made over all records of a cell, not of each batch."""
@@ -72,7 +76,7 @@ def text_entropies(adapter: ModelAdapter, records: Sequence[EditRecord], first: 
     if not any(asked):
         return []
     # The place of a record in its cell names its stream of random numbers.
-    scores = entropy_of_records(adapter, [*[()] * first, *asked], n_resamples=_ONCE)
+    scores = entropy_of_records(adapter, [*[()] * first, *asked], **FREE_TEXT, n_resamples=_ONCE)
     return [text.entropy for texts in scores.records for text in texts]
 
 
@@ -82,10 +86,11 @@ class Extras:
     Args:
         adapter: The model.
         measures: Which are wanted.
+        zsre: Whether the records are of zsRE.
     """
 
-    def __init__(self, adapter: ModelAdapter, measures: Measures) -> None:
-        self.adapter, self.measures = adapter, measures
+    def __init__(self, adapter: ModelAdapter, measures: Measures, zsre: bool = False) -> None:
+        self.adapter, self.measures, self.zsre = adapter, measures, zsre
 
     def reference(self, records: Sequence[EditRecord]) -> NextTokenLogProbs | None:
         """What the unedited model says next after the neighbourhood prompts; None where no shift is wanted."""
@@ -109,11 +114,19 @@ class Extras:
             now = replace(next_token_log_probs(self.adapter, prompts), places=reference.places)
             moved = distribution_shift(reference, now, n_resamples=_ONCE)
             shift = {"kl": list(moved.kl), "flipped": list(moved.flipped)}
+        measures = self.measures
         return {
-            "generated": generated_rows(self.adapter, records) if self.measures.generated else None,
+            "generated": generated_rows(self.adapter, records) if measures.generated else None,
             "shift": shift,
-            "entropy": text_entropies(self.adapter, records, first) if self.measures.entropy else None,
+            "entropy": text_entropies(self.adapter, records, first) if measures.entropy else None,
+            "zsre": zsre_rows(self.adapter, records) if self.zsre else None,
+            "probes": probe_rows(self.adapter, records, answer_tokens(measures)) if measures.probes else None,
         }
+
+
+def answer_tokens(measures: Measures) -> int | None:
+    """Tokens of a generated answer to a probe; None where none is wanted."""
+    return ANSWER_TOKENS if measures.generated else None
 
 
 def shift_summary(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

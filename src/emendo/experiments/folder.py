@@ -122,7 +122,7 @@ class ExperimentFolder:
         """Record which model or data the results are of, or refuse others than before.
 
         Args:
-            kind: ``"models"`` or ``"data"``.
+            kind: ``"models"``, ``"data"``, ``"devices"`` or ``"texts"``.
             name: As the configuration calls it.
             identity: Digests, as JSON values.
 

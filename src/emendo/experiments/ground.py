@@ -11,12 +11,14 @@ from typing import Any
 
 from emendo.errors import ExperimentError
 from emendo.evaluate import answered, packaged_text, perplexity
-from emendo.experiments.cells import Level, Measures
+from emendo.evaluate.answered import Level
+from emendo.experiments.cells import Measures
 from emendo.experiments.data import records_digest
-from emendo.experiments.extras import generated_rows, text_entropies
+from emendo.experiments.extras import answer_tokens, generated_rows, text_entropies
 from emendo.experiments.files import read_json, write_json
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.meter import Meter
+from emendo.experiments.questions import probe_rows, zsre_rows
 from emendo.experiments.scores import Row, score_rows
 from emendo.models import ModelAdapter
 from emendo.requests import EditRecord
@@ -37,6 +39,8 @@ class BaseState:
         peak_bytes: Highest memory by stage.
         generated: Generated answers, one row a record, where they are wanted.
         entropy: GE of the free texts, where it is wanted.
+        zsre: Token accuracies, one row a record, where the records are of zsRE.
+        probes: Answers to the probes of each record, where they are wanted.
     """
 
     rows: list[Row]
@@ -46,6 +50,8 @@ class BaseState:
     peak_bytes: dict[str, int]
     generated: list[dict[str, Any]] | None = None
     entropy: list[float] | None = None
+    zsre: list[dict[str, Any]] | None = None
+    probes: list[list[dict[str, Any]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,17 +104,24 @@ def held_out_perplexity(adapter: ModelAdapter, measures: Measures) -> float | No
     """
     if not measures.perplexity:
         return None
+    return perplexity(adapter, held_out_text(measures), max_tokens=measures.perplexity_tokens).value
+
+
+def held_out_text(measures: Measures) -> str:
+    """The text of which perplexity is measured.
+
+    Raises:
+        ExperimentError: It cannot be read.
+    """
     if measures.perplexity_text is None:
-        text = packaged_text()
-    else:
-        try:
-            text = Path(measures.perplexity_text).expanduser().read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ExperimentError(
-                f"cannot read the held-out text {measures.perplexity_text!r}: {error}; expected a UTF-8 file "
-                "(measures.perplexity_text)"
-            ) from error
-    return perplexity(adapter, text, max_tokens=measures.perplexity_tokens).value
+        return packaged_text()
+    try:
+        return Path(measures.perplexity_text).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ExperimentError(
+            f"cannot read the held-out text {measures.perplexity_text!r}: {error}; expected a UTF-8 file "
+            "(measures.perplexity_text)"
+        ) from error
 
 
 class Ground:
@@ -124,15 +137,18 @@ class Ground:
         self.folder = folder
         self._states: dict[str, BaseState] = {}
 
-    def state(self, records: Sequence[EditRecord], measures: Measures) -> BaseState:
-        """The "before" of these records; the model must hold no edits."""
+    def state(self, records: Sequence[EditRecord], measures: Measures, zsre: bool = False) -> BaseState:
+        """The "before" of these records, with token accuracy if they are of zsRE; the model must hold no edits."""
         assert not self.adapter.holds_edits
-        asked = {"records": records_digest(records), "measures": asdict(measures)}
+        asked: dict[str, Any] = {"records": records_digest(records), "measures": measures.to_dict()}
+        asked |= {"zsre": True} if zsre else {}
+        if measures.perplexity and measures.perplexity_text is not None:  # a path says nothing about its text
+            asked["text"] = hashlib.sha256(held_out_text(measures).encode()).hexdigest()
         key = self._key("state", asked)
         if key not in self._states:
             path = self.folder.base / f"{key}.json"
             if read_json(path) is None:
-                write_json(path, asdict(self._ask(records, measures)))
+                write_json(path, asdict(self._ask(records, measures, zsre)))
             self._states[key] = BaseState(**read_json(path))  # read back, so that a resumed run has the same numbers
         return self._states[key]
 
@@ -146,7 +162,7 @@ class Ground:
             write_json(path, kept)
         return [records[position] for position in kept]
 
-    def _ask(self, records: Sequence[EditRecord], measures: Measures) -> BaseState:
+    def _ask(self, records: Sequence[EditRecord], measures: Measures, zsre: bool) -> BaseState:
         meter = Meter(self.adapter.device)
         with meter.stage("scoring before"):
             rows = score_rows(self.adapter, records)
@@ -155,14 +171,20 @@ class Ground:
         with meter.stage("generation before"):
             prompts = sampled_prompts(records, range(len(records)), measures.samples)
             texts = continued(self.adapter, prompts, measures.new_tokens)
-        generated, entropy = None, None
+        generated, entropy, accuracy, probes = None, None, None, None
         if measures.generated:
             with meter.stage("generated answers before"):
                 generated = generated_rows(self.adapter, records)
         if measures.entropy:
             with meter.stage("entropy before"):
                 entropy = text_entropies(self.adapter, records, 0)
-        return BaseState(rows, ppl, texts, meter.seconds, meter.peak_bytes, generated, entropy)
+        if zsre:
+            with meter.stage("zsRE token accuracy before"):
+                accuracy = zsre_rows(self.adapter, records)
+        if measures.probes:
+            with meter.stage("probes before"):
+                probes = probe_rows(self.adapter, records, answer_tokens(measures))
+        return BaseState(rows, ppl, texts, meter.seconds, meter.peak_bytes, generated, entropy, accuracy, probes)
 
     def _key(self, kind: str, content: Any) -> str:
         identity = [kind, self.adapter.weights_digest(), self.adapter.tokenizer_digest(), content]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from emendo.experiments.data import Source, read_source, select_records
 from emendo.experiments.estimate import Cost, Counter, duration, measured_rates
 from emendo.experiments.files import locked
 from emendo.experiments.folder import ExperimentFolder
-from emendo.experiments.ground import Ground
+from emendo.experiments.ground import Ground, held_out_text
+from emendo.experiments.questions import check_measures
 from emendo.methods import ResolvedMethod
 from emendo.methods.config import MomentSettings
 from emendo.models import ModelAdapter
@@ -85,6 +87,7 @@ class Experiment:
             records = self._records(cell, ground)
             resolved = resolve_technique(cell.method, ground.adapter, layers=cell.layers, settings=cell.settings)
             asked_after(resolved.config, records)
+            check_measures(cell, records)
             finished = self.folder.cell(cell.id).summary() is not None
             planned.append(PlannedCell(cell, resolved.to_dict(), counter.count(cell, records, resolved), finished))
         return planned
@@ -106,10 +109,17 @@ class Experiment:
                 ground = self._ground_of(cell.model)
                 self.folder.identify("models", cell.model, _identity(ground.adapter))
                 self.folder.identify("data", cell.data, self._source(cell.data).identity())
+                self.folder.identify("devices", cell.model, {"type": ground.adapter.device.type})
+                text = cell.measures.perplexity_text
+                if cell.measures.perplexity and text is not None:
+                    self.folder.identify("texts", text, {"sha256": _digest(held_out_text(cell.measures))})
                 left = self.time_left(planned[number - 1 :], done)
                 title = f"[{number}/{len(planned)}] {cell.id}" + (f", about {left} left" if left else "")
                 records = self._records(cell, ground)
-                summary = run_cell(cell, records, ground, store=self.store, progress=self.progress, title=title)
+                zsre = self._source(cell.data).zsre
+                summary = run_cell(
+                    cell, records, ground, zsre=zsre, store=self.store, progress=self.progress, title=title
+                )
                 done.append((summary, plan.cost))
                 yield summary
 
@@ -159,6 +169,10 @@ class Experiment:
 
     def _records(self, cell: Cell, ground: Ground) -> list[EditRecord]:
         return select_records(self._source(cell.data), cell, ground.answered)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _identity(adapter: ModelAdapter) -> dict[str, str]:

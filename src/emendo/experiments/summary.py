@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from emendo.evaluate import retention
 from emendo.experiments.cells import Cell
 from emendo.experiments.commit import source_commit
-from emendo.experiments.extras import generated_means, mean_entropy, shift_summary
+from emendo.experiments.extras import FREE_TEXT, generated_means, mean_entropy, shift_summary
 from emendo.experiments.ground import BaseState, sampled_prompts
 from emendo.experiments.meter import Meter
+from emendo.experiments.questions import probe_summary, zsre_summary
 from emendo.experiments.scores import Row, aggregate, holds
 from emendo.requests import EditRecord
 from emendo.versions import versions
@@ -76,10 +77,10 @@ def make_summary(
     if final is not None and final.rows is not None:
         rows = [{**line, "final": final.rows[line["position"]]} for line in rows]
     extras = _extras(batches, final)
-    if extras["generated"]:
-        after = extras["generated"]
-        old = before.generated or []
-        rows = [{**line, "generated": {"before": old[at], "after": after[at]}} for at, line in enumerate(rows)]
+    for name, _ in _ANSWERS:
+        if after := extras[name]:
+            old = getattr(before, name) or []
+            rows = [{**line, name: {"before": old[at], "after": after[at]}} for at, line in enumerate(rows)]
     whole = error is None
     seconds, peaks = _added(before, batches, final)
     summary = {
@@ -92,7 +93,7 @@ def make_summary(
             "immediate": _aggregated(records, [line["immediate"] for line in rows]) if whole else None,
             "final": _aggregated(records, [line["final"] for line in rows]) if whole else None,
         },
-        "generated": _generated(before, extras["generated"]) if whole else None,
+        **{name: _answers(means, getattr(before, name), extras[name]) if whole else None for name, means in _ANSWERS},
         "shift": shift_summary(extras["shift"]) if whole else None,
         "perplexity": _perplexity(before, batches, final) if whole else None,
         "entropy": _entropy(before, extras["entropy"]) if whole else None,
@@ -181,19 +182,30 @@ def _extras(batches: Sequence[Mapping[str, Any]], final: Final | None) -> dict[s
         "generated": [row for part in parts for row in part.get("generated") or ()],
         "shift": [part["shift"] for part in parts if part.get("shift") is not None],
         "entropy": [value for part in parts for value in part.get("entropy") or ()],
+        "zsre": [row for part in parts for row in part.get("zsre") or ()],
+        "probes": [row for part in parts for row in part.get("probes") or ()],
     }
 
 
-def _generated(before: BaseState, after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    if not after:
-        return None
-    return {"before": generated_means(before.generated or []), "after": generated_means(after)}
+_ANSWERS: tuple[tuple[str, Callable[[Sequence[Any]], dict[str, Any]]], ...] = (
+    ("generated", generated_means),
+    ("zsre", zsre_summary),
+    ("probes", probe_summary),
+)
+"""Measures with one row a record, and how rows become means."""
+
+
+def _answers(
+    means: Callable[[Sequence[Any]], dict[str, Any]], before: Sequence[Any] | None, after: Sequence[Any]
+) -> dict[str, Any] | None:
+    return {"before": means(before or []), "after": means(after)} if after else None
 
 
 def _entropy(before: BaseState, after: Sequence[float]) -> dict[str, Any] | None:
     if not after or before.entropy is None:
         return None
-    return {"before": mean_entropy(before.entropy), "after": mean_entropy(after), "n": len(after), "unit": "bits"}
+    means = {"before": mean_entropy(before.entropy), "after": mean_entropy(after)}
+    return {**means, "n": len(after), "unit": "bits", "texts": dict(FREE_TEXT)}
 
 
 def _retention(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

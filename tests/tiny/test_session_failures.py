@@ -39,7 +39,7 @@ def failing(original: Callable[..., Any], at: int, error: type[BaseException]) -
 
 
 STAGES = {
-    "contexts": ("emendo.pipeline.prefix_contexts", 1),
+    "contexts": ("emendo.session.prefix_contexts", 1),
     "moments": ("emendo.session.obtain_for_method", 1),
     "factorisation of the second layer": ("emendo.session.prepare", 2),
     "target problem": ("emendo.activations.targets.target_problem", 1),

@@ -20,19 +20,27 @@ MODULES = {
     "joblib",
     "marshal",
     "shelve",
-    "yaml",
     "runpy",
     "code",
 }
 CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "torch.hub.load", "os.system", "os.popen"}
 CALLS |= {"numpy.load", "np.load", "pandas.read_pickle", "pd.read_pickle", "torch.package.PackageImporter"}
+YAML = {"load", "SafeLoader", "YAMLError", "AliasEvent", "Node", "MappingNode"}
+"""What may be used of yaml; its other loaders make Python objects."""
+
 OPTIONS = {"trust_remote_code": False, "allow_pickle": False, "weights_only": True, "shell": False}
 """Values that these options may have, wherever they are given."""
 
 
 def findings(text: str) -> Iterator[str]:
     """What in a module could run code from a file."""
-    for node in ast.walk(ast.parse(text)):
+    tree = ast.parse(text)
+    safe = {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -40,7 +48,13 @@ def findings(text: str) -> Iterator[str]:
         else:
             names = []
         yield from (f"line {node.lineno}: import {name}" for name in names if name.split(".")[0] in MODULES)
-        yield from (f"line {node.lineno}: import {name}" for name in names if name in CALLS)
+        yield from (f"line {node.lineno}: import {name}" for name in names if name in CALLS or name.startswith("yaml."))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "yaml" and node.attr not in YAML:
+            yield f"line {node.lineno}: {ast.unparse(node)}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "yaml.load":
+            loaders = [ast.unparse(given.value) for given in node.keywords if given.arg == "Loader"]
+            if len(loaders) != 1 or loaders[0] not in {"yaml.SafeLoader", *safe}:
+                yield f"line {node.lineno}: {ast.unparse(node)}"
         if isinstance(node, (ast.Name, ast.Attribute)) and ast.unparse(node) in CALLS:
             yield f"line {node.lineno}: {ast.unparse(node)}"
         pairs: list[tuple[object, ast.expr]] = []
@@ -84,6 +98,11 @@ def test_every_model_is_loaded_without_remote_code() -> None:
         "import pickle",
         "from pickle import UnpicklingError",
         "import yaml.loader",
+        "from yaml import load",
+        "yaml.unsafe_load('f')",
+        "yaml.load('f', yaml.SafeLoader)",
+        "yaml.load('f', Loader=yaml.Loader)",
+        "class Own(yaml.FullLoader): pass",
         "from torch import load",
         "x = torch.load('f')",
         "f = torch.load",

@@ -13,7 +13,7 @@ from torch import Tensor
 from emendo.activations.targets import TargetTrace
 from emendo.requests import EditRequest
 from emendo.shapes import Keys, Residuals, Weight
-from emendo.solve import PreparedLayer, SolveStats, frobenius_norm, preservation_cost, retained
+from emendo.solve import PreparedLayer, SolveStats, frobenius_norm, output_power, preservation_cost, retained
 from emendo.techniques import ResolvedTechnique
 from emendo.update import LayerUpdate, ModelUpdate
 
@@ -101,7 +101,7 @@ def layer_report(
     return replace(
         trained_layer_report(finished, weight, earlier),
         solves=tuple(stats),
-        relative_cost=cost / float(((precise @ moment) * precise).sum()),
+        relative_cost=cost / output_power(precise, moment),
         written=float(written.mean()),
     )
 

@@ -12,8 +12,8 @@ from emendo.gate.checks import AT_LEAST, Evidence, Measurement, broken, judge, m
 from emendo.gate.config import CheckConfig, Checks, ShareConfig, SuccessConfig, default_config
 from emendo.gate.look import Look, begins_with
 from emendo.gate.report import Check, GateReport
-from emendo.gate.weights import LayerChange
 from emendo.models import ModelAdapter
+from emendo.weight_change import LayerChange
 
 ABOVE, BELOW = math.inf, -math.inf
 

@@ -63,7 +63,7 @@ def harness(
     _show(terminal, document)
     if out is not None:
         from emendo import strict_json
-        from emendo.report import write_text
+        from emendo.storage import write_text
 
         write_text(out, strict_json.dumps(document, indent=2) + "\n")
         terminal.line(f"Every item: {out}")

@@ -22,13 +22,13 @@ from emendo.experiments.meter import Meter
 from emendo.experiments.modes import batch_ranges, restores
 from emendo.experiments.scores import Row, holds, score_rows
 from emendo.experiments.summary import Final, make_summary
-from emendo.experiments.weights import WeightTotals
 from emendo.moments import MomentStore
 from emendo.plan import Plan
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.session import EditSession
 from emendo.techniques import asked_after
+from emendo.weight_change import WeightMeter
 
 FINDINGS = (InfeasibleError, NumericalError, SelfCheckError)
 """Failures that say something about the method on these facts: a result, written down and not tried again."""
@@ -109,12 +109,15 @@ class _CellRun:
         # Where edits stay, only the first batch is searched on the unedited model.
         searched = self.records[: cell.batch_size] if self.keeps else self.records
         self.memory = TargetMemory([record.request for record in searched], ground.folder.targets)
-        self.session = EditSession(self.adapter, seed=cell.seed, store=store, targets=self.memory)
+        self.session = EditSession(self.adapter, seed=cell.seed, store=store, targets=self.memory, progress=progress)
         self.resolved = self.session.resolve(cell.method, layers=cell.layers, settings=cell.settings)
         self.meter = Meter(self.adapter.device)
         with self.meter.stage("second moments"):
-            moments = None if isinstance(self.resolved, ResolvedBaseline) else self.resolved.config
-            self.totals = WeightTotals.of(self.adapter, moments, seed=cell.seed, store=store, progress=progress)
+            method = None if isinstance(self.resolved, ResolvedBaseline) else self.resolved.config
+            self.moments = None if method is None else method.moments
+            self.weights = WeightMeter(self.session)
+            if method is not None:
+                self.weights.learn(method.written_layers, method.moments)
         self.extras = Extras(self.adapter, cell.measures, zsre=before.zsre is not None)
         with self.meter.stage("distributions before"):
             self.reference = self.extras.reference(self.records) if self.keeps else None
@@ -157,7 +160,7 @@ class _CellRun:
             texts = self._texts(everything)
         with self.meter.stage("further measures final"):
             extras = self.extras.after(self._asked(everything), 0, self.reference)
-        return Final(rows, ppl, texts, self.totals.measure(self.session.applied_updates), extras, self.meter)
+        return Final(rows, ppl, texts, self._weight_change(), extras, self.meter)
 
     def describe(self, failure: EmendoError) -> dict[str, Any]:
         """A failure as a result."""
@@ -224,7 +227,7 @@ class _CellRun:
         """A point of the curve: the model after so many edits."""
         ppl = held_out_perplexity(self.adapter, self.cell.measures)
         base = self.before.perplexity
-        totals = self.totals.measure(self.session.applied_updates)
+        totals = self._weight_change()
         return {
             "edits": edits,
             "perplexity_ratio": None if ppl is None or base is None else ppl / base,
@@ -232,6 +235,13 @@ class _CellRun:
             "relative_norm": max((total["relative_norm"] for total in totals), default=0.0),
             "entropy": self._entropy(),
         }
+
+    def _weight_change(self) -> list[dict[str, Any]]:
+        """What all edits that are in the model do to each layer."""
+        return [
+            {"layer": change.layer, "relative_norm": change.norm_growth, "relative_cost": change.relative_cost}
+            for change in self.weights.changes(self.session.applied_updates, self.moments)
+        ]
 
     def _retention(self, first: int) -> float | None:
         """Percent of the first edits that held right after they were made and hold now; of all, where none was scored.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from emendo import strict_json
 from emendo.errors import ExperimentError, OutputError
+from emendo.storage import write_text
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -30,31 +30,6 @@ def write_lines(path: Path, rows: Sequence[Any]) -> None:
         OutputError: The folder cannot be written.
     """
     write_text(path, "".join(strict_json.dumps(row) + "\n" for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, and give it its own when its bytes are on the disk.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    draft: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
-        ) as stream:
-            draft = Path(stream.name)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.chmod(0o644)
-        draft.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable folder (--out)") from error
-    finally:
-        if draft is not None:
-            draft.unlink(missing_ok=True)
 
 
 def append_lines(path: Path, rows: Sequence[Any]) -> None:

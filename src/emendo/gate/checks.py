@@ -20,8 +20,8 @@ from emendo.evaluate import (
 from emendo.gate.config import CheckConfig, ShareConfig, SuccessConfig
 from emendo.gate.look import Look
 from emendo.gate.report import Check
-from emendo.gate.weights import LayerChange
 from emendo.models import ModelAdapter
+from emendo.weight_change import LayerChange
 
 AT_LEAST = ("efficacy", "paraphrase")
 """Checks whose limit is the smallest value that passes; of the others it is the largest."""

@@ -25,10 +25,11 @@ from emendo.errors import InputError, NumericalError
 from emendo.evaluate import distribution_shift, next_token_log_probs
 from emendo.gate.canaries import CanarySet, read_canaries
 from emendo.gate.config import GateConfig, default_config
-from emendo.gate.weights import WeightMeter, pricing
+from emendo.gate.pricing import pricing
 from emendo.plan import Plan, trained_layer_report
 from emendo.session import EditSession
 from emendo.update import ModelUpdate, merge_layers
+from emendo.weight_change import WeightMeter
 
 _WORDS = {
     "norm_growth": "all updates together over the norm of the weight, in the worst layer",
@@ -152,8 +153,7 @@ class CollapseMonitor:
     def _signals(self, edit: Plan | ModelUpdate) -> Signals:
         applied = self._session.applied_updates
         settings = pricing(edit)[0] if "relative_cost" in self.limits else None
-        total = merge_layers([part for update in applied for part in update.layers])
-        changes = self._meter.changes(total, settings)
+        changes = self._meter.changes(applied, settings)
         kl, flips = self._canary_shift()
         return Signals(
             updates=len(applied),

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from emendo.errors import GateError
-from emendo.gate.weights import LayerChange
 from emendo.plan import Plan
 from emendo.update import ModelUpdate
+from emendo.weight_change import LayerChange
 
 Outcome = Literal["pass", "fail", "not measured, pass", "not measured, fail"]
 

@@ -11,14 +11,15 @@ from emendo.gate.canaries import CanarySet, read_canaries
 from emendo.gate.checks import Evidence, broken, judge, measure
 from emendo.gate.config import Checks, GateConfig, default_config
 from emendo.gate.look import look
+from emendo.gate.pricing import pricing
 from emendo.gate.report import Check, GateReport
-from emendo.gate.weights import LayerChange, WeightMeter, pricing
 from emendo.plan import Plan
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.session import EditSession
 from emendo.techniques import asked_after
-from emendo.update import ModelUpdate, merge_layers
+from emendo.update import ModelUpdate
+from emendo.weight_change import LayerChange, WeightMeter
 
 
 def run_gate(
@@ -120,7 +121,7 @@ def _changes(
     """How far the session's updates together have moved each layer, and why there is no relative cost, if so."""
     if checks.norm_growth is None and checks.relative_cost is None:
         return (), ""
-    total = merge_layers([part for update in session.applied_updates for part in update.layers])
+    total = session.applied_updates
     settings, unpriced = None, ""
     if checks.relative_cost is not None:
         settings, unpriced = pricing(edit if isinstance(edit, Plan) else session.applied_updates[-1])

@@ -1,6 +1,6 @@
 """Reports: what an edit did, for people and for machines."""
 
-from emendo.report.folder import check_writable, report_document, write_folder, write_text
+from emendo.report.folder import check_writable, report_document, write_folder
 from emendo.report.judge import Judgement, Sample, judge
 from emendo.report.markdown import SHOWN_SCORES, markdown_report
 from emendo.report.tables import layer_table, target_table, training_table
@@ -17,5 +17,4 @@ __all__ = [
     "target_table",
     "training_table",
     "write_folder",
-    "write_text",
 ]

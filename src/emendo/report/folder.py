@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from emendo.errors import OutputError
 from emendo.plan import Plan
 from emendo.report.judge import Judgement
 from emendo.report.markdown import markdown_report
+from emendo.storage import write_text
 from emendo.update import ModelUpdate
 
 UPDATE_NAME = "update.safetensors"
@@ -74,26 +74,3 @@ def write_folder(folder: Path, update: ModelUpdate, document: dict[str, Any]) ->
     update.save(folder / UPDATE_NAME)
     names = {"update": UPDATE_NAME, "report": "report.json", "markdown": "report.md"}
     return {kind: str(folder / name) for kind, name in names.items()}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, which appears whole or not at all; its folder is made.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    draft: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
-        ) as stream:
-            draft = Path(stream.name)
-            stream.write(text)
-        draft.chmod(0o644)
-        draft.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable folder (--out)") from error
-    finally:
-        if draft is not None:
-            draft.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ gives Q, and the cost functions measure ΔW without forming it. A null space (Al
 Nothing here knows a model, a tokenizer or a config.
 """
 
-from emendo.solve.costs import frobenius_norm, preservation_cost
+from emendo.solve.costs import frobenius_norm, output_power, preservation_cost
 from emendo.solve.feasibility import KEY_TOLERANCE, key_tolerance
 from emendo.solve.metric import PreparedLayer, prepare
 from emendo.solve.null_space import NullSpace
@@ -35,6 +35,7 @@ __all__ = [
     "extend_history",
     "frobenius_norm",
     "key_tolerance",
+    "output_power",
     "prepare",
     "preservation_cost",
     "prune",

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.shapes import DualKeys, Moment, Residuals
+from emendo.shapes import DualKeys, Moment, Residuals, Weight
 
 
 def preservation_cost(residuals: Residuals, dual_keys: DualKeys, moment: Moment) -> float:
@@ -26,6 +26,21 @@ def preservation_cost(residuals: Residuals, dual_keys: DualKeys, moment: Moment)
     """
     folded = _fold(residuals, dual_keys)
     return float(((folded @ moment.detach().to(folded)) * folded).sum().item())
+
+
+@torch.no_grad()
+def output_power(weight: Weight, moment: Moment) -> float:
+    """tr(W C Wᵀ): mean square of the layer's output (bias aside) on the preserved keys, in float64.
+
+    Args:
+        weight: W.
+        moment: C, on the device of the weight.
+
+    Returns:
+        What `preservation_cost` is relative to, in squared units of the layer's output.
+    """
+    weight = weight.double()
+    return float(((weight @ moment.to(weight)) * weight).sum().item())
 
 
 def frobenius_norm(residuals: Residuals, dual_keys: DualKeys) -> float:

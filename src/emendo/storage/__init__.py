@@ -6,6 +6,7 @@ from emendo.storage.tensor_file import (
     read_tensor_file_header,
     write_tensor_file,
 )
+from emendo.storage.whole_file import write_bytes, write_text
 from emendo.storage.whole_folder import check_absent, whole_folder
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "read_tensor_file",
     "read_tensor_file_header",
     "whole_folder",
+    "write_bytes",
     "write_tensor_file",
+    "write_text",
 ]

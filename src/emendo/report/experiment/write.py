@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from emendo.errors import OutputError
@@ -13,7 +11,8 @@ from emendo.report.experiment.figures import figures_of
 from emendo.report.experiment.folder import Experiment, read_experiment
 from emendo.report.experiment.markdown import PLOTS, markdown_text
 from emendo.report.experiment.page import check_jinja, page
-from emendo.report.folder import check_writable, write_text
+from emendo.report.folder import check_writable
+from emendo.storage import write_bytes, write_text
 
 
 def write_report(
@@ -70,11 +69,7 @@ def _write_plots(folder: Path, pictures: list[Picture]) -> None:
         for old in folder.glob("*.png"):
             if old.name not in names:
                 old.unlink()
-        for name, content in names.items():
-            handle, draft = tempfile.mkstemp(prefix=f".{name}-", dir=folder)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-            Path(draft).chmod(0o644)
-            os.replace(draft, folder / name)
     except OSError as error:
         raise OutputError(f"cannot write {str(folder)!r}: {error}; choose a writable folder (--out)") from error
+    for name, content in names.items():
+        write_bytes(folder / name, content)

@@ -11,15 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
-from emendo.methods import MethodConfig
 from emendo.methods.config import MomentSettings
-from emendo.plan import Plan
 from emendo.session import EditSession
 from emendo.shapes import Moment
-from emendo.solve import frobenius_norm, preservation_cost
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.solve import frobenius_norm, output_power, preservation_cost
+from emendo.update import LayerUpdate, ModelUpdate, merge_layers
 
 
 @dataclass(frozen=True)
@@ -54,18 +51,19 @@ class WeightMeter:
         self._norms: dict[int, float] = {}
         self._moments: dict[tuple[MomentSettings, int], tuple[Moment, float]] = {}
 
-    def changes(self, total: Sequence[LayerUpdate], moments: MomentSettings | None) -> tuple[LayerChange, ...]:
-        """The change of every layer.
+    def changes(self, updates: Sequence[ModelUpdate], moments: MomentSettings | None) -> tuple[LayerChange, ...]:
+        """What updates together change in every layer that one of them writes.
 
         Args:
-            total: Sum of the updates, one entry a layer (`emendo.update.merge_layers`).
+            updates: The updates.
             moments: Whose second moment prices the change; None leaves `relative_cost` out.
 
         Raises:
             CorpusError: A second moment is missing and its text cannot be read.
             MomentsError: A stored second moment is damaged.
         """
-        self._learn([part.layer for part in total], moments)
+        total = merge_layers([part for update in updates for part in update.layers])
+        self.learn([part.layer for part in total], moments)
         return tuple(
             LayerChange(
                 layer=part.layer,
@@ -80,8 +78,17 @@ class WeightMeter:
         part = part.to(moment.device)
         return preservation_cost(part.residuals, part.dual_keys, moment) / own
 
-    def _learn(self, layers: Sequence[int], settings: MomentSettings | None) -> None:
-        """‖W‖ and tr(W C Wᵀ) of layers not seen before."""
+    def learn(self, layers: Sequence[int], settings: MomentSettings | None) -> None:
+        """Work out ‖W‖ and tr(W C Wᵀ) of layers not seen before; `changes` does it where nobody has.
+
+        Args:
+            layers: The layers.
+            settings: As `moments` of `changes`.
+
+        Raises:
+            CorpusError: A second moment is missing and its text cannot be read.
+            MomentsError: A stored second moment is damaged.
+        """
         lm = self._session.lm
         missing = [] if settings is None else [layer for layer in layers if (settings, layer) not in self._moments]
         found: dict[int, Moment] = {}
@@ -94,39 +101,6 @@ class WeightMeter:
             for layer in unknown:
                 self._norms[layer] = float(torch.linalg.vector_norm(lm.weight(layer), dtype=torch.float64))
             for layer, moment in found.items():
-                weight = lm.weight(layer).double()
-                moment = moment.to(weight)
                 assert settings is not None  # it named the moments
-                self._moments[settings, layer] = moment, float(((weight @ moment) * weight).sum())
-
-
-def pricing(edit: Plan | ModelUpdate) -> tuple[MomentSettings | None, str]:
-    """The second moments that an edit was planned with, which price it; or why there are none.
-
-    Args:
-        edit: A plan, or an update whose record names them.
-    """
-    if isinstance(edit, Plan):
-        config = edit.method.config
-        if isinstance(config, MethodConfig):
-            return config.moments, ""
-        return None, f"{config.name} is a baseline, which has no second moment"
-    named = _recorded(edit, "moments.")
-    try:
-        settings = TypeAdapter(MomentSettings).validate_python(named)
-    except ValidationError:
-        named = {}
-    if not named:
-        return None, "the update's record names no second moment"
-    # A file may come from anywhere: it does not get to name texts that are read or downloaded here.
-    if settings.source != "self":
-        return None, f"the update was planned with second moments of {settings.source!r}, which are not read for a file"
-    return settings, ""
-
-
-def _recorded(update: ModelUpdate, prefix: str) -> dict[str, Any]:
-    """Settings of one section that an update's record holds, whatever else is in it."""
-    method = update.info.get("method")
-    settings = method.get("settings") if isinstance(method, dict) else None
-    rows = settings.items() if isinstance(settings, dict) else ()
-    return {name.removeprefix(prefix): value for name, value in rows if str(name).startswith(prefix)}
+                moment = moment.to(lm.weight(layer).device)
+                self._moments[settings, layer] = moment, output_power(lm.weight(layer), moment)

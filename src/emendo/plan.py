@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from emendo.activations.targets import TargetTrace
 from emendo.requests import EditRequest
-from emendo.shapes import Keys, Residuals, Weight
+from emendo.shapes import Weight
 from emendo.solve import PreparedLayer, SolveStats, frobenius_norm, output_power, preservation_cost, retained
 from emendo.techniques import ResolvedTechnique
 from emendo.update import LayerUpdate, ModelUpdate
@@ -129,13 +127,6 @@ def trained_layer_report(update: LayerUpdate, weight: Weight, earlier: LayerUpda
 def _disturbed(update: LayerUpdate, earlier: LayerUpdate) -> float | None:
     if earlier.keys is None or not len(earlier.keys):
         return None
-    changed = _at_keys(update.residuals, update.dual_keys, earlier.keys)
-    before = _at_keys(earlier.residuals, earlier.dual_keys, earlier.keys)
+    before = earlier.at(earlier.keys)
     size = float(before.norm())
-    return float(changed.norm()) / size if size else None
-
-
-def _at_keys(residuals: Residuals, dual_keys: Keys, keys: Keys) -> Float[Tensor, "edits d_out"]:
-    """ΔW k for every key, without forming ΔW."""
-    dual_keys = dual_keys.to(torch.float64)
-    return (keys.to(dual_keys) @ dual_keys.T) @ residuals.to(dual_keys)
+    return float(update.at(earlier.keys).norm()) / size if size else None

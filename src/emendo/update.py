@@ -79,6 +79,11 @@ class LayerUpdate:
         """ΔW as a dense float32 matrix ``[d_out, d_in]``."""
         return self.residuals.T @ self.dual_keys
 
+    def at(self, keys: Keys) -> Residuals:
+        """ΔW k for every key, in float64, without forming ΔW."""
+        dual_keys = self.dual_keys.double()
+        return (keys.to(dual_keys) @ dual_keys.T) @ self.residuals.double()
+
     def to(self, device: torch.device) -> LayerUpdate:
         """The same update with its factors and keys on another device."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}

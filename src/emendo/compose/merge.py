@@ -215,8 +215,7 @@ def _survival(parts: Sequence[_Part], part: _Part) -> tuple[Survival, ...]:
     for own in part.update.layers:
         if own.keys is not None:
             total = merge_layers([layer for layer in seen if layer.layer == own.layer])[0]
-            alone = (own.keys.double() @ own.dual_keys.double().T) @ own.residuals.double()
-            shares = retained(total.residuals, total.dual_keys, own.keys, alone)
+            shares = retained(total.residuals, total.dual_keys, own.keys, own.at(own.keys))
             found.append(Survival(part.id, own.layer, tuple(shares.tolist())))
     return tuple(found)
 

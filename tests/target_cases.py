@@ -12,7 +12,7 @@ from emendo.activations.targets import TargetSettings
 from emendo.models import ModelAdapter
 from emendo.requests import EditRequest
 from tests.conftest import build_tiny
-from tests.target_reference import SerialSearch, sentences_of, serial_search
+from tests.target_reference import ATTENTION_OUT, SerialSearch, sentences_of, serial_search
 
 REQUESTS = [
     EditRequest("The Tower in {} was calm that", "Paris", "the"),
@@ -52,7 +52,7 @@ def oracle(
         kl_factor=settings.kl_weight,
         weight_decay=settings.weight_decay,
         loss_threshold=settings.loss_threshold,
-        joint_attention=adapter.spec.attention if settings.joint_attention else None,
+        joint_attention=ATTENTION_OUT[adapter.spec.model_type] if settings.joint_attention else None,
         argmax_nll_weight=settings.argmax_nll_weight,
         kl_threshold=settings.kl_threshold,
     )

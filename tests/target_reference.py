@@ -36,6 +36,17 @@ MODULES = {
 }
 """Where transformers keeps the blocks of a family, and in each block the last linear map of the MLP."""
 
+ATTENTION_OUT = {
+    **dict.fromkeys((*_LLAMA_LIKE, "qwen3", "stablelm", "starcoder2"), "self_attn.o_proj"),
+    **dict.fromkeys(("bloom", "falcon"), "self_attention.dense"),
+    "phi": "self_attn.dense",
+    "opt": "self_attn.out_proj",
+    "gpt2": "attn.c_proj",
+    "gptj": "attn.out_proj",
+    "gpt_neox": "attention.dense",
+}
+"""In each block the last linear map of attention, whose output is attention's own."""
+
 
 @dataclass(frozen=True)
 class Sentences:
@@ -102,8 +113,8 @@ def serial_search(
 ) -> SerialSearch:
     """Search δ for one request; the model's parameters are frozen and stay so.
 
-    `joint_attention` names the attention module of a block, which then gets a δ of its own; the one that is returned
-    is the other.
+    `joint_attention` names the last linear map of a block's attention, whose output then gets a δ of its own; the one
+    that is returned is the other.
     """
     search = SerialSearch()
     model.requires_grad_(False)
@@ -118,7 +129,7 @@ def serial_search(
     modules += [] if joint_attention is None else [block.get_submodule(joint_attention)]
     deltas = [torch.zeros(width, dtype=dtype, requires_grad=True) for _ in modules]
     inits: list[Tensor | None] = [None for _ in modules]
-    delta = deltas[0]
+    delta, nll_weight = deltas[0], 1.0
     optimizer = torch.optim.Adam(deltas, lr=learning_rate)
     kl_base = None
 
@@ -159,14 +170,16 @@ def serial_search(
             pairs_of = [(own, init) for own, init in zip(deltas, inits, strict=True) if init is not None]
             search.target_init = pairs_of[0][1]
             decay = weight_decay * sum(own.norm() / init.norm() ** 2 for own, init in pairs_of)
-            loss = (argmax_nll_weight if all(hits) else 1.0) * nll + kl_factor * kl + decay
+            loss = nll_weight * nll + kl_factor * kl + decay
+            nll_weight = argmax_nll_weight if all(hits) else 1.0  # from the next evaluation on
 
             search.losses.append(loss.item())
             search.nlls.append(nll.item())
             search.kls.append(kl.item())
             search.argmax.append(all(hits))
             search.deltas.append(delta.detach().clone())
-            if loss < loss_threshold or step == steps - 1 or (all(hits) and kl_threshold > 0 and kl <= kl_threshold):
+            diverges_little = kl_threshold > 0 and kl_factor * kl <= kl_threshold
+            if loss < loss_threshold or step == steps - 1 or (all(hits) and diverges_little):
                 break
             loss.backward()
             optimizer.step()

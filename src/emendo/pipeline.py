@@ -195,7 +195,7 @@ class _Run:
             search = self.find_targets or find_targets
             targets = search(self.adapter, batch, self.contexts, layer, config.target, progress)
             if config.target.norm_anchor:
-                targets = targets.anchored(norms[layer])
+                targets = targets.anchored(norms[layer], share_groups(batch, config.target.shared))
             aims[layer] = targets.value
             self.traces += [(layer, trace) for trace in targets.traces]
         later = [step.aim for step in self.steps if step.aim not in aims]

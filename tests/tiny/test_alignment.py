@@ -427,6 +427,14 @@ def test_targets_that_a_tokenizer_cannot_write_are_refused() -> None:
     assert plain(adapter.decode(encode_target(adapter, "It is", "Rome")[1])) == "Rome"
 
 
+def test_a_subject_that_reads_like_any_unknown_name_is_refused() -> None:
+    """Its edit would be found at every such name."""
+    adapter = wrapped(unigram())
+    with pytest.raises(RequestError, match="no tokens for the subject 'โรม'"):
+        align_prompt(adapter, EditRequest("It is {} in", "โรม", "Rome"))
+    align_prompt(adapter, EditRequest("It is {} in", "Rome โรม", "Rome"))  # a part of it is known
+
+
 def test_a_subject_of_no_tokens_is_refused() -> None:
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")

@@ -14,7 +14,7 @@ import torch
 
 from emendo.errors import HarnessError
 from emendo.models import ModelAdapter
-from emendo.models.checks import parameters_sha256
+from emendo.models.identity import parameters_sha256
 from emendo.session import EditSession
 from emendo.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny

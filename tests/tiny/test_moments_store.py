@@ -67,6 +67,7 @@ def test_the_header_says_everything(stored: StoredMoment, tiny_llama: ModelAdapt
     assert header["module"] == tiny_llama.module_name(1)
     assert header["fingerprint"] == {
         "weights": tiny_llama.weights_digest(),
+        "config": tiny_llama.config_digest(),
         "tokenizer": tiny_llama.tokenizer_digest(),
         "dtype": "float32",
         "corpus": {
@@ -87,6 +88,7 @@ def test_every_field_changes_the_fingerprint(tiny_llama: ModelAdapter) -> None:
     base = SPEC.fingerprint(tiny_llama, [1])
     changes = {
         "weights": "0",
+        "config": "0",
         "tokenizer": "0",
         "dtype": "bfloat16",
         "corpus": {"kind": "self", "seed": 1},

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from emendo.activations import targets
 from emendo.activations.targets import find_targets
 from emendo.errors import NumericalError, SelfCheckError
 from emendo.models import ModelAdapter
@@ -38,6 +40,16 @@ def test_model_is_untouched(tiny: ModelAdapter, attention: str) -> None:
     before = model_state(tiny)
     find_targets(tiny, REQUESTS[:3], CONTEXTS, LAYER, replace(SETTINGS, steps=3))
     assert changes(before, model_state(tiny)) == []
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_search_without_gradients_around_it_is_the_same_search(mode: type[torch.no_grad]) -> None:
+    adapter = build_tiny("llama")
+    expected = find_targets(adapter, REQUESTS[:2], CONTEXTS, LAYER, SETTINGS)
+    with mode():
+        found = find_targets(adapter, REQUESTS[:2], CONTEXTS, LAYER, SETTINGS)
+    assert torch.equal(found.value, expected.value)
+    assert found.traces == expected.traces
 
 
 class InjectedError(Exception):
@@ -135,6 +147,22 @@ def test_only_the_requests_that_fail_are_named() -> None:
     assert "'Bordeaux'" in str(caught.value)
     assert "'Paris'" not in str(caught.value)
     assert "'The Eiffel Tower'" not in str(caught.value)
+
+
+def test_one_request_that_replays_wrongly_is_not_hidden_by_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = build_tiny("llama")
+    layout = targets.target_problem
+
+    def damaged(*args: Any, **settings: Any) -> Any:
+        problem, init = layout(*args, **settings)
+        hurt = problem.owner[problem.layout.rows] == 1
+        problem.constant[hurt] += 0.01 * problem.constant[hurt].roll(1, dims=1)
+        return problem, init
+
+    monkeypatch.setattr(targets, "target_problem", damaged)
+    many = [replace(REQUESTS[0], subject=f"The Tower number {number}") for number in range(24)]
+    with pytest.raises(SelfCheckError, match="for 'The Tower number 1'; its blocks"):
+        find_targets(adapter, many, CONTEXTS, LAYER, SETTINGS)
 
 
 def test_blocks_that_do_more_than_known_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,53 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weights": {"adapter": "other seed"},
     "a request beside it": {"requests": [EIFFEL, JAPAN, DARRIEUX]},
 }
+
+
+def another_rope() -> ModelAdapter:
+    """The same weights, and other positions made of them."""
+    adapter = build_tiny("llama")
+    adapter.model.config.rope_parameters = {"rope_type": "default", "rope_theta": 100.0}
+    other = type(adapter.model)(adapter.model.config)
+    other.load_state_dict(adapter.model.state_dict())
+    return ModelAdapter(other.eval(), adapter.tokenizer)
+
+
+def another_end() -> ModelAdapter:
+    """The same tokens, of which another one ends a text."""
+    adapter = build_tiny("llama")
+    adapter.tokenizer.eos_token = "<s>"
+    return adapter
+
+
+@pytest.mark.parametrize("change", [another_rope, another_end])
+def test_models_with_the_same_weights_are_not_taken_for_each_other(
+    change: Callable[[], ModelAdapter], tiny_llama: ModelAdapter, searches: list[int], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, end_of_text=True)
+    TargetMemory([EIFFEL], tmp_path).find(tiny_llama, [EIFFEL], CONTEXTS, 2, settings)
+    other = change()
+    assert other.weights_digest() == tiny_llama.weights_digest()
+    found = TargetMemory([EIFFEL], tmp_path).find(other, [EIFFEL], CONTEXTS, 2, settings)
+    assert searches == [1, 1]
+    assert torch.equal(found.value, find_targets(other, [EIFFEL], CONTEXTS, 2, settings).value)
+
+
+def test_what_the_tokenizer_was_last_used_for_does_not_matter(
+    tiny_llama: ModelAdapter, searches: list[int], tmp_path: Path
+) -> None:
+    TargetMemory([EIFFEL], tmp_path).find(tiny_llama, [EIFFEL], CONTEXTS, 2, SETTINGS)
+    again = build_tiny("llama")
+    again.tokenizer(["Paris", "Paris is calm"], padding=True, truncation=True, max_length=2)
+    again = ModelAdapter(again.model, again.tokenizer)
+    TargetMemory([EIFFEL], tmp_path).find(again, [EIFFEL], CONTEXTS, 2, SETTINGS)
+    assert searches == [1]
+
+
+def test_other_weights_in_a_context_are_not_the_base(tiny_llama: ModelAdapter) -> None:
+    memory = TargetMemory([EIFFEL])
+    with tiny_llama.edited({1: tiny_llama.weight(1) * 2}), pytest.raises(InputError, match="unedited model"):
+        memory.find(tiny_llama, [EIFFEL], CONTEXTS, 2, SETTINGS)
+    assert not tiny_llama.holds_edits
 
 
 @pytest.mark.parametrize("what", CHANGES)

@@ -84,6 +84,34 @@ def test_rules_of_pmet_turn_the_search_to_the_divergence() -> None:
             assert found.traces[row].stopped == stopped
 
 
+@pytest.mark.parametrize("kl_weight", [0.05, 4.0])
+def test_the_divergence_that_stops_a_search_is_weighted_as_in_its_loss(kl_weight: float) -> None:
+    adapter = build_tiny("llama", dtype=torch.float64)
+    request = EditRequest("The weather in {}", "Tokyo", "the")
+    settings = replace(PMET, steps=20, max_norm_ratio=6.0, kl_weight=kl_weight, loss_threshold=-1.0, kl_threshold=0.0)
+    endless = oracle(adapter, request, settings, 3, CONTEXTS)
+    reached = [kl_weight * kl for kl, hit in zip(endless.kls, endless.argmax, strict=True) if hit]
+    # Between weighted and unweighted, where one rule stops the search and the other does not.
+    threshold = (min(reached) + min(reached) / kl_weight) / 2
+    settings = replace(settings, kl_threshold=threshold)
+    (trace,) = find_targets(adapter, [request], CONTEXTS, 3, settings).traces
+    search = oracle(adapter, request, settings, 3, CONTEXTS)
+    assert trace.stopped == ("kl" if kl_weight < 1 else "steps")
+    assert trace.losses == pytest.approx(search.losses, rel=1e-7)
+
+
+def test_the_argmax_weight_counts_from_the_next_step_on() -> None:
+    """So a loss that is small only under the weight does not end the search where the argmax is first reached."""
+    adapter = build_tiny("llama", dtype=torch.float64)
+    request = EditRequest("The weather in {}", "Tokyo", "the")
+    settings = replace(PMET, steps=20, max_norm_ratio=6.0, kl_weight=0.01, loss_threshold=-1.0, kl_threshold=0.0)
+    plain = find_targets(adapter, [request], CONTEXTS, 3, replace(settings, argmax_nll_weight=1.0)).traces[0].losses
+    light = find_targets(adapter, [request], CONTEXTS, 3, settings).traces[0].losses
+    first = next(at for at, hit in enumerate(oracle(adapter, request, settings, 3, CONTEXTS).argmax) if hit)
+    assert light[: first + 1] == plain[: first + 1]
+    assert light[first + 1] < plain[first + 1]
+
+
 # ---- end of text ---------------------------------------------------------------------------------------------
 
 
@@ -137,10 +165,21 @@ def test_anchored_targets_keep_their_direction() -> None:
     adapter = build_tiny("gpt2")
     found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
     norms = torch.tensor([1.0, 2.0, 3.0])
-    anchored = found.anchored(norms)
+    anchored = found.anchored(norms, [[0], [1], [2]])
     torch.testing.assert_close(anchored.value.norm(dim=1), norms)
     torch.testing.assert_close(torch.cosine_similarity(anchored.value, found.value), torch.ones(3))
     torch.testing.assert_close(anchored.value - anchored.delta, found.value - found.delta, rtol=1e-4, atol=1e-4)
+
+
+def test_requests_that_share_a_target_share_its_anchored_norm() -> None:
+    adapter = build_tiny("llama", dtype=torch.float64)
+    settings = replace(SETTINGS, site="resid_post", shared="subject")
+    found = find_targets(adapter, [FRANCE, EIFFEL, TOWER], CONTEXTS, LAYER, settings)
+    norms = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    anchored = found.anchored(norms, [[0, 2], [1]])
+    assert torch.equal(anchored.value[0], anchored.value[2])
+    torch.testing.assert_close(anchored.value.norm(dim=1), torch.tensor([2.5, 2.0, 2.5], dtype=torch.float64))
+    assert norms.tolist() == [1.0, 2.0, 4.0]
 
 
 # ---- forward replay ------------------------------------------------------------------------------------------

@@ -61,10 +61,10 @@ class EditKeys:
 
 
 def context_weights(n_contexts: int, average: str) -> Float[Tensor, " contexts"]:
-    """Weight of each context, the plain prompt first; they sum to 1."""
+    """Weight of each context in float64, the plain prompt first; they sum to 1."""
     if average == "flat" or n_contexts == 1:
-        return torch.full((n_contexts,), 1 / n_contexts)
-    return torch.tensor([0.5] + [0.5 / (n_contexts - 1)] * (n_contexts - 1))
+        return torch.full((n_contexts,), 1 / n_contexts, dtype=torch.float64)
+    return torch.tensor([0.5] + [0.5 / (n_contexts - 1)] * (n_contexts - 1), dtype=torch.float64)
 
 
 def extract_keys(

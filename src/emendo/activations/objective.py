@@ -38,12 +38,10 @@ class Terms:
     Args:
         kl: Of the divergence on the subject's own prompt.
         decay: Of ‖δ‖/‖init‖².
-        nll_when_argmax: Of the NLL of a request whose target tokens are all the argmax already.
     """
 
     kl: float = 0.0625
     decay: float = 0.5
-    nll_when_argmax: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -159,8 +157,17 @@ class TargetProblem:
         delta: Float[Tensor, "n parts d_model"],
         init_norm: Float[Tensor, "n parts"],
         terms: Terms,
+        nll_weight: Float[Tensor, " n"] | None = None,
     ) -> Losses:
-        """Loss terms at `delta`; call inside `packed_attention`."""
+        """Loss terms at `delta`; call inside `packed_attention`.
+
+        Args:
+            adapter: The model.
+            delta: δ.
+            init_norm: ‖init‖ of every part.
+            terms: Weights of the terms.
+            nll_weight: Weight of each request's NLL in its total; 1 unless given.
+        """
         final = self.entry.replay(adapter, self.constant, self.layout, self.subjects, delta[self.owner])
         logits = adapter.unembed(final[torch.cat([self.scored, self.kl_tokens])])
         target_logits, kl_logits = logits.split([len(self.scored), self.n])
@@ -174,10 +181,8 @@ class TargetProblem:
             missed = delta.new_zeros(self.n).index_add(
                 0, self.score_owner, (target_logits.argmax(dim=1) != self.labels).to(delta.dtype)
             )
-        argmax = missed == 0
-        weight = torch.where(argmax, terms.nll_when_argmax, 1.0).to(nll)
-        total = weight * nll + terms.kl * kl + terms.decay * decay
-        return Losses(total, nll.detach(), kl.detach(), argmax, final.detach())
+        total = (nll if nll_weight is None else nll_weight * nll) + terms.kl * kl + terms.decay * decay
+        return Losses(total, nll.detach(), kl.detach(), missed == 0, final.detach())
 
     def keep(self, requests: Sequence[int]) -> TargetProblem:
         """The same problem for some of its requests, in ascending order."""

@@ -25,6 +25,10 @@ from emendo.progress import Progress
 from emendo.requests import EditRequest
 from emendo.storage import TensorFileFormat, read_tensor_file, write_tensor_file
 
+SEARCH = 2
+"""Of the search itself: raised where its loss, its rules or its alignment change what is found, so that no file of an
+earlier one is taken for its result. 2: PMET's rules as its public code has them."""
+
 _FORMAT = TensorFileFormat(
     name="emendo.targets",
     version=1,
@@ -150,7 +154,9 @@ def search_identity(
 ) -> dict[str, Any]:
     """All that the targets of one search depend on, as JSON values."""
     return {
+        "search": SEARCH,
         "weights": adapter.weights_digest(),
+        "config": adapter.config_digest(),
         "tokenizer": adapter.tokenizer_digest(),
         "device": adapter.device.type,
         "layer": layer,

@@ -47,10 +47,10 @@ class TargetSettings:
         loss_threshold: A request is finished when its total loss is below this.
         argmax_steps: A request is finished when all its target tokens have been the argmax in all contexts for
             this many further steps in a row; 0 turns the rule off.
-        argmax_nll_weight: Weight of a request's NLL in steps in which all its target tokens are the argmax (PMET:
-            0.1), so that the search turns to the divergence.
-        kl_threshold: A request whose target tokens are all the argmax is finished when its divergence is at most
-            this; 0 turns the rule off.
+        argmax_nll_weight: Weight of a request's NLL in the step after one in which all its target tokens were the
+            argmax (PMET: 0.1), so that the search turns to the divergence.
+        kl_threshold: A request whose target tokens are all the argmax is finished when its divergence, times
+            `kl_weight`, is at most this; 0 turns the rule off.
         joint_attention: Search a second vector, added to the attention's output, beside the one that is written; it
             takes the part of the change that attention could make (PMET).
         end_of_text: The model's end-of-text token is the last token of every target, so that generation stops there.
@@ -123,12 +123,16 @@ class Targets:
     delta: Float[Tensor, "n d_model"]
     traces: tuple[TargetTrace, ...]
 
-    def anchored(self, norms: Float[Tensor, " n"]) -> Targets:
+    def anchored(self, norms: Float[Tensor, " n"], groups: Sequence[Sequence[int]]) -> Targets:
         """The same directions with other norms.
 
         Args:
-            norms: ‖v*‖ of each request.
+            norms: ‖v*‖ of each request; requests that share a v* give it the mean of theirs.
+            groups: The requests that share one, as indices (`share_groups`).
         """
+        norms = norms.clone()
+        for group in groups:
+            norms[list(group)] = norms[list(group)].mean()
         value = self.value * (norms / self.value.norm(dim=1))[:, None]
         return replace(self, value=value, delta=self.delta + value - self.value)
 
@@ -168,7 +172,19 @@ def find_targets(
         NumericalError: A loss is not finite; names the requests.
         SelfCheckError: The replay of upper layers disagrees with the model's own forward pass.
     """
-    progress = progress or Silent()
+    # The caller may be inside no_grad() or inference_mode().
+    with torch.inference_mode(False), torch.enable_grad():
+        return _find_targets(adapter, requests, contexts, layer, settings, progress or Silent())
+
+
+def _find_targets(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layer: int,
+    settings: TargetSettings,
+    progress: Progress,
+) -> Targets:
     groups = share_groups(requests, settings.shared)
     entry = Entry.at(adapter, layer, settings.site, settings.joint_attention)
     progress.start("targets", len(groups))
@@ -203,9 +219,10 @@ class _Search:
         labels: Sequence[str],
     ) -> None:
         self.adapter, self.settings, self.problem, self.labels = adapter, settings, problem, labels
-        self.terms = Terms(settings.kl_weight, settings.weight_decay, settings.argmax_nll_weight)
+        self.terms = Terms(settings.kl_weight, settings.weight_decay)
         self.active = list(range(problem.n))
         self.init_norm = init.norm(dim=2)
+        self.nll_weight = torch.ones_like(init[:, 0, 0])
         self.delta = torch.zeros_like(init)
         self.moment1 = torch.zeros_like(init)
         self.moment2 = torch.zeros_like(init)
@@ -224,6 +241,8 @@ class _Search:
                 if step == 0:
                     self._check_replay(losses.final)
                 finished = self._finished(losses, last=step == self.settings.steps - 1)
+                # PMET's weight follows what a step finds, so it counts from the next one on.
+                self.nll_weight = torch.where(losses.argmax, self.settings.argmax_nll_weight, 1.0).to(self.nll_weight)
                 if len(finished) < len(self.active):
                     (gradient,) = torch.autograd.grad(losses.total.sum(), self.delta)
                 self.delta = self.delta.detach()
@@ -238,7 +257,7 @@ class _Search:
         return self.found, [trace for trace in self.traces if trace is not None]
 
     def _losses(self) -> Losses:
-        losses = self.problem.losses(self.adapter, self.delta, self.init_norm, self.terms)
+        losses = self.problem.losses(self.adapter, self.delta, self.init_norm, self.terms, self.nll_weight)
         totals = losses.total.tolist()
         bad = [self.labels[self.active[row]] for row, x in enumerate(totals) if not abs(x) < float("inf")]
         if bad:
@@ -260,7 +279,7 @@ class _Search:
                 finished[row] = "loss"
             elif 0 < self.settings.argmax_steps < self.streak[request]:
                 finished[row] = "argmax"
-            elif argmax[row] and self.settings.kl_threshold > 0 and kl[row] <= self.settings.kl_threshold:
+            elif argmax[row] and 0 < self.settings.kl_threshold >= self.settings.kl_weight * kl[row]:
                 finished[row] = "kl"
             elif last:
                 finished[row] = "steps"
@@ -287,6 +306,7 @@ class _Search:
         self.problem = self.problem.keep(keep)
         self.init_norm, self.delta = self.init_norm[keep], self.delta[keep]
         self.moment1, self.moment2 = self.moment1[keep], self.moment2[keep]
+        self.nll_weight = self.nll_weight[keep]
 
     def _update(self, gradient: Float[Tensor, "n parts d_model"], t: int) -> None:
         """Adam (β = 0.9, 0.999, ε = 1e-8) on every row, then the clamp of every part."""
@@ -325,13 +345,19 @@ class _Search:
             )
 
     def _check_replay(self, again: Float[Tensor, "tokens d_model"]) -> None:
-        """At δ = 0 the replay must give what the ordinary forward pass gave."""
-        again, final = again.to(self.delta.dtype), self.problem.final.to(self.delta.dtype)
-        error = float((again - final).norm() / final.norm().clamp_min(1e-12))
-        dtype = torch.bfloat16 if self._in_bfloat16 else self.problem.constant.dtype
-        tolerance = REPLAY_TOLERANCE[dtype]
-        if not error <= tolerance:
+        """At δ = 0 the replay must give, for every request, what the ordinary forward pass gave."""
+        problem = self.problem
+        again, final = again.to(self.delta.dtype), problem.final.to(self.delta.dtype)
+        owner = problem.owner[problem.layout.rows]
+        of_request = final.new_zeros(problem.n)
+        off = of_request.index_add(0, owner, (again - final).square().sum(dim=1)).sqrt()
+        size = of_request.index_add(0, owner, final.square().sum(dim=1)).sqrt()
+        error = off / size.clamp_min(1e-12)
+        tolerance = REPLAY_TOLERANCE[torch.bfloat16 if self._in_bfloat16 else problem.constant.dtype]
+        bad = [self.labels[request] for request, good in enumerate((error <= tolerance).tolist()) if not good]
+        if bad:
             raise SelfCheckError(
-                f"re-running {self.adapter.name!r} from layer {self.problem.entry.layer} deviates from its forward "
-                f"pass by {error:.2e} relative (expected at most {tolerance:.0e}); its blocks do more than Emendo knows"
+                f"re-running {self.adapter.name!r} from layer {problem.entry.layer} deviates from its forward pass by "
+                f"up to {float(error.max()):.2e} relative (expected at most {tolerance:.0e}) for "
+                f"{', '.join(map(repr, bad))}; its blocks do more than Emendo knows"
             )

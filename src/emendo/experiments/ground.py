@@ -187,5 +187,6 @@ class Ground:
         return BaseState(rows, ppl, texts, meter.seconds, meter.peak_bytes, generated, entropy, accuracy, probes)
 
     def _key(self, kind: str, content: Any) -> str:
-        identity = [kind, self.adapter.weights_digest(), self.adapter.tokenizer_digest(), content]
+        adapter = self.adapter
+        identity = [kind, adapter.weights_digest(), adapter.config_digest(), adapter.tokenizer_digest(), content]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]

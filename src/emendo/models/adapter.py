@@ -7,7 +7,6 @@ the state that a model happens to be in (training mode, `requires_grad`): caller
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,9 +19,10 @@ from transformers.pytorch_utils import Conv1D
 from emendo.errors import InputError, LayerError, UnsupportedModelError
 from emendo.models.architecture import ArchitectureSpec, resolve_architecture
 from emendo.models.batch import TokenBatch
-from emendo.models.checks import check_model, parameters_sha256
+from emendo.models.checks import check_model
 from emendo.models.generation import greedy_continuations
 from emendo.models.hooks import Capture, StopForwardError, recording
+from emendo.models.identity import config_sha256, parameters_sha256, tokenizer_sha256
 from emendo.shapes import Hidden, Weight
 
 
@@ -45,7 +45,7 @@ class ModelAdapter:
         self.spec: ArchitectureSpec = resolve_architecture(getattr(model, "config", None))
         self.name = name or getattr(model.config, "_name_or_path", "") or self.spec.model_type
         self.holds_edits = False
-        """Set by a session while updates are in the model: its weights are then not those of the base."""
+        """Whether the weights are not those of the base: set by a session that holds updates, and in `edited`."""
         self._weights_digest: str | None = None
         self._tokenizer_digest: str | None = None
         check_model(self)
@@ -153,9 +153,9 @@ class ModelAdapter:
         """A layer's edited linear map, as the model has it."""
         return self.blocks[layer].get_submodule(self.spec.down_projection)
 
-    def attention(self, layer: int) -> nn.Module:
-        """A layer's attention module, as the model has it."""
-        return self.blocks[layer].get_submodule(self.spec.attention)
+    def attention_output(self, layer: int) -> nn.Module:
+        """The module whose output is what a layer's attention adds to the residual stream."""
+        return self.blocks[layer].get_submodule(self.spec.attention_output or self.spec.attention)
 
     def stores_transposed(self, layer: int) -> bool:
         """Whether a layer's module keeps its weight as ``[d_in, d_out]`` (GPT-2's Conv1D)."""
@@ -194,10 +194,16 @@ class ModelAdapter:
     @contextmanager
     def edited(self, weights: Mapping[int, Weight]) -> Iterator[None]:
         """The model with other weights in some layers, restored bit for bit on exit, also after an error."""
+        self.weights_digest()  # the identity of the base, taken before anything is written
+        before = self.holds_edits
         with self.preserved(list(weights)):
-            for layer, weight in weights.items():
-                self.write(layer, weight)
-            yield
+            try:
+                self.holds_edits = True
+                for layer, weight in weights.items():
+                    self.write(layer, weight)
+                yield
+            finally:
+                self.holds_edits = before
 
     # ---- running -----------------------------------------------------------------------------------------
 
@@ -367,8 +373,11 @@ class ModelAdapter:
         return self._weights_digest
 
     def tokenizer_digest(self) -> str:
-        """SHA-256 over the tokenizer's full definition."""
+        """SHA-256 over the tokenizer's definition and its special tokens, not over what it was last asked to do."""
         if self._tokenizer_digest is None:
-            definition = self.tokenizer.backend_tokenizer.to_str()
-            self._tokenizer_digest = hashlib.sha256(definition.encode()).hexdigest()
+            self._tokenizer_digest = tokenizer_sha256(self.tokenizer)
         return self._tokenizer_digest
+
+    def config_digest(self) -> str:
+        """SHA-256 over the settings of the decoder's configuration that say what it computes with its weights."""
+        return config_sha256(self.config)

@@ -38,6 +38,8 @@ class ArchitectureSpec:
         decoder: Path of the module that holds the blocks, from the causal-LM model.
         blocks: Name of the block list inside the decoder.
         attention: Name of the attention module inside a block.
+        attention_output: Path, inside a block, of the module that gives attention's own output; None where the
+            attention module does (BLOOM's adds the residual stream to it).
         down_projection: Path of the edited linear map inside a block: the MLP's output projection.
         final: Modules inside the decoder that follow the last block, in order; a configuration may leave one out.
         rotary: Name of the module that makes position embeddings for the blocks; None where blocks
@@ -67,6 +69,7 @@ class ArchitectureSpec:
     attention: str
     down_projection: str
     final: tuple[str, ...]
+    attention_output: str | None = None
     rotary: str | None = None
     rotary_by_layer_type: bool = False
     rotary_axes: int = 1
@@ -155,6 +158,7 @@ _ROWS = (
         "BLOOM, BLOOMZ",
         "mlp.dense_4h_to_h",
         attention="self_attention",
+        attention_output="self_attention.dense",
         attention_seam="bloom",
         idle_arguments=("alibi",),
         alibi=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,16 +35,6 @@ def check_model(adapter: ModelAdapter) -> None:
     for layer in range(adapter.n_layers):
         _refuse_unreachable_weight(adapter, layer)
     _self_check(adapter)
-
-
-def parameters_sha256(model: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every parameter."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        value = parameter.detach().contiguous().cpu()
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _refuse_other_modules(adapter: ModelAdapter) -> None:

@@ -25,7 +25,7 @@ class Capture:
         mlp_out: Outputs of the down-projections, each ``[batch, seq, d_model]``.
         resid: Outputs of whole blocks (the residual stream), each ``[batch, seq, d_model]``.
         entering: What enters whole blocks (the residual stream below them), each ``[batch, seq, d_model]``.
-        attention_out: Outputs of attention modules, each ``[batch, seq, d_model]``.
+        attention_out: What attention adds to the residual stream, each ``[batch, seq, d_model]``.
     """
 
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def recording(
         for layer in entering:
             handles.append(adapter.blocks[layer].register_forward_pre_hook(entering_hook(layer), with_kwargs=True))
         for layer in attention_out:
-            handles.append(adapter.attention(layer).register_forward_hook(attention_hook(layer)))
+            handles.append(adapter.attention_output(layer).register_forward_hook(attention_hook(layer)))
         for layer in keys:
             handles.append(adapter.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
         for layer in mlp_out:
@@ -115,7 +115,7 @@ def adding(
         adapter: The model.
         layer: The block.
         mlp: Added to the down-projection's output, of its shape up to leading ones.
-        attention: Added to the attention module's output, likewise.
+        attention: Added to attention's own output, likewise.
         block: Added to the block's own output, likewise.
     """
 
@@ -129,7 +129,7 @@ def adding(
 
     places = (
         (adapter.down_projection(layer), mlp),
-        (adapter.attention(layer), attention),
+        (adapter.attention_output(layer), attention),
         (adapter.blocks[layer], block),
     )
     handles = [module.register_forward_hook(hook(added)) for module, added in places if added is not None]

@@ -81,6 +81,7 @@ class MomentSpec:
         """What a moment collected by this spec from this model is valid for."""
         return Fingerprint(
             weights=adapter.weights_digest(),
+            config=adapter.config_digest(),
             tokenizer=adapter.tokenizer_digest(),
             dtype=str(adapter.dtype).removeprefix("torch."),
             corpus=self.corpus.describe(),
@@ -97,6 +98,7 @@ class Fingerprint:
 
     Args:
         weights: Digest of the model's weights.
+        config: Digest of what its configuration makes of them.
         tokenizer: Digest of its tokenizer.
         dtype: Dtype in which the model ran.
         corpus: Description of the text, its digest included.
@@ -107,6 +109,7 @@ class Fingerprint:
     """
 
     weights: str
+    config: str
     tokenizer: str
     dtype: str
     corpus: Mapping[str, Any]

@@ -91,7 +91,7 @@ def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLO
         context: Template with one ``{}`` for the whole prompt.
 
     Raises:
-        RequestError: No token overlaps the subject.
+        RequestError: No token overlaps the subject, or none of its tokens is known.
     """
     before, _, _ = request.prompt.partition(SLOT)
     text, _ = continuation(request.text, request.target)
@@ -104,6 +104,14 @@ def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLO
     if not inside:
         raise RequestError(
             f"no token of {lead + text!r} overlaps the subject {subject!r}; expected a subject of visible characters"
+        )
+    unknown = adapter.tokenizer.unk_token_id
+    if unknown in (own := [ids[i] for i in inside]) and not any(
+        token != unknown and adapter.decode([token]).strip() for token in own
+    ):
+        raise RequestError(
+            f"the tokenizer of {adapter.name!r} has no tokens for the subject {subject!r}: it reads it like every "
+            "other name that it does not know; expected text in a script that the model was trained on"
         )
     return AlignedPrompt(tuple(ids), inside[-1])
 

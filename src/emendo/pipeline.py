@@ -34,7 +34,7 @@ from emendo.models import ModelAdapter
 from emendo.plan import LayerReport, Plan, layer_report
 from emendo.progress import Progress, Silent
 from emendo.requests import SLOT, EditRequest, check_requests
-from emendo.shapes import DualKeys, Residuals, Weight
+from emendo.shapes import Weight
 from emendo.solve import (
     PreparedLayer,
     SolveStats,
@@ -335,18 +335,8 @@ def _post_step(update: LayerUpdate, post: PostStep, weight: Weight, earlier: Lay
         if earlier is not None:
             residuals = torch.cat([residuals, -earlier.residuals.to(residuals)])
             dual_keys = torch.cat([dual_keys, earlier.dual_keys.to(dual_keys)])
-            residuals, dual_keys = _compact(residuals, dual_keys)
-    return LayerUpdate(update.layer, update.module, residuals.float().cpu(), dual_keys.float().cpu(), update.keys)
-
-
-def _compact(residuals: Residuals, dual_keys: DualKeys) -> tuple[Residuals, DualKeys]:
-    """The same matrix in no more rows than its smaller side: taking earlier updates back doubles them each time."""
-    d_out, d_in = residuals.shape[1], dual_keys.shape[1]
-    if len(residuals) <= min(d_out, d_in):
-        return residuals, dual_keys
-    delta = residuals.T @ dual_keys
-    eye = torch.eye(min(d_out, d_in), dtype=delta.dtype, device=delta.device)
-    return (eye, delta) if d_out <= d_in else (delta.T, eye)
+    shaped = LayerUpdate(update.layer, update.module, residuals.float().cpu(), dual_keys.float().cpu(), update.keys)
+    return shaped.compacted()  # taking earlier updates back doubles their rows each time
 
 
 def _group_means(rows: Float[Tensor, "n d"], groups: Sequence[Sequence[int]]) -> Float[Tensor, "groups d"]:

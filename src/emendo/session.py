@@ -42,11 +42,13 @@ class _Edits:
         updates: In the order in which they were applied.
         ids: Their identities, which are digests of their tensors and therefore computed once.
         exact: W₀ + ΣΔ of every edited layer in float32 or better, summed in that order.
+        total: ΣΔ of every edited layer as factors, with the keys of all of them.
     """
 
     updates: tuple[ModelUpdate, ...] = ()
     ids: tuple[str, ...] = ()
     exact: Mapping[int, Weight] = field(default_factory=dict)
+    total: Mapping[int, LayerUpdate] = field(default_factory=dict)
 
 
 class EditSession:
@@ -80,7 +82,9 @@ class EditSession:
         self._store = store or MomentStore()
         self._originals: dict[int, Weight] = {}
         self._edits = _Edits()
-        self._prepared: dict[tuple[Any, ...], PreparedLayer] = {}
+        # One C and one factor a layer: each is d_in × d_in, which is gigabytes in a large model.
+        self._moments: dict[int, tuple[str, Moment]] = {}
+        self._prepared: dict[int, PreparedLayer] = {}
         self._contexts: dict[tuple[str, int, tuple[str, ...]], tuple[str, ...]] = {}
         self._check_own()
 
@@ -206,16 +210,23 @@ class EditSession:
             settings: Source and size.
 
         Returns:
-            ``C [d_in, d_in]`` of each layer in float64, and a record of where they come from.
+            ``C [d_in, d_in]`` of each layer in float64, on the layer's device, not to be changed; and a record of
+            where they come from.
 
         Raises:
             CorpusError: The source cannot be read, or its text is too short.
             MomentsError: A file of the store is damaged.
         """
-        with self.at_base():
-            return obtain_for_method(
-                self.lm, layers, settings, seed=self.seed, store=self._store, progress=self.progress
-            )
+        record = describe_for_method(self.lm, layers, settings, seed=self.seed)
+        known = {layer: found for layer in layers if (found := self._moments.get(layer)) is not None}
+        if any(layer not in known or known[layer][0] != record["fingerprint"] for layer in layers):
+            with self.at_base():
+                moments, record = obtain_for_method(
+                    self.lm, layers, settings, seed=self.seed, store=self._store, progress=self.progress
+                )
+            for layer, moment in moments.items():
+                self._moments[layer] = record["fingerprint"], moment.to(self.lm.block_device(layer))
+        return {layer: self._moments[layer][1] for layer in layers}, record
 
     def verify_rolled_back(self) -> dict[str, bool]:
         """Whether every matrix that was ever touched equals its original bit for bit, by module name."""
@@ -265,18 +276,16 @@ class EditSession:
     @property
     def _earlier(self) -> tuple[LayerUpdate, ...]:
         """Sum of the updates that are in the model."""
-        return merge_layers([part for update in self._edits.updates for part in update.layers])
+        return tuple(part for _, part in sorted(self._edits.total.items()))
 
     def _prepare(self, config: MethodConfig) -> tuple[dict[int, PreparedLayer], dict[str, Any]]:
-        """The factorised preservation metric of every layer, made once for a moment and a preservation."""
-        record = describe_for_method(self.lm, config.written_layers, config.moments, seed=self.seed)
-        keys = {layer: (layer, record["fingerprint"], config.preservation) for layer in config.written_layers}
-        if any(key not in self._prepared for key in keys.values()):
-            moments, record = self.second_moments(config.written_layers, config.moments)
-            for layer, key in keys.items():
-                if key not in self._prepared:
-                    self._prepared[key] = prepare(moments[layer].to(self.lm.weight(layer).device), config.preservation)
-        return {layer: self._prepared[key] for layer, key in keys.items()}, record
+        """The factorised preservation metric of every layer; the last one is kept."""
+        moments, record = self.second_moments(config.written_layers, config.moments)
+        for layer, moment in moments.items():
+            known = self._prepared.get(layer)
+            if known is None or known.moment is not moment or known.preservation != config.preservation:
+                self._prepared[layer] = prepare(moment, config.preservation)
+        return {layer: self._prepared[layer] for layer in config.written_layers}, record
 
     def _contexts_of(self, scheme: str) -> tuple[str, ...]:
         """Prefix contexts, sampled once for each state of the model: they depend on its weights and the seed alone."""
@@ -303,11 +312,13 @@ class EditSession:
 
     def _with(self, edits: _Edits, update: ModelUpdate) -> _Edits:
         """Some edits and one more."""
-        added = {}
+        exact, total = dict(edits.exact), dict(edits.total)
         for part in update.layers:
-            exact = self._exact(part.layer, edits)
-            added[part.layer] = exact + part.delta().to(exact.device)
-        return _Edits((*edits.updates, update), (*edits.ids, update.id), {**edits.exact, **added})
+            before = self._exact(part.layer, edits)
+            exact[part.layer] = before + part.delta().to(before.device)
+            sums = [total[part.layer], part] if part.layer in total else [part]
+            total[part.layer] = merge_layers(sums)[0].compacted()
+        return _Edits((*edits.updates, update), (*edits.ids, update.id), exact, total)
 
     def _write(self, edits: _Edits) -> None:
         """Bring the model from the present edits to others; if writing fails, it is left as it was."""

@@ -84,6 +84,16 @@ class LayerUpdate:
         dual_keys = self.dual_keys.double()
         return (keys.to(dual_keys) @ dual_keys.T) @ self.residuals.double()
 
+    def compacted(self) -> LayerUpdate:
+        """The same ΔW in no more rows than its smaller side; sums of many updates have more."""
+        d_out, d_in = self.residuals.shape[1], self.dual_keys.shape[1]
+        if self.rank <= min(d_out, d_in):
+            return self
+        delta = (self.residuals.double().T @ self.dual_keys.double()).to(self.residuals)
+        eye = torch.eye(min(d_out, d_in), dtype=delta.dtype, device=delta.device)
+        residuals, dual_keys = (eye, delta) if d_out <= d_in else (delta.T, eye)
+        return LayerUpdate(self.layer, self.module, residuals, dual_keys, self.keys)
+
     def to(self, device: torch.device) -> LayerUpdate:
         """The same update with its factors and keys on another device."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}

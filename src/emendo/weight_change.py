@@ -102,5 +102,4 @@ class WeightMeter:
                 self._norms[layer] = float(torch.linalg.vector_norm(lm.weight(layer), dtype=torch.float64))
             for layer, moment in found.items():
                 assert settings is not None  # it named the moments
-                moment = moment.to(lm.weight(layer).device)
                 self._moments[settings, layer] = moment, output_power(lm.weight(layer), moment)

@@ -12,8 +12,9 @@ from torch import Tensor
 from emendo.activations.keys import context_weights
 from emendo.activations.targets import find_targets
 from emendo.errors import BaseMismatchError, InputError, NumericalError, RequestError
+from emendo.methods import apply_settings
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore, read_moment
+from emendo.moments import MomentStore, obtain_for_method, read_moment
 from emendo.requests import EditRequest
 from emendo.session import EditSession
 from emendo.text import align_prompt, prefix_contexts
@@ -114,7 +115,7 @@ def test_equality_holds_for_every_request_of_a_batch(family: str, store: MomentS
     session = EditSession(adapter, store=store)
     plan = quick_plan(session, REQUESTS)
     (part,) = plan.update.layers
-    average = context_weights(len(plan.contexts), "two_level")
+    average = context_weights(len(plan.contexts), "two_level").float()
     before = [average @ naive_rows(adapter, request, plan.contexts, part.layer)[1] for request in REQUESTS]
     session.apply(plan.update)
     for row, request in enumerate(REQUESTS):
@@ -263,6 +264,43 @@ def test_second_moments_of_a_changed_file_are_not_taken_for_the_old_ones(session
     fresh = EditSession(build_tiny("llama"), store=session._store).plan([EIFFEL], settings=settings).update
     assert second.info["moments"]["fingerprint"] != first.info["moments"]["fingerprint"]
     assert second.id == fresh.id
+
+
+def test_one_moment_and_one_factor_a_layer_are_kept(session: EditSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for: each of them is gigabytes in a large model."""
+    collected: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        collected.append(1)
+        return obtain_for_method(*args, **kwargs)
+
+    monkeypatch.setattr("emendo.session.obtain_for_method", counted)
+    base = session.resolve("memit", layers=[1, 2], settings=QUICK).config
+    first = session.preservation(base)
+    other = session.preservation(apply_settings(base, {"preservation.weight": 7}))
+    assert collected == [1]
+    assert all(other[layer].moment is first[layer].moment for layer in (1, 2))
+    assert session.second_moments([1, 2], base.moments)[0][1] is first[1].moment
+    again = session.preservation(base)
+    torch.testing.assert_close(again[1].cholesky, first[1].cholesky, rtol=0, atol=0)
+    session.preservation(apply_settings(base, {"moments.exclude_first": True}))
+    assert collected == [1, 1]
+    assert sorted(session._prepared) == sorted(session._moments) == [1, 2]
+
+
+def test_dense_updates_do_not_pile_up(session: EditSession) -> None:
+    """RECT's update has as many rows as the layer has outputs; the sum of many has no more."""
+    for request in REQUESTS:
+        session.apply(quick_plan(session, [request], "rect", layers=[1, 2]).update)
+    assert {part.rank for part in session._earlier} == {session.lm.d_model}
+    for part in session._earlier:
+        dense = sum(
+            (own.delta() for update in session.applied_updates for own in update.layers if own.layer == part.layer),
+            torch.zeros(()),
+        )
+        torch.testing.assert_close(part.delta(), dense, rtol=1e-5, atol=1e-7)
+        assert part.keys is not None
+        assert len(part.keys) == len(REQUESTS)
 
 
 # ---- whose update, whose model -------------------------------------------------------------------------------

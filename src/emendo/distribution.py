@@ -24,6 +24,7 @@ from torch import Tensor
 from emendo.errors import InfeasibleError, MethodError
 from emendo.shapes import Keys
 from emendo.solve import PreparedLayer
+from emendo.solve.feasibility import REMEDY
 
 Distribution = Literal["single", "even", "sqrt", "ends", "replay", "optimal"]
 
@@ -72,7 +73,7 @@ def distribution_steps(distribution: Distribution, layers: Sequence[int]) -> tup
         return tuple(Step(layer, layer, 1.0) for layer in dict.fromkeys((layers[0], last)))
     if distribution == "replay":
         return tuple(Step(layer, layer, 1.0) for layer in layers)
-    if distribution == "optimal":
+    if distribution == "optimal" and n > 1:
         return tuple(Step(layer, last, None) for layer in layers)
     return tuple(Step(layer, last, 1 / (n - position)) for position, layer in enumerate(layers))
 
@@ -123,8 +124,8 @@ def system_shares(systems: Sequence[Float[Tensor, "n n"]]) -> list[Float[Tensor,
         factor, info = torch.linalg.cholesky_ex(total)
         if info.item():
             raise InfeasibleError(
-                "the optimal distribution needs independent keys, and these are not, even over all layers together; "
-                "use --set distribution=even, or memorize by least squares (--method memit)"
+                "the optimal distribution needs independent keys, and these are not, even over all layers together. "
+                f"{REMEDY} Under least squares, take a larger --set memorization.s"
             )
         shares.append(torch.cholesky_solve(gram, factor).T)
     return shares[::-1]

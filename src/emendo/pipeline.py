@@ -62,6 +62,7 @@ def plan_edit(
     preceding: Sequence[str] = (),
     earlier: Sequence[LayerUpdate] = (),
     weights: Mapping[int, Weight] | None = None,
+    powers: Mapping[int, float] | None = None,
     anchors: Mapping[int, Float[Tensor, " n"]] | None = None,
     targets: TargetMemory | None = None,
     record: Mapping[str, Any] | None = None,
@@ -80,6 +81,7 @@ def plan_edit(
         preceding: Identities of updates already applied to the model, stored with the update.
         earlier: Sum of the updates already applied, one entry a layer: the method's history.
         weights: Present weights in float32 or better, where more is known of them than the model's dtype holds.
+        powers: tr(W₀ C W₀ᵀ) of the unedited weights, which the reports are relative to; None: that of the present ones.
         anchors: Norms that a method with `target.norm_anchor` gives to the target values, by searched layer; None:
             those that the model has now.
         targets: Remembered searches on the unedited model, which the adapter must hold then. They are used where the
@@ -98,7 +100,7 @@ def plan_edit(
     with watch("contexts"):
         scheme = config.contexts.scheme
         contexts = prefix_contexts(adapter, scheme, seed) if contexts_of is None else contexts_of(scheme)
-    run = _Run(adapter, method, contexts, prepared, earlier, weights or {})
+    run = _Run(adapter, method, contexts, prepared, earlier, weights or {}, powers)
     if config.target.norm_anchor and anchors is None:
         anchors = reference_norms(adapter, requests, config)
     batches = [list(requests)] if config.batching == "joint" else [[request] for request in requests]
@@ -170,7 +172,9 @@ class _Run:
         prepared: Mapping[int, PreparedLayer],
         earlier: Sequence[LayerUpdate],
         weights: Mapping[int, Weight],
+        powers: Mapping[int, float] | None = None,
     ) -> None:
+        self.powers = powers
         self.adapter, self.contexts, self.config = adapter, contexts, method.config
         self.steps = distribution_steps(self.config.distribution, self.config.layers)
         self.written = [step.layer for step in self.steps]
@@ -182,8 +186,9 @@ class _Run:
         self.stats: dict[int, list[SolveStats]] = {layer: [] for layer in self.written}
         self.traces: list[tuple[int, TargetTrace]] = []
         self.find_targets: Callable[..., Targets] | None = None
-        for layer, update in self.earlier.items():
-            self._remember(layer, update)
+        # Factorised with the metric when they are first needed, after the search: a history is as large as C.
+        self.to_remember = list(self.earlier.values()) if self.config.history.weight else []
+        self._check_keys_known()
 
     def search(
         self, batch: Sequence[EditRequest], norms: Mapping[int, Float[Tensor, " n"]], progress: Progress
@@ -208,15 +213,16 @@ class _Run:
     ) -> None:
         """Write one batch into the model, layer by layer."""
         config = self.config
+        self._remember()
         groups = share_groups(batch, config.target.shared)
         names = [" + ".join(batch[index].label for index in group) for group in groups]
         s = config.memorization.strength(len(groups))
-        splits = self._splits(batch, groups, s, names)
+        splits, first = self._splits(batch, groups, s, names)
         written = []
         progress.start("solve", len(self.steps))
         try:
             for step, split in zip(self.steps, splits, strict=True):
-                keys = self._keys(batch, groups, [step.layer])[step.layer]
+                keys, first = first or self._keys(batch, groups, [step.layer])[step.layer], None
                 residuals = split(self._missing(batch, groups, step.aim, aims[step.aim]))
                 solution = solve(
                     self.prepared[step.layer],
@@ -241,9 +247,8 @@ class _Run:
         finally:
             progress.finish()
         self.parts += written
-        if config.batching == "one_by_one":
-            for part in written:
-                self._remember(part.layer, part)
+        if config.batching == "one_by_one" and config.history.weight:
+            self.to_remember += written
 
     def finish(self, update: LayerUpdate) -> LayerUpdate:
         """The layer's sum after the method's post-step."""
@@ -253,21 +258,27 @@ class _Run:
         """What the finished update does to its layer."""
         layer = update.layer
         return layer_report(
-            update, solved, self.stats[layer], self.prepared[layer], self.start[layer], self.earlier.get(layer)
+            update,
+            solved,
+            self.stats[layer],
+            self.prepared[layer].moment,
+            self.start[layer],
+            self.earlier.get(layer),
+            power=None if self.powers is None else self.powers[layer],
         )
 
     def _splits(
         self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], s: float, names: Sequence[str]
-    ) -> list[Any]:
-        """For each step, the function from what is missing to what its layer takes."""
+    ) -> tuple[list[Any], EditKeys | None]:
+        """For each step, the function from what is missing to what its layer takes; and keys of the first, if read."""
         if all(step.share is not None for step in self.steps):
-            return [lambda missing, share=step.share: missing * share for step in self.steps]
+            return [lambda missing, share=step.share: missing * share for step in self.steps], None
         found = self._keys(batch, groups, self.written)
         keys, metrics = [found[layer].mean for layer in self.written], [self.prepared[layer] for layer in self.written]
         for metric, own in zip(metrics, keys, strict=True):
             check_keys(metric, own, s=s, labels=names, tolerance=key_tolerance(self.adapter.dtype))
         shares = remaining_shares(metrics, keys, s)
-        return [lambda missing, share=share: share.to(missing) @ missing for share in shares]
+        return [lambda missing, share=share: share.to(missing) @ missing for share in shares], found[self.written[0]]
 
     def _keys(
         self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], layers: Sequence[int]
@@ -299,22 +310,29 @@ class _Run:
                 f"the update of layer {part.layer} is not finite; expected finite factors. Load the model with "
                 "--dtype float32, or use more tokens for the second moment (--set moments.multiple=20)"
             )
-        self.exact[part.layer] = self.exact[part.layer] + part.delta().to(self.exact[part.layer])
+        exact = self.exact[part.layer]
+        self.exact[part.layer] = exact + part.to(exact.device).delta().to(exact)
         self.adapter.write(part.layer, self.exact[part.layer])
 
-    def _remember(self, layer: int, update: LayerUpdate) -> None:
-        """Written keys become preserved keys, where the method says so."""
-        weight = self.config.history.weight
-        if weight == 0:
-            return
-        if update.keys is None:
-            raise InputError(
-                f"history.weight={weight:g} preserves earlier edits by their keys, and an update already in the model "
-                f"has none for layer {layer}; roll it back first, or leave history out (--set history.weight=0)"
+    def _check_keys_known(self) -> None:
+        for update in self.to_remember:
+            if update.keys is None:
+                raise InputError(
+                    f"history.weight={self.config.history.weight:g} preserves earlier edits by their keys, and an "
+                    f"update already in the model has none for layer {update.layer}; roll it back first, or leave "
+                    "history out (--set history.weight=0)"
+                )
+
+    def _remember(self) -> None:
+        """Keys written before the present batch become preserved keys."""
+        for update in self.to_remember:
+            assert update.keys is not None  # checked at the start, and made by a solve since
+            metric = self.prepared[update.layer]
+            history = extend_history(
+                metric.history, update.keys.to(metric.moment.device), weight=self.config.history.weight
             )
-        metric = self.prepared[layer]
-        history = extend_history(metric.history, update.keys.to(metric.moment.device), weight=weight)
-        self.prepared[layer] = metric.with_history(history)
+            self.prepared[update.layer] = metric.with_history(history)
+        self.to_remember = []
 
 
 def _post_step(update: LayerUpdate, post: PostStep, weight: Weight, earlier: LayerUpdate | None) -> LayerUpdate:

@@ -10,8 +10,8 @@ import torch
 
 from emendo.activations.targets import TargetTrace
 from emendo.requests import EditRequest
-from emendo.shapes import Weight
-from emendo.solve import PreparedLayer, SolveStats, frobenius_norm, output_power, preservation_cost, retained
+from emendo.shapes import Moment, Weight
+from emendo.solve import SolveStats, frobenius_norm, output_power, preservation_cost, retained_in_all
 from emendo.techniques import ResolvedTechnique
 from emendo.update import LayerUpdate, ModelUpdate
 
@@ -25,10 +25,11 @@ class LayerReport:
         solves: Figures of each solve, one a batch; none for a baseline.
         update_norm: ‖ΔW‖_F.
         relative_norm: ‖ΔW‖_F / ‖W‖_F.
-        relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ): mean squared change of the layer's output on preserved keys,
-            relative to the output's own mean square; None for a baseline, which collects no C.
-        written: Part of the wanted residuals that the finished update gives at its own keys, mean over
-            requests; 1 is all. None for a baseline, which has no keys.
+        relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ), W unedited: mean squared change of the layer's output on preserved
+            keys, relative to the output's own mean square; None for a baseline, which collects no C.
+        written: Part of the wanted residuals that the finished update gives at its own keys, each request weighed by
+            what it wanted (its squared residual); 1 is all. None for a baseline, which has no keys, and where nothing
+            was wanted.
         disturbed: Change of what earlier edits had written at their keys, relative to it, root mean square; None where
             there is nothing or their keys are not known.
     """
@@ -74,9 +75,11 @@ def layer_report(
     finished: LayerUpdate,
     solved: LayerUpdate,
     stats: Sequence[SolveStats],
-    prepared: PreparedLayer,
+    moment: Moment,
     weight: Weight,
     earlier: LayerUpdate | None,
+    *,
+    power: float | None = None,
 ) -> LayerReport:
     """Measure the finished update of a layer, made by a method.
 
@@ -84,23 +87,23 @@ def layer_report(
         finished: The update that will be applied.
         solved: The same before any post-step: one row for each key.
         stats: Figures of its solves.
-        prepared: The layer's preservation metric.
+        moment: C, the mean second moment of the layer's preserved keys.
         weight: The weight that the update is added to, in float32 or better.
         earlier: Sum of the updates already in the model.
+        power: tr(W C Wᵀ) of the weight that the cost is relative to, which is as much work as a factorisation of C;
+            None: it is worked out for `weight`.
     """
-    precise = weight.double()
-    moment = prepared.moment.to(precise)
     # Factors are small and C is not: they go to its device rather than it to theirs.
-    finished, solved = finished.to(precise.device), solved.to(precise.device)
-    earlier = None if earlier is None else earlier.to(precise.device)
+    finished, solved = finished.to(weight.device), solved.to(weight.device)
+    earlier = None if earlier is None else earlier.to(weight.device)
     cost = preservation_cost(finished.residuals, finished.dual_keys, moment)
     assert solved.keys is not None  # made by a solve
-    written = retained(finished.residuals, finished.dual_keys, solved.keys, solved.residuals)
+    written = retained_in_all((finished.residuals, finished.dual_keys), solved.keys, solved.residuals)
     return replace(
         trained_layer_report(finished, weight, earlier),
         solves=tuple(stats),
-        relative_cost=cost / output_power(precise, moment),
-        written=float(written.mean()),
+        relative_cost=cost / (output_power(weight, moment) if power is None else power),
+        written=written,
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from emendo.activations.target_memory import TargetMemory
 from emendo.baseline_plan import plan_baseline
 from emendo.baselines import ResolvedBaseline
-from emendo.errors import InputError, NumericalError
+from emendo.errors import InfeasibleError, InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.methods.config import MomentSettings
 from emendo.models import ModelAdapter, check_update
@@ -27,7 +27,7 @@ from emendo.plan import Plan
 from emendo.progress import Progress
 from emendo.requests import EditRequest, check_requests
 from emendo.shapes import Moment, Weight
-from emendo.solve import PreparedLayer, prepare
+from emendo.solve import PreparedLayer, output_power, prepare
 from emendo.techniques import ResolvedTechnique, Technique, resolve_technique
 from emendo.text import prefix_contexts
 from emendo.update import LayerUpdate, ModelUpdate, merge_layers
@@ -85,6 +85,7 @@ class EditSession:
         # One C and one factor a layer: each is d_in × d_in, which is gigabytes in a large model.
         self._moments: dict[int, tuple[str, Moment]] = {}
         self._prepared: dict[int, PreparedLayer] = {}
+        self._powers: dict[int, tuple[Moment, float]] = {}
         self._contexts: dict[tuple[str, int, tuple[str, ...]], tuple[str, ...]] = {}
         self._check_own()
 
@@ -228,6 +229,19 @@ class EditSession:
                 self._moments[layer] = record["fingerprint"], moment.to(self.lm.block_device(layer))
         return {layer: self._moments[layer][1] for layer in layers}, record
 
+    def output_power(self, layer: int, moment: Moment) -> float:
+        """tr(W₀ C W₀ᵀ) of a layer's unedited weight; the last one of a layer is remembered.
+
+        Args:
+            layer: Index of the block.
+            moment: C, as `second_moments` gives it.
+        """
+        known = self._powers.get(layer)
+        if known is None or known[0] is not moment:
+            power = output_power(self._originals.get(layer, self.lm.weight(layer)), moment)
+            known = self._powers[layer] = (moment, power)
+        return known[1]
+
     def verify_rolled_back(self) -> dict[str, bool]:
         """Whether every matrix that was ever touched equals its original bit for bit, by module name."""
         return {
@@ -253,6 +267,7 @@ class EditSession:
             preceding=self._edits.ids,
             earlier=self._earlier,
             weights={layer: self._exact(layer) for layer in config.written_layers},
+            powers={layer: self.output_power(layer, metric.moment) for layer, metric in prepared.items()},
             anchors=anchors,
             targets=None if self._edits.updates else self.targets,
             record={"moments": record, "versions": versions()},
@@ -281,6 +296,8 @@ class EditSession:
     def _prepare(self, config: MethodConfig) -> tuple[dict[int, PreparedLayer], dict[str, Any]]:
         """The factorised preservation metric of every layer; the last one is kept."""
         moments, record = self.second_moments(config.written_layers, config.moments)
+        if not config.preservation.ridge:  # then every direction has to be priced by C
+            _check_enough_tokens(record, max(len(moment) for moment in moments.values()))
         for layer, moment in moments.items():
             known = self._prepared.get(layer)
             if known is None or known.moment is not moment or known.preservation != config.preservation:
@@ -315,7 +332,7 @@ class EditSession:
         exact, total = dict(edits.exact), dict(edits.total)
         for part in update.layers:
             before = self._exact(part.layer, edits)
-            exact[part.layer] = before + part.delta().to(before.device)
+            exact[part.layer] = before + part.to(before.device).delta()
             sums = [total[part.layer], part] if part.layer in total else [part]
             total[part.layer] = merge_layers(sums)[0].compacted()
         return _Edits((*edits.updates, update), (*edits.ids, update.id), exact, total)
@@ -343,6 +360,17 @@ class EditSession:
             raise
         self._edits = edits
         self.lm.holds_edits = bool(edits.updates)
+
+
+def _check_enough_tokens(record: Mapping[str, Any], d_in: int) -> None:
+    """Refuse a C that cannot have an inverse: rounding of float32 products can make it look as if it had one."""
+    tokens = record["tokens"] * len(record["corpus"].get("parts", [None]))
+    if tokens < d_in:
+        raise InfeasibleError(
+            f"a second moment of {tokens} tokens says nothing about {d_in - tokens} of {d_in} directions of the keys, "
+            "which an update would then use as if they were free; expected at least as many tokens as directions "
+            "(--set moments.multiple=10), or a ridge (--set preservation.ridge=VALUE)"
+        )
 
 
 def _same_bits(found: Weight, expected: Weight) -> bool:

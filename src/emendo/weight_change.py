@@ -15,7 +15,7 @@ import torch
 from emendo.methods.config import MomentSettings
 from emendo.session import EditSession
 from emendo.shapes import Moment
-from emendo.solve import frobenius_norm, output_power, preservation_cost
+from emendo.solve import frobenius_norm, preservation_cost
 from emendo.update import LayerUpdate, ModelUpdate, merge_layers
 
 
@@ -89,17 +89,12 @@ class WeightMeter:
             CorpusError: A second moment is missing and its text cannot be read.
             MomentsError: A stored second moment is damaged.
         """
-        lm = self._session.lm
-        missing = [] if settings is None else [layer for layer in layers if (settings, layer) not in self._moments]
-        found: dict[int, Moment] = {}
-        if missing and settings is not None:
-            found, _ = self._session.second_moments(missing, settings)
-        unknown = [layer for layer in layers if layer not in self._norms]
-        if not unknown and not found:
-            return
-        with self._session.at_base():
-            for layer in unknown:
-                self._norms[layer] = float(torch.linalg.vector_norm(lm.weight(layer), dtype=torch.float64))
-            for layer, moment in found.items():
-                assert settings is not None  # it named the moments
-                self._moments[settings, layer] = moment, output_power(lm.weight(layer), moment)
+        session = self._session
+        if settings is not None and (missing := [layer for layer in layers if (settings, layer) not in self._moments]):
+            for layer, moment in session.second_moments(missing, settings)[0].items():
+                self._moments[settings, layer] = moment, session.output_power(layer, moment)
+        if unknown := [layer for layer in layers if layer not in self._norms]:
+            with session.at_base():
+                for layer in unknown:
+                    weight = session.lm.weight(layer)
+                    self._norms[layer] = float(torch.linalg.vector_norm(weight, dtype=torch.float64))

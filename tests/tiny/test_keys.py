@@ -91,8 +91,8 @@ def test_mean_value_belongs_to_the_mean_key(tiny: ModelAdapter) -> None:
 )
 def test_published_weights_of_contexts(n: int, average: str, expected: list[float]) -> None:
     weights = context_weights(n, average)
-    torch.testing.assert_close(weights, torch.tensor(expected))
-    assert float(weights.sum()) == pytest.approx(1.0)
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64), rtol=1e-15, atol=0)
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-15)
 
 
 def test_the_subject_is_the_one_in_the_slot() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emendo.activations.keys import context_weights
 from emendo.activations.targets import find_targets
-from emendo.errors import BaseMismatchError, InputError, NumericalError, RequestError
+from emendo.errors import BaseMismatchError, InfeasibleError, InputError, NumericalError, RequestError
 from emendo.methods import apply_settings
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, obtain_for_method, read_moment
@@ -286,6 +286,49 @@ def test_one_moment_and_one_factor_a_layer_are_kept(session: EditSession, monkey
     session.preservation(apply_settings(base, {"moments.exclude_first": True}))
     assert collected == [1, 1]
     assert sorted(session._prepared) == sorted(session._moments) == [1, 2]
+
+
+@pytest.mark.parametrize("method", ["emmet", "memit", "emendo"])
+def test_a_moment_of_fewer_tokens_than_directions_is_refused(method: str, session: EditSession) -> None:
+    """Products in float32 leave rounding where there is nothing, and A then has a factor that means nothing."""
+    d_in = session.lm.d_in(1)
+    few = {**QUICK, "moments.multiple": (d_in - 1) / d_in}
+    with pytest.raises(InfeasibleError, match=rf"{d_in - 1} tokens says nothing about 1 of {d_in} directions"):
+        session.plan([EIFFEL], method, layers=[1], settings=few | {"distribution": "single"})
+    session.plan([EIFFEL], method, layers=[1], settings=few | {"distribution": "single", "preservation.ridge": 1.0})
+
+
+def test_reports_are_relative_to_the_unedited_weights(session: EditSession) -> None:
+    """So the figures of a sequence can be held against each other."""
+    settings = {**QUICK, "target.max_norm_ratio": 6.0}
+    first = session.plan([EIFFEL], "emmet", layers=[1], settings=settings)
+    moment = session.second_moments([1], first.method.config.moments)[0][1]
+    weight = session.lm.weight(1).double()
+    power = float(torch.trace(weight @ moment @ weight.T))
+    session.apply(first.update)
+    second = session.plan([JAPAN], "emmet", layers=[1], settings=settings)
+    for plan in (first, second):
+        delta = plan.update.layers[0].delta().double()
+        assert plan.layers[0].relative_cost == pytest.approx(float(torch.trace(delta @ moment @ delta.T)) / power)
+    edited = session.lm.weight(1).double()
+    assert float(torch.trace(edited @ moment @ edited.T)) != pytest.approx(power, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["memit", "rect"])
+def test_a_fact_that_needs_no_edit_says_nothing_about_what_was_written(
+    method: str, dtype: torch.dtype, store: MomentStore
+) -> None:
+    """Its residual is rounding, or nothing, and so is the share of it that the update gives."""
+    adapter = build_tiny("llama", dtype=dtype)
+    session, settings = EditSession(adapter, store=store), {**QUICK, "preservation.weight": 0.1}
+    first = [trace.losses[0] for trace in session.plan(REQUESTS, method, layers=[1, 2], settings=settings).targets]
+    between = sum(sorted(first)[:2]) / 2
+    plan = session.plan(REQUESTS, method, layers=[1, 2], settings={**settings, "target.loss_threshold": between})
+    assert [trace.delta_norm for trace in plan.targets].count(0.0) == 1
+    for layer in plan.layers:
+        assert layer.written is not None
+        assert 0.0 < layer.written < 1.2
 
 
 def test_dense_updates_do_not_pile_up(session: EditSession) -> None:

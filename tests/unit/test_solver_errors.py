@@ -191,7 +191,7 @@ class TestArguments:
             solve(layer, K, s=s, form=form, constraint_keys=K)
 
     def test_constraint_keys_of_another_batch(self, layer, K):
-        with pytest.raises(InputError, match="7 constraint keys for 8 keys"):
+        with pytest.raises(InputError, match="Constraint keys \\[7, 32\\] do not fit keys \\[8, 32\\]"):
             solve(layer, K, s=0.0, constraint_keys=K[:7])
 
 

@@ -50,7 +50,10 @@ def parse_mixture(source: str) -> tuple[MixturePart, ...]:
     names = [name for name, _ in parts]
     if twice := {name for name in names if names.count(name) > 1}:
         raise _unreadable(source, f"{min(twice)!r} is named twice; add its weights")
-    total = math.fsum(weights)
+    try:
+        total = math.fsum(weights)
+    except OverflowError:
+        raise _unreadable(source, "its weights are too large to be added; give them as shares of 1") from None
     return tuple(MixturePart(name, 1.0 / len(parts) if weight is None else weight / total) for name, weight in parts)
 
 

@@ -17,7 +17,7 @@ from emendo.solve.costs import frobenius_norm, output_power, preservation_cost
 from emendo.solve.feasibility import KEY_TOLERANCE, key_tolerance
 from emendo.solve.metric import PreparedLayer, prepare
 from emendo.solve.null_space import NullSpace
-from emendo.solve.postprocess import cap_norm, prune, rect, retained
+from emendo.solve.postprocess import cap_norm, prune, rect, retained, retained_in_all
 from emendo.solve.preservation import NullSpaceRule, Preservation, extend_history
 from emendo.solve.solver import Form, Solution, SolveStats, check_keys, solve
 
@@ -41,5 +41,6 @@ __all__ = [
     "prune",
     "rect",
     "retained",
+    "retained_in_all",
     "solve",
 ]

@@ -161,6 +161,28 @@ def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_resid
     return shares
 
 
+@torch.no_grad()
+def retained_in_all(update: Factors, keys: Keys, wanted_residuals: Residuals) -> float | None:
+    """How much of all edits together an update gives: Σ ⟨ΔW k, r⟩ / Σ ⟨r, r⟩.
+
+    An edit weighs as much as it wanted to change: one whose fact the model knew already, with a residual of
+    rounding or of nothing, says nothing about the others.
+
+    Args:
+        update: R and Q, post-steps included.
+        keys: Keys of the edits [n, d_in].
+        wanted_residuals: What each edit was to add at its key [n, d_out].
+
+    Returns:
+        The share, or None where no edit wanted anything.
+    """
+    wanted = wanted_residuals.detach().double().square().sum(dim=1)
+    if not float(wanted.sum()):
+        return None
+    shares = retained(*update, keys, wanted_residuals)
+    return float((shares.nan_to_num() * wanted).sum() / wanted.sum())
+
+
 def _dense(delta: Weight) -> Factors:
     """A matrix as factors, exactly: I and itself."""
     return torch.eye(len(delta), dtype=delta.dtype, device=delta.device), delta

@@ -170,7 +170,10 @@ def solve(
     targets = keys
     if constraint_keys is not None:
         if constraint_keys.shape != keys.shape:
-            raise InputError(f"Got {len(constraint_keys)} constraint keys for {len(keys)} keys.")
+            raise InputError(
+                f"Constraint keys {list(constraint_keys.shape)} do not fit keys {list(keys.shape)}; expected the same "
+                "shape, one row a request."
+            )
         check_keys(layer, constraint_keys, s=s, labels=labels, tolerance=tolerance, what="constraint keys")
         targets = constraint_keys.detach().to(layer.cholesky)
     if len(keys) == 0:
@@ -219,7 +222,7 @@ def _dual(layer: PreparedLayer, keys: Keys, s: float, names: Sequence[str]) -> _
     system.diagonal().add_(s)
     factor, scale, condition = _factorise(system)
     if not condition <= _LARGEST_CONDITION:  # NaN counts as singular
-        raise _lost_in_rounding(s, condition) if s > 0.0 else _entangled(system, names, condition)
+        raise _lost_in_rounding(layer, s, condition, "dual") if s > 0.0 else _entangled(layer, system, names, condition)
     inverse = torch.cholesky_inverse(factor).mul_(scale).mul_(scale[:, None])
     dual_keys, error = _refined(layer.unwhiten(inverse @ whitened), inverse, keys, s)
     return _Solved(dual_keys, condition, error, overlap)
@@ -230,7 +233,8 @@ def _key_overlap(gram: Gram) -> tuple[float | None, float | None]:
     n = len(gram)
     if n < 2:
         return None, None
-    scale = gram.diagonal().rsqrt()
+    # A key of nothing, which only least squares takes, overlaps none.
+    scale = torch.where(gram.diagonal() > 0, gram.diagonal().rsqrt(), 0.0)
     cosines = (gram * scale * scale[:, None]).abs_()
     cosines.diagonal().zero_()
     return float(cosines.sum().item()) / (n * (n - 1)), min(1.0, float(cosines.max().item()))
@@ -241,7 +245,7 @@ def _primal(layer: PreparedLayer, keys: Keys, s: float) -> _Solved:
     kept = layer.reduce(keys)
     factor, scale, condition = _factorise(layer.metric().mul_(s).addmm_(kept.T, kept))
     if not condition <= _LARGEST_CONDITION:  # NaN counts as singular
-        raise _lost_in_rounding(s, condition)
+        raise _lost_in_rounding(layer, s, condition, "primal")
     dual_keys = layer.lift(torch.cholesky_solve((kept * scale).T, factor).T * scale)
     return _Solved(dual_keys, condition, _constraint_error(dual_keys, keys))
 
@@ -286,26 +290,38 @@ def _factorise(system: Gram) -> tuple[Gram, Vector, float]:
     return factor, scale, condition
 
 
-def _lost_in_rounding(s: float, condition: float) -> NumericalError:
+def _lost_in_rounding(layer: PreparedLayer, s: float, condition: float, form: str) -> NumericalError:
+    """Least squares so close to equality that float64 does not see the difference."""
+    larger = 100.0 * condition / _LARGEST_CONDITION if math.isfinite(condition) else 1e6
+    other = f" Under a forced form, the other one (form='auto') may do: {form!r} ran." if form == "dual" else ""
     return NumericalError(
-        f"s = {s:g} is lost in rounding beside the keys (condition {condition:.0e}). Use a larger "
-        "preservation weight, e.g. `--set preservation.weight=1.0`, or form='auto'."
+        f"s = {s:g} is lost in rounding beside the keys (condition {condition:.0e}, expected at most "
+        f"{_LARGEST_CONDITION:.0e}). Use a larger one, e.g. `--set memorization.s={larger * s:.0e}`, or a larger "
+        f"preservation weight, e.g. `--set preservation.weight={larger * layer.preservation.weight or 1.0:.0e}`.{other}"
     )
 
 
-def _entangled(gram: Gram, names: Sequence[str], condition: float) -> InfeasibleError:
+def _entangled(layer: PreparedLayer, gram: Gram, names: Sequence[str], condition: float) -> InfeasibleError:
     """The keys differ, but hardly in any way that the metric counts."""
-    conflicts = describe_conflicts(gram, names, torch.full_like(gram[0], _LARGEST_CONDITION**-0.5))
+    conflicts = list(describe_conflicts(gram, names, torch.full_like(gram[0], _LARGEST_CONDITION**-0.5)))
+    ridge = 1e-2 * float(layer.moment.diagonal().mean())
     return InfeasibleError(
         "\n".join(
             [
                 "These keys differ only in directions where the preserved keys vary so much that K "
                 f"A⁻¹ Kᵀ is singular in float64 (condition {condition:.0e}):",
-                *(f"  {line}" for line in conflicts),
-                f"{REMEDY} A ridge helps too, e.g. `--set preservation.ridge=1e-3`.",
+                *(f"  {line}" for line in conflicts or [_nearest(gram, names)]),
+                f"{REMEDY} A ridge helps too, e.g. `--set preservation.ridge={ridge:.0e}`.",
             ]
         )
     )
+
+
+def _nearest(gram: Gram, names: Sequence[str]) -> str:
+    """The two requests that are most alike in the metric, where none is a combination of others by itself."""
+    alike = gram.abs().fill_diagonal_(-1.0)
+    first, second = divmod(int(alike.argmax().item()), len(gram))
+    return f"{names[first]} and {names[second]} are the most alike (cosine {gram[first, second].item():.9f})"
 
 
 def _refined(dual_keys: DualKeys, inverse: Gram, targets: Keys, s: float) -> tuple[DualKeys, float]:

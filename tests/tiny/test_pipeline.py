@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from emendo.activations.keys import KeySettings
+from emendo.activations.keys import KeySettings, extract_keys
 from emendo.activations.targets import find_targets
 from emendo.distribution import Distribution, distribution_steps, searched_layers
 from emendo.errors import ConflictError, InfeasibleError, MethodError
@@ -17,7 +17,9 @@ from emendo.methods import method_named
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore
 from emendo.progress import Silent
+from emendo.requests import EditRequest
 from emendo.session import EditSession
+from emendo.solve import PreparedLayer
 from tests.conftest import build_tiny
 from tests.naive_loop import Naive, close
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, planned
@@ -38,7 +40,7 @@ def test_shares() -> None:
     assert shares("ends", 2, 3, 5, 6) == [(2, 2, 1.0), (6, 6, 1.0)]
     assert shares("replay", 2, 3, 5) == [(2, 2, 1.0), (3, 3, 1.0), (5, 5, 1.0)]
     assert shares("optimal", 2, 3) == [(2, 3, None), (3, 3, None)]
-    for distribution in ("single", "even", "sqrt", "ends", "replay"):
+    for distribution in ("single", "even", "sqrt", "ends", "replay", "optimal"):
         assert shares(distribution, 4) == [(4, 4, 1.0)]  # type: ignore[arg-type]
     assert searched_layers("ends", (2, 3, 5)) == (2, 5)
     assert searched_layers("replay", (2, 3, 5)) == (2,)
@@ -228,3 +230,43 @@ def test_the_report_of_a_layer_is_measured_on_the_update(store: MomentStore) -> 
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))
+
+
+# ---- nothing twice -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "reads"),
+    [("memit", [1, 2], 2), ("emmet", [1], 1), ("emendo", [1, 2], 2), ("emendo", [1], 1)],
+)
+def test_keys_are_read_once_for_each_state_of_the_model(
+    method: str, layers: list[int], reads: int, store: MomentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(1)
+        return extract_keys(*args, **kwargs)
+
+    monkeypatch.setattr("emendo.pipeline.extract_keys", counted)
+    planned(build_tiny("llama"), store, REQUESTS, method, layers)
+    assert len(seen) == reads
+
+
+def test_a_history_is_factorised_only_for_an_edit_that_preserves_it(
+    store: MomentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factorised: list[int] = []
+    with_history = PreparedLayer.with_history
+
+    def counted(layer: PreparedLayer, history: Any) -> PreparedLayer:
+        factorised.append(1)
+        return with_history(layer, history)
+
+    monkeypatch.setattr(PreparedLayer, "with_history", counted)
+    session = EditSession(build_tiny("llama"), store=store)
+    plan = planned(session, store, REQUESTS, "r-rome", [1], history__weight=1.0)
+    assert len(factorised) == len(REQUESTS) - 1
+    session.apply(plan.update)
+    planned(session, store, [EditRequest("{} is calm in", "Bordeaux", "May")], "r-rome", [1], history__weight=1.0)
+    assert len(factorised) == len(REQUESTS)

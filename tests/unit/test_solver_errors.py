@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -191,7 +193,7 @@ class TestArguments:
             solve(layer, K, s=s, form=form, constraint_keys=K)
 
     def test_constraint_keys_of_another_batch(self, layer, K):
-        with pytest.raises(InputError, match="Constraint keys \\[7, 32\\] do not fit keys \\[8, 32\\]"):
+        with pytest.raises(InputError, match=r"Constraint keys \[7, 32\] do not fit keys \[8, 32\]"):
             solve(layer, K, s=0.0, constraint_keys=K[:7])
 
 
@@ -224,6 +226,46 @@ def test_a_strength_lost_in_rounding_is_an_error_and_not_a_wrong_answer(K, form)
     K[1] = K[0]
     with pytest.raises(NumericalError, match=r"lost in rounding.*preservation\.weight"):
         solve(layer, K, s=1.0, form=form)
+
+
+@pytest.mark.parametrize(("s", "weight"), [(1.0, 1e-9), (1e-12, 1e4)])
+def test_the_strength_that_the_error_proposes_is_enough(K, s, weight):
+    layer = prepare(moment_with_condition(D_IN, 1e10, seed=3), Preservation(weight=weight))
+    K[1] = K[0]
+    with pytest.raises(NumericalError) as caught:
+        solve(layer, K, s=s * 1e-6)
+    proposed = float(re.search(r"memorization\.s=(\S+)`", str(caught.value))[1])
+    assert proposed > s * 1e-6
+    solve(layer, K, s=proposed)
+    weight = float(re.search(r"preservation\.weight=(\S+)`", str(caught.value))[1])
+    solve(prepare(moment_with_condition(D_IN, 1e10, seed=3), Preservation(weight=weight)), K, s=s * 1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_keys_that_the_metric_hardly_tells_apart_are_named_and_the_ridge_it_proposes_is_enough(K, scale):
+    moment = scale * moment_with_condition(D_IN, 1e12, seed=3)
+    stiff = torch.linalg.eigh(moment).eigenvectors[:, -1]
+    K[3] = K[1] + 1e-3 * K[1].norm() * stiff
+    with pytest.raises(InfeasibleError, match=r"differ only in directions") as caught:
+        solve(prepare(moment, Preservation()), K, s=0.0, labels=NAMES)
+    assert re.search(r"ben.*dora|dora.*ben", str(caught.value))
+    ridge = float(re.search(r"preservation\.ridge=(\S+)`", str(caught.value))[1])
+    assert solve(prepare(moment, Preservation(ridge=ridge)), K, s=0.0).stats.constraint_error < 1e-9
+
+
+def test_a_key_of_nothing_overlaps_no_other(K, layer):
+    K[2] = 0.0
+    stats = solve(layer, K, s=1.0).stats
+    rest = solve(layer, K[[0, 1, 3, 4, 5, 6, 7]], s=1.0).stats
+    assert stats.key_overlap_max == pytest.approx(rest.key_overlap_max)
+    assert 0.0 < stats.key_overlap_mean < rest.key_overlap_mean
+
+
+def test_equality_that_rounding_spoils_is_an_error(layer, K):
+    """Keys of very unequal lengths: what the solve claims is measured, and not believed."""
+    K[0] *= 1e13
+    with pytest.raises(NumericalError, match=r"constraint error of .*expected at most 1e-06"):
+        solve(layer, K, s=0.0)
 
 
 def test_the_tolerance_follows_the_precision_of_the_model():

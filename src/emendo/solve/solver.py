@@ -222,7 +222,7 @@ def _dual(layer: PreparedLayer, keys: Keys, s: float, names: Sequence[str]) -> _
     system.diagonal().add_(s)
     factor, scale, condition = _factorise(system)
     if not condition <= _LARGEST_CONDITION:  # NaN counts as singular
-        raise _lost_in_rounding(layer, s, condition, "dual") if s > 0.0 else _entangled(layer, system, names, condition)
+        raise _lost_in_rounding(layer, keys, s, condition) if s > 0.0 else _entangled(layer, system, names, condition)
     inverse = torch.cholesky_inverse(factor).mul_(scale).mul_(scale[:, None])
     dual_keys, error = _refined(layer.unwhiten(inverse @ whitened), inverse, keys, s)
     return _Solved(dual_keys, condition, error, overlap)
@@ -245,7 +245,7 @@ def _primal(layer: PreparedLayer, keys: Keys, s: float) -> _Solved:
     kept = layer.reduce(keys)
     factor, scale, condition = _factorise(layer.metric().mul_(s).addmm_(kept.T, kept))
     if not condition <= _LARGEST_CONDITION:  # NaN counts as singular
-        raise _lost_in_rounding(layer, s, condition, "primal")
+        raise _lost_in_rounding(layer, keys, s, condition)
     dual_keys = layer.lift(torch.cholesky_solve((kept * scale).T, factor).T * scale)
     return _Solved(dual_keys, condition, _constraint_error(dual_keys, keys))
 
@@ -290,14 +290,15 @@ def _factorise(system: Gram) -> tuple[Gram, Vector, float]:
     return factor, scale, condition
 
 
-def _lost_in_rounding(layer: PreparedLayer, s: float, condition: float, form: str) -> NumericalError:
+def _lost_in_rounding(layer: PreparedLayer, keys: Keys, s: float, condition: float) -> NumericalError:
     """Least squares so close to equality that float64 does not see the difference."""
-    larger = 100.0 * condition / _LARGEST_CONDITION if math.isfinite(condition) else 1e6
-    other = f" Under a forced form, the other one (form='auto') may do: {form!r} ran." if form == "dual" else ""
+    # Requests that share a key leave a smallest eigenvalue of s beside a largest of their summed leverages.
+    enough = 100.0 * float(layer.leverage(keys).sum()) / _LARGEST_CONDITION
+    weight = layer.preservation.weight * enough / s
     return NumericalError(
         f"s = {s:g} is lost in rounding beside the keys (condition {condition:.0e}, expected at most "
-        f"{_LARGEST_CONDITION:.0e}). Use a larger one, e.g. `--set memorization.s={larger * s:.0e}`, or a larger "
-        f"preservation weight, e.g. `--set preservation.weight={larger * layer.preservation.weight or 1.0:.0e}`.{other}"
+        f"{_LARGEST_CONDITION:.0e}). Use a larger one, e.g. `--set memorization.s={enough:.0e}`"
+        + (f", or a larger preservation weight, e.g. `--set preservation.weight={weight:.0e}`." if weight else ".")
     )
 
 

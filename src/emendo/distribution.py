@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from torch import Tensor
 from emendo.errors import InfeasibleError, MethodError
 from emendo.shapes import Keys
 from emendo.solve import PreparedLayer
+from emendo.suggest import unknown_name
 
 Distribution = Literal["single", "even", "sqrt", "ends", "replay", "optimal"]
 
@@ -55,7 +56,7 @@ def distribution_steps(distribution: Distribution, layers: Sequence[int]) -> tup
         layers: Edited layers, ascending.
 
     Raises:
-        MethodError: ``"single"`` with several layers.
+        MethodError: ``"single"`` with several layers, or an unknown distribution.
 
     Source: MEMIT (arXiv 2210.07229) eq. 20 for even, PMET (arXiv 2308.08742) for sqrt, BLUE (arXiv 2502.03748) for
         ends.
@@ -74,7 +75,9 @@ def distribution_steps(distribution: Distribution, layers: Sequence[int]) -> tup
         return tuple(Step(layer, layer, 1.0) for layer in layers)
     if distribution == "optimal":
         return tuple(Step(layer, last, None) for layer in layers)
-    return tuple(Step(layer, last, 1 / (n - position)) for position, layer in enumerate(layers))
+    if distribution in ("single", "even"):
+        return tuple(Step(layer, last, 1 / (n - position)) for position, layer in enumerate(layers))
+    raise MethodError(unknown_name("distribution", distribution, get_args(Distribution), "--set distribution=NAME"))
 
 
 def searched_layers(distribution: Distribution, layers: Sequence[int]) -> tuple[int, ...]:

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from emendo.activations.keys import KeySettings
+from emendo.activations.targets import TargetSettings
 from emendo.errors import LayerError, MethodError
 from emendo.methods import METHODS, MethodConfig, apply_settings, method_named, resolve_method
+from emendo.methods.config import ContextSettings, Memorization, MomentSettings, PostStep
 from emendo.methods.presets import PRESETS, KnownModel, layers_by_depth, presets_of
 from emendo.models import ModelAdapter
 from emendo.models.architecture import ARCHITECTURES
@@ -159,6 +162,7 @@ def test_unknown_methods(name: str, near: str) -> None:
         ("target.batch_size", 0, "above 0"),
         ("target.kl_weight", "-1", "at least 0"),
         ("target.argmax_steps", "-1", "at least 0"),
+        ("target.argmax_steps", "off", "valid integer"),
         ("target.site", "attention", "resid_post"),
         ("target.precision", "float8", "bfloat16"),
         ("moments.multiple", "0", "above 0"),
@@ -181,6 +185,33 @@ def test_settings_that_cannot_be_used(name: str, value: Any, words: str) -> None
     assert "--set" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"distribution": "evn"}, r"distribution='evn': .*'even'.*--set distribution=VALUE"),
+        ({"batching": "one-by-one"}, r"batching='one-by-one'.*--set"),
+        ({"target": TargetSettings(steps=0)}, r"target\.steps=0: .*above 0.*--set"),
+        ({"target": TargetSettings(steps=True)}, r"target\.steps=True: .*integer"),
+        ({"target": TargetSettings(steps=2.5)}, r"target\.steps=2\.5: .*integer"),
+        ({"target": TargetSettings(argmax_steps=-1)}, r"target\.argmax_steps=-1: .*at least 0"),
+        ({"target": KeySettings()}, r"target=KeySettings"),
+        ({"memorization": Memorization(s=-1)}, r"memorization\.s=-1: .*at least 0"),
+        ({"memorization": Memorization(s=float("nan"))}, r"memorization\.s=nan"),
+        ({"contexts": ContextSettings(scheme="memmit")}, r"contexts\.scheme='memmit'"),
+        ({"post": PostStep(kind="rect", keep=0)}, r"post\.keep=0"),
+        ({"post": PostStep(kind="prune", log_base=float("inf"))}, r"post\.log_base=inf"),
+        ({"moments": MomentSettings(multiple="10")}, r"moments\.multiple='10'"),
+        ({"layers": [1, 2]}, r"layers=\[1, 2\]: .*--layers"),
+        ({"span": 0}, r"span=0.*--layers"),
+        ({"keys": KeySettings(residual="mean")}, r"target\.site=mlp_out"),
+    ],
+    ids=str,
+)
+def test_a_config_is_checked_however_it_is_made(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(MethodError, match=words):
+        replace(METHODS["memit"], **changed)
+
+
 def test_joint_attention_is_searched_beside_the_mlps_output() -> None:
     with pytest.raises(MethodError, match=r"target\.site=mlp_out"):
         apply_settings(method_named("memit"), {"target.joint_attention": "true"})
@@ -192,6 +223,18 @@ def test_equality_at_the_plain_key_excludes_least_squares() -> None:
         apply_settings(method_named("rome"), {"memorization.s": 1})
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"keys.residual": "mean"}, r"keys\.constraint=mean.*keys\.residual=plain"),
+        ({"distribution": "optimal"}, r"distribution=optimal.*keys\.constraint=mean.*distribution=even"),
+    ],
+)
+def test_the_mixed_keys_of_rome_are_for_what_rome_does(settings: dict[str, str], words: str) -> None:
+    with pytest.raises(MethodError, match=words):
+        apply_settings(method_named("rome"), settings)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_settings_that_only_make_sense_together_come_in_any_order(order: int) -> None:
     together = [("preservation.weight", "0"), ("preservation.ridge", "1")][::order]
@@ -199,6 +242,8 @@ def test_settings_that_only_make_sense_together_come_in_any_order(order: int) ->
     assert (config.preservation.weight, config.preservation.ridge) == (0.0, 1.0)
     mean = [("keys.residual", "mean"), ("target.site", "mlp_out")][::order]
     assert apply_settings(method_named("emmet"), dict(mean)).keys.residual == "mean"
+    merged = [("batching", "joint"), ("target.shared", "subject")][::order]
+    assert apply_settings(method_named("rome"), dict(merged)).target.shared == "subject"
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)

@@ -212,6 +212,12 @@ def test_a_config_is_checked_however_it_is_made(changed: dict[str, Any], words: 
         replace(METHODS["memit"], **changed)
 
 
+def test_the_argmax_rule_is_off_or_a_number_of_steps() -> None:
+    for text in ("none", "None", None):
+        assert apply_settings(method_named("emendo"), {"target.argmax_steps": text}).target.argmax_steps is None
+    assert apply_settings(method_named("emendo"), {"target.argmax_steps": "0"}).target.argmax_steps == 0
+
+
 def test_joint_attention_is_searched_beside_the_mlps_output() -> None:
     with pytest.raises(MethodError, match=r"target\.site=mlp_out"):
         apply_settings(method_named("memit"), {"target.joint_attention": "true"})

@@ -12,9 +12,18 @@ from emendo.activations.targets import TargetSettings
 from emendo.errors import LayerError, MethodError
 from emendo.methods import METHODS, MethodConfig, apply_settings, method_named, resolve_method
 from emendo.methods.config import ContextSettings, Memorization, MomentSettings, PostStep
-from emendo.methods.presets import PRESETS, KnownModel, layers_by_depth, presets_of
+from emendo.methods.presets import PRESETS, layers_by_depth, presets_of
 from emendo.models import ModelAdapter
 from emendo.models.architecture import ARCHITECTURES
+from emendo.models.known import (
+    LLAMA_2_7B,
+    LLAMA_3_8B,
+    LLAMA_32_3B,
+    MISTRAL_7B,
+    QWEN2_7B,
+    SMOLLM2_135M,
+    KnownModel,
+)
 
 
 class Shape:
@@ -49,7 +58,7 @@ def test_every_preset_fits_its_method_and_its_model(method: str, model: KnownMod
     assert model.matches(shape)  # type: ignore[arg-type]
     resolved = resolve_method(method, shape)  # type: ignore[arg-type]
     assert resolved.config.layers == preset.layers
-    assert resolved.origins["layers"] == f"preset for {model.name}: {preset.source}"
+    assert resolved.origins["layers"] == f"preset for models shaped like {model.name}: {preset.source}"
     values = resolved.config.settings()
     for name, value in preset.settings.items():
         assert values[name] == value
@@ -59,6 +68,48 @@ def test_every_preset_fits_its_method_and_its_model(method: str, model: KnownMod
         "layers",
         "span",
     }
+
+
+def test_a_borrowed_preset_names_the_method_that_it_is_of() -> None:
+    resolved = resolve_method("rect", Shape(SMOLLM2_135M))  # type: ignore[arg-type]
+    origin = resolved.origins["preservation.weight"]
+    assert origin.startswith("preset of memit for models shaped like SmolLM2-135M: measured on")
+
+
+@pytest.mark.parametrize(
+    "method", ["pmet", "alphaedit", "encore", "emendo", "rome", "emmet", "memit", "emmet-published"]
+)
+def test_only_what_was_measured_says_so(method: str) -> None:
+    """docs/demo-model.md compares settings of three methods; the others take theirs over."""
+    origin = resolve_method(method, Shape(SMOLLM2_135M)).origins["layers"]  # type: ignore[arg-type]
+    measured = method in ("emmet", "memit", "emmet-published")
+    assert ("measured on held-apart facts" in origin) == measured
+    assert ("not tuned for this method" in origin) != measured
+
+
+@pytest.mark.parametrize("vocab_size", [49152, 128256])
+def test_a_model_of_the_demo_models_width_with_another_vocabulary_is_another_model(vocab_size: int) -> None:
+    shape = Shape(replace(SMOLLM2_135M, vocab_size=vocab_size))
+    assert SMOLLM2_135M.matches(shape) == (vocab_size == 49152)  # type: ignore[arg-type]
+    assert SMOLLM2_135M.shape == "llama, 30 layers of 576, vocabulary 49152"
+
+
+@pytest.mark.parametrize("method", ["rome", "r-rome"])
+@pytest.mark.parametrize("model", PRESETS["rome"], ids=lambda model: model.name)
+def test_rome_has_the_identity_where_the_settings_leave_c_out(method: str, model: KnownModel) -> None:
+    """All files of EasyEdit, and AlphaEdit's for Llama-3, have mom2_adjustment false."""
+    resolved = resolve_method(method, Shape(model))  # type: ignore[arg-type]
+    identity = model in (LLAMA_2_7B, LLAMA_3_8B, LLAMA_32_3B, MISTRAL_7B, QWEN2_7B)
+    preservation = resolved.config.preservation
+    assert (preservation.weight, preservation.ridge) == ((0.0, 1.0) if identity else (1.0, 0.0))
+    assert ("C = I" in resolved.origins["layers"]) == identity
+
+
+@pytest.mark.parametrize("model", PRESETS["emmet-published"], ids=lambda model: model.name)
+def test_easyedit_adds_alpha_for_one_request_too(model: KnownModel) -> None:
+    config = resolve_method("emmet-published", Shape(model)).config  # type: ignore[arg-type]
+    assert config.memorization.strength(1) == (0.1 if model == LLAMA_32_3B else 0.0)
+    assert config.memorization.strength(2) == 0.1
 
 
 def test_a_preset_is_for_exactly_one_model() -> None:
@@ -84,7 +135,10 @@ def test_presets_are_for_methods_that_exist() -> None:
     [
         ("gpt2", 48, 1, (17,)),
         ("gpt2", 48, 5, (13, 14, 15, 16, 17)),
+        ("gpt_neox", 44, 1, (15,)),
+        ("gpt_neox", 44, 5, (6, 7, 8, 9, 10)),
         ("gptj", 28, 1, (5,)),
+        ("gptj", 28, 6, (2, 3, 4, 5, 6, 7)),
         ("llama", 32, 1, (5,)),
         ("llama", 32, 5, (4, 5, 6, 7, 8)),
         ("llama", 4, 5, (0, 1, 2, 3)),
@@ -111,12 +165,38 @@ def test_given_values_win_and_say_so(tiny_llama: ModelAdapter) -> None:
     assert given == {"layers", "span", "target.steps"}
 
 
-def test_layers_of_a_config_of_ones_own_are_its_own() -> None:
-    """Also where there is a preset for the model, which then is not the layers' origin."""
-    model = next(iter(PRESETS["emmet"]))
-    config = replace(method_named("emmet"), layers=(2,))
-    resolved = resolve_method(config, Shape(model))  # type: ignore[arg-type]
-    assert (resolved.config.layers, resolved.origins["layers"]) == ((2,), "method emmet")
+def test_a_config_of_ones_own_stands_as_it_is() -> None:
+    """Also where there is a preset for the model, whose values are for the method as the catalog has it."""
+    shape: Any = Shape(SMOLLM2_135M)
+    preset = PRESETS["memit"][SMOLLM2_135M]
+    for unchanged in ("memit", METHODS["memit"], apply_settings(METHODS["memit"], {"preservation.weight": 15000})):
+        resolved = resolve_method(unchanged, shape)
+        assert resolved.config.preservation.weight == preset.settings["preservation.weight"] == 100
+    own = resolve_method(apply_settings(METHODS["memit"], {"preservation.weight": 500}), shape)
+    assert own.config.preservation.weight == 500
+    assert own.config.keys == METHODS["memit"].keys, "no value of the preset"
+    assert own.config.layers == (4, 5, 6, 7, 8), "the rule of depth"
+    assert own.origins["preservation.weight"] == "given (config)"
+    assert own.origins["keys.average"] == "method memit"
+    assert "rule" in own.origins["layers"]
+    placed = resolve_method(replace(METHODS["memit"], layers=(2, 3)), shape)
+    assert (placed.config.layers, placed.origins["layers"]) == ((2, 3), "given (config)")
+    assert placed.config.preservation.weight == 15000
+    mine = resolve_method(replace(METHODS["memit"], name="mine", layers=(2, 3)), shape)
+    assert set(mine.origins.values()) == {"method mine"}
+
+
+def test_a_config_of_ones_own_is_not_changed_for_a_family() -> None:
+    shape: Any = Shape(KnownModel("unknown", "gemma2", 26, 7))
+    own = replace(METHODS["emmet"], source="a test")
+    with pytest.raises(MethodError, match=r"target\.site=mlp_out"):
+        resolve_method(own, shape)
+    placed = apply_settings(own, {"target.site": "mlp_out"})
+    assert resolve_method(placed, shape).config == replace(placed, layers=(4,))
+
+
+def test_a_resolved_method_tells_its_deviations(tiny_llama: ModelAdapter) -> None:
+    assert resolve_method("rome", tiny_llama).to_dict()["deviations"] == list(METHODS["rome"].deviations)
 
 
 @pytest.mark.parametrize("layers", [[4], [-1], [0, 99], [1, 1], []])

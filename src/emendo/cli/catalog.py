@@ -68,7 +68,12 @@ def _show_one(terminal: Terminal, name: str) -> None:
     described = _described(technique)
     is_method = isinstance(technique, MethodConfig)
     presets: dict[str, dict[str, Any]] = {
-        model.name: {"layers": preset.layers, "settings": dict(preset.settings), "source": preset.source}
+        model.name: {
+            "shape": model.shape,
+            "layers": preset.layers,
+            "settings": dict(preset.settings),
+            "source": preset.source,
+        }
         for model, preset in (presets_of(technique) if isinstance(technique, MethodConfig) else {}).items()
     }
     terminal.line(f"{technique.name}: {technique.source}")
@@ -77,9 +82,12 @@ def _show_one(terminal: Terminal, name: str) -> None:
     _show_settings(terminal, described["settings"], plain_settings() if is_method else {})
     if presets:
         terminal.wide_table(
-            "Presets by model",
-            ("model", "layers", "settings", "source"),
-            [(name, _layers(p["layers"]), _pairs(p["settings"], "\n"), p["source"]) for name, p in presets.items()],
+            "Presets by model, for every model of its shape",
+            ("model", "shape", "layers", "settings", "source"),
+            [
+                (name, p["shape"], _layers(p["layers"]), _pairs(p["settings"], "\n"), p["source"])
+                for name, p in presets.items()
+            ],
         )
     terminal.line("Layers and values for your model, each with its origin: emendo edit ... --plan-only")
     terminal.result({**described, "kind": "method" if is_method else "baseline", "presets": presets})

@@ -102,7 +102,7 @@ class MethodConfig:
         name: How users call it.
         source: Paper and equation, or what was measured.
         deviations: Where the authors' public code differs from the paper, or this method from their code.
-        presets: The method whose settings by model apply to this one too; its own where empty.
+        presets: The method whose settings by model apply to this one of the catalog too; its own where empty.
         layers: Edited layers, ascending; empty until resolved for a model.
         span: Number of layers that the method edits by default.
         batching: ``"joint"`` solves all requests at once; ``"one_by_one"`` writes each on the model edited so far.

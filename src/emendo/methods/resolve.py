@@ -13,6 +13,7 @@ from typing import Any
 from emendo.errors import MethodError
 from emendo.methods.catalog import METHODS, method_named
 from emendo.methods.config import MethodConfig, apply_settings
+from emendo.methods.effects import check_effects
 from emendo.methods.presets import layers_by_depth, preset_for
 from emendo.models import ModelAdapter
 
@@ -62,8 +63,8 @@ def resolve_method(
         settings: Values by dotted name.
 
     Raises:
-        MethodError: Unknown method or setting, values that exclude each other, or several layers for a method that
-            writes one.
+        MethodError: Unknown method or setting, values that exclude each other, a given setting that changes nothing,
+            or several layers for a method that writes one.
         LayerError: A layer that the model does not have.
     """
     config = method_named(method) if isinstance(method, str) else method
@@ -75,6 +76,7 @@ def resolve_method(
     if settings:
         config = apply_settings(config, settings)
         origins.update(dict.fromkeys(settings, "given (--set)"))
+        check_effects(config, settings)
     config = _with_layers(config, adapter, layers, origins)
     if config.distribution == "single" and len(config.layers) > 1:
         raise MethodError(

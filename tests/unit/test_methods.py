@@ -227,7 +227,8 @@ def test_unknown_methods(name: str, near: str) -> None:
     [
         ("target.step", "20", "did you mean 'target.steps'"),
         ("steps", "20", "unknown setting 'steps'"),
-        ("layers", "5", "unknown setting 'layers'"),
+        ("layers", "5", "such as --layers 5"),
+        ("span", "3", "span is how many there are"),
         ("name", "x", "unknown setting 'name'"),
         ("target", "x", "unknown setting 'target'"),
         ("", "x", "unknown setting ''"),

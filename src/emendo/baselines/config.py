@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 
 from emendo.errors import MethodError
-from emendo.suggest import unknown_name
+from emendo.suggest import unknown_setting
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -149,7 +149,7 @@ def apply_baseline_settings(config: BaselineConfig, settings: Mapping[str, Any])
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in types:
-            raise MethodError(unknown_name("setting", name, sorted(types), "--set NAME=VALUE", most=3))
+            raise MethodError(unknown_setting(name, types))
         values[name.partition(".")[2]] = _parse(name, value, types[name])
     return replace(config, own=replace(config.own, **values))
 

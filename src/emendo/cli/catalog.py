@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,6 +57,30 @@ def methods(
     )
 
 
+def show_method(terminal: Terminal, title: str, method: Mapping[str, Any]) -> None:
+    """A resolved method or baseline: every value with its origin, and where it deviates from its source.
+
+    Args:
+        terminal: Where it is shown.
+        title: What stands before the source.
+        method: As `to_dict` of a resolved method or baseline gives it.
+    """
+    terminal.table(
+        f"{title}: {method['source']}",
+        ("setting", "value", "origin"),
+        (
+            (name, "none" if value is None else str(value), method["origins"][name])
+            for name, value in method["settings"].items()
+        ),
+    )
+    _show_deviations(terminal, method["deviations"])
+
+
+def _show_deviations(terminal: Terminal, deviations: Sequence[str]) -> None:
+    for deviation in deviations:
+        terminal.line(f"  deviation: {deviation}")
+
+
 def _show_one(terminal: Terminal, name: str) -> None:
     """Source, deviations, every setting, and the presets by model."""
     from emendo.composition import plain_settings
@@ -77,8 +101,7 @@ def _show_one(terminal: Terminal, name: str) -> None:
         for model, preset in (presets_of(technique) if isinstance(technique, MethodConfig) else {}).items()
     }
     terminal.line(f"{technique.name}: {technique.source}")
-    for deviation in technique.deviations:
-        terminal.line(f"  deviation: {deviation}")
+    _show_deviations(terminal, technique.deviations)
     _show_settings(terminal, described["settings"], plain_settings() if is_method else {})
     if presets:
         terminal.wide_table(

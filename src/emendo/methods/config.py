@@ -17,7 +17,7 @@ from emendo.distribution import Distribution, distribution_steps
 from emendo.errors import InputError, MethodError
 from emendo.methods.checks import check_ranges, check_together, check_types, leaves, parse
 from emendo.solve import Preservation
-from emendo.suggest import unknown_name
+from emendo.suggest import unknown_setting
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def read_settings(config: MethodConfig, settings: Mapping[str, Any]) -> dict[str
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in types:
-            raise MethodError(unknown_name("setting", name, sorted(types), "--set NAME=VALUE", most=3))
+            raise MethodError(unknown_setting(name, types))
         values[name] = parse(name, value, types[name])
     check_ranges(values)
     return values

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from emendo.baselines import BASELINES
+from emendo.baselines.presets import BASELINE_PRESETS, BaselinePreset
 from emendo.errors import BaseMismatchError, ConflictError, InputError, LedgerError, MethodError
 from emendo.ledger import EditLedger, History, KeptEdit, LedgerStore
 from emendo.ledger.replay import kept_technique
@@ -281,6 +282,20 @@ def test_a_baseline_is_the_same_again_from_its_record(name: str, tiny_llama: Mod
     resolved = session.resolve(name)
     technique, layers = kept_technique(_kept(json.loads(json.dumps(resolved.to_dict()))))
     assert session.resolve(technique, layers=layers).to_dict()["settings"] == resolved.to_dict()["settings"]
+
+
+def test_a_baseline_of_exactly_the_catalogs_values_gets_no_preset(
+    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = KnownModel("tiny", "llama", tiny_llama.n_layers, tiny_llama.d_model)
+    preset = BaselinePreset((2,), "a test", {"fine_tune.max_change": 5e-5})
+    monkeypatch.setitem(BASELINE_PRESETS, "ft-l", {tiny: preset})
+    session = EditSession(tiny_llama)
+    assert session.resolve("ft-l").to_dict()["settings"]["fine_tune.max_change"] == 5e-5
+    for given in ({}, {"fine_tune.max_change": 5e-4}):
+        resolved = session.resolve("ft-l", settings=given)
+        technique, layers = kept_technique(_kept(json.loads(json.dumps(resolved.to_dict()))))
+        assert session.resolve(technique, layers=layers).config == resolved.config
 
 
 def test_a_configuration_of_ones_own_is_planned_again_by_its_values(tmp_path: Path, store: MomentStore) -> None:

@@ -56,8 +56,8 @@ class FineTuneSettings(TrainingSettings):
     """Fine-tuning of whole down-projections, with a bound on every entry's change.
 
     Args:
-        max_change: Largest |ΔW| of any entry (norm_constraint of the public code: 5e-4 for GPT2-XL, 5e-5 for GPT-J);
-            None, in text ``none``, leaves the weights free.
+        max_change: Largest |ΔW| of any entry (norm_constraint of the public code); None, in text ``none``, leaves the
+            weights free.
     """
 
     section: ClassVar[str] = "fine_tune"
@@ -114,12 +114,14 @@ class BaselineConfig:
         source: Paper.
         own: Its settings; their class says which baseline runs.
         deviations: Where it differs from what the source did.
+        layers: Trained layers, ascending; empty until resolved for a model.
     """
 
     name: str
     source: str
     own: FineTuneSettings | LoraSettings | InContextSettings
     deviations: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted name, as JSON values."""

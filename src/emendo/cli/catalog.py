@@ -83,6 +83,7 @@ def _show_deviations(terminal: Terminal, deviations: Sequence[str]) -> None:
 
 def _show_one(terminal: Terminal, name: str) -> None:
     """Source, deviations, every setting, and the presets by model."""
+    from emendo.baselines.presets import BASELINE_PRESETS
     from emendo.composition import plain_settings
     from emendo.methods import MethodConfig
     from emendo.methods.presets import presets_of
@@ -98,7 +99,9 @@ def _show_one(terminal: Terminal, name: str) -> None:
             "settings": dict(preset.settings),
             "source": preset.source,
         }
-        for model, preset in (presets_of(technique) if isinstance(technique, MethodConfig) else {}).items()
+        for model, preset in (
+            presets_of(technique) if isinstance(technique, MethodConfig) else BASELINE_PRESETS.get(name, {})
+        ).items()
     }
     terminal.line(f"{technique.name}: {technique.source}")
     _show_deviations(terminal, technique.deviations)

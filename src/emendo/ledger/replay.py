@@ -11,7 +11,7 @@ import torch
 
 from emendo.errors import LedgerError
 from emendo.ledger.edits import KeptEdit
-from emendo.methods import METHODS, MethodConfig, apply_settings
+from emendo.methods import METHODS, apply_settings
 from emendo.session import EditSession
 from emendo.techniques import Technique, technique_named, with_settings
 from emendo.update import ModelUpdate
@@ -92,9 +92,7 @@ def kept_technique(edit: KeptEdit) -> tuple[Technique, list[int] | None]:
 
 def _on(technique: Technique, layers: Sequence[int] | None) -> Technique:
     """The technique with its layers inside: then it is no entry of a catalog, to which a preset would be applied."""
-    if layers is None or not isinstance(technique, MethodConfig):
-        return technique
-    return replace(technique, layers=tuple(layers))
+    return technique if layers is None else replace(technique, layers=tuple(layers))
 
 
 def changed_environment(edits: Sequence[KeptEdit], now: dict[str, str]) -> dict[str, list[str]]:

@@ -59,7 +59,7 @@ def distribution_steps(distribution: Distribution, layers: Sequence[int]) -> tup
         MethodError: ``"single"`` with several layers, or an unknown distribution.
 
     Source: MEMIT (arXiv 2210.07229) eq. 20 for even, PMET (arXiv 2308.08742) for sqrt, BLUE (arXiv 2502.03748) for
-        ends.
+        ends, arXiv 2605.00358 for replay.
     """
     last, n = layers[-1], len(layers)
     if distribution == "single" and n != 1:

@@ -112,6 +112,13 @@ def test_easyedit_adds_alpha_for_one_request_too(model: KnownModel) -> None:
     assert config.memorization.strength(2) == 0.1
 
 
+def test_methods_with_a_published_strength_say_that_their_c_is_another() -> None:
+    """λ multiplies the C that it was published with, and a threshold is one on it."""
+    told = {name for name, config in METHODS.items() if any("Wikipedia" in text for text in config.deviations)}
+    assert told == {name for name, config in METHODS.items() if config.memorization.s > 0}
+    assert "arXiv" in METHODS["replay"].source
+
+
 def test_a_preset_is_for_exactly_one_model() -> None:
     for rows in PRESETS.values():
         shapes = [Shape(model) for model in rows]

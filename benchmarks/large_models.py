@@ -4,10 +4,10 @@
 
 Nothing is downloaded: the model is made from its configuration on the device, the tokenizer from a few invented facts.
 What random weights leave out is what depends on what a model knows: losses mean nothing, so every target search makes
-the same number of evaluations (loss_threshold, argmax_steps and kl_threshold are 0) and only its time is kept. Second
-moments are counted over few tokens, fewer than keys have components; a ridge stands in for the missing ones where they
-are factorised. `solve` has moments of its own, as in benchmarks/solve.py. `tokens_per_fact` is how many tokens a
-search runs for a fact in each evaluation: 25.5 for CounterFact facts with SmolLM2's tokenizer, other here.
+the same number of evaluations (loss_threshold and kl_threshold are 0, argmax_steps is none) and only its time is kept.
+Second moments are counted over few tokens, fewer than keys have components; a ridge stands in for the missing ones
+where they are factorised. `solve` has moments of its own, as in benchmarks/solve.py. `tokens_per_fact` is how many
+tokens a search runs for a fact in each evaluation: 25.5 for CounterFact facts with SmolLM2's tokenizer, other here.
 
 *Cost* and floor are as in benchmarks/targets.py, with matrix products in the model's dtype on its device.
 """
@@ -88,7 +88,7 @@ _PROMPTS = ("{} was born in the city of", "{}, who works in the field of", "The 
 _TARGETS = ("Vienna", "physics", "Italian", "Lisbon")
 NAMES = tuple(" ".join(parts) for parts in product(*(names.split() for names in (_FIRST, _MIDDLE, _LAST))))
 
-FIXED_LENGTH = {"target.loss_threshold": 0.0, "target.argmax_steps": 0, "target.kl_threshold": 0.0}
+FIXED_LENGTH = {"target.loss_threshold": 0.0, "target.argmax_steps": None, "target.kl_threshold": 0.0}
 """Stop rules that never hold."""
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from emendo.errors import InfeasibleError, MethodError
 from emendo.shapes import Keys
 from emendo.solve import PreparedLayer
 from emendo.solve.feasibility import REMEDY
+from emendo.suggest import unknown_name
 
 Distribution = Literal["single", "even", "sqrt", "ends", "replay", "optimal"]
 
@@ -56,10 +57,10 @@ def distribution_steps(distribution: Distribution, layers: Sequence[int]) -> tup
         layers: Edited layers, ascending.
 
     Raises:
-        MethodError: ``"single"`` with several layers.
+        MethodError: ``"single"`` with several layers, or an unknown distribution.
 
     Source: MEMIT (arXiv 2210.07229) eq. 20 for even, PMET (arXiv 2308.08742) for sqrt, BLUE (arXiv 2502.03748) for
-        ends.
+        ends, arXiv 2605.00358 for replay.
     """
     last, n = layers[-1], len(layers)
     if distribution == "single" and n != 1:
@@ -75,7 +76,9 @@ def distribution_steps(distribution: Distribution, layers: Sequence[int]) -> tup
         return tuple(Step(layer, layer, 1.0) for layer in layers)
     if distribution == "optimal" and n > 1:
         return tuple(Step(layer, last, None) for layer in layers)
-    return tuple(Step(layer, last, 1 / (n - position)) for position, layer in enumerate(layers))
+    if distribution in ("single", "even", "optimal"):
+        return tuple(Step(layer, last, 1 / (n - position)) for position, layer in enumerate(layers))
+    raise MethodError(unknown_name("distribution", distribution, get_args(Distribution), "--set distribution=NAME"))
 
 
 def searched_layers(distribution: Distribution, layers: Sequence[int]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from emendo.baselines import (
     resolve_baseline,
 )
 from emendo.errors import MethodError
-from emendo.methods import METHODS, MethodConfig, ResolvedMethod, apply_settings, resolve_method
+from emendo.methods import METHODS, MethodConfig, ResolvedMethod, apply_settings, read_settings, resolve_method
 from emendo.models import ModelAdapter
 from emendo.requests import EditRecord
 from emendo.suggest import unknown_name
@@ -52,6 +52,24 @@ def with_settings(technique: Technique, settings: Mapping[str, Any]) -> Techniqu
     if isinstance(technique, BaselineConfig):
         return apply_baseline_settings(technique, settings)
     return apply_settings(technique, settings)
+
+
+def check_named(name: str, settings: Mapping[str, Any]) -> Technique:
+    """Refuse what can be refused of a named technique before the model is known.
+
+    Which settings of a method go together depends on the model's preset and family: `resolve_technique` judges that.
+
+    Returns:
+        A baseline with its settings, which nothing about a model changes; a method as it is in the catalog.
+
+    Raises:
+        MethodError: Unknown name or setting, or a value of the wrong type or range.
+    """
+    technique = technique_named(name)
+    if isinstance(technique, BaselineConfig):
+        return apply_baseline_settings(technique, settings)
+    read_settings(technique, settings)
+    return technique
 
 
 def resolve_technique(

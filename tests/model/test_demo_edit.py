@@ -50,6 +50,6 @@ def test_the_tower_moves_to_rome_and_back(session: EditSession, plan: Plan, tmp_
 
 
 def test_the_preset_of_the_demo_model_is_used_and_recorded(plan: Plan) -> None:
-    assert plan.method.origins["layers"].startswith("preset for SmolLM2-135M")
+    assert plan.method.origins["layers"].startswith("preset for models shaped like SmolLM2-135M")
     assert plan.update.info["layers"][0]["solves"][0]["constraint_error"] < 1e-6
     assert plan.targets[0].argmax

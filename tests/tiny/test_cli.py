@@ -10,6 +10,7 @@ import pytest
 
 from emendo.models.architecture import ARCHITECTURES
 from emendo.update import ModelUpdate
+from tests.conftest import build_tiny
 from tests.tiny.conftest import Command
 
 FACT = ["--prompt", "{} is located in the city of", "--subject", "The Eiffel Tower", "--target", "Rome"]
@@ -110,6 +111,30 @@ def test_plan_only_edits_nothing(emendo: Command, model: str, tmp_path: Path) ->
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_plan_only_names_deviations(emendo: Command, model: str) -> None:
+    arguments = ["edit", "--model", model, *FACT, "--method", "rome", "--plan-only"]
+    code, text, err = emendo(*arguments)
+    assert code == 0, err
+    assert "deviation: the paper has one key" in " ".join(text.split())
+    assert "target.argmax_steps" in text
+    deviations = json.loads(emendo(*arguments, "--json")[1])["method"]["deviations"]
+    assert deviations[0].startswith("the paper has one key")
+
+
+def test_what_goes_together_is_judged_for_the_model(emendo: Command, tmp_path: Path) -> None:
+    """On Gemma-2 targets are MLP outputs, which makes of keys.residual=mean what emmet alone would not have."""
+    adapter = build_tiny("gemma2")
+    adapter.model.save_pretrained(tmp_path / "gemma")
+    adapter.tokenizer.save_pretrained(tmp_path / "gemma")
+    code, text, err = emendo(
+        *("edit", "--model", str(tmp_path / "gemma"), *FACT, "--method", "emmet", "--set", "keys.residual=mean"),
+        *("--plan-only", "--json"),
+    )
+    assert code == 0, err
+    settings = json.loads(text)["method"]["settings"]
+    assert (settings["target.site"], settings["keys.residual"]) == ("mlp_out", "mean")
+
+
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_quiet_is_quiet(emendo: Command, model: str, arguments: list[str]) -> None:
     code, text, err = emendo("edit", "--model", model, *FACT, *QUICK, "--quiet", *arguments)
@@ -148,8 +173,13 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "setting": (["--set", "target.step=3"], ["did you mean 'target.steps'"]),
     "setting without =": (["--set", "target.steps"], ["NAME=VALUE"]),
     "setting without name": (["--set", "=3"], ["NAME=VALUE"]),
-    "setting of the wrong type": (["--set", "target.steps=few"], ["valid integer"]),
-    "setting out of range": (["--set", "target.steps=0"], ["above 0"]),
+    "setting of the wrong type": (["--set", "target.batch_size=few"], ["valid integer"]),
+    "setting out of range": (["--set", "target.batch_size=0"], ["above 0"]),
+    "setting twice": (["--set", "target.steps=4"], ["target.steps is given twice", "'3'", "'4'"]),
+    "setting without effect": (["--set", "post.keep=0.5"], ["changes nothing", "--set post.kind=rect"]),
+    "settings that exclude each other": (["--set", "keys.residual=mean"], ["--set target.site=mlp_out"]),
+    "layers as a setting": (["--set", "layers=5"], ["--layers 5"]),
+    "span as a setting": (["--set", "span=3"], ["--layers 4-8"]),
     "missing model": (["--model", "./no-such-folder"], ["./no-such-folder", "--model"]),
     "missing hub model": (["--model", "nobody/no-such-model"], ["nobody/no-such-model", "--model"]),
     "folder without a model": (["--model", "."], ["config.json"]),

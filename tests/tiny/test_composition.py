@@ -123,6 +123,10 @@ def test_presets_are_shown_with_their_source(emendo: Command) -> None:
     text = emendo("methods", "memit")[1]
     for words in ("GPT2-XL", "13-17", "preservation.weight=20000", "MEMIT public code"):
         assert words in text
+    assert presets["GPT2-XL"]["shape"] == "gpt2, 48 layers of 1600"
+    assert "gpt2, 48 layers of 1600" in text
+    presets = json.loads(emendo("methods", "ft-l", "--json")[1])["presets"]
+    assert presets["GPT-J-6B"]["settings"] == {"fine_tune.max_change": 5e-5}
     assert json.loads(emendo("methods", "lora", "--json")[1])["presets"] == {}
 
 

@@ -204,7 +204,7 @@ def test_cells_that_ask_for_one_search_share_it(run: Any, data: str, monkeypatch
 
     monkeypatch.setattr(target_memory, "find_targets", counted)
     cells = [cell(data, method, batch_size=size) for size in (1, 4) for method in ("emmet", "memit")]
-    same = {"target.argmax_steps": 0, "target.precision": "float32", "distribution": "single"}
+    same = {"target.argmax_steps": "none", "target.precision": "float32", "distribution": "single"}
     cells = [Cell(**{**vars(one), "settings": {**one.settings, **same}, "layers": (1,)}) for one in cells]
     first = run(*cells)
     assert made == [4]

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from emendo.baselines import BASELINES
+from emendo.baselines.presets import BASELINE_PRESETS, BaselinePreset
 from emendo.errors import BaseMismatchError, ConflictError, InputError, LedgerError, MethodError
 from emendo.ledger import EditLedger, History, KeptEdit, LedgerStore
 from emendo.ledger.replay import kept_technique
 from emendo.methods import METHODS, MethodConfig
+from emendo.methods.presets import PRESETS, Preset
 from emendo.models import ModelAdapter
+from emendo.models.known import KnownModel
 from emendo.moments import MomentStore
 from emendo.requests import EditRequest
 from emendo.session import EditSession
@@ -242,12 +245,57 @@ def test_every_method_is_the_same_again_from_its_record(name: str, tiny_llama: M
     assert again.config == resolved.config
 
 
+@pytest.mark.parametrize("given", [{"preservation.weight": 500}, {"preservation.weight": 15000}])
+def test_values_that_a_preset_also_has_are_planned_again_as_they_were(
+    given: dict[str, Any], tiny_llama: ModelAdapter, tmp_path: Path, store: MomentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the caller gave won over the preset when the edit was made; 15000 is the catalog's own value."""
+    tiny = KnownModel("tiny", "llama", tiny_llama.n_layers, tiny_llama.d_model, tiny_llama.vocab_size)
+    preset = Preset((1, 2), "a test", {"preservation.weight": 100.0})
+    monkeypatch.setitem(PRESETS, "memit", {tiny: preset})
+    ledger, session = begun(tmp_path / "a", store)
+    assert session.resolve("memit").to_dict()["settings"]["preservation.weight"] == 100
+    first = ledger.edit(session, [EIFFEL], "memit", settings=QUICK)
+    second = ledger.edit(session, [DARRIEUX], "memit", settings={**QUICK, **given})
+    ledger.revert(first.id, session)
+    other, never = begun(tmp_path / "b", store)
+    other.edit(never, [DARRIEUX], "memit", settings={**QUICK, **given})
+    assert equal_bits(weights_of(session.lm), weights_of(never.lm))
+    kept = next(edit for edit in ledger.history().edits() if edit.id == second.id)
+    assert kept.method["settings"]["preservation.weight"] == given["preservation.weight"]
+
+
+def test_a_record_of_exactly_the_catalogs_values_gets_no_preset(
+    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = KnownModel("tiny", "llama", tiny_llama.n_layers, tiny_llama.d_model)
+    monkeypatch.setitem(PRESETS, "memit", {tiny: Preset((1, 2), "a test", {"preservation.weight": 100.0})})
+    session = EditSession(tiny_llama)
+    resolved = session.resolve("memit", settings={"preservation.weight": METHODS["memit"].preservation.weight})
+    technique, layers = kept_technique(_kept(json.loads(json.dumps(resolved.to_dict()))))
+    assert session.resolve(technique, layers=layers).config == resolved.config
+
+
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_a_baseline_is_the_same_again_from_its_record(name: str, tiny_llama: ModelAdapter) -> None:
     session = EditSession(tiny_llama)
     resolved = session.resolve(name)
     technique, layers = kept_technique(_kept(json.loads(json.dumps(resolved.to_dict()))))
     assert session.resolve(technique, layers=layers).to_dict()["settings"] == resolved.to_dict()["settings"]
+
+
+def test_a_baseline_of_exactly_the_catalogs_values_gets_no_preset(
+    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = KnownModel("tiny", "llama", tiny_llama.n_layers, tiny_llama.d_model)
+    preset = BaselinePreset((2,), "a test", {"fine_tune.max_change": 5e-5})
+    monkeypatch.setitem(BASELINE_PRESETS, "ft-l", {tiny: preset})
+    session = EditSession(tiny_llama)
+    assert session.resolve("ft-l").to_dict()["settings"]["fine_tune.max_change"] == 5e-5
+    for given in ({}, {"fine_tune.max_change": 5e-4}):
+        resolved = session.resolve("ft-l", settings=given)
+        technique, layers = kept_technique(_kept(json.loads(json.dumps(resolved.to_dict()))))
+        assert session.resolve(technique, layers=layers).config == resolved.config
 
 
 def test_a_configuration_of_ones_own_is_planned_again_by_its_values(tmp_path: Path, store: MomentStore) -> None:

@@ -160,7 +160,7 @@ def test_two_runs_give_the_same_bits() -> None:
 # ---- stops, clamp, start -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argmax_steps", [1, 2, 4])
+@pytest.mark.parametrize("argmax_steps", [0, 1, 2, 4])
 def test_argmax_rule_against_a_recomputation(argmax_steps: int) -> None:
     """Stop at the first evaluation whose own and `argmax_steps` preceding ones have every target token on top."""
     adapter = cached_tiny("llama", False, torch.float64)

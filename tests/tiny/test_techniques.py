@@ -132,6 +132,15 @@ def test_plan_only_says_where_every_value_comes_from(name: str, emendo: Command,
     assert emendo(*arguments)[0] == 0
 
 
+def test_plan_only_shows_the_prompts_that_are_asked(emendo: Command, model: str, facts: str) -> None:
+    arguments = ["edit", "--model", model, "--requests", facts, "--plan-only", "--json", "--method"]
+    asked = json.loads(emendo(*arguments, "in-context")[1])["requests"]
+    lead = "Imagine that The capital of Japan is Bordeaux. "
+    assert asked[1]["prompt"] == lead + "The capital of {} is"
+    assert "Japan".endswith(asked[1]["subject_last_token"].strip())
+    assert json.loads(emendo(*arguments, "ft")[1])["requests"][1]["prompt"] == "The capital of {} is"
+
+
 def test_a_null_space_that_keeps_nothing_is_bad_input(emendo: Command, model: str, facts: str) -> None:
     quick = [part for pair in QUICK.items() for part in ("--set", "{}={}".format(*pair))]
     code, _, err = emendo("edit", "--model", model, "--requests", facts, "--method", "alphaedit", *quick, "--quiet")
@@ -354,6 +363,9 @@ def test_no_name_is_both() -> None:
     [
         (["--method", "ft", "--set", "fine_tune.step=3"], "did you mean 'fine_tune.steps'"),
         (["--method", "ft", "--set", "target.steps=3"], "unknown setting 'target.steps'"),
+        (["--method", "ft", "--set", "layers=3"], "such as --layers 5"),
+        (["--method", "memit", "--set", "target.steps=0"], "above 0"),
+        (["--method", "memit", "--set", "target.step=3"], "did you mean 'target.steps'"),
         (["--method", "lora", "--set", "lora.rank=0"], "lora.rank='0'"),
         (["--method", "lore"], "did you mean 'lora'"),
     ],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from emendo.distribution import distribution_steps, remaining_shares
-from emendo.errors import InfeasibleError
+from emendo.errors import InfeasibleError, MethodError
 from emendo.solve import PreparedLayer, Preservation, prepare, solve
 from tests.reference import emmet_delta, moment_with_condition
 
@@ -195,3 +195,8 @@ def test_keys_dependent_at_every_layer_are_refused() -> None:
         remaining_shares(case.prepared, twins, 0.0)
     shares = remaining_shares(case.prepared, twins, 1.0)
     close(torch.stack(contributions(shares, case.R)).sum(dim=0), case.R)
+
+
+def test_an_unknown_distribution_is_not_even() -> None:
+    with pytest.raises(MethodError, match=r"unknown distribution 'evn'; did you mean 'even'.*--set distribution"):
+        distribution_steps("evn", [1, 2])  # type: ignore[arg-type]

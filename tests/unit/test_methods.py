@@ -7,11 +7,23 @@ from typing import Any
 
 import pytest
 
+from emendo.activations.keys import KeySettings
+from emendo.activations.targets import TargetSettings
 from emendo.errors import LayerError, MethodError
 from emendo.methods import METHODS, MethodConfig, apply_settings, method_named, resolve_method
-from emendo.methods.presets import PRESETS, KnownModel, layers_by_depth, presets_of
+from emendo.methods.config import ContextSettings, Memorization, MomentSettings, PostStep
+from emendo.methods.presets import PRESETS, layers_by_depth, presets_of
 from emendo.models import ModelAdapter
 from emendo.models.architecture import ARCHITECTURES
+from emendo.models.known import (
+    LLAMA_2_7B,
+    LLAMA_3_8B,
+    LLAMA_32_3B,
+    MISTRAL_7B,
+    QWEN2_7B,
+    SMOLLM2_135M,
+    KnownModel,
+)
 
 
 class Shape:
@@ -46,7 +58,7 @@ def test_every_preset_fits_its_method_and_its_model(method: str, model: KnownMod
     assert model.matches(shape)  # type: ignore[arg-type]
     resolved = resolve_method(method, shape)  # type: ignore[arg-type]
     assert resolved.config.layers == preset.layers
-    assert resolved.origins["layers"] == f"preset for {model.name}: {preset.source}"
+    assert resolved.origins["layers"] == f"preset for models shaped like {model.name}: {preset.source}"
     values = resolved.config.settings()
     for name, value in preset.settings.items():
         assert values[name] == value
@@ -56,6 +68,55 @@ def test_every_preset_fits_its_method_and_its_model(method: str, model: KnownMod
         "layers",
         "span",
     }
+
+
+def test_a_borrowed_preset_names_the_method_that_it_is_of() -> None:
+    resolved = resolve_method("rect", Shape(SMOLLM2_135M))  # type: ignore[arg-type]
+    origin = resolved.origins["preservation.weight"]
+    assert origin.startswith("preset of memit for models shaped like SmolLM2-135M: measured on")
+
+
+@pytest.mark.parametrize(
+    "method", ["pmet", "alphaedit", "encore", "emendo", "rome", "emmet", "memit", "emmet-published"]
+)
+def test_only_what_was_measured_says_so(method: str) -> None:
+    """docs/demo-model.md compares settings of three methods; the others take theirs over."""
+    origin = resolve_method(method, Shape(SMOLLM2_135M)).origins["layers"]  # type: ignore[arg-type]
+    measured = method in ("emmet", "memit", "emmet-published")
+    assert ("measured on held-apart facts" in origin) == measured
+    assert ("not tuned for this method" in origin) != measured
+
+
+@pytest.mark.parametrize("vocab_size", [49152, 128256])
+def test_a_model_of_the_demo_models_width_with_another_vocabulary_is_another_model(vocab_size: int) -> None:
+    shape = Shape(replace(SMOLLM2_135M, vocab_size=vocab_size))
+    assert SMOLLM2_135M.matches(shape) == (vocab_size == 49152)  # type: ignore[arg-type]
+    assert SMOLLM2_135M.shape == "llama, 30 layers of 576, vocabulary 49152"
+
+
+@pytest.mark.parametrize("method", ["rome", "r-rome"])
+@pytest.mark.parametrize("model", PRESETS["rome"], ids=lambda model: model.name)
+def test_rome_has_the_identity_where_the_settings_leave_c_out(method: str, model: KnownModel) -> None:
+    """All files of EasyEdit, and AlphaEdit's for Llama-3, have mom2_adjustment false."""
+    resolved = resolve_method(method, Shape(model))  # type: ignore[arg-type]
+    identity = model in (LLAMA_2_7B, LLAMA_3_8B, LLAMA_32_3B, MISTRAL_7B, QWEN2_7B)
+    preservation = resolved.config.preservation
+    assert (preservation.weight, preservation.ridge) == ((0.0, 1.0) if identity else (1.0, 0.0))
+    assert ("C = I" in resolved.origins["layers"]) == identity
+
+
+@pytest.mark.parametrize("model", PRESETS["emmet-published"], ids=lambda model: model.name)
+def test_easyedit_adds_alpha_for_one_request_too(model: KnownModel) -> None:
+    config = resolve_method("emmet-published", Shape(model)).config  # type: ignore[arg-type]
+    assert config.memorization.strength(1) == (0.1 if model == LLAMA_32_3B else 0.0)
+    assert config.memorization.strength(2) == 0.1
+
+
+def test_methods_with_a_published_strength_say_that_their_c_is_another() -> None:
+    """λ multiplies the C that it was published with, and a threshold is one on it."""
+    told = {name for name, config in METHODS.items() if any("Wikipedia" in text for text in config.deviations)}
+    assert told == {name for name, config in METHODS.items() if config.memorization.s > 0}
+    assert "arXiv" in METHODS["replay"].source
 
 
 def test_a_preset_is_for_exactly_one_model() -> None:
@@ -81,7 +142,10 @@ def test_presets_are_for_methods_that_exist() -> None:
     [
         ("gpt2", 48, 1, (17,)),
         ("gpt2", 48, 5, (13, 14, 15, 16, 17)),
+        ("gpt_neox", 44, 1, (15,)),
+        ("gpt_neox", 44, 5, (6, 7, 8, 9, 10)),
         ("gptj", 28, 1, (5,)),
+        ("gptj", 28, 6, (2, 3, 4, 5, 6, 7)),
         ("llama", 32, 1, (5,)),
         ("llama", 32, 5, (4, 5, 6, 7, 8)),
         ("llama", 4, 5, (0, 1, 2, 3)),
@@ -108,12 +172,38 @@ def test_given_values_win_and_say_so(tiny_llama: ModelAdapter) -> None:
     assert given == {"layers", "span", "target.steps"}
 
 
-def test_layers_of_a_config_of_ones_own_are_its_own() -> None:
-    """Also where there is a preset for the model, which then is not the layers' origin."""
-    model = next(iter(PRESETS["emmet"]))
-    config = replace(method_named("emmet"), layers=(2,))
-    resolved = resolve_method(config, Shape(model))  # type: ignore[arg-type]
-    assert (resolved.config.layers, resolved.origins["layers"]) == ((2,), "method emmet")
+def test_a_config_of_ones_own_stands_as_it_is() -> None:
+    """Also where there is a preset for the model, whose values are for the method as the catalog has it."""
+    shape: Any = Shape(SMOLLM2_135M)
+    preset = PRESETS["memit"][SMOLLM2_135M]
+    for unchanged in ("memit", METHODS["memit"], apply_settings(METHODS["memit"], {"preservation.weight": 15000})):
+        resolved = resolve_method(unchanged, shape)
+        assert resolved.config.preservation.weight == preset.settings["preservation.weight"] == 100
+    own = resolve_method(apply_settings(METHODS["memit"], {"preservation.weight": 500}), shape)
+    assert own.config.preservation.weight == 500
+    assert own.config.keys == METHODS["memit"].keys, "no value of the preset"
+    assert own.config.layers == (4, 5, 6, 7, 8), "the rule of depth"
+    assert own.origins["preservation.weight"] == "given (config)"
+    assert own.origins["keys.average"] == "method memit"
+    assert "rule" in own.origins["layers"]
+    placed = resolve_method(replace(METHODS["memit"], layers=(2, 3)), shape)
+    assert (placed.config.layers, placed.origins["layers"]) == ((2, 3), "given (config)")
+    assert placed.config.preservation.weight == 15000
+    mine = resolve_method(replace(METHODS["memit"], name="mine", layers=(2, 3)), shape)
+    assert set(mine.origins.values()) == {"method mine"}
+
+
+def test_a_config_of_ones_own_is_not_changed_for_a_family() -> None:
+    shape: Any = Shape(KnownModel("unknown", "gemma2", 26, 7))
+    own = replace(METHODS["emmet"], source="a test")
+    with pytest.raises(MethodError, match=r"target\.site=mlp_out"):
+        resolve_method(own, shape)
+    placed = apply_settings(own, {"target.site": "mlp_out"})
+    assert resolve_method(placed, shape).config == replace(placed, layers=(4,))
+
+
+def test_a_resolved_method_tells_its_deviations(tiny_llama: ModelAdapter) -> None:
+    assert resolve_method("rome", tiny_llama).to_dict()["deviations"] == list(METHODS["rome"].deviations)
 
 
 @pytest.mark.parametrize("layers", [[4], [-1], [0, 99], [1, 1], []])
@@ -144,7 +234,8 @@ def test_unknown_methods(name: str, near: str) -> None:
     [
         ("target.step", "20", "did you mean 'target.steps'"),
         ("steps", "20", "unknown setting 'steps'"),
-        ("layers", "5", "unknown setting 'layers'"),
+        ("layers", "5", "such as --layers 5"),
+        ("span", "3", "span is how many there are"),
         ("name", "x", "unknown setting 'name'"),
         ("target", "x", "unknown setting 'target'"),
         ("", "x", "unknown setting ''"),
@@ -159,6 +250,7 @@ def test_unknown_methods(name: str, near: str) -> None:
         ("target.batch_size", 0, "above 0"),
         ("target.kl_weight", "-1", "at least 0"),
         ("target.argmax_steps", "-1", "at least 0"),
+        ("target.argmax_steps", "off", "valid integer"),
         ("target.site", "attention", "resid_post"),
         ("target.precision", "float8", "bfloat16"),
         ("moments.multiple", "0", "above 0"),
@@ -181,6 +273,39 @@ def test_settings_that_cannot_be_used(name: str, value: Any, words: str) -> None
     assert "--set" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"distribution": "evn"}, r"distribution='evn': .*'even'.*--set distribution=VALUE"),
+        ({"batching": "one-by-one"}, r"batching='one-by-one'.*--set"),
+        ({"target": TargetSettings(steps=0)}, r"target\.steps=0: .*above 0.*--set"),
+        ({"target": TargetSettings(steps=True)}, r"target\.steps=True: .*integer"),
+        ({"target": TargetSettings(steps=2.5)}, r"target\.steps=2\.5: .*integer"),
+        ({"target": TargetSettings(argmax_steps=-1)}, r"target\.argmax_steps=-1: .*at least 0"),
+        ({"target": KeySettings()}, r"target=KeySettings"),
+        ({"memorization": Memorization(s=-1)}, r"memorization\.s=-1: .*at least 0"),
+        ({"memorization": Memorization(s=float("nan"))}, r"memorization\.s=nan"),
+        ({"contexts": ContextSettings(scheme="memmit")}, r"contexts\.scheme='memmit'"),
+        ({"post": PostStep(kind="rect", keep=0)}, r"post\.keep=0"),
+        ({"post": PostStep(kind="prune", log_base=float("inf"))}, r"post\.log_base=inf"),
+        ({"moments": MomentSettings(multiple="10")}, r"moments\.multiple='10'"),
+        ({"layers": [1, 2]}, r"layers=\[1, 2\]: .*--layers"),
+        ({"span": 0}, r"span=0.*--layers"),
+        ({"keys": KeySettings(residual="mean")}, r"target\.site=mlp_out"),
+    ],
+    ids=str,
+)
+def test_a_config_is_checked_however_it_is_made(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(MethodError, match=words):
+        replace(METHODS["memit"], **changed)
+
+
+def test_the_argmax_rule_is_off_or_a_number_of_steps() -> None:
+    for text in ("none", "None", None):
+        assert apply_settings(method_named("emendo"), {"target.argmax_steps": text}).target.argmax_steps is None
+    assert apply_settings(method_named("emendo"), {"target.argmax_steps": "0"}).target.argmax_steps == 0
+
+
 def test_joint_attention_is_searched_beside_the_mlps_output() -> None:
     with pytest.raises(MethodError, match=r"target\.site=mlp_out"):
         apply_settings(method_named("memit"), {"target.joint_attention": "true"})
@@ -192,6 +317,18 @@ def test_equality_at_the_plain_key_excludes_least_squares() -> None:
         apply_settings(method_named("rome"), {"memorization.s": 1})
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"keys.residual": "mean"}, r"keys\.constraint=mean.*keys\.residual=plain"),
+        ({"distribution": "optimal"}, r"distribution=optimal.*keys\.constraint=mean.*distribution=even"),
+    ],
+)
+def test_the_mixed_keys_of_rome_are_for_what_rome_does(settings: dict[str, str], words: str) -> None:
+    with pytest.raises(MethodError, match=words):
+        apply_settings(method_named("rome"), settings)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_settings_that_only_make_sense_together_come_in_any_order(order: int) -> None:
     together = [("preservation.weight", "0"), ("preservation.ridge", "1")][::order]
@@ -199,6 +336,8 @@ def test_settings_that_only_make_sense_together_come_in_any_order(order: int) ->
     assert (config.preservation.weight, config.preservation.ridge) == (0.0, 1.0)
     mean = [("keys.residual", "mean"), ("target.site", "mlp_out")][::order]
     assert apply_settings(method_named("emmet"), dict(mean)).keys.residual == "mean"
+    merged = [("batching", "joint"), ("target.shared", "subject")][::order]
+    assert apply_settings(method_named("rome"), dict(merged)).target.shared == "subject"
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)

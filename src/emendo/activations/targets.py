@@ -46,7 +46,7 @@ class TargetSettings:
         weight_decay: Weight of ‖δ‖/‖init‖² (v_weight_decay).
         loss_threshold: A request is finished when its total loss is below this.
         argmax_steps: A request is finished when all its target tokens have been the argmax in all contexts for
-            this many further steps in a row; 0 turns the rule off.
+            this many further steps in a row, 0 being the first time that they are; None turns the rule off.
         argmax_nll_weight: Weight of a request's NLL in the step after one in which all its target tokens were the
             argmax (PMET: 0.1), so that the search turns to the divergence.
         kl_threshold: A request whose target tokens are all the argmax is finished when its divergence, times
@@ -73,7 +73,7 @@ class TargetSettings:
     kl_weight: float = 0.0625
     weight_decay: float = 0.5
     loss_threshold: float = 0.05
-    argmax_steps: int = 0
+    argmax_steps: int | None = None
     argmax_nll_weight: float = 1.0
     kl_threshold: float = 0.0
     joint_attention: bool = False
@@ -277,7 +277,7 @@ class _Search:
             self.streak[request] = self.streak[request] + 1 if argmax[row] else 0
             if totals[row] < self.settings.loss_threshold:
                 finished[row] = "loss"
-            elif 0 < self.settings.argmax_steps < self.streak[request]:
+            elif self.settings.argmax_steps is not None and self.streak[request] > self.settings.argmax_steps:
                 finished[row] = "argmax"
             elif argmax[row] and 0 < self.settings.kl_threshold >= self.settings.kl_weight * kl[row]:
                 finished[row] = "kl"

@@ -67,20 +67,23 @@ def baseline_layers(
 ) -> tuple[tuple[int, ...], str]:
     """The layers that a baseline trains, ascending, and where the choice comes from.
 
-    Without `layers`, fine-tuning takes the first layer, LoRA every layer, and in-context none.
+    Those given, else the config's own. Without either fine-tuning takes the first layer, LoRA every layer, and
+    in-context none.
 
     Raises:
         LayerError: A layer that the model does not have.
         MethodError: Layers for a baseline that changes no weights.
 
-    Source: layer 0 is that of FT-L on GPT2-XL in ROME's public code (arXiv 2202.05262).
+    Source: layer 0 is that of FT-L on GPT2-XL and GPT-J in ROME's public code (arXiv 2202.05262).
     """
+    wanted = layers if layers is not None else config.layers or None
     if isinstance(config.own, InContextSettings):
-        if layers is not None:
-            raise MethodError(f"{config.name} changes no weights, found layers {list(layers)}; leave --layers out")
+        if wanted is not None:
+            raise MethodError(f"{config.name} changes no weights, found layers {list(wanted)}; leave --layers out")
         return (), f"{config.name} changes no weights"
-    if layers is not None:
-        return tuple(adapter.check_layers(layers)), "given (--layers)"
+    if wanted is not None:
+        origin = f"baseline {config.name}" if layers is None else "given (--layers)"
+        return tuple(adapter.check_layers(wanted)), origin
     if isinstance(config.own, LoraSettings):
         return tuple(range(adapter.n_layers)), "every layer"
-    return (0,), "the first layer, as ROME's public code does on GPT2-XL"
+    return (0,), "the first layer, as FT-L of ROME on GPT2-XL and GPT-J; not tuned for this model"

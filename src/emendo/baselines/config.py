@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 
 from emendo.errors import MethodError
-from emendo.suggest import unknown_name
+from emendo.suggest import unknown_setting
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -56,8 +56,8 @@ class FineTuneSettings(TrainingSettings):
     """Fine-tuning of whole down-projections, with a bound on every entry's change.
 
     Args:
-        max_change: Largest |ΔW| of any entry (norm_constraint of the public code: 5e-4 for GPT2-XL, 5e-5 for GPT-J);
-            None, in text ``none``, leaves the weights free.
+        max_change: Largest |ΔW| of any entry (norm_constraint of the public code); None, in text ``none``, leaves the
+            weights free.
     """
 
     section: ClassVar[str] = "fine_tune"
@@ -114,12 +114,14 @@ class BaselineConfig:
         source: Paper.
         own: Its settings; their class says which baseline runs.
         deviations: Where it differs from what the source did.
+        layers: Trained layers, ascending; empty until resolved for a model.
     """
 
     name: str
     source: str
     own: FineTuneSettings | LoraSettings | InContextSettings
     deviations: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted name, as JSON values."""
@@ -149,7 +151,7 @@ def apply_baseline_settings(config: BaselineConfig, settings: Mapping[str, Any])
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in types:
-            raise MethodError(unknown_name("setting", name, sorted(types), "--set NAME=VALUE", most=3))
+            raise MethodError(unknown_setting(name, types))
         values[name.partition(".")[2]] = _parse(name, value, types[name])
     return replace(config, own=replace(config.own, **values))
 

@@ -1,13 +1,17 @@
-"""From a baseline and a model to every value that will be used, and where each came from."""
+"""From a baseline and a model to every value that will be used, and where each came from.
+
+As for methods, presets are for baselines of the catalog as they stand there; a config of one's own stands as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from emendo.baselines.catalog import baseline_layers
+from emendo.baselines.catalog import BASELINES, baseline_layers
 from emendo.baselines.config import BaselineConfig, apply_baseline_settings
+from emendo.baselines.presets import UNTUNED, baseline_preset
 from emendo.models import ModelAdapter
 
 
@@ -44,16 +48,31 @@ def resolve_baseline(
     Args:
         config: The baseline.
         adapter: The model.
-        layers: Trained layers; None takes the baseline's own (`baseline_layers`).
+        layers: Trained layers; None takes the preset's, or the baseline's own (`baseline_layers`).
         settings: Values by dotted name, such as ``{"fine_tune.steps": 10}``.
 
     Raises:
         MethodError: Unknown setting, a value that cannot be used, or layers for a baseline that changes no weights.
         LayerError: A layer that the model does not have.
     """
-    origins = dict.fromkeys(config.settings(), f"baseline {config.name}")
-    if settings:
-        config = apply_baseline_settings(config, settings)
-        origins.update(dict.fromkeys(settings, "given (--set)"))
+    own = dict.fromkeys(config.settings(), f"baseline {config.name}")
+    published: dict[str, str] = {}
+    if config == BASELINES.get(config.name):
+        config, published = _with_preset(config, adapter)
+    given = settings or {}
+    config = apply_baseline_settings(config, given)
     chosen, layer_origin = baseline_layers(adapter, config, layers)
-    return ResolvedBaseline(config, chosen, {"layers": layer_origin, **origins})
+    if layers is None:
+        layer_origin = published.get("layers", layer_origin)
+    told = {**own, **published, **dict.fromkeys(given, "given (--set)")}
+    return ResolvedBaseline(replace(config, layers=chosen), chosen, told | {"layers": layer_origin})
+
+
+def _with_preset(config: BaselineConfig, adapter: ModelAdapter) -> tuple[BaselineConfig, dict[str, str]]:
+    """A baseline of the catalog with what is known for the model, and the origins of these values."""
+    found = baseline_preset(config, adapter)
+    if found is None:
+        return config, UNTUNED.get(config.name, {})
+    preset, origin = found
+    config = replace(apply_baseline_settings(config, preset.settings), layers=preset.layers)
+    return config, dict.fromkeys((*preset.settings, "layers"), origin)

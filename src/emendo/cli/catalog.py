@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,8 +57,33 @@ def methods(
     )
 
 
+def show_method(terminal: Terminal, title: str, method: Mapping[str, Any]) -> None:
+    """A resolved method or baseline: every value with its origin, and where it deviates from its source.
+
+    Args:
+        terminal: Where it is shown.
+        title: What stands before the source.
+        method: As `to_dict` of a resolved method or baseline gives it.
+    """
+    terminal.table(
+        f"{title}: {method['source']}",
+        ("setting", "value", "origin"),
+        (
+            (name, "none" if value is None else str(value), method["origins"][name])
+            for name, value in method["settings"].items()
+        ),
+    )
+    _show_deviations(terminal, method["deviations"])
+
+
+def _show_deviations(terminal: Terminal, deviations: Sequence[str]) -> None:
+    for deviation in deviations:
+        terminal.line(f"  deviation: {deviation}")
+
+
 def _show_one(terminal: Terminal, name: str) -> None:
     """Source, deviations, every setting, and the presets by model."""
+    from emendo.baselines.presets import BASELINE_PRESETS
     from emendo.composition import plain_settings
     from emendo.methods import MethodConfig
     from emendo.methods.presets import presets_of
@@ -68,18 +93,27 @@ def _show_one(terminal: Terminal, name: str) -> None:
     described = _described(technique)
     is_method = isinstance(technique, MethodConfig)
     presets: dict[str, dict[str, Any]] = {
-        model.name: {"layers": preset.layers, "settings": dict(preset.settings), "source": preset.source}
-        for model, preset in (presets_of(technique) if isinstance(technique, MethodConfig) else {}).items()
+        model.name: {
+            "shape": model.shape,
+            "layers": preset.layers,
+            "settings": dict(preset.settings),
+            "source": preset.source,
+        }
+        for model, preset in (
+            presets_of(technique) if isinstance(technique, MethodConfig) else BASELINE_PRESETS.get(name, {})
+        ).items()
     }
     terminal.line(f"{technique.name}: {technique.source}")
-    for deviation in technique.deviations:
-        terminal.line(f"  deviation: {deviation}")
+    _show_deviations(terminal, technique.deviations)
     _show_settings(terminal, described["settings"], plain_settings() if is_method else {})
     if presets:
         terminal.wide_table(
-            "Presets by model",
-            ("model", "layers", "settings", "source"),
-            [(name, _layers(p["layers"]), _pairs(p["settings"], "\n"), p["source"]) for name, p in presets.items()],
+            "Presets by model, for every model of its shape",
+            ("model", "shape", "layers", "settings", "source"),
+            [
+                (name, p["shape"], _layers(p["layers"]), _pairs(p["settings"], "\n"), p["source"])
+                for name, p in presets.items()
+            ],
         )
     terminal.line("Layers and values for your model, each with its origin: emendo edit ... --plan-only")
     terminal.result({**described, "kind": "method" if is_method else "baseline", "presets": presets})

@@ -28,9 +28,9 @@ def demo(
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.report import check_writable
     from emendo.requests import parse_records
-    from emendo.techniques import asked_after, technique_named, with_settings
+    from emendo.techniques import asked_after, check_named
 
-    technique = with_settings(technique_named(method), chosen_settings)
+    technique = check_named(method, chosen_settings)
     check_writable(out)
     file = resources.files("emendo") / "data" / "demo_facts.jsonl"
     records = parse_records(file.read_text(encoding="utf-8"), "demo_facts.jsonl")

@@ -10,6 +10,7 @@ import typer
 
 from emendo.cli import gate, options
 from emendo.cli import ledger as ledgers
+from emendo.cli.catalog import show_method
 from emendo.cli.console import Terminal
 from emendo.errors import RequestError
 
@@ -57,10 +58,10 @@ def edit(
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.report import check_writable
     from emendo.requests import check_requests
-    from emendo.techniques import asked_after, technique_named, with_settings
+    from emendo.techniques import asked_after, check_named
 
     check_requests([record.request for record in records])
-    asked_after(with_settings(technique_named(method), chosen_settings), records)
+    asked_after(check_named(method, chosen_settings), records)
     if out is not None:
         check_writable(out)
     ledgers.check_ledger(ledger, records, replace=replace)
@@ -72,7 +73,7 @@ def edit(
     session = EditSession(load(model, device=device, dtype=dtype, progress=terminal), seed=seed, progress=terminal)
     if plan_only:
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
-        show_plan(terminal, session, records, resolved.to_dict())
+        show_plan(terminal, session, asked_after(resolved.config, records), resolved.to_dict())
         return
     with ledgers.pending_edit(terminal, ledger, session, records, replace=replace, message=message, who=who) as pending:
         run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate)
@@ -162,7 +163,14 @@ def show_judgement(terminal: Terminal, judgement: Judgement) -> None:
 
 
 def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord], method: dict[str, Any]) -> None:
-    """What would be done: every setting with its origin, and how each request is read."""
+    """What would be done: every setting with its origin, and how each request is read.
+
+    Args:
+        terminal: Where it is shown.
+        session: Holds the model.
+        records: As the model is asked them, see `asked_after`.
+        method: As `to_dict` of a resolved method or baseline gives it.
+    """
     from emendo.text import align_edit
 
     lm = session.lm
@@ -176,11 +184,7 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
                 "target_tokens": [lm.decode([token]) for token in edit.target_ids],
             }
         )
-    terminal.table(
-        f"{method['name']}: {method['source']}",
-        ("setting", "value", "origin"),
-        ((name, str(value), method["origins"][name]) for name, value in method["settings"].items()),
-    )
+    show_method(terminal, method["name"], method)
     terminal.table(
         "Requests as the model reads them",
         ("subject", "last subject token", "target tokens", "prompt"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emendo.cli import options
+from emendo.cli.catalog import show_method
 from emendo.cli.console import Terminal
 from emendo.cli.experiment import one_line
 from emendo.errors import ExperimentError
@@ -55,9 +56,9 @@ def evaluate(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.report import check_writable
-    from emendo.techniques import technique_named, with_settings
+    from emendo.techniques import check_named
 
-    with_settings(technique_named(method), chosen_settings)
+    check_named(method, chosen_settings)
     if out is not None:
         check_writable(out)
     cell = _cell(
@@ -148,12 +149,7 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
 
     (planned,) = run.plan()
     cell, method, cost = planned.cell, planned.resolved, planned.cost
-    origins = method.get("origins", {})
-    terminal.table(
-        f"{cell.id}: {method['source']}",
-        ("setting", "value", "origin"),
-        ((name, str(value), origins.get(name, "")) for name, value in method["settings"].items()),
-    )
+    show_method(terminal, cell.id, method)
     terminal.line(
         f"{cost.edits} edits in {cost.batches} batches; {cost.searches} target searches; "
         f"{cost.scored + cost.base_scored} prompts with a target to score; {cost.perplexities} perplexities."

@@ -49,12 +49,18 @@ def parse_settings(pairs: list[str] | None) -> dict[str, str]:
     """Settings from ``NAME=VALUE`` texts.
 
     Raises:
-        MethodError: A text without ``=``.
+        MethodError: A text without ``=``, or a name that is given twice.
     """
-    settings = {}
+    settings: dict[str, str] = {}
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not equals or not name.strip():
             raise MethodError(f"cannot read {pair!r}; expected NAME=VALUE, such as --set target.steps=20")
-        settings[name.strip()] = value.strip()
+        name, value = name.strip(), value.strip()
+        if name in settings:
+            raise MethodError(
+                f"{name} is given twice, as {settings[name]!r} and as {value!r}; expected each setting once "
+                f"(--set {name}=VALUE)"
+            )
+        settings[name] = value
     return settings

@@ -80,14 +80,19 @@ def kept_technique(edit: KeptEdit) -> tuple[Technique, list[int] | None]:
     name = edit.method["name"]
     try:
         if "target.steps" in settings and name not in METHODS:  # a configuration of one's own: its values say it all
-            own = replace(METHODS["emendo"], name=name, source=edit.method["source"], deviations=(), presets=name)
-            return apply_settings(own, settings), layers
-        return with_settings(technique_named(name), settings), layers
-    except ValueError as error:
+            own = replace(METHODS["emendo"], name=name, source=edit.method["source"], deviations=(), presets="")
+            return _on(apply_settings(own, settings), layers), layers
+        return _on(with_settings(technique_named(name), settings), layers), layers
+    except (TypeError, ValueError) as error:
         raise LedgerError(
             f"edit {edit.id[:12]}… cannot be planned again: {error}. It was made with Emendo "
             f"{edit.environment.get('emendo', 'of another version')}; use that version, or --how algebraic"
         ) from error
+
+
+def _on(technique: Technique, layers: Sequence[int] | None) -> Technique:
+    """The technique with its layers inside: then it is no entry of a catalog, to which a preset would be applied."""
+    return technique if layers is None else replace(technique, layers=tuple(layers))
 
 
 def changed_environment(edits: Sequence[KeptEdit], now: dict[str, str]) -> dict[str, list[str]]:

@@ -1,7 +1,15 @@
 """Methods: named configurations of the engine, and the presets of models."""
 
 from emendo.methods.catalog import METHODS, method_named
-from emendo.methods.config import MethodConfig, apply_settings
+from emendo.methods.config import MethodConfig, apply_settings, read_settings
 from emendo.methods.resolve import ResolvedMethod, resolve_method
 
-__all__ = ["METHODS", "MethodConfig", "ResolvedMethod", "apply_settings", "method_named", "resolve_method"]
+__all__ = [
+    "METHODS",
+    "MethodConfig",
+    "ResolvedMethod",
+    "apply_settings",
+    "method_named",
+    "read_settings",
+    "resolve_method",
+]

@@ -16,10 +16,15 @@ from emendo.suggest import unknown_name
 
 _ROME_TARGET = TargetSettings(site="mlp_out", steps=20, max_norm_ratio=4)
 _EACH_EDIT = HistorySettings(weight=1.0)
+_OTHER_C = (
+    "C is of text that the model samples, 10 tokens for each component of a key; the published λ and thresholds belong "
+    "to a C of up to 100,000 Wikipedia documents (--set moments.source=FILE has a C of any text)"
+)
 
 _MEMIT = MethodConfig(
     name="memit",
     source="MEMIT, arXiv 2210.07229 eq. 14 and 20",
+    deviations=(_OTHER_C,),
     span=5,
     distribution="even",
     preservation=Preservation(weight=15000),
@@ -47,7 +52,10 @@ _ALL = (
         name="emmet-published",
         source="EMMET, arXiv 2403.14236, as its public code runs it: α = 0.1 on the dual diagonal for more than one "
         "request, which is MEMIT with λ = α · preservation.weight",
-        deviations=("the paper's equality holds only at α = 0; its code takes a pseudo-inverse where that fails",),
+        deviations=(
+            "the paper's equality holds only at α = 0; its code takes a pseudo-inverse where that fails",
+            _OTHER_C,
+        ),
         memorization=Memorization(s=0.1, equality_alone=True),
     ),
     _MEMIT,
@@ -56,7 +64,10 @@ _ALL = (
         name="memit-history",
         presets="memit",
         source="sequential MEMIT of AlphaEdit, arXiv 2410.02355: keys of earlier edits are preserved keys",
-        deviations=("keys are those of the solve; AlphaEdit's code reads them again after all layers are written",),
+        deviations=(
+            "keys are those of the solve; AlphaEdit's code reads them again after all layers are written",
+            _OTHER_C,
+        ),
         history=_EACH_EDIT,
     ),
     MethodConfig(
@@ -85,7 +96,10 @@ _ALL = (
         _MEMIT,
         name="pmet",
         source="PMET, arXiv 2308.08742: attention and MLP searched together, the MLP's part written, 1/√(L−i)",
-        deviations=("only the MLP is written, as in the authors' settings; the paper can also write attention",),
+        deviations=(
+            "only the MLP is written, as in the authors' settings; the paper can also write attention",
+            _OTHER_C,
+        ),
         distribution="sqrt",
         target=TargetSettings(
             site="mlp_out",
@@ -106,6 +120,7 @@ _ALL = (
             "threshold 0.02 and L2 = 10 are the code's; the paper prints 0.01 and 1",
             "the cache holds the solve's keys; the code reads them again after all layers are written",
             "solved in float64 in the null basis; the code solves the full system in float32",
+            _OTHER_C,
         ),
         preservation=Preservation(weight=0, ridge=10, null_space="absolute", threshold=0.02),
         history=_EACH_EDIT,
@@ -116,6 +131,7 @@ _ALL = (
         source="ENCORE, arXiv 2502.01636: MEMIT with history, a ridge on the update, and most-probable early stop",
         deviations=(
             "the stop asks all contexts and consecutive steps; the code skips the plain prompt and never resets",
+            _OTHER_C,
         ),
         target=TargetSettings(argmax_steps=2),
         preservation=Preservation(weight=15000, ridge=10),
@@ -126,7 +142,7 @@ _ALL = (
         name="rect",
         presets="memit",
         source="RECT, arXiv 2401.04700: MEMIT, then only the entries that change their weight most, relatively",
-        deviations=("as in the code, lower layers are written in full while the others are solved",),
+        deviations=("as in the code, lower layers are written in full while the others are solved", _OTHER_C),
         post=PostStep(kind="rect", keep=0.4),
     ),
     replace(
@@ -137,6 +153,7 @@ _ALL = (
         deviations=(
             "replaces the total update by the damped one; the public code adds it to weights that already have it",
             "base e, as AlphaEdit's comparison; applied after every batch, not once at the end",
+            _OTHER_C,
         ),
         post=PostStep(kind="prune"),
     ),
@@ -158,7 +175,9 @@ _ALL = (
         _MEMIT,
         name="replay",
         presets="memit",
-        source="forward replay: a target searched at the first layer, later layers aim at what it makes them hold",
+        source="forward replay, arXiv 2605.00358: a target searched at the first layer, later layers aim at what it "
+        "makes them hold",
+        deviations=("presets are MEMIT's; EasyEdit's MEMIT-FE has 35 steps and λ = 15000 for GPT2-XL", _OTHER_C),
         distribution="replay",
     ),
 )

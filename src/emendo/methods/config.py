@@ -1,4 +1,4 @@
-"""A method as data: one value for each axis of the engine, checked strictly.
+"""A method as data: one value for each axis of the engine, checked wherever it comes from (`checks.py`).
 
 Nothing here runs. `catalog.py` holds the named methods, `presets.py` the published settings by model, and
 `resolve.py` puts the two and the user's own settings together.
@@ -7,18 +7,17 @@ Nothing here runs. `catalog.py` holds the named methods, `presets.py` the publis
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from emendo.activations.keys import KeySettings
 from emendo.activations.targets import TargetSettings
 from emendo.distribution import Distribution, distribution_steps
 from emendo.errors import InputError, MethodError
+from emendo.methods.checks import check_ranges, check_together, check_types, leaves, parse
 from emendo.solve import Preservation
-from emendo.suggest import unknown_name
+from emendo.suggest import unknown_setting
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class MethodConfig:
         name: How users call it.
         source: Paper and equation, or what was measured.
         deviations: Where the authors' public code differs from the paper, or this method from their code.
-        presets: The method whose settings by model apply to this one too; its own where empty.
+        presets: The method whose settings by model apply to this one of the catalog too; its own where empty.
         layers: Edited layers, ascending; empty until resolved for a model.
         span: Number of layers that the method edits by default.
         batching: ``"joint"`` solves all requests at once; ``"one_by_one"`` writes each on the model edited so far.
@@ -116,6 +115,9 @@ class MethodConfig:
         memorization: s.
         history: H.
         post: What is done to the finished update.
+
+    Raises:
+        MethodError: A value of the wrong type or range, or values that exclude each other.
     """
 
     name: str
@@ -135,6 +137,11 @@ class MethodConfig:
     history: HistorySettings = field(default_factory=HistorySettings)
     post: PostStep = field(default_factory=PostStep)
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_ranges(self.settings())
+        check_together(self)
+
     @property
     def written_layers(self) -> tuple[int, ...]:
         """The edited layers that get an update."""
@@ -144,7 +151,7 @@ class MethodConfig:
         """Every setting by its dotted name, as JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value, _ in _leaves(self)
+            for name, value, _ in leaves(self)
             if name not in _LABELS
         }
 
@@ -164,106 +171,39 @@ def apply_settings(config: MethodConfig, settings: Mapping[str, Any]) -> MethodC
         settings: Values by dotted name, such as ``{"target.steps": 20}``; strings are read as the field's type.
 
     Raises:
+        MethodError: An unknown name (with the nearest known ones), a value of the wrong type or range, or values that
+            exclude each other.
+    """
+    return _replaced(config, read_settings(config, settings))
+
+
+def read_settings(config: MethodConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Some settings as values of their types, each checked by itself: what goes together is not looked at.
+
+    Raises:
         MethodError: An unknown name (with the nearest known ones) or a value of the wrong type or range.
     """
-    types = {name: kind for name, _, kind in _leaves(config) if name not in _FIXED}
+    types = {name: kind for name, _, kind in leaves(config) if name not in _FIXED}
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in types:
-            raise MethodError(unknown_name("setting", name, sorted(types), "--set NAME=VALUE", most=3))
-        values[name] = _parse(name, value, types[name])
-    config = _replaced(config, values)
-    _check_ranges(config)
-    return config
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted name, value and type of every setting."""
-    types = get_type_hints(type(node))
-    for entry in fields(node):
-        value = getattr(node, entry.name)
-        if is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{entry.name}.")
-        else:
-            yield f"{prefix}{entry.name}", value, types[entry.name]
-
-
-def _parse(name: str, value: Any, kind: Any) -> Any:
-    adapter = TypeAdapter(kind)
-    try:
-        return adapter.validate_strings(value) if isinstance(value, str) else adapter.validate_python(value)
-    except ValidationError as error:
-        raise MethodError(f"{name}={value!r}: {error.errors()[0]['msg'].lower()} (--set {name}=VALUE)") from error
+            raise MethodError(unknown_setting(name, types))
+        values[name] = parse(name, value, types[name])
+    check_ranges(values)
+    return values
 
 
 def _replaced(config: MethodConfig, values: Mapping[str, Any]) -> MethodConfig:
-    """The config with all values at once, because a section may refuse what only one of two values makes of it."""
+    """The config with all values at once: what only one of two values would make of it may be refused."""
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, _, leaf = name.rpartition(".")
         sections.setdefault(section, {})[leaf] = value
-    config = replace(config, **sections.pop("", {}))
-    for section, changed in sections.items():
+    changed = sections.pop("", {})
+    for section, given in sections.items():
         try:
-            config = replace(config, **{section: replace(getattr(config, section), **changed)})
+            changed[section] = replace(getattr(config, section), **given)
         except InputError as error:
-            given = ", ".join(f"{section}.{leaf}={value!r}" for leaf, value in changed.items())
-            raise MethodError(f"{given}: {error}") from error
-    return config
-
-
-_POSITIVE = (
-    "target.steps",
-    "target.learning_rate",
-    "target.max_norm_ratio",
-    "target.batch_size",
-    "moments.multiple",
-    "post.keep",
-    "post.max_ratio",
-)
-_NOT_NEGATIVE = (
-    "target.kl_weight",
-    "target.weight_decay",
-    "target.loss_threshold",
-    "target.argmax_steps",
-    "target.argmax_nll_weight",
-    "target.kl_threshold",
-    "memorization.s",
-    "history.weight",
-)
-
-
-def _check_ranges(config: MethodConfig) -> None:
-    """Refuse numbers that no search or solve could use."""
-    values = config.settings()
-    for names, least, words in ((_POSITIVE, 0.0, "above 0"), (_NOT_NEGATIVE, -1e-300, "at least 0")):
-        for name in names:
-            if not least < values[name] < float("inf"):
-                raise MethodError(f"{name}={values[name]!r}: expected a finite number {words} (--set {name}=VALUE)")
-    for name, most in (("post.keep", 1.0), ("target.argmax_nll_weight", 1.0)):
-        if values[name] > most:
-            raise MethodError(f"{name}={values[name]!r}: expected at most {most:g} (--set {name}=VALUE)")
-    if not values["post.log_base"] > 1:
-        raise MethodError(
-            f"post.log_base={values['post.log_base']!r}: expected a number above 1 (--set post.log_base=2)"
-        )
-    if config.keys.residual == "mean" and config.target.site != "mlp_out":
-        raise MethodError(
-            "keys.residual=mean measures W k + b over contexts, which is the MLP's output; "
-            f"found target.site={config.target.site} (--set target.site=mlp_out)"
-        )
-    if config.target.joint_attention and config.target.site != "mlp_out":
-        raise MethodError(
-            "target.joint_attention searches a vector for the attention's output beside one for the MLP's; found "
-            f"target.site={config.target.site} (--set target.site=mlp_out)"
-        )
-    if config.batching == "one_by_one" and config.target.shared != "request":
-        raise MethodError(
-            f"target.shared={config.target.shared} gives requests of one batch one v*, and batching=one_by_one searches"
-            " each on its own; write them together (--set batching=joint) or leave target.shared out"
-        )
-    if config.keys.constraint == "plain" and config.memorization.s != 0:
-        raise MethodError(
-            "keys.constraint=plain holds edits with equality at the plain prompt; found "
-            f"memorization.s={config.memorization.s} (--set memorization.s=0)"
-        )
+            told = ", ".join(f"{section}.{leaf}={value!r}" for leaf, value in given.items())
+            raise MethodError(f"{told}: {error}") from error
+    return replace(config, **changed)

@@ -1,4 +1,8 @@
-"""From a method's name and a model to every value that will be used, and where each came from."""
+"""From a method and a model to every value that will be used, and where each came from.
+
+Presets, and what a family of models asks for, are for methods of the catalog as they stand there. A config of one's own
+is taken by its word: every value that it has was chosen, also one that an edit in a ledger was made with.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from emendo.errors import MethodError
-from emendo.methods.catalog import method_named
+from emendo.methods.catalog import METHODS, method_named
 from emendo.methods.config import MethodConfig, apply_settings
+from emendo.methods.effects import check_effects
 from emendo.methods.presets import layers_by_depth, preset_for
 from emendo.models import ModelAdapter
 
@@ -29,10 +34,11 @@ class ResolvedMethod:
     origins: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Name, source, values and origins, as JSON values."""
+        """Name, source, deviations, values and origins, as JSON values."""
         return {
             "name": self.config.name,
             "source": self.config.source,
+            "deviations": list(self.config.deviations),
             "settings": self.config.settings(),
             "origins": self.origins,
         }
@@ -50,36 +56,28 @@ def resolve_method(
     Later sources win: the method's own values, the preset for the model (or the rule of depth), `settings`, `layers`.
 
     Args:
-        method: A name from the catalog, or a config of one's own.
+        method: A name from the catalog, or a config. One that is not its catalog's entry gets no preset and no change
+            for the model's family: its values stand. Without layers it gets those of the rule of depth.
         adapter: The model.
-        layers: Edited layers; None takes the preset's.
+        layers: Edited layers; None takes the config's, or the preset's.
         settings: Values by dotted name.
 
     Raises:
-        MethodError: Unknown method or setting, or several layers for a method that writes one.
+        MethodError: Unknown method or setting, values that exclude each other, a given setting that changes nothing,
+            or several layers for a method that writes one.
         LayerError: A layer that the model does not have.
     """
     config = method_named(method) if isinstance(method, str) else method
-    origins = dict.fromkeys(config.settings(), f"method {config.name}")
-    chosen, layer_origin = config.layers, f"method {config.name}"
-    if (found := preset_for(config, adapter)) is not None:
-        model, preset = found
-        config = apply_settings(config, preset.settings)
-        preset_origin = f"preset for {model}: {preset.source}"
-        if not chosen:
-            chosen, layer_origin = preset.layers, preset_origin
-        origins.update(dict.fromkeys(preset.settings, preset_origin))
-    elif not chosen:
-        chosen, layer_origin = layers_by_depth(adapter, config.span)
-    if adapter.spec.mlp_normed:
-        config = _for_normed_mlp(config, origins)
+    origins = _own_origins(config)
+    if config == METHODS.get(config.name):
+        config = _with_preset(config, adapter, origins)
+        if adapter.spec.mlp_normed:
+            config = _for_normed_mlp(config, origins)
     if settings:
         config = apply_settings(config, settings)
         origins.update(dict.fromkeys(settings, "given (--set)"))
-    if layers is not None:
-        chosen, layer_origin = tuple(layers), "given (--layers)"
-    config = replace(config, layers=tuple(adapter.check_layers(chosen)), span=len(chosen))
-    origins["layers"] = origins["span"] = layer_origin
+        check_effects(config, settings)
+    config = _with_layers(config, adapter, layers, origins)
     if config.distribution == "single" and len(config.layers) > 1:
         raise MethodError(
             f"{config.name} writes one layer, found {list(config.layers)}; give one (--layers {config.layers[-1]}) or "
@@ -88,6 +86,44 @@ def resolve_method(
     if adapter.spec.mlp_normed:
         _check_for_normed_mlp(config, adapter)
     return ResolvedMethod(config, origins)
+
+
+def _own_origins(config: MethodConfig) -> dict[str, str]:
+    """Where a config's own values come from: the method of its name, or whoever changed them."""
+    values = config.settings()
+    named = METHODS[config.name].settings() if config.name in METHODS else values
+    return {
+        name: f"method {config.name}" if value == named.get(name) else "given (config)"
+        for name, value in values.items()
+    }
+
+
+def _with_preset(config: MethodConfig, adapter: ModelAdapter, origins: dict[str, str]) -> MethodConfig:
+    """A method of the catalog with the settings that are known for the model."""
+    found = preset_for(config, adapter)
+    if found is None:
+        return config
+    preset, origin = found
+    config = apply_settings(config, preset.settings)
+    origins.update(dict.fromkeys(preset.settings, origin))
+    if config.layers:
+        return config
+    origins["layers"] = origin
+    return replace(config, layers=preset.layers)
+
+
+def _with_layers(
+    config: MethodConfig, adapter: ModelAdapter, layers: Sequence[int] | None, origins: dict[str, str]
+) -> MethodConfig:
+    """The method with layers of the model: those given, its own, or those of the rule of depth."""
+    if layers is not None:
+        chosen, origin = tuple(layers), "given (--layers)"
+    elif config.layers:
+        chosen, origin = config.layers, origins["layers"]
+    else:
+        chosen, origin = layers_by_depth(adapter, config.span)
+    origins["layers"] = origins["span"] = origin
+    return replace(config, layers=tuple(adapter.check_layers(chosen)), span=len(chosen))
 
 
 def _for_normed_mlp(config: MethodConfig, origins: dict[str, str]) -> MethodConfig:

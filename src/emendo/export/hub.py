@@ -76,7 +76,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, endpoint
 
         api = HfApi(endpoint=endpoint or os.environ.get("HF_ENDPOINT") or None, token=token)
         api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
-        info = api.repo_info(repo, repo_type="model")
+        info = api.model_info(repo)
         _check_visibility(repo, found=bool(info.private), private=private)
         there = sorted(file.rfilename for file in info.siblings or ())
         stale = tuple(name for name in there if _LOADED.fullmatch(name) and name not in files)

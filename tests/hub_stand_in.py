@@ -24,6 +24,7 @@ class StandIn:
         address: For HF_ENDPOINT.
         repos: Visibility and files by repository.
         commits: Files of each commit, in order.
+        deleted: Files that each commit took away.
         calls: Method and path of every request.
         blobs: Large files by SHA-256.
         broken: Answer every commit with this status instead.
@@ -32,6 +33,7 @@ class StandIn:
     address: str = ""
     repos: dict[str, dict[str, Any]] = field(default_factory=dict)
     commits: list[list[str]] = field(default_factory=list)
+    deleted: list[list[str]] = field(default_factory=list)
     calls: list[tuple[str, str]] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     broken: int | None = None
@@ -113,7 +115,12 @@ class _Handler(BaseHTTPRequestHandler):
         repo = path.removeprefix("/api/models/")
         if repo not in self.hub.repos:
             return self._answer(404, {"error": "Repository not found"})
-        return self._answer(200, {"id": repo, "private": self.hub.repos[repo]["private"], "siblings": []})
+        state = self.hub.repos[repo]
+        files = [{"rfilename": name} for name in state["files"]]
+        return self._answer(200, {"id": repo, "private": state["private"], "siblings": files, "sha": self._head()})
+
+    def _head(self) -> str:
+        return f"{len(self.hub.commits):040d}"
 
     def _create(self, wanted: dict[str, Any]) -> None:
         repo = f"{wanted['organization']}/{wanted['name']}"
@@ -151,14 +158,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit(self, repo: str, body: bytes) -> None:
         if self.hub.broken is not None:
             return self._answer(self.hub.broken, {"error": "Something is broken"})
-        names = []
+        names, deleted = [], []
         for row in map(json.loads, body.splitlines()):
             value = row["value"]
+            if row["key"] == "header" and value.get("parentCommit", self._head()) != self._head():
+                return self._answer(412, {"error": "A commit has happened since"})
+            if row["key"] == "deletedFile":
+                del self.hub.repos[repo]["files"][value["path"]]
+                deleted.append(value["path"])
+                continue
             if row["key"] == "file":
                 self.hub.repos[repo]["files"][value["path"]] = base64.b64decode(value["content"])
             elif row["key"] == "lfsFile":
                 self.hub.repos[repo]["files"][value["path"]] = self.hub.blobs[value["oid"]]
             names += [value["path"]] if row["key"] != "header" else []
         self.hub.commits.append(names)
-        oid = f"{len(self.hub.commits):040d}"
+        self.hub.deleted.append(deleted)
+        oid = self._head()
         return self._answer(200, {"commitUrl": f"{self.hub.address}/{repo}/commit/{oid}", "commitOid": oid})

@@ -13,7 +13,8 @@ import io
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,36 @@ import numpy as np
 import torch
 
 from emendo.errors import HarnessError
-from emendo.evaluate import bootstrap_interval
+from emendo.evaluate.bootstrap import quantile_interval, resampled_means
 from emendo.models import ModelAdapter
 from emendo.progress import Progress, Silent
 from emendo.versions import versions
+
+VERSION = 2
+"""Of a result. 2: a perplexity is exp(-mean) as its task has it, not a mean, and every metric says its aggregation."""
+
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How a task makes one number of the values of its items: a monotone function of their mean.
+
+    Attributes:
+        of_mean: That function.
+        slope: Its derivative, from its value.
+        sign: Whether the number goes up with the items.
+    """
+
+    of_mean: Callable[[Any], Any]
+    slope: Callable[[float], float]
+    sign: int
+
+
+AGGREGATIONS = {
+    "mean": Aggregation(lambda mean: mean, lambda value: 1.0, 1),
+    "exp(-mean)": Aggregation(lambda mean: np.exp(-mean), lambda value: -value, -1),
+}
 
 
 def general_ability(
@@ -54,9 +81,12 @@ def general_ability(
         progress: Told about the stage "harness".
 
     Returns:
-        ``tasks`` by name with version, items, their hash, and each metric with its mean, standard error, 95 % interval
-        (bootstrap over items) and value of every item; ``settings``, ``versions`` and ``seconds``. Multiple-choice
-        tasks have one metric more than they define, ``choice_nll``: -log p(right choice) among the choices, in nats.
+        ``tasks`` by name with version, items, their hash, and each metric with its value, standard error, 95 % interval
+        (bootstrap over items), the value of every item and how the one comes of the others: ``aggregation`` is
+        ``"mean"``, or ``"exp(-mean)"`` for a perplexity over log-likelihoods. ``left_out`` names the metrics of a task
+        that come of its items in another way, with the reason. ``settings``, ``versions`` and ``seconds``.
+        Multiple-choice tasks have one metric more than they define, ``choice_nll``: -log p(right choice) among the
+        choices, in nats.
 
     Raises:
         HarnessError: lm-evaluation-harness is not installed, or a task is unknown or cannot be read.
@@ -77,9 +107,10 @@ def general_ability(
     begin = time.perf_counter()
     try:
         with adapter.quiet(), _seeded(seed), _unheard():
+            loaded = _read_tasks(tasks, include_path, data, num_fewshot, seed)
             found = lm_eval.evaluate(
                 _live(adapter, batch_size),
-                _read_tasks(tasks, include_path, data, num_fewshot, seed),
+                loaded,
                 limit=limit,
                 bootstrap_iters=0,  # the intervals are ours, from the value of each item
             )
@@ -87,8 +118,11 @@ def general_ability(
         progress.finish()
     return {
         "format": "emendo.harness",
-        "version": 1,
-        "tasks": {name: _task_result(name, found, seed) for name in sorted(found["samples"])},
+        "version": VERSION,
+        "tasks": {
+            name: _task_result(name, found, _aggregations(loaded["tasks"][name]), seed)
+            for name in sorted(found["samples"])
+        },
         "settings": settings,
         "versions": {**versions(), "lm_eval": version("lm_eval")},
         "seconds": time.perf_counter() - begin,
@@ -103,12 +137,17 @@ def compare(base: Mapping[str, Any], edited: Mapping[str, Any]) -> list[dict[str
         edited: What it returned for the edited one, with the same tasks and settings.
 
     Returns:
-        For each task and metric: both means, the mean difference with its 95 % interval (paired bootstrap over items),
-        and how many items went up and down.
+        For each task and metric: both values, their difference with its 95 % interval (paired bootstrap over items),
+        and for how many items the metric went up and down.
 
     Raises:
-        HarnessError: The two are not of the same items.
+        HarnessError: The two are not of the same items, or of an Emendo that aggregated them otherwise.
     """
+    if versions_found := {found.get("version") for found in (base, edited)} - {VERSION}:
+        raise HarnessError(
+            f"found results of version {versions_found.pop()!r}, expected {VERSION}: an earlier Emendo took the mean "
+            "of every metric, also where the task does not; run the harness again"
+        )
     rows = []
     for name, task in base["tasks"].items():
         other = edited["tasks"].get(name)
@@ -119,7 +158,13 @@ def compare(base: Mapping[str, Any], edited: Mapping[str, Any]) -> list[dict[str
             )
         for metric, before in task["metrics"].items():
             after = other["metrics"][metric]
-            change = [b - a for a, b in zip(before["items"], after["items"], strict=True)]
+            how = AGGREGATIONS[before["aggregation"]]
+            change = [how.sign * (b - a) for a, b in zip(before["items"], after["items"], strict=True)]
+            interval = _interval(
+                [before["items"], after["items"]],
+                lambda means, how=how: how.of_mean(means[:, 1]) - how.of_mean(means[:, 0]),  # type: ignore[misc]
+                base["settings"]["seed"],
+            )
             rows.append(
                 {
                     "task": name,
@@ -127,8 +172,8 @@ def compare(base: Mapping[str, Any], edited: Mapping[str, Any]) -> list[dict[str
                     "n": task["n"],
                     "base": before["value"],
                     "edited": after["value"],
-                    "difference": sum(change) / len(change),
-                    "interval": _interval(change, base["settings"]["seed"]),
+                    "difference": after["value"] - before["value"],
+                    "interval": interval,
                     "up": sum(d > 0 for d in change),
                     "down": sum(d < 0 for d in change),
                 }
@@ -158,6 +203,8 @@ def _live(adapter: ModelAdapter, batch_size: int) -> Any:
         backend="causal",
         batch_size=batch_size,
         max_length=adapter.max_length,
+        # Otherwise in the model's dtype: 8 bits of a log-probability in bfloat16.
+        softmax_dtype="float32" if adapter.dtype in (torch.bfloat16, torch.float16) else None,
     )
 
 
@@ -223,20 +270,37 @@ def _task_manager(tasks: Sequence[str], include_path: str | Path | None, data: s
     return manager
 
 
-def _task_result(name: str, found: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """One task: what was asked, and every metric that is a number for each item."""
+def _aggregations(task: Any) -> dict[str, str]:
+    """How the task makes one number of each metric's items: a key of `AGGREGATIONS`, or what it calls its own way."""
+    from lm_eval.api import metrics
+
+    known = {metrics.mean: "mean", metrics.perplexity: "exp(-mean)"}
+    return {
+        metric: known.get(function, str(getattr(function, "__name__", function)))
+        for metric, function in task.aggregation().items()
+    }
+
+
+def _task_result(name: str, found: Mapping[str, Any], aggregations: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """One task: what was asked, and every metric that the items determine."""
     filters: dict[str, list[Mapping[str, Any]]] = {}
     for sample in found["samples"][name]:
         filters.setdefault(sample["filter"], []).append(sample)
-    metrics = {}
+    metrics, left_out = {}, {}
     for label, samples in filters.items():
+        suffix = "" if len(filters) == 1 else f" ({label})"
         for metric in samples[0]["metrics"]:
-            items = [_number(sample[metric]) for sample in samples]
-            if all(item is not None for item in items):
-                metrics[metric if len(filters) == 1 else f"{metric} ({label})"] = _summary(items, seed)
-        choices = [_choice_nll(sample) for sample in samples]
-        if None not in choices:
-            metrics["choice_nll"] = _summary(choices, seed)
+            how = aggregations.get(metric, "mean")  # which is what the harness takes where a task says nothing
+            items = [number for sample in samples if (number := _number(sample[metric])) is not None]
+            if how not in AGGREGATIONS:
+                left_out[metric + suffix] = f"the task makes it of its items by {how!r}, which is no mean of theirs"
+            elif len(items) < len(samples):
+                left_out[metric + suffix] = "its items are no numbers"
+            else:
+                metrics[metric + suffix] = _summary(metric, items, how, seed)
+        choices = [nll for sample in samples if (nll := _choice_nll(sample)) is not None]
+        if len(choices) == len(samples):
+            metrics["choice_nll" + suffix] = _summary("choice_nll", choices, "mean", seed)
     first = next(iter(filters.values()))
     return {
         "version": found["versions"].get(name),
@@ -245,6 +309,7 @@ def _task_result(name: str, found: Mapping[str, Any], seed: int) -> dict[str, An
         "num_fewshot": found["n-shot"].get(name),
         "items_sha256": _items_digest(first),
         "metrics": metrics,
+        "left_out": left_out,
     }
 
 
@@ -256,17 +321,33 @@ def _choice_nll(sample: Mapping[str, Any]) -> float | None:
     right, answers = sample["target"], sample["filtered_resps"]
     if not isinstance(right, int) or not all(isinstance(answer, tuple) and len(answer) == 2 for answer in answers):
         return None
+    if "acc_mutual_info" in sample["metrics"]:  # the choices once more follow, without the question
+        answers = answers[: len(answers) // 2]
+    if not 0 <= right < len(answers):
+        return None
     return float(torch.tensor([answer[0] for answer in answers], dtype=torch.float64).log_softmax(0)[right].neg())
 
 
-def _summary(items: Sequence[Any], seed: int) -> dict[str, Any]:
-    n = len(items)
-    stderr = float(np.std(items, ddof=1) / np.sqrt(n)) if n > 1 else None
-    return {"value": sum(items) / n, "stderr": stderr, "interval": _interval(items, seed), "items": list(items)}
+def _summary(metric: str, items: Sequence[float], aggregation: str, seed: int) -> dict[str, Any]:
+    """A metric with its spread over items; the standard error of a function of a mean is to first order."""
+    if not np.isfinite(items).all():
+        raise HarnessError(
+            f"{metric} of {int((~np.isfinite(items)).sum())} of {len(items)} items is not finite; the model's weights "
+            "or activations overflow: roll an edit back, or load it in bfloat16 or float32 (--dtype)"
+        )
+    how, n = AGGREGATIONS[aggregation], len(items)
+    value = float(how.of_mean(np.float64(sum(items) / n)))
+    stderr = float(abs(how.slope(value)) * np.std(items, ddof=1) / np.sqrt(n)) if n > 1 else None
+    interval = _interval([items], lambda means: how.of_mean(means[:, 0]), seed)
+    return {"value": value, "stderr": stderr, "interval": interval, "items": list(items), "aggregation": aggregation}
 
 
-def _interval(values: Sequence[float], seed: int) -> list[float] | None:
-    bounds = bootstrap_interval(values, seed=seed)
+def _interval(
+    columns: Sequence[Sequence[float]], of_means: Callable[[np.ndarray], np.ndarray], seed: int
+) -> list[float] | None:
+    """95 % interval (percentile bootstrap over items) of a function of the columns' means; None for one item."""
+    table = np.asarray(columns, dtype=np.float64).T
+    bounds = quantile_interval(of_means(resampled_means(table, _RESAMPLES, seed)), 0.95) if len(table) > 1 else None
     return None if bounds is None else list(bounds)
 
 

@@ -16,13 +16,18 @@ from emendo.datasets import load_records
 from emendo.errors import ExperimentError, InfeasibleError, InputError
 from emendo.evaluate import evaluate_records, packaged_text, perplexity, probe_scores, zsre_scores
 from emendo.experiments import Cell, Experiment, Measures, comparable
+from emendo.experiments import ground as ground_module
+from emendo.experiments.folder import ExperimentFolder
+from emendo.experiments.ground import Ground
+from emendo.experiments.scores import score_rows
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore
+from emendo.progress import Silent
 from emendo.requests import read_records
 from emendo.session import EditSession
 from emendo.update import LayerUpdate
 from tests.conftest import build_tiny
-from tests.experiment_cases import QUICK, cell, write_cases, write_records, write_zsre
+from tests.experiment_cases import CHEAP, QUICK, cell, write_cases, write_records, write_zsre
 
 
 @pytest.fixture
@@ -41,6 +46,31 @@ def run(tmp_path: Path, store: MomentStore) -> Any:
         return list(experiment.run())
 
     return call
+
+
+@pytest.fixture
+def loads() -> list[str]:
+    """Models, in the order in which they are loaded."""
+    return []
+
+
+@pytest.fixture
+def several(tmp_path: Path, store: MomentStore, loads: list[str]) -> Any:
+    """An experiment with cells of several models."""
+
+    def load(name: str) -> ModelAdapter:
+        loads.append(name)
+        return build_tiny("llama", seed=ord(name))
+
+    def make(*cells: Cell) -> Experiment:
+        return Experiment("test", {}, cells, tmp_path / "out", load, store=store)
+
+    return make
+
+
+def unfinish(tmp_path: Path, one: Cell, folder: str = "out") -> None:
+    """Take away what says that a cell is finished."""
+    (tmp_path / folder / "cells" / one.id / "summary.json").unlink()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -215,6 +245,35 @@ def test_cells_that_ask_for_one_search_share_it(run: Any, data: str, monkeypatch
         assert comparable(summary) == comparable(other)
 
 
+def test_a_model_is_loaded_once_for_its_cells_and_once_to_plan_them(
+    several: Any, loads: list[str], data: str, tmp_path: Path
+) -> None:
+    cells = [cell(data, batch_size=size, model=name) for size in (2, 4) for name in "ab"]
+    found = [summary["cell"]["id"] for summary in several(*cells).run()]
+    assert found == [cells[number].id for number in (0, 2, 1, 3)]
+    assert loads == ["b", "a", "b"]
+    document = json.loads((tmp_path / "out" / "experiment.json").read_text())
+    assert [entry["id"] for entry in document["cells"]] == [one.id for one in cells]
+    assert set(document["base"]["models"]) == {"a", "b"}
+
+
+def test_a_model_without_anything_left_to_do_is_not_loaded(
+    several: Any, loads: list[str], data: str, tmp_path: Path
+) -> None:
+    cells = [cell(data, model=name) for name in "ab"]
+    first = list(several(*cells).run())
+    loads.clear()
+    assert list(several(*cells).run()) == first
+    assert loads == []
+    unfinish(tmp_path, cells[1])
+    again = several(*cells)
+    assert [(plan.finished, plan.cost is None) for plan in again.plan()] == [(True, True), (False, False)]
+    assert again.plan()[0].resolved == first[0]["resolved"]
+    assert [comparable(summary) for summary in again.run()] == [comparable(summary) for summary in first]
+    assert loads == ["b"]
+    assert again.time_left(again.plan()) == "0 s"
+
+
 def test_the_count_of_a_plan_is_what_a_run_does(data: str, tmp_path: Path, store: MomentStore) -> None:
     cells = [
         cell(data, batch_size=1),
@@ -243,10 +302,11 @@ def test_a_finished_cell_is_not_run_again(run: Any, data: str, monkeypatch: pyte
     assert first == second
 
 
-def test_another_configuration_in_the_same_folder_is_refused_in_words(run: Any, data: str) -> None:
+def test_another_configuration_in_the_same_folder_is_refused_in_words(run: Any, data: str, tmp_path: Path) -> None:
     run(cell(data), config={"n": 4, "seed": 0})
     with pytest.raises(ExperimentError, match="n was 4, and is now 8"):
         run(cell(data), config={"n": 8, "seed": 0})
+    unfinish(tmp_path, cell(data))
     with pytest.raises(ExperimentError, match="weights_sha256 was"):
         run(cell(data), config={"n": 4, "seed": 0}, adapter=build_tiny("llama", seed=1))
     write_records(Path(data), 6)
@@ -267,9 +327,12 @@ def test_a_held_out_text_that_changes_is_refused(run: Any, data: str, tmp_path: 
     assert known[0]["perplexity"]["before"] == pytest.approx(fresh)
 
 
-def test_another_device_is_another_experiment(run: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_device_is_another_experiment(
+    run: Any, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter = build_tiny("llama")
     run(cell(data), config={}, adapter=adapter)
+    unfinish(tmp_path, cell(data))
     monkeypatch.setattr(ModelAdapter, "device", property(lambda self: torch.device("meta")))
     with pytest.raises(ExperimentError, match="type was 'cpu', and is now 'meta'"):
         run(cell(data), config={}, adapter=adapter)
@@ -303,6 +366,54 @@ def test_a_failure_of_a_method_is_a_result(run: Any, data: str, monkeypatch: pyt
     assert broken["scores"]["before"]["n"] == 4
     assert whole["error"] is None
     assert run(cell(data), cell(data, batch_size=4))[0] == broken
+
+
+class Stages(Silent):
+    """Stages that were started, and those that were finished."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+        self.started: list[str] = []
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        self.open.append(stage)
+        self.started.append(stage)
+
+    def finish(self) -> None:
+        self.open.pop()
+
+
+def test_a_failure_ends_the_stage_that_it_came_in(
+    data: str, tmp_path: Path, store: MomentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: EditSession, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        raise InfeasibleError("dependent keys")
+
+    monkeypatch.setattr(EditSession, "plan", failing)
+    stages, adapter = Stages(), build_tiny("llama")
+    list(Experiment("test", {}, [cell(data)], tmp_path / "out", lambda _: adapter, store=store, progress=stages).run())
+    assert any(stage.startswith("[1/1]") for stage in stages.started)
+    assert stages.open == []
+
+
+def test_what_the_unedited_model_says_is_asked_again_by_another_version_of_the_scoring(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, asked = read_records(data)[:2], []
+    monkeypatch.setattr(ground_module, "score_rows", lambda *args: asked.append("rows") or score_rows(*args))
+    monkeypatch.setattr(ground_module, "answered", lambda *args, **kwargs: asked.append("answered") or [])
+
+    def ask() -> list[str]:
+        asked.clear()
+        ground = Ground(build_tiny("llama"), ExperimentFolder(tmp_path))
+        ground.state(records, Measures(**CHEAP))
+        ground.answered(records, "argmax")
+        return list(asked)
+
+    assert ask() == ["rows", "answered"]
+    assert ask() == []
+    monkeypatch.setattr(ground_module, "SCORING", ground_module.SCORING + 1, raising=False)
+    assert ask() == ["rows", "answered"]
 
 
 # ---- the session under many updates ------------------------------------------------------------------------------

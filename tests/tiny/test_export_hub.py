@@ -11,6 +11,7 @@ import huggingface_hub.constants
 import pytest
 
 from emendo.errors import ExportError, HubError
+from emendo.export import hub as hub_module
 from emendo.export import push_folder, write_adapter, write_checkpoint
 from tests.conftest import build_tiny
 from tests.hub_stand_in import READER, WRITER, StandIn, stand_in
@@ -42,12 +43,50 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 @pytest.mark.parametrize("kind", ["adapter", "checkpoint"])
 def test_every_byte_arrives_in_one_commit(hub: StandIn, exports: dict[str, Path], kind: str) -> None:
-    address = push_folder(exports[kind], "me/edit")
+    address = push_folder(exports[kind], "me/edit").address
     local = {path.name: path.read_bytes() for path in exports[kind].iterdir()}
     assert hub.repos == {"me/edit": {"private": True, "files": local}}
     assert [sorted(names) for names in hub.commits] == [sorted(local)]
     assert address.startswith(f"{hub.address}/me/edit/commit/")
     assert any(method == "PUT" for method, _ in hub.calls), "weights went as a large file"
+
+
+def test_weights_of_an_earlier_upload_do_not_stay_beside_new_ones(
+    hub: StandIn, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    others = {"pytorch_model.bin": b"x", "notes.md": b"x", ".gitattributes": b"x", "old/model.safetensors": b"x"}
+    hub.repos["me/edit"] = {"private": True, "files": dict(others)}
+    assert push_folder(exports["checkpoint"], "me/edit").removed == ()
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    for path in exports["checkpoint"].iterdir():
+        (sharded / path.name).write_bytes(path.read_bytes())
+    whole = sharded / "model.safetensors"
+    parts = {f"model-0000{number}-of-00002.safetensors": whole.read_bytes() for number in (1, 2)}
+    for name, content in (parts | {"model.safetensors.index.json": b"{}"}).items():
+        (sharded / name).write_bytes(content)
+    whole.unlink()
+    assert push_folder(sharded, "me/edit").removed == ("model.safetensors",)
+    found = push_folder(exports["adapter"], "me/edit")
+    assert found.removed == (*sorted(parts), "model.safetensors.index.json")
+    assert push_folder(exports["checkpoint"], "me/edit").removed == ("adapter_config.json", "adapter_model.safetensors")
+    assert len(hub.commits) == 4, "one a call"
+    assert hub.deleted[2] == [*sorted(parts), "model.safetensors.index.json"]
+    assert hub.repos["me/edit"]["files"].keys() >= others.keys()
+
+
+def test_what_happened_in_the_repository_meanwhile_is_not_overwritten(
+    hub: StandIn, exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = hub_module._check_visibility
+
+    def meanwhile(*args: object, **kwargs: object) -> None:
+        hub.commits.append(["model.safetensors"])
+        check(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hub_module, "_check_visibility", meanwhile)
+    with pytest.raises(HubError, match=r"\(412\).*Run the same command again"):
+        push_folder(exports["checkpoint"], "me/edit")
 
 
 def test_the_command(
@@ -58,6 +97,11 @@ def test_the_command(
     document = json.loads(text)
     assert (document["repo"], document["private"]) == ("me/edit", True)
     assert hub.repos["me/edit"]["private"]
+    code, text, _ = emendo("export", "hub", str(exports["checkpoint"]), "--repo", "me/edit")
+    assert code == 0
+    assert "Taken away, as the export has no such file: adapter_config.json, adapter_model.safetensors" in " ".join(
+        text.split()
+    )
     code, text, _ = emendo("export", "hub", str(exports["adapter"]), "--repo", "me/open", "--public")
     assert code == 0
     assert f"{hub.address}/me/open/commit/" in text

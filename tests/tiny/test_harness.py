@@ -51,6 +51,44 @@ def opinionated() -> ModelAdapter:
     return lm
 
 
+LIKELIHOOD = """
+task: {name}
+custom_dataset: !function question_file.load
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question.strip()}}}}"
+doc_to_target: "{target}"
+{choices}
+metric_list: {metrics}
+metadata:
+  version: 1.0
+"""
+
+
+def task_folder(folder: Path, name: str, kind: str, metrics: str, more: str = "") -> Path:
+    """A folder with one task over the questions, whose right answer is one of the cities or, otherwise, Rome."""
+    folder.mkdir()
+    (folder / "question_file.py").write_text((TASKS / "question_file.py").read_text())
+    choice = kind == "multiple_choice"
+    text = LIKELIHOOD.format(
+        name=name,
+        kind=kind,
+        metrics=metrics,
+        target="{{answer}}" if choice else " Rome",
+        choices='doc_to_choice: "{{choices}}"' if choice else "",
+    )
+    (folder / f"{name}.yaml").write_text(text + more)
+    return folder
+
+
+def log_likelihood(adapter: ModelAdapter, prompt: str, answer: str) -> float:
+    """By the model's own logits, in float64."""
+    ids, wanted = adapter.encode(prompt), adapter.encode_bare(answer)
+    with torch.no_grad():
+        rows = adapter.model(torch.tensor([ids + wanted])).logits[0].double().log_softmax(-1)
+    return sum(float(rows[len(ids) - 1 + at, token]) for at, token in enumerate(wanted))
+
+
 def strong_update(session: EditSession) -> ModelUpdate:
     """One that changes what the model says about nearly everything."""
     lm = session.lm
@@ -101,6 +139,88 @@ def test_scores_are_those_of_the_model_in_memory(questions: Path) -> None:
     assert row["interval"][0] <= row["difference"] <= row["interval"][1]
     session.rollback()
     assert run(session.lm, questions)["tasks"] == base["tasks"]
+
+
+def test_a_perplexity_is_that_of_the_harness_and_goes_up_where_answers_become_less_likely(
+    questions: Path, tmp_path: Path
+) -> None:
+    folder = task_folder(tmp_path / "tasks", "rome", "loglikelihood", "[{metric: perplexity}, {metric: acc}]")
+    session = EditSession(build_tiny("llama"))
+    asked: dict[str, Any] = {"include_path": folder, "data": questions}
+    base = general_ability(session.lm, ["rome"], **asked)
+    found = base["tasks"]["rome"]["metrics"]["perplexity"]
+    likelihoods = [log_likelihood(session.lm, row["question"], " Rome") for row in QUESTIONS]
+    assert found["items"] == pytest.approx(likelihoods, abs=1e-4)
+    assert found["value"] == pytest.approx(np.exp(-np.mean(likelihoods)), rel=1e-4)
+    assert found["interval"][0] < found["value"] < found["interval"][1]
+    assert (found["aggregation"], base["tasks"]["rome"]["metrics"]["acc"]["aggregation"]) == ("exp(-mean)", "mean")
+    session.apply(strong_update(session))
+    edited = general_ability(session.lm, ["rome"], **asked)
+    after = [log_likelihood(session.lm, row["question"], " Rome") for row in QUESTIONS]
+    row = next(row for row in compare(base, edited) if row["metric"] == "perplexity")
+    assert row["difference"] == pytest.approx(np.exp(-np.mean(after)) - np.exp(-np.mean(likelihoods)), rel=1e-3)
+    assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+    less_likely = sum(now < then for now, then in zip(after, likelihoods, strict=True))
+    assert (row["up"], row["down"]) == (less_likely, 8 - less_likely)
+
+
+def test_metrics_that_are_no_mean_are_left_out_by_name(
+    tiny_llama: ModelAdapter, questions: Path, tmp_path: Path, emendo: Command, model: str
+) -> None:
+    metrics = "[{metric: acc, aggregation: median}, {metric: acc_norm}, {metric: mcc}]"
+    folder = task_folder(tmp_path / "tasks", "cities", "multiple_choice", metrics)
+    (task,) = general_ability(tiny_llama, ["cities"], include_path=folder, data=questions)["tasks"].values()
+    assert set(task["metrics"]) == {"acc_norm", "choice_nll"}
+    assert set(task["left_out"]) == {"acc", "mcc"}
+    assert "'median'" in task["left_out"]["acc"]
+    asked = ("harness", "--model", model, "--tasks", "cities", "--include", str(folder), "--data", str(questions))
+    code, text, err = emendo(*asked)
+    assert code == 0, err
+    assert "cities also has acc, which is left out: the task makes it of its items by 'median'" in text.replace(
+        "\n", ""
+    )
+
+
+def test_the_loss_among_choices_does_not_count_answers_without_their_question(
+    tiny_llama: ModelAdapter, questions: Path, tmp_path: Path
+) -> None:
+    metrics = "[{metric: acc}, {metric: acc_mutual_info}]"
+    folder = task_folder(tmp_path / "tasks", "mutual", "multiple_choice", metrics)
+    (task,) = general_ability(tiny_llama, ["mutual"], include_path=folder, data=questions)["tasks"].values()
+    for row, nll in zip(QUESTIONS, task["metrics"]["choice_nll"]["items"], strict=True):
+        scores = [log_likelihood(tiny_llama, str(row["question"]), f" {city}") for city in CITIES]
+        assert nll == pytest.approx(np.logaddexp.reduce(scores) - scores[int(str(row["answer"]))], abs=1e-4)
+
+
+def test_the_loss_among_choices_is_that_of_each_filter(
+    tiny_llama: ModelAdapter, questions: Path, tmp_path: Path
+) -> None:
+    filters = """
+filter_list:
+  - name: all
+    filter: [{function: take_first}]
+  - name: again
+    filter: [{function: take_first}]
+"""
+    folder = task_folder(tmp_path / "tasks", "filtered", "multiple_choice", "[{metric: acc}]", filters)
+    (task,) = general_ability(tiny_llama, ["filtered"], include_path=folder, data=questions)["tasks"].values()
+    assert set(task["metrics"]) == {"acc (all)", "acc (again)", "choice_nll (all)", "choice_nll (again)"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_log_probabilities_have_single_precision_at_least(dtype: torch.dtype) -> None:
+    from emendo.harness import _live
+
+    adapter = build_tiny("llama", dtype=dtype)
+    (score,) = _live(adapter, 1)._loglikelihood_tokens([(("", ""), adapter.encode("The capital is"), [7])])
+    assert score[0] != float(torch.tensor(score[0]).bfloat16())
+    assert score[0] != float(torch.tensor(score[0]).half())
+
+
+def test_results_of_an_earlier_emendo_are_not_compared(questions: Path, tiny_llama: ModelAdapter) -> None:
+    found = run(tiny_llama, questions, limit=2)
+    with pytest.raises(HarnessError, match="version 1, expected 2"):
+        compare({**found, "version": 1}, found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

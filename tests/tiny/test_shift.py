@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from emendo.evaluate import (
 )
 from emendo.evaluate import shift as shift_module
 from emendo.models import ModelAdapter
+from emendo.models import tree as tree_module
 from emendo.requests import EditRecord, EditRequest, Probe
 from emendo.text.alignment import encode_target
 from tests.conftest import build_tiny
@@ -114,6 +117,45 @@ def test_positions_of_held_out_text(bos: bool) -> None:
     assert len(text_log_probs(adapter, TEXT, window=16, every=4).places) == sum(
         math.ceil(len(window) / 4) for window in windows
     )
+
+
+class Outputs:
+    """Final hidden states of every forward pass, and how many of them are still in memory when the next is made."""
+
+    def __init__(self) -> None:
+        self.made: list[weakref.ref[Any]] = []
+        self.most_alive = 0
+
+    def watched(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same values in an array that lives as long as any view of it."""
+        self.most_alive = max(self.most_alive, sum(ref() is not None for ref in self.made))
+        array = hidden.numpy().copy()
+        self.made.append(weakref.ref(array))
+        return torch.from_numpy(array)
+
+
+def test_prompts_do_not_keep_the_hidden_states_of_their_trees(
+    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = next_token_log_probs(tiny_llama, PROMPTS)
+    outputs, replay = Outputs(), tree_module.replay
+    monkeypatch.setattr(tree_module, "replay", lambda *args, **kwargs: outputs.watched(replay(*args, **kwargs)))
+    found = next_token_log_probs(tiny_llama, PROMPTS, token_budget=1)
+    assert len(outputs.made) == len(PROMPTS)
+    assert outputs.most_alive <= 1, "that of the tree before, until the next is there"
+    torch.testing.assert_close(found.hidden, whole.hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_windows_of_a_text_do_not_keep_the_hidden_states_of_their_batches(
+    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = text_log_probs(tiny_llama, TEXT, window=8, every=3)
+    outputs, final_hidden = Outputs(), tiny_llama.final_hidden
+    monkeypatch.setattr(tiny_llama, "final_hidden", lambda batch: outputs.watched(final_hidden(batch)))
+    found = text_log_probs(tiny_llama, TEXT, window=8, every=3)
+    assert len(outputs.made) >= 3
+    assert outputs.most_alive <= 1
+    assert torch.equal(found.hidden, every.hidden)
 
 
 def test_a_changed_unembedding_is_noticed(tiny_llama: ModelAdapter) -> None:

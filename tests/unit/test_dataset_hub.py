@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,27 @@ def test_a_local_folder_is_read_through_the_library(library: Any, folder: Path) 
     assert len(source["sha256"]) == 64
     assert load_records(f"hf:{folder}::test").source == source
     assert load_records(f"hf:{folder}::train").source["sha256"] != source["sha256"]
+
+
+def test_the_digest_is_that_of_the_rows_as_json(library: Any, folder: Path) -> None:
+    rows = [dict(row) for row in library.load_dataset(str(folder), split="test")]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    assert load_records(f"hf:{folder}::test").source["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(datetime(2024, 5, 17, 12), "a datetime"), (b"\xff", "a bytes"), (math.nan, "a float"), ([{"a": b"x"}], "a list")],
+)
+def test_a_value_that_json_lacks_is_refused_by_the_name_of_its_field(
+    library: Any, tmp_path: Path, value: Any, found: str
+) -> None:
+    row = {"prompt": "{} is in", "subject": "Paris", "target": "Rome"}
+    (tmp_path / "facts").mkdir()
+    rows = library.Dataset.from_list([{**row, "checked": value}])
+    rows.to_parquet(str(tmp_path / "facts" / "train.parquet"))
+    with pytest.raises(DatasetError, match=rf"row 1: field 'checked' holds {found} that JSON lacks"):
+        load_records(f"hf:{tmp_path / 'facts'}")
 
 
 def test_an_unnamed_or_unknown_split_is_an_error_that_lists_them(library: Any, folder: Path) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from emendo.errors import ExperimentError
 from emendo.experiments import ExperimentConfig, batch_ranges, check_mode, comparable, read_config
 from emendo.experiments.cell_run import spread
 from emendo.experiments.estimate import duration
 from emendo.experiments.files import append_lines, locked, read_lines
+from emendo.experiments.meter import Meter, give_back
 from tests.experiment_cases import cell
 
 BASE: dict[str, Any] = {"name": "grid", "data": "facts.jsonl", "n": 64}
@@ -192,8 +195,27 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the high-water mark cannot be reset here")
+def test_a_stage_knows_its_own_memory_from_what_was_there() -> None:
+    meter = Meter(torch.device("cpu"))
+    kept = torch.ones(32 * 2**20 // 4)
+    for _ in range(2):
+        with meter.stage("work"):
+            scratch = torch.ones(64 * 2**20 // 4)
+            del scratch
+    give_back()
+    with meter.stage("idle"):
+        pass
+    assert meter.begin_bytes["work"] > kept.nbytes
+    assert 60 * 2**20 < meter.peak_bytes["work"] - meter.begin_bytes["work"] < 80 * 2**20
+    assert meter.peak_bytes["idle"] - meter.begin_bytes["idle"] < 8 * 2**20
+    meter.add({"old": 1.0}, {"old": 5})
+    assert "old" not in meter.begin_bytes
+
+
 def test_what_is_compared_leaves_out_time_and_memory_alone() -> None:
     summary = {"seconds": {}, "peak_bytes": 1, "peak_bytes_by_stage": {}, "work": {}, "scores": 1, "versions": {}}
+    summary["begin_bytes_by_stage"] = {}
     assert comparable(summary) == {"scores": 1, "versions": {}}
 
 

@@ -156,6 +156,18 @@ def test_a_replaced_file_is_replaced_whole(tmp_path: Path) -> None:
     assert torch.equal(held["a"], torch.ones(1000))
 
 
+def test_what_was_read_does_not_change_with_the_file(tmp_path: Path) -> None:
+    path = write_tensor_file(tmp_path / "f", FORMAT, {"a": torch.ones(100_000)}, {})
+    held, _ = read_tensor_file(path, FORMAT)
+    size = path.stat().st_size
+    with path.open("r+b") as stream:
+        stream.seek(size - 4096)
+        stream.write(bytes(4096))
+    assert torch.equal(held["a"], torch.ones(100_000))
+    os.truncate(path, 100)  # a view of the mapped file would end this process here
+    assert float(held["a"].sum()) == 100_000
+
+
 @pytest.mark.parametrize("name", ["file/below", "file/below/deeper", "folder", "a\0b", "x" * 300])
 def test_paths_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")

@@ -182,8 +182,7 @@ def _read(path: Path, asked: dict[str, Any], device: torch.device) -> tuple[Targ
         raise TargetFileError(f"{str(path)!r} holds another search than its name says; {_FORMAT.remedy}")
     try:
         traces = tuple(TargetTrace(**{**row, "losses": tuple(row["losses"])}) for row in header["traces"])
-        # Copies have the alignment of any other tensor, on which the last bits of a product can depend.
-        value, delta = (tensors[name].clone().to(device) for name in ("value", "delta"))
+        value, delta = (tensors[name].to(device) for name in ("value", "delta"))
         return Targets(asked["layer"], value, delta, traces), float(header["seconds"])
     except (KeyError, TypeError, ValueError) as error:
         raise TargetFileError(

@@ -153,10 +153,17 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
     terminal.line(
         f"{cost.edits} edits in {cost.batches} batches; {cost.searches} target searches; "
         f"{cost.scored + cost.base_scored} prompts with a target to score; {cost.perplexities} perplexities."
+        if cost is not None
+        else "Finished: nothing is left to do."
     )
     terminal.line("Nothing was edited (--plan-only).")
     terminal.result(
-        {"plan_only": True, "cell": {"id": cell.id, **cell.to_dict()}, "resolved": method, "cost": asdict(cost)}
+        {
+            "plan_only": True,
+            "cell": {"id": cell.id, **cell.to_dict()},
+            "resolved": method,
+            "cost": cost and asdict(cost),
+        }
     )
 
 
@@ -204,12 +211,16 @@ def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:
             for s in summary["samples"]
         ],
     )
-    peaks = summary["peak_bytes_by_stage"]
+    begins, peaks = summary.get("begin_bytes_by_stage", {}), summary["peak_bytes_by_stage"]
     terminal.table(
-        "Seconds and peak memory by stage",
-        ("stage", "seconds", "peak MiB"),
+        "Seconds and memory of the process by stage",
+        ("stage", "seconds", "MiB at its begin", "peak MiB"),
         [
-            (stage, float(seconds), f"{peaks[stage] / 2**20:.0f}" if stage in peaks else "")
+            (
+                stage,
+                float(seconds),
+                *(f"{held[stage] / 2**20:.0f}" if stage in held else "" for held in (begins, peaks)),
+            )
             for stage, seconds in summary["seconds"].items()
         ],
     )

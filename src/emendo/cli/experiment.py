@@ -14,6 +14,7 @@ from emendo.cli.console import Terminal
 
 if TYPE_CHECKING:
     from emendo.experiments import Experiment, ExperimentConfig
+    from emendo.experiments.estimate import Cost
     from emendo.models import ModelAdapter
 
 
@@ -73,7 +74,7 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
     from emendo.experiments.estimate import total
 
     planned = run.plan()
-    costs = [entry.cost for entry in planned]
+    costs = [entry.cost for entry in planned if entry.cost is not None]
     terminal.wide_table(
         f"{run.name}: {len(planned)} cells",
         ("cell", "layers", "schedule", "searches", "shared", "scored", "state"),
@@ -82,15 +83,13 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
                 entry.cell.id,
                 ", ".join(map(str, _layers(entry.resolved))) or "–",
                 entry.cell.schedule,
-                str(entry.cost.searches),
-                str(entry.cost.shared_searches),
-                str(entry.cost.scored + entry.cost.base_scored),
+                *_counts(entry.cost),
                 "finished" if entry.finished else "to run",
             )
             for entry in planned
         ],
     )
-    left = total(entry.cost for entry in planned if not entry.finished)
+    left = total(entry.cost for entry in planned if not entry.finished and entry.cost is not None)
     terminal.line(
         f"To do: {left.edits} edits in {left.batches} batches; {left.searches} target searches "
         f"({left.shared_searches} more are shared); {left.scored + left.base_scored} prompts with a target to score; "
@@ -110,7 +109,7 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
                     "id": entry.cell.id,
                     **entry.cell.to_dict(),
                     "resolved": entry.resolved,
-                    "cost": asdict(entry.cost),
+                    "cost": None if entry.cost is None else asdict(entry.cost),
                     "finished": entry.finished,
                 }
                 for entry in planned
@@ -120,6 +119,13 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
             "time_left": time,
         }
     )
+
+
+def _counts(cost: Cost | None) -> tuple[str, str, str]:
+    """Searches, shared searches and scored prompts; dashes for a finished cell whose model was not loaded."""
+    if cost is None:
+        return "–", "–", "–"
+    return str(cost.searches), str(cost.shared_searches), str(cost.scored + cost.base_scored)
 
 
 def _layers(resolved: Mapping[str, Any]) -> Iterable[int]:

@@ -118,11 +118,13 @@ def hub(
 
     terminal.start("uploading")
     try:
-        address = push_folder(folder, repo, private=private)
+        done = push_folder(folder, repo, private=private)
     finally:
         terminal.finish()
-    terminal.line(f"Uploaded: {address}")
-    terminal.result({"repo": repo, "private": private, "commit": address})
+    terminal.line(f"Uploaded: {done.address}")
+    if done.removed:
+        terminal.line(f"Taken away, as the export has no such file: {', '.join(done.removed)}")
+    terminal.result({"repo": repo, "private": private, "commit": done.address, "removed": list(done.removed)})
 
 
 def _updates(paths: list[Path]) -> list[ModelUpdate]:

@@ -126,6 +126,9 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
         )
         restored = document["rolled_back_bitwise"]
         terminal.line(f"Rollback: {sum(restored.values())} of {len(restored)} touched tensors equal their originals.")
+    for name, task in document["base"]["tasks"].items():
+        for metric, reason in task["left_out"].items():
+            terminal.line(f"Note: {name} also has {metric}, which is left out: {reason}")
     for when in ("base", "edited"):
         if document[when] is not None:
             terminal.line(f"Seconds, {when}: {document[when]['seconds']:.1f}")

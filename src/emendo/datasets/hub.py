@@ -79,14 +79,15 @@ def open_hub(source: str) -> tuple[dict[str, Any], Iterator[Row]]:
     The digest is that of the rows, so that equal rows have equal digests wherever they were read from.
 
     Raises:
-        DatasetError: The library is missing, or the dataset, its configuration or split cannot be opened.
+        DatasetError: The library is missing, the dataset, its configuration or split cannot be opened, or a row holds
+            what JSON lacks.
     """
     parsed = parse_source(source)
     dataset, split = _open(parsed, source)
     rows = [dict(row) for row in dataset]
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, default=str).encode() + b"\n")
+    for number, row in enumerate(rows, start=1):
+        digest.update(_json(row, f"{source!r} row {number}") + b"\n")
     origin = {
         "source": source,
         "container": "datasets",
@@ -97,6 +98,27 @@ def open_hub(source: str) -> tuple[dict[str, Any], Iterator[Row]]:
         "fingerprint": dataset._fingerprint,
     }
     return origin, (Row(number, row) for number, row in enumerate(rows, start=1))
+
+
+def _json(row: dict[str, Any], where: str) -> bytes:
+    """A row as JSON, of which the digest is made.
+
+    A value that JSON lacks is refused: what Python prints of it need not say all that it holds, or say it twice alike.
+
+    Raises:
+        DatasetError: Names the first such field.
+    """
+    parts = []
+    for name, value in row.items():
+        try:
+            parts.append(f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}")
+        except (TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{where}: field {name!r} holds a {type(value).__name__} that JSON lacks ({error}); expected texts, "
+                "finite numbers, lists and objects. Write the dataset to a .jsonl file without this field, or with its "
+                "text, and name that file"
+            ) from error
+    return f"{{{', '.join(parts)}}}".encode()
 
 
 def _open(parsed: HubSource, source: str) -> tuple[Any, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from emendo.errors import InputError
 from emendo.evaluate.generated import GeneratedAnswer, generate_texts
-from emendo.evaluate.scoring import score_targets
+from emendo.evaluate.scoring import target_scores_by_pair
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
@@ -99,7 +99,7 @@ def probe_scores(
     if not probes:
         raise InputError(f"none of {len(records)} records has a probe; expected records with probes (probes=)")
     pairs = [(probe.prompt, answer) for probe in probes for answer in probe.answers]
-    found = dict(zip(pairs, score_targets(adapter, pairs, token_budget=token_budget, progress=progress), strict=True))
+    found = target_scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
     said: list[GeneratedAnswer | None] = [None] * len(probes)
     if new_tokens is not None:
         texts = generate_texts(adapter, [probe.prompt for probe in probes], chat=chat, new_tokens=new_tokens)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emendo.errors import InputError
 from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
-from emendo.evaluate.tokens import score_tokens
+from emendo.evaluate.tokens import TokenScores, score_tokens, scores_by_pair
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRecord
@@ -41,7 +41,23 @@ def score_targets(
         SelfCheckError: A tree disagrees with the model's own forward pass.
     """
     found = score_tokens(adapter, pairs, token_budget=token_budget, progress=progress)
-    return [TargetScore(nll=score.nll, argmax=all(score.hits), n_tokens=len(score.targets)) for score in found]
+    return [_target_score(score) for score in found]
+
+
+def target_scores_by_pair(
+    adapter: ModelAdapter,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    token_budget: int | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[str, str], TargetScore]:
+    """The score of each distinct pair; arguments and errors as of `score_targets`."""
+    found = scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
+    return {pair: _target_score(score) for pair, score in found.items()}
+
+
+def _target_score(score: TokenScores) -> TargetScore:
+    return TargetScore(nll=score.nll, argmax=all(score.hits), n_tokens=len(score.targets))
 
 
 @dataclass(frozen=True)
@@ -96,8 +112,7 @@ def evaluate_records(
     if not records:
         raise InputError("there is nothing to evaluate: the list of records is empty")
     pairs = [(prompt, target) for record in records for prompt in _prompts(record) for target in _targets(record)]
-    found = score_targets(adapter, pairs, token_budget=token_budget, progress=progress)
-    by_pair = dict(zip(pairs, found, strict=True))
+    by_pair = target_scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
     scored = tuple(_record_score(record, by_pair) for record in records)
     scores = EditScores.from_records(scored, confidence=confidence, n_resamples=n_resamples, seed=seed)
     return RecordScores(scored, scores)

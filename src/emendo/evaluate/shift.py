@@ -7,6 +7,7 @@ at a time when two models are compared. Should the unembedding have changed mean
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ from emendo.errors import InputError, NumericalError
 from emendo.evaluate.bootstrap import Interval, bootstrap_interval
 from emendo.evaluate.perplexity import WINDOW, token_windows
 from emendo.evaluate.proportion import wilson_interval
-from emendo.evaluate.tokens import check_tree, logit_chunks, tree_budget
+from emendo.evaluate.tokens import hidden_in_trees, logit_chunks, tree_budget
 from emendo.models import ModelAdapter, pack_by_tokens
-from emendo.models.tree import group_by_prefix, plant, tree_hidden
 from emendo.progress import Progress, Silent
 
 UNEMBEDDING_TOLERANCE = 1e-4
@@ -116,20 +116,17 @@ def next_token_log_probs(
             f"{len(long)} of {len(rows)} prompts do not fit {adapter.name!r}, which has positions for "
             f"{adapter.max_length} tokens; shorten or drop them, such as {prompts[long[0]][:60]!r}..."
         )
+    budget = tree_budget(adapter, token_budget)
     progress = progress or Silent()
     progress.start("next tokens", len(rows))
-    last = [torch.empty(0)] * len(rows)
-    for number, group in enumerate(group_by_prefix(rows, tree_budget(adapter, token_budget))):
-        texts = [rows[index] for index in group]
-        forest = plant(texts)
-        hidden = tree_hidden(adapter, forest)
-        if number == 0:
-            check_tree(adapter, texts, forest, hidden)
-        for index, path in zip(group, forest.paths, strict=True):
-            last[index] = hidden[path[-1]]
+    last: Tensor | None = None
+    for group, forest, hidden in hidden_in_trees(adapter, rows, budget):
+        last = hidden.new_empty(len(rows), hidden.shape[-1]) if last is None else last
+        last[group] = hidden[[path[-1] for path in forest.paths]]
         progress.advance(len(group))
     progress.finish()
-    return NextTokenLogProbs.of(adapter, prompts, torch.stack(last))
+    assert last is not None
+    return NextTokenLogProbs.of(adapter, prompts, last)
 
 
 def text_log_probs(
@@ -163,19 +160,23 @@ def text_log_probs(
         raise InputError("there is no position to compare distributions at; give a longer text (text=)")
     progress = progress or Silent()
     progress.start("next tokens", sum(map(len, windows)))
-    kept = [torch.empty(0)] * len(windows)
+    starts = list(itertools.accumulate((math.ceil(len(ids) / every) for ids in windows), initial=0))
+    kept: Tensor | None = None
     for group in pack_by_tokens([len(ids) for ids in windows], window):
         hidden = adapter.final_hidden(adapter.batch([windows[index] for index in group]))
+        # Copied: a view would keep the whole batch in memory for every so manieth position of it.
+        kept = hidden.new_empty(starts[-1], hidden.shape[-1]) if kept is None else kept
         for place, index in enumerate(group):
-            kept[index] = hidden[place, : len(windows[index]) : every].cpu()
+            kept[starts[index] : starts[index + 1]] = hidden[place, : len(windows[index]) : every]
         progress.advance(sum(len(windows[index]) for index in group))
     progress.finish()
+    assert kept is not None
     places = [
         f"window {number} token {position}"
         for number, ids in enumerate(windows)
         for position in range(0, len(ids), every)
     ]
-    return NextTokenLogProbs.of(adapter, places, torch.cat(kept).to(adapter.device))
+    return NextTokenLogProbs.of(adapter, places, kept)
 
 
 @dataclass(frozen=True)

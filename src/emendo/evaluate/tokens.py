@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -95,6 +95,18 @@ def score_tokens(
         NumericalError: The model's logits are not finite.
         SelfCheckError: A tree disagrees with the model's own forward pass.
     """
+    scores = scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
+    return [scores[pair] for pair in pairs]
+
+
+def scores_by_pair(
+    adapter: ModelAdapter,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    token_budget: int | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[str, str], TokenScores]:
+    """The score of each distinct pair; arguments and errors as of `score_tokens`."""
     budget = tree_budget(adapter, token_budget)
     progress = progress or Silent()
     distinct = list(dict.fromkeys(pairs))
@@ -103,18 +115,42 @@ def score_tokens(
     fed = [(*prompt, *target[:-1]) for prompt, target in encoded]
     progress.start("scoring", len(distinct))
     scores: dict[tuple[str, str], TokenScores] = {}
-    for number, group in enumerate(group_by_prefix(fed, budget)):
-        forest = plant([fed[index] for index in group])
-        hidden = tree_hidden(adapter, forest)
-        if number == 0:
-            check_tree(adapter, [fed[index] for index in group], forest, hidden)
+    for group, forest, hidden in hidden_in_trees(adapter, fed, budget):
         found = _score_tree(adapter, hidden, forest, [encoded[index] for index in group])
         for index, score in zip(group, found, strict=True):
             _check_finite(score, distinct[index])
             scores[distinct[index]] = score
         progress.advance(len(group))
     progress.finish()
-    return [scores[pair] for pair in pairs]
+    return scores
+
+
+def hidden_in_trees(
+    adapter: ModelAdapter, texts: Sequence[Ids], budget: int
+) -> Iterator[tuple[list[int], Forest, Float[Tensor, "nodes d_model"]]]:
+    """Run texts, those that begin alike in one tree; the first tree is held against the model's own forward pass.
+
+    A caller that keeps some of the hidden states copies them: a view keeps all of its tree in memory.
+
+    Args:
+        adapter: The model.
+        texts: Token ids, each no longer than the model has positions for.
+        budget: Most distinct tokens run at once.
+
+    Yields:
+        Indices of the texts of a tree, its forest (one path a text, in that order), and the final hidden states of its
+        nodes.
+
+    Raises:
+        SelfCheckError: The first tree disagrees with the model's own forward pass.
+    """
+    for number, group in enumerate(group_by_prefix(texts, budget)):
+        planted = [texts[index] for index in group]
+        forest = plant(planted)
+        hidden = tree_hidden(adapter, forest)
+        if number == 0:
+            check_tree(adapter, planted, forest, hidden)
+        yield group, forest, hidden
 
 
 def resolve_token_budget(adapter: ModelAdapter, token_budget: int | None) -> int:

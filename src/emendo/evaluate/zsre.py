@@ -9,7 +9,7 @@ from typing import Any
 
 from emendo.errors import InputError
 from emendo.evaluate.table import Means, mean_over_records
-from emendo.evaluate.tokens import TokenScores, score_tokens
+from emendo.evaluate.tokens import TokenScores, scores_by_pair
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRecord
@@ -97,8 +97,8 @@ def zsre_scores(
     if not records:
         raise InputError("there is nothing to evaluate: the list of records is empty")
     groups = [_pairs(record) for record in records]
-    pairs = list(dict.fromkeys(pair for record in groups for group in record for pair in group))
-    scores = dict(zip(pairs, score_tokens(adapter, pairs, token_budget=token_budget, progress=progress), strict=True))
+    pairs = (pair for record in groups for group in record for pair in group)
+    scores = scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
 
     def accuracy(group: Sequence[tuple[str, str]]) -> float | None:
         return math.fsum(token_accuracy(scores[pair]) for pair in group) / len(group) if group else None

@@ -135,15 +135,15 @@ class _CellRun:
         # Many batches are one stage, in edits; a single one shows its own stages.
         alone = len(left) == 1
         self.session.progress = self.progress if alone else None
-        if left and not alone:
-            self.progress.start(title, sum(map(len, left)))
-        for number, part in enumerate(left, start=len(done)):
-            self.number = number
-            self._batch(number, part)
-            if not alone:
-                self.progress.advance(len(part))
-        if left and not alone:
-            self.progress.finish()
+        progress = Silent() if alone or not left else self.progress
+        progress.start(title, sum(map(len, left)))
+        try:
+            for number, part in enumerate(left, start=len(done)):
+                self.number = number
+                self._batch(number, part)
+                progress.advance(len(part))
+        finally:
+            progress.finish()
 
     def final(self) -> Final:
         """What is measured after the last batch, where its edits are still in the model."""
@@ -193,7 +193,7 @@ class _CellRun:
             with meter.stage("restore"):
                 self.session.rollback()
         line |= {"layers": [report.to_dict() for report in plan.layers], "work": self._work(plan, work)}
-        line |= {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes}
+        line |= {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes, "begin_bytes": meter.begin_bytes}
         lines = [
             {
                 "id": self.records[position].request.label,

@@ -11,7 +11,7 @@ from typing import Any
 
 from emendo import strict_json
 from emendo.errors import ExperimentError, OutputError
-from emendo.storage import write_text
+from emendo.storage import flush, make_folder, write_text
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -39,11 +39,14 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
         OutputError: The file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        new = not path.exists()
         with path.open("a", encoding="utf-8") as stream:
             stream.write("".join(strict_json.dumps(row) + "\n" for row in rows))
             stream.flush()
             os.fsync(stream.fileno())
+        if new:
+            flush(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable folder (--out)") from error
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from emendo.errors import ExperimentError
 from emendo.experiments.files import append_lines, read_json, read_lines, write_json, write_lines
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.update import ModelUpdate
 
 FORMAT, VERSION = "emendo.experiment", 1
 
@@ -67,7 +67,7 @@ class CellFolder:
         Raises:
             UpdateFileError: One of them is missing or damaged.
         """
-        return [_copied(ModelUpdate.load(self._updates / f"{number:06d}.safetensors")) for number in range(count)]
+        return [ModelUpdate.load(self._updates / f"{number:06d}.safetensors") for number in range(count)]
 
     def finish(self, records: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
         """Write the records in full and, last, the summary."""
@@ -158,15 +158,3 @@ def _differences(before: Any, now: Any) -> list[str]:
         for name in names
         if before.get(name) != now.get(name)
     ]
-
-
-def _copied(update: ModelUpdate) -> ModelUpdate:
-    """The same update in memory of its own.
-
-    A tensor that is read from a file can lie at any address, and the last bits of a matrix product can depend on it.
-    """
-    layers = tuple(
-        LayerUpdate(part.layer, part.module, **{name: tensor.clone() for name, tensor in part.tensors.items()})
-        for part in update.layers
-    )
-    return ModelUpdate(layers, update.base, update.preceding, update.info)

@@ -23,6 +23,11 @@ from emendo.experiments.scores import Row, score_rows
 from emendo.models import ModelAdapter
 from emendo.requests import EditRecord
 
+SCORING = 2
+"""Of what is asked of the unedited model and how it is scored: raised where a score, perplexity, text or entropy of the
+same model and records becomes another, so that no cell compares what two versions of the code say. 1: files whose names
+did not tell."""
+
 _TOGETHER = 32
 """Prompts of one batch of generation."""
 
@@ -37,6 +42,7 @@ class BaseState:
         texts: Continuations of the sampled prompts, as `sampled_prompts` lists them.
         seconds: What it took, by stage, when it was asked.
         peak_bytes: Highest memory by stage.
+        begin_bytes: Memory at the begin of each of these stages.
         generated: Generated answers, one row a record, where they are wanted.
         entropy: GE of the free texts, where it is wanted.
         zsre: Token accuracies, one row a record, where the records are of zsRE.
@@ -48,6 +54,7 @@ class BaseState:
     texts: list[str]
     seconds: dict[str, float]
     peak_bytes: dict[str, int]
+    begin_bytes: dict[str, int]
     generated: list[dict[str, Any]] | None = None
     entropy: list[float] | None = None
     zsre: list[dict[str, Any]] | None = None
@@ -184,9 +191,11 @@ class Ground:
         if measures.probes:
             with meter.stage("probes before"):
                 probes = probe_rows(self.adapter, records, answer_tokens(measures))
-        return BaseState(rows, ppl, texts, meter.seconds, meter.peak_bytes, generated, entropy, accuracy, probes)
+        measured = meter.seconds, meter.peak_bytes, meter.begin_bytes
+        return BaseState(rows, ppl, texts, *measured, generated, entropy, accuracy, probes)
 
     def _key(self, kind: str, content: Any) -> str:
         adapter = self.adapter
-        identity = [kind, adapter.weights_digest(), adapter.config_digest(), adapter.tokenizer_digest(), content]
+        digests = [adapter.weights_digest(), adapter.config_digest(), adapter.tokenizer_digest()]
+        identity = [SCORING, kind, *digests, content]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]

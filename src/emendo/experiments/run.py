@@ -15,6 +15,7 @@ from emendo.experiments.estimate import Cost, Counter, duration, measured_rates
 from emendo.experiments.files import locked
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground, held_out_text
+from emendo.experiments.meter import give_back
 from emendo.experiments.questions import check_measures
 from emendo.methods import ResolvedMethod
 from emendo.methods.config import MomentSettings
@@ -22,7 +23,7 @@ from emendo.models import ModelAdapter
 from emendo.moments import MomentStore, obtain_for_method
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
-from emendo.techniques import asked_after, resolve_technique
+from emendo.techniques import ResolvedTechnique, asked_after, resolve_technique
 
 Loader = Callable[[str], ModelAdapter]
 """From a model's name to the model."""
@@ -35,23 +36,26 @@ class PlannedCell:
     Attributes:
         cell: What to do.
         resolved: Every setting with its origin, as JSON values.
-        cost: What it takes.
+        cost: What it takes; None where every cell of its model is finished, so that the model was not looked at.
         finished: Whether the folder has its summary.
     """
 
     cell: Cell
     resolved: dict[str, Any]
-    cost: Cost
+    cost: Cost | None
     finished: bool
 
 
 class Experiment:
     """Cells, the folder of their results, and what they share.
 
+    Cells are planned and run model by model, the models in the order of their first cells: one model is in memory at a
+    time, and loading it can take longer than a cell.
+
     Args:
         name: Of the experiment.
         config: What the folder must have been made with, as JSON values.
-        cells: What to run; cells of one model follow each other.
+        cells: What to run.
         folder: Of the results.
         load: Loads a model.
         store: Where second moments are cached; None: under EMENDO_HOME.
@@ -76,24 +80,37 @@ class Experiment:
         self._ground: tuple[str, Ground] | None = None
 
     def plan(self) -> list[PlannedCell]:
-        """Look at every cell; nothing is edited. Which facts a model answers is found out, where cells ask for it.
+        """Look at every cell, model by model; nothing is edited.
+
+        Which facts a model answers is found out, where cells ask for it. A model whose cells are all finished is not
+        loaded.
 
         Raises:
             InputError: A method, a setting, a layer or the records of a cell cannot be used.
         """
+        cells = _by_model(self.cells)
+        found = {cell.id: self.folder.cell(cell.id).summary() for cell in cells}
+        models = list(dict.fromkeys(cell.model for cell in cells if found[cell.id] is None))
+        looked: dict[str, tuple[list[EditRecord], ResolvedTechnique]] = {}
+        for model in reversed(models):  # so that the one whose cells are run first is in memory afterwards
+            ground = self._ground_of(model)
+            looked |= {cell.id: self._look(cell, ground) for cell in cells if cell.model == model}
         counter, planned = Counter(), []
-        for cell in self.cells:
-            ground = self._ground_of(cell.model)
-            records = self._records(cell, ground)
-            resolved = resolve_technique(cell.method, ground.adapter, layers=cell.layers, settings=cell.settings)
-            asked_after(resolved.config, records)
-            check_measures(cell, records)
-            finished = self.folder.cell(cell.id).summary() is not None
-            planned.append(PlannedCell(cell, resolved.to_dict(), counter.count(cell, records, resolved), finished))
+        for cell in cells:
+            summary = found[cell.id]
+            if cell.id in looked:
+                records, resolved = looked[cell.id]
+                cost = counter.count(cell, records, resolved)
+                planned.append(PlannedCell(cell, resolved.to_dict(), cost, summary is not None))
+            else:
+                assert summary is not None
+                planned.append(PlannedCell(cell, summary["resolved"], None, True))
         return planned
 
     def run(self) -> Iterator[dict[str, Any]]:
-        """Run the cells that are not finished; yields the summary of every cell, in their order.
+        """Run the cells that are not finished; yields the summary of every cell, model by model.
+
+        A model whose cells are all finished is neither loaded nor compared with what they were made with.
 
         Raises:
             ExperimentError: The folder holds another experiment, or another process is at work in it.
@@ -102,26 +119,52 @@ class Experiment:
         with locked(self.folder.path):
             self.folder.begin(self.name, self.config, [{"id": cell.id, **cell.to_dict()} for cell in self.cells])
             planned = self.plan()
+            for plan in planned:
+                self._identify_sources(plan.cell)
             done: list[tuple[dict[str, Any], Cost]] = []
-            for model in dict.fromkeys(plan.cell.model for plan in planned if not plan.finished):
-                self._collect_moments(model, [plan.cell for plan in planned if not plan.finished])
-            for number, (cell, plan) in enumerate(zip(self.cells, planned, strict=True), start=1):
-                ground = self._ground_of(cell.model)
-                self.folder.identify("models", cell.model, _identity(ground.adapter))
-                self.folder.identify("data", cell.data, self._source(cell.data).identity())
-                self.folder.identify("devices", cell.model, {"type": ground.adapter.device.type})
-                text = cell.measures.perplexity_text
-                if cell.measures.perplexity and text is not None:
-                    self.folder.identify("texts", text, {"sha256": _digest(held_out_text(cell.measures))})
+            prepared = None
+            for number, plan in enumerate(planned, start=1):
+                if plan.cost is None:
+                    summary = self.folder.cell(plan.cell.id).summary()
+                    assert summary is not None
+                    yield summary
+                    continue
+                if plan.cell.model != prepared:
+                    prepared = plan.cell.model
+                    self._prepare(prepared, planned)
                 left = self.time_left(planned[number - 1 :], done)
-                title = f"[{number}/{len(planned)}] {cell.id}" + (f", about {left} left" if left else "")
-                records = self._records(cell, ground)
-                zsre = self._source(cell.data).zsre
-                summary = run_cell(
-                    cell, records, ground, zsre=zsre, store=self.store, progress=self.progress, title=title
-                )
+                title = f"[{number}/{len(planned)}] {plan.cell.id}" + (f", about {left} left" if left else "")
+                summary = self._run_cell(plan.cell, title)
                 done.append((summary, plan.cost))
                 yield summary
+
+    def _look(self, cell: Cell, ground: Ground) -> tuple[list[EditRecord], ResolvedTechnique]:
+        """The records of a cell and its method with every value fixed; raises where either cannot be used."""
+        records = self._records(cell, ground)
+        resolved = resolve_technique(cell.method, ground.adapter, layers=cell.layers, settings=cell.settings)
+        asked_after(resolved.config, records)
+        check_measures(cell, records)
+        return records, resolved
+
+    def _identify_sources(self, cell: Cell) -> None:
+        """Records and held-out text are those of the results that the folder holds."""
+        self.folder.identify("data", cell.data, self._source(cell.data).identity())
+        text = cell.measures.perplexity_text
+        if cell.measures.perplexity and text is not None:
+            self.folder.identify("texts", text, {"sha256": _digest(held_out_text(cell.measures))})
+
+    def _prepare(self, model: str, planned: Sequence[PlannedCell]) -> None:
+        """Before the first cell of a model: it is the one of earlier results, and has its second moments."""
+        adapter = self._ground_of(model).adapter
+        self.folder.identify("models", model, _identity(adapter))
+        self.folder.identify("devices", model, {"type": adapter.device.type})
+        self._collect_moments(model, [plan.cell for plan in planned if not plan.finished])
+
+    def _run_cell(self, cell: Cell, title: str) -> dict[str, Any]:
+        give_back()
+        ground = self._ground_of(cell.model)
+        records, zsre = self._records(cell, ground), self._source(cell.data).zsre
+        return run_cell(cell, records, ground, zsre=zsre, store=self.store, progress=self.progress, title=title)
 
     def time_left(
         self, planned: Sequence[PlannedCell], done: Sequence[tuple[Mapping[str, Any], Cost]] = ()
@@ -134,9 +177,9 @@ class Experiment:
         """
         if not done:
             found = [(self.folder.cell(plan.cell.id).summary(), plan.cost) for plan in planned if plan.finished]
-            done = [(summary, cost) for summary, cost in found if summary is not None]
+            done = [(summary, cost) for summary, cost in found if summary is not None and cost is not None]
         rates = measured_rates((summary, cost) for summary, cost in done if summary["error"] is None)
-        seconds = [plan.cost.seconds(rates) for plan in planned if not plan.finished]
+        seconds = [plan.cost.seconds(rates) for plan in planned if not plan.finished and plan.cost is not None]
         known = [value for value in seconds if value is not None]
         return duration(sum(known)) if len(known) == len(seconds) else None
 
@@ -169,6 +212,12 @@ class Experiment:
 
     def _records(self, cell: Cell, ground: Ground) -> list[EditRecord]:
         return select_records(self._source(cell.data), cell, ground.answered)
+
+
+def _by_model(cells: Sequence[Cell]) -> list[Cell]:
+    """The same cells, those of one model together, the models in the order of their first cells."""
+    models = list(dict.fromkeys(cell.model for cell in cells))
+    return sorted(cells, key=lambda cell: models.index(cell.model))
 
 
 def _digest(text: str) -> str:

@@ -22,7 +22,7 @@ from emendo.versions import versions
 
 FORMAT, VERSION = "emendo.cell", 1
 
-TIMING = ("seconds", "peak_bytes", "peak_bytes_by_stage", "work")
+TIMING = ("seconds", "peak_bytes", "peak_bytes_by_stage", "begin_bytes_by_stage", "work")
 """What may differ between two runs of one cell: how long it took, what memory it took, and who made a shared search."""
 
 
@@ -82,7 +82,7 @@ def make_summary(
             old = getattr(before, name) or []
             rows = [{**line, name: {"before": old[at], "after": after[at]}} for at, line in enumerate(rows)]
     whole = error is None
-    seconds, peaks = _added(before, batches, final)
+    meter = _added(before, batches, final)
     summary = {
         "format": FORMAT,
         "version": VERSION,
@@ -101,9 +101,10 @@ def make_summary(
         "layers": _layers(batches, None if final is None else final.totals),
         "curve": _curve(before, batches, cell),
         "samples": _samples(cell, records, before, batches, final) if whole else [],
-        "seconds": seconds,
-        "peak_bytes": max(peaks.values(), default=0),
-        "peak_bytes_by_stage": peaks,
+        "seconds": meter.seconds,
+        "peak_bytes": max(meter.peak_bytes.values(), default=0),
+        "peak_bytes_by_stage": meter.peak_bytes,
+        "begin_bytes_by_stage": meter.begin_bytes,
         "work": {
             name: sum(batch["work"][name] for batch in batches)
             for name in ("searches", "shared_searches", "shared_seconds")
@@ -238,17 +239,15 @@ def _samples(
     ]
 
 
-def _added(
-    before: BaseState, batches: Sequence[Mapping[str, Any]], final: Final | None
-) -> tuple[dict[str, float], dict[str, int]]:
+def _added(before: BaseState, batches: Sequence[Mapping[str, Any]], final: Final | None) -> Meter:
     """Seconds and highest memory by stage. What "before" took is counted in every cell that uses it."""
     meter = Meter(torch.device("cpu"))
-    meter.add(before.seconds, before.peak_bytes)
+    meter.add(before.seconds, before.peak_bytes, before.begin_bytes)
     for batch in batches:
-        meter.add(batch["seconds"], batch["peak_bytes"])
+        meter.add(batch["seconds"], batch["peak_bytes"], batch.get("begin_bytes"))
     if final is not None:
-        meter.add(final.meter.seconds, final.meter.peak_bytes)
-    return meter.seconds, meter.peak_bytes
+        meter.add(final.meter.seconds, final.meter.peak_bytes, final.meter.begin_bytes)
+    return meter
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,31 @@ _SUFFIXES = (".safetensors", ".json", ".md", ".txt", ".jinja", ".model")
 """What exports are made of; a folder with anything else in it is not one, and could hold a pickle or a secret."""
 
 
-def push_folder(folder: str | Path, repo: str, *, private: bool = True, endpoint: str | None = None) -> str:
+_LOADED = re.compile(
+    r"(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|adapter_config\.json"
+)
+"""Files of exports that decide which weights a program loads."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What an upload did.
+
+    Attributes:
+        address: Of the commit.
+        removed: Files of an earlier upload that it took away.
+    """
+
+    address: str
+    removed: tuple[str, ...]
+
+
+def push_folder(folder: str | Path, repo: str, *, private: bool = True, endpoint: str | None = None) -> Upload:
     """Upload an exported adapter or checkpoint; the repository is made where it does not exist.
+
+    Weights, their index and an adapter's configuration that the repository holds and the export does not are taken away
+    in the same commit: programs would load an earlier ``model.safetensors`` rather than the shards beside it, and an
+    earlier adapter on top of a checkpoint. Other files of the repository stay.
 
     The token is read from the environment variable HF_TOKEN and from nowhere else.
 
@@ -32,9 +56,6 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, endpoint
         repo: ``owner/name``.
         private: Visibility of a new repository, and what an existing one must be.
         endpoint: Address of the hub; None takes HF_ENDPOINT, or huggingface.co.
-
-    Returns:
-        Address of the commit.
 
     Raises:
         ExportError: The folder is no export, the name is none, the token is missing, or the visibility is another.
@@ -51,19 +72,26 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, endpoint
             f"https://huggingface.co/settings/tokens and export {TOKEN_VARIABLE}=hf_…"
         )
     with _in_words(repo), _no_bars():
-        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
         api = HfApi(endpoint=endpoint or os.environ.get("HF_ENDPOINT") or None, token=token)
         api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
-        _check_visibility(repo, found=bool(api.repo_info(repo, repo_type="model").private), private=private)
+        info = api.model_info(repo)
+        _check_visibility(repo, found=bool(info.private), private=private)
+        there = sorted(file.rfilename for file in info.siblings or ())
+        stale = tuple(name for name in there if _LOADED.fullmatch(name) and name not in files)
         # Not upload_folder: it splits a long upload into several commits, between which half an export would be seen.
         commit = api.create_commit(
             repo,
-            [CommitOperationAdd(name, root / name) for name in files],
+            [
+                *(CommitOperationAdd(name, root / name) for name in files),
+                *(CommitOperationDelete(name, is_folder=False) for name in stale),
+            ],
             repo_type="model",
             commit_message=f"Upload {root.resolve().name} with Emendo",
+            parent_commit=info.sha,  # so that nobody's files arrive between the look and the commit
         )
-    return str(commit.commit_url)
+    return Upload(str(commit.commit_url), stale)
 
 
 def exported_files(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emendo.errors import LedgerError, OutputError
+from emendo.storage import flush
 
 TEMPORARY = ".tmp-"
 """Beginning of the name of a file that is being written; what a killed operation leaves under it is swept."""
@@ -67,11 +68,7 @@ def sync_folder(folder: Path) -> None:
         OutputError: The folder cannot be synchronised.
     """
     with writing(folder):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        flush(folder)
 
 
 def draft_of(path: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,8 +61,36 @@ class Corpus(Protocol):
         """
 
 
+class GivenText(ABC):
+    """Text that exists already, as documents whose tokens are packed into sequences."""
+
+    @abstractmethod
+    def documents(self, adapter: ModelAdapter) -> Iterable[Iterable[int]]:
+        """Tokens of each document, read as they are needed.
+
+        Raises:
+            CorpusError: The text cannot be read, or part of it is not what it should be.
+        """
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """None: the text is given."""
+        return 0
+
+    def sequences(
+        self,
+        adapter: ModelAdapter,
+        *,
+        length: int,
+        count: int,
+        start: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[list[int]]:
+        """See `Corpus.sequences`; raises as `documents`."""
+        yield from islice(pack(self.documents(adapter), adapter, length), start, count)
+
+
 @dataclass(frozen=True)
-class TextCorpus:
+class TextCorpus(GivenText):
     """A UTF-8 text file.
 
     ``.jsonl``: one JSON object a line, one document each, in a seeded random order, because files are often
@@ -85,31 +114,12 @@ class TextCorpus:
             described |= {"field": self.field, "seed": self.seed}
         return described
 
-    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
-        """None: the text is given."""
-        return 0
-
-    def sequences(
-        self,
-        adapter: ModelAdapter,
-        *,
-        length: int,
-        count: int,
-        start: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[list[int]]:
-        """See `Corpus.sequences`.
-
-        Raises:
-            CorpusError: The file cannot be read, or a line is not what it should be.
-        """
+    def documents(self, adapter: ModelAdapter) -> Iterable[Iterable[int]]:
+        """Lines of a ``.jsonl`` file, or a ``.txt`` file as one document."""
         self._checked_path()
-        documents: Iterable[Iterable[int]]
         if self._is_jsonl:
-            documents = map(adapter.encode_bare, self._records())
-        else:
-            documents = iter([chain.from_iterable(map(adapter.encode_bare, self._blocks()))])
-        yield from islice(pack(documents, adapter, length), start, count)
+            return map(adapter.encode_bare, self._records())
+        return [chain.from_iterable(map(adapter.encode_bare, self._blocks()))]
 
     @property
     def _is_jsonl(self) -> bool:
@@ -164,7 +174,7 @@ class TextCorpus:
 
 
 @dataclass(frozen=True)
-class DatasetCorpus:
+class DatasetCorpus(GivenText):
     """A dataset from the Hugging Face hub, or a local dataset folder, through the `datasets` library.
 
     Rows are streamed, so that the first thousand documents of Wikipedia do not fetch all of it, in the order of
@@ -199,26 +209,9 @@ class DatasetCorpus:
             "sha256": self._content_digest(),
         }
 
-    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
-        """None: the text is given."""
-        return 0
-
-    def sequences(
-        self,
-        adapter: ModelAdapter,
-        *,
-        length: int,
-        count: int,
-        start: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[list[int]]:
-        """See `Corpus.sequences`.
-
-        Raises:
-            CorpusError: The dataset or the column does not exist, or `datasets` is not installed.
-        """
-        documents = map(adapter.encode_bare, self._texts())
-        yield from islice(pack(documents, adapter, length), start, count)
+    def documents(self, adapter: ModelAdapter) -> Iterable[Iterable[int]]:
+        """One a row."""
+        return map(adapter.encode_bare, self._texts())
 
     def _texts(self) -> Iterator[str]:
         builder = self._builder

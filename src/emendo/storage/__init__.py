@@ -1,5 +1,6 @@
 """Storage: files and folders that are whole or absent, and files that refuse to be read when altered."""
 
+from emendo.storage.durable import flush, make_folder
 from emendo.storage.tensor_file import (
     TensorFileFormat,
     read_tensor_file,
@@ -12,6 +13,8 @@ from emendo.storage.whole_folder import check_absent, whole_folder
 __all__ = [
     "TensorFileFormat",
     "check_absent",
+    "flush",
+    "make_folder",
     "read_tensor_file",
     "read_tensor_file_header",
     "whole_folder",

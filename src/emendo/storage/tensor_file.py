@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emendo.errors import InputError, OutputError
+from emendo.storage.durable import give_name, make_folder, settle
 from emendo.strict_json import loads as parse_json
 
 _VERSION_DIGITS = 9
@@ -56,7 +57,7 @@ class TensorFileFormat:
 def write_tensor_file(
     path: Path, fmt: TensorFileFormat, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
 ) -> Path:
-    """Write tensors and header; the file appears whole or not at all.
+    """Write tensors and header; the file appears whole or not at all, and is on the disk when this returns.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -75,20 +76,15 @@ def write_tensor_file(
             "strings, lists, and dictionaries with string keys. Take that value out of the header (an update's info)"
         ) from error
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         os.close(handle)
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         raise OutputError(f"cannot write {str(path)!r}: {error}; {fmt.destination}") from error
     try:
         save_file(stored, temporary, metadata)
-        # mkstemp makes files private; the result gets the permissions that any new file would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())  # so that no crash leaves the new name on bytes not yet written
-        os.replace(temporary, path)
+        settle(Path(temporary))
+        give_name(Path(temporary), path)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {str(path)!r}: {error}; {fmt.destination}") from error
     finally:
@@ -100,14 +96,16 @@ def read_tensor_file(path: Path, fmt: TensorFileFormat) -> tuple[dict[str, Tenso
     """Read and verify a file written by `write_tensor_file`.
 
     Returns:
-        The tensors by name, and the header.
+        The tensors by name, in memory of their own, and the header.
 
     Raises:
         InputError: As `fmt.error`: missing, truncated, altered, or another format or version.
     """
     with _opened(path, fmt) as stored:
         metadata = _metadata(path, fmt, stored)
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        # Copied before they are verified: views of the mapped file would change with it afterwards, or end the process
+        # where it is cut short. A tensor's address in a file is also any, on which last bits of a product can depend.
+        tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
         if _digest({k: v for k, v in metadata.items() if k != "sha256"}, tensors) != metadata.get("sha256"):
             raise fmt.error(f"{str(path)!r} was altered after it was written (digest mismatch); {fmt.remedy}")
         return tensors, _header(metadata)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
 from emendo.errors import OutputError
+from emendo.storage.durable import give_name, make_folder, settle
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,7 +15,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, which gets its name when its bytes are on the disk.
+    """Write a file, which gets its name when its bytes are on the disk; the name is on the disk when this returns.
 
     Args:
         path: The file; its folder is made.
@@ -26,14 +26,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     draft: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
             draft = Path(stream.name)
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.chmod(0o644)
-        draft.replace(path)
+        settle(draft)
+        give_name(draft, path)
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable folder (--out)") from error
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from emendo.errors import OutputError
+from emendo.storage.durable import flush, make_folder, settle
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def whole_folder(out: Path, destination: str = "choose another folder (--out)") 
     out = Path(out).expanduser()
     check_absent(out, destination)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except (OSError, ValueError) as error:  # ValueError: a path that no folder can have
         raise OutputError(f"cannot write {str(out)!r}: {error}; {destination}") from error
@@ -39,7 +40,7 @@ def whole_folder(out: Path, destination: str = "choose another folder (--out)") 
         _settle(draft)
         # A rename onto a folder succeeds only where that is empty: nobody's files can be lost here.
         os.rename(draft, out)
-        _flush(out.parent)
+        flush(out.parent)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {str(out)!r}: {error}; {destination}") from error
     finally:
@@ -66,16 +67,5 @@ def check_absent(out: Path, destination: str = "choose another folder (--out)") 
 
 def _settle(folder: Path) -> None:
     """Ordinary permissions for everything in the folder, and its bytes on the disk."""
-    umask = os.umask(0)
-    os.umask(umask)
     for at in [folder, *folder.rglob("*")]:
-        at.chmod((0o777 if at.is_dir() else 0o666) & ~umask)
-        _flush(at)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        settle(at)

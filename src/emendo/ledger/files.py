@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from emendo.errors import LedgerError, OutputError
-from emendo.storage import flush
 
 TEMPORARY = ".tmp-"
 """Beginning of the name of a file that is being written; what a killed operation leaves under it is swept."""
@@ -68,7 +67,12 @@ def sync_folder(folder: Path) -> None:
         OutputError: The folder cannot be synchronised.
     """
     with writing(folder):
-        flush(folder)
+        # Not storage.flush: that package brings torch, which looking at a ledger does without.
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def draft_of(path: Path) -> Path:

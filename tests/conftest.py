@@ -103,6 +103,39 @@ FAMILIES: dict[str, dict[str, object]] = {
 cannot be told by shape.
 """
 
+_SLIDING: dict[str, object] = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"] * 2}
+
+MORE_FAMILIES: dict[str, dict[str, object]] = {
+    "olmo": {**_LLAMA_LIKE, "clip_qkv": 3.0},
+    "olmo3": {**_LLAMA_LIKE, **_SLIDING},
+    "cohere2": {**_LLAMA_LIKE, "logit_scale": 2.0, **_SLIDING},
+    "glm": {**_GEMMA_LIKE, "attention_bias": True},
+    "glm4": _GEMMA_LIKE,
+    "smollm3": {**_LLAMA_LIKE, "no_rope_layers": [1, 0, 1, 0]},
+    "exaone4": {**_LLAMA_LIKE, **_SLIDING},
+    "nemotron": _LLAMA_LIKE,
+    "ministral": {**_GEMMA_LIKE, **_SLIDING},
+    "ministral3": _GEMMA_LIKE,
+    "gpt_bigcode": {**_GPT_LIKE, "n_inner": 48},
+    "codegen": {**_GPT_LIKE, "n_inner": 48, "rotary_dim": 4},
+    "gpt_neo": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_layers": 4,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 64,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+    },
+}
+"""Families that the contract tests hold to their model, and no other test runs over: a row differs from one in
+`FAMILIES` in what those tests look at, and the suite stays quick.
+"""
+
+ROWS: dict[str, dict[str, object]] = {**FAMILIES, **MORE_FAMILIES}
+"""A tiny model of every row of the table."""
+
 VARIANTS: dict[str, dict[str, object]] = {
     "opt_post_norm": {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16},
     "falcon_alibi": {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
@@ -111,6 +144,18 @@ VARIANTS: dict[str, dict[str, object]] = {
     "gpt_neox_sequential": {**FAMILIES["gpt_neox"], "use_parallel_residual": False},
     "bloom_post_norm": {**_BLOOM, "apply_residual_connection_post_layernorm": True, "n_head": 6, "hidden_size": 48},
     "phi_qk_norm": {**_LLAMA_LIKE, "qk_layernorm": True},
+    "gpt_bigcode_heads": {**MORE_FAMILIES["gpt_bigcode"], "multi_query": False},
+    "ministral3_scaled": {
+        **_GEMMA_LIKE,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 4,
+            "rope_theta": 1e4,
+            "llama_4_scaling_beta": 0.5,  # of queries, by their position
+            "max_position_embeddings": 4,
+        },
+    },
     "gemma3_text_local_rope": {
         **FAMILIES["gemma3_text"],
         "rope_parameters": {
@@ -138,8 +183,21 @@ WRAPPED: dict[str, dict[str, Any]] = {
     "llava_onevision": {"vision_config": _SIGLIP, "text_model_type": "qwen2", **_IMAGE},
     "fast_vlm": {"vision_config": _SIGLIP, "text_model_type": "qwen2", **_IMAGE},
     "aya_vision": {"vision_config": _SIGLIP, "text_model_type": "cohere", **_IMAGE},
+    "aya_vision/cohere2": {"vision_config": _SIGLIP, "text_model_type": "cohere2", **_IMAGE},
+    "cohere2_vision": {
+        "vision_config": _SIGLIP,
+        "downsample_factor": 2,
+        "alignment_intermediate_size": 16,
+        "text_model_type": "cohere2",
+        **_IMAGE,
+    },
     "gemma3": {"vision_config": _SIGLIP, "text_model_type": "gemma3_text", "mm_tokens_per_image": 4, **_IMAGE},
     "mistral3": {"vision_config": {**_VISION, "model_type": "pixtral"}, "text_model_type": "mistral", **_IMAGE},
+    "mistral3/ministral3": {
+        "vision_config": {**_VISION, "model_type": "pixtral"},
+        "text_model_type": "ministral3",
+        **_IMAGE,
+    },
     "internvl": {
         "vision_config": {**_CLIP, "image_size": [8, 8], "patch_size": [4, 4]},
         "text_model_type": "qwen2",
@@ -173,18 +231,20 @@ WRAPPED: dict[str, dict[str, Any]] = {
         **_IMAGE,
     },
 }
-"""Settings of tiny multimodal models around a family's text decoder, by `config.model_type`."""
+"""Settings of tiny multimodal models around a family's text decoder, by `config.model_type`, and behind a stroke the
+decoder where there are several.
+"""
 
-FLOAT32_ATTENTION = ("bloom", "bloom_post_norm", "gemma2", "gptj")
+FLOAT32_ATTENTION = ("bloom", "bloom_post_norm", "codegen", "gemma2", "gpt_neo", "gptj")
 """Families whose own attention computes scores or weights in float32, whatever the dtype of the weights."""
 
-NOT_LINEAR = ("gemma2", "gemma3", "gemma3_text", "gemma3_text_local_rope")
-NOT_LINEAR += ("granite", "llava_next", "olmo2", "opt_post_norm")
+NOT_LINEAR = ("exaone4", "gemma2", "gemma3", "gemma3_text", "gemma3_text_local_rope", "glm4")
+NOT_LINEAR += ("granite", "llava_next", "olmo2", "olmo3", "opt_post_norm")
 """Models where a vector at the MLP's output does not enter the residual stream as it is: normed or scaled."""
 
 
 def model_type_of(family: str) -> str:
-    """`config.model_type` of a name in `FAMILIES` or `VARIANTS`."""
+    """`config.model_type` of a name in `ROWS` or `VARIANTS`."""
     return max((row for row in ARCHITECTURES if family.startswith(row)), key=len)
 
 
@@ -221,13 +281,14 @@ def build_tokenizer(*, bos: bool = False, padding_side: str = "right") -> PreTra
 def tiny_config(family: str, vocab_size: int) -> PretrainedConfig:
     """The configuration of a tiny model: a family, a variant of one, or a multimodal model around one."""
     if family not in WRAPPED:
-        settings = {**FAMILIES, **VARIANTS}[family]
+        settings = {**ROWS, **VARIANTS}[family]
         return AutoConfig.for_model(model_type_of(family), vocab_size=vocab_size, **settings, **_TOKENS)
     settings = dict(WRAPPED[family])
     text_type = settings.pop("text_model_type")
-    text = FAMILIES.get(text_type, {**_LLAMA_LIKE, "rope_parameters": _MROPE})
+    text = ROWS.get(text_type, {**_LLAMA_LIKE, "rope_parameters": _MROPE})
     text_config = {"model_type": text_type, "vocab_size": vocab_size, **text, **_TOKENS}
-    return AutoConfig.for_model(family, text_config=text_config, tie_word_embeddings=False, **settings, **_TOKENS)
+    wrapper = family.partition("/")[0]
+    return AutoConfig.for_model(wrapper, text_config=text_config, tie_word_embeddings=False, **settings, **_TOKENS)
 
 
 def build_tiny(

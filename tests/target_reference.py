@@ -21,6 +21,7 @@ from emendo.requests import EditRequest
 from emendo.text import align_edit, align_prompt
 
 _LLAMA_LIKE = ("cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2")
+_LLAMA_LIKE += ("cohere2", "exaone4", "glm", "glm4", "ministral", "ministral3", "nemotron", "olmo", "olmo3", "smollm3")
 
 MODULES = {
     **dict.fromkeys(_LLAMA_LIKE, ("model.layers", "mlp.down_proj")),
@@ -28,8 +29,8 @@ MODULES = {
     "phi": ("model.layers", "mlp.fc2"),
     "starcoder2": ("model.layers", "mlp.c_proj"),
     "opt": ("model.decoder.layers", "fc2"),
-    "gpt2": ("transformer.h", "mlp.c_proj"),
-    "gptj": ("transformer.h", "mlp.fc_out"),
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "gpt_neo"), ("transformer.h", "mlp.c_proj")),
+    **dict.fromkeys(("codegen", "gptj"), ("transformer.h", "mlp.fc_out")),
     "bloom": ("transformer.h", "mlp.dense_4h_to_h"),
     "falcon": ("transformer.h", "mlp.dense_4h_to_h"),
     "gpt_neox": ("gpt_neox.layers", "mlp.dense_4h_to_h"),
@@ -41,8 +42,9 @@ ATTENTION_OUT = {
     **dict.fromkeys(("bloom", "falcon"), "self_attention.dense"),
     "phi": "self_attn.dense",
     "opt": "self_attn.out_proj",
-    "gpt2": "attn.c_proj",
-    "gptj": "attn.out_proj",
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), "attn.c_proj"),
+    **dict.fromkeys(("codegen", "gptj"), "attn.out_proj"),
+    "gpt_neo": "attn.attention.out_proj",
     "gpt_neox": "attention.dense",
 }
 """In each block the last linear map of attention, whose output is attention's own."""

@@ -148,6 +148,34 @@ def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
         load(folder, device="cpu")
 
 
+CONTRADICTIONS = {
+    "num_attention_heads": (5, "num_attention_heads|attention heads"),
+    "layer_types": (["x"] * 4, "layer_types"),
+    "max_position_embeddings": (None, "max_position_embeddings"),
+    "vocab_size": (7, r"lm_head\.weight"),
+    "dtype": ("float99", "float99"),
+    "rope_parameters": ({"rope_type": "nope"}, "nope"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CONTRADICTIONS))
+def test_a_configuration_that_does_not_fit(folder: Path, name: str) -> None:
+    value, words = CONTRADICTIONS[name]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {name: value}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelNotFoundError, match=rf"cannot load .*({words}).*--model"):
+        load(folder, device="cpu")
+
+
+def test_a_device_without_room_is_not_a_damaged_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load(folder, device="cpu")
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a GGUF file at all, but long enough to look like one" * 9])
 def test_a_damaged_gguf_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"

@@ -149,6 +149,26 @@ def test_load_takes_a_map_of_devices(tmp_path: Path) -> None:
         load(tmp_path, device="cpu", device_map={"": "cpu"})
 
 
+@pytest.mark.parametrize("place", [0, "cuda:0", torch.device("cuda", 0), "cuda"])
+def test_a_map_to_cuda_where_there_is_none(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"'cuda(:0)?', but no CUDA device"):
+        load("demo", device_map={"model": "cpu", "lm_head": place})
+
+
+@pytest.mark.parametrize("device_map", ["nonsense", "auto ", {"": "nonsense"}, {"": "auto"}, {"": "mps"}, "mps"])
+def test_a_map_to_an_unknown_device(device_map: Any) -> None:
+    with pytest.raises(InputError, match=r"cpu, cuda or cuda:N \(device_map\)"):
+        load("demo", device_map=device_map)
+
+
+def test_a_map_to_a_device_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match=r"'cuda:2'.*2 CUDA device"):
+        load("demo", device_map={"": 2})
+
+
 def test_offloaded_models_are_refused(tmp_path: Path) -> None:
     adapter = build_tiny("llama")
     n_weights = len(list(adapter.model.parameters()))

@@ -9,14 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2Config, GPTNeoXConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GPT2Config,
+    GPTNeoXConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from emendo.activations.targets import TargetSettings, find_targets
 from emendo.errors import InputError
 from emendo.models import WRAPPERS, ModelAdapter, wrap
 from emendo.models.suffix import packed_attention, prefill, replay, select_rows
 from emendo.requests import EditRequest
-from tests.conftest import FAMILIES, FLOAT32_ATTENTION, VARIANTS, build_tiny, build_tokenizer, tiny_config
+from tests.conftest import FAMILIES, FLOAT32_ATTENTION, ROWS, VARIANTS, build_tiny, build_tokenizer, tiny_config
 from tests.model_state import changes, model_state
 
 LENGTHS = [5, 1, 9, 7, 9, 3]
@@ -83,7 +90,7 @@ def random_delta(adapter: ModelAdapter, rows: int) -> Tensor:
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", sorted([*FAMILIES, *VARIANTS]))
+@pytest.mark.parametrize("family", sorted([*ROWS, *VARIANTS]))
 def test_replay_equals_the_whole_model(family: str, attention: str, layer: int) -> None:
     adapter = cached_tiny(family, attention)
     ids, delta = prompts(adapter), random_delta(adapter, len(STARTS))
@@ -94,7 +101,7 @@ def test_replay_equals_the_whole_model(family: str, attention: str, layer: int) 
     close(replayed(adapter, ids, STARTS, layer, torch.zeros_like(delta)), untouched, family, attention)
 
 
-@pytest.mark.parametrize("family", sorted([*FAMILIES, *VARIANTS]))
+@pytest.mark.parametrize("family", sorted([*ROWS, *VARIANTS]))
 def test_gradient_equals_the_whole_models(family: str) -> None:
     adapter = cached_tiny(family)
     ids, delta = prompts(adapter), random_delta(adapter, len(STARTS))
@@ -268,14 +275,26 @@ def test_prompts_beyond_the_sliding_window_are_refused() -> None:
     prefill(mistral(None), adapter.batch([list(range(20, 29))]), [3], 1)
 
 
-SLIDING = ["gemma2", "gemma3", "gemma3_text", "mistral3", "phi3", "starcoder2"]
+def test_a_window_that_no_layer_has_refuses_nothing() -> None:
+    """Qwen2's configurations name a window, and layers of which none slides."""
+    settings = {**FAMILIES["qwen2"], "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 4}
+    adapter = wrapped(Qwen2Config(**settings))
+    assert (adapter.config.sliding_window, set(adapter.config.layer_types)) == (5, {"full_attention"})
+    ids = [list(range(20, 29))]
+    delta = random_delta(adapter, 1)
+    expected = whole_model(adapter, ids, [3], 1, delta)
+    torch.testing.assert_close(replayed(adapter, ids, [3], 1, delta), expected, rtol=1e-9, atol=1e-9)
+
+
+SLIDING = ["cohere2", "exaone4", "gemma2", "gemma3", "gemma3_text", "gpt_neo", "ministral", "mistral3", "olmo3"]
+SLIDING += ["phi3", "starcoder2"]
 
 
 @pytest.mark.parametrize("family", SLIDING)
 def test_every_sliding_family_is_exact_within_its_window_and_refused_beyond(family: str) -> None:
     config = tiny_config(family, len(build_tokenizer()))
     text_config = config.get_text_config(decoder=True)
-    text_config.sliding_window = 8
+    setattr(text_config, "window_size" if family == "gpt_neo" else "sliding_window", 8)
     adapter = wrapped(config)
     within, beyond = [list(range(20, 28)), list(range(40, 47))], [list(range(20, 29))]
     delta = random_delta(adapter, 2)

@@ -14,7 +14,7 @@ from emendo.models import ModelAdapter
 from emendo.models.suffix import packed_attention, replay
 from emendo.requests import EditRequest
 from emendo.text import align_edit
-from tests.conftest import FAMILIES, FLOAT32_ATTENTION
+from tests.conftest import FAMILIES, FLOAT32_ATTENTION, ROWS
 from tests.target_cases import CONTEXTS, LAYER, REQUESTS, SETTINGS, cached_tiny, close, oracle
 from tests.target_reference import SerialSearch, sentences_of, serial_search
 
@@ -42,7 +42,7 @@ def test_the_requests_cover_what_they_should() -> None:
 
 @pytest.mark.parametrize(
     ("family", "site"),
-    [(family, "resid_post") for family in sorted(FAMILIES)] + [(family, "mlp_out") for family in sorted(FAMILIES)],
+    [(family, site) for site in ("resid_post", "mlp_out") for family in sorted(ROWS)],
 )
 def test_equals_the_serial_search(family: str, site: str) -> None:
     """Same losses at every evaluation and same δ, although some leave the batch early."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from emendo.models import ModelAdapter
 from emendo.models.tree import group_by_prefix, plant, tree_hidden
-from tests.conftest import FAMILIES, FLOAT32_ATTENTION, VARIANTS, build_tiny
+from tests.conftest import FLOAT32_ATTENTION, ROWS, VARIANTS, build_tiny
 from tests.model_state import changes, model_state
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=12)
@@ -55,7 +55,7 @@ def alone(adapter: ModelAdapter, sequence: list[int]) -> torch.Tensor:
         return adapter.decoder(input_ids=torch.tensor([sequence]), use_cache=False).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("family", [*sorted({**FAMILIES, **VARIANTS}), "llava", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", [*sorted({**ROWS, **VARIANTS}), "llava", "qwen2_vl", "qwen3_vl"])
 def test_hidden_states_are_those_of_each_text_alone(family: str) -> None:
     adapter = build_tiny(family, dtype=torch.float64)
     texts = branching_texts(adapter)
@@ -68,7 +68,21 @@ def test_hidden_states_are_those_of_each_text_alone(family: str) -> None:
     assert changes(before, model_state(adapter)) == []
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text", "starcoder2", "phi3"])
+SLIDING = [
+    "cohere2",
+    "exaone4",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neo",
+    "ministral",
+    "mistral",
+    "olmo3",
+    "phi3",
+    "starcoder2",
+]
+
+
+@pytest.mark.parametrize("family", SLIDING)
 def test_a_sliding_window_hides_the_same_tokens(family: str) -> None:
     adapter = build_tiny(family, dtype=torch.float64)
     short = build_sliding(adapter, window=5)
@@ -84,7 +98,8 @@ def test_a_sliding_window_hides_the_same_tokens(family: str) -> None:
 
 def build_sliding(adapter: ModelAdapter, window: int) -> ModelAdapter:
     """The same weights under a sliding window shorter than the texts."""
-    config = type(adapter.config)(**{**adapter.config.to_dict(), "sliding_window": window})
+    name = "window_size" if adapter.spec.model_type == "gpt_neo" else "sliding_window"
+    config = type(adapter.config)(**{**adapter.config.to_dict(), name: window})
     model = type(adapter.model)(config).to(torch.float64).eval()
     model.load_state_dict(adapter.model.state_dict())
     return ModelAdapter(model, adapter.tokenizer, name="sliding")

@@ -16,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from emendo.errors import InputError, LayerError, UnsupportedModelError
+from emendo.errors import InputError, LayerError
 from emendo.models.architecture import ArchitectureSpec, resolve_architecture
 from emendo.models.batch import TokenBatch
-from emendo.models.checks import check_model
+from emendo.models.checks import check_model, check_parameters, plain_model
 from emendo.models.generation import greedy_continuations
 from emendo.models.hooks import Capture, StopForwardError, recording
 from emendo.models.identity import config_sha256, parameters_sha256, tokenizer_sha256
+from emendo.models.limits import check_ids, check_length, longest_text
 from emendo.shapes import Hidden, Weight
 
 
@@ -30,20 +31,21 @@ class ModelAdapter:
     """A causal language model as editing sees it.
 
     Args:
-        model: A transformers causal LM of a supported family.
+        model: A transformers causal LM of a supported family; what torch.compile(model) made of one stands for it.
         tokenizer: Its fast tokenizer.
         name: How reports and files name the model.
 
     Raises:
         UnsupportedModelError: The family, the weights or the tokenizer cannot be edited; says why.
         SelfCheckError: A captured key times the weight does not give the captured MLP output.
+        NumericalError: What the model computes is not finite.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
-        self.model = model
+        self.model: Any = plain_model(model)
         self.tokenizer = tokenizer
-        self.spec: ArchitectureSpec = resolve_architecture(getattr(model, "config", None))
-        self.name = name or getattr(model.config, "_name_or_path", "") or self.spec.model_type
+        self.spec: ArchitectureSpec = resolve_architecture(getattr(self.model, "config", None))
+        self.name = name or getattr(self.model.config, "_name_or_path", "") or self.spec.model_type
         self.holds_edits = False
         """Whether the weights are not those of the base: set by a session that holds updates, and in `edited`."""
         self._weights_digest: str | None = None
@@ -101,16 +103,8 @@ class ModelAdapter:
 
     @property
     def max_length(self) -> int:
-        """Longest sequence, in tokens, that the model has positions for."""
-        for attribute in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-            if (value := getattr(self.config, attribute, None)) is not None:
-                return int(value)
-        if self.spec.max_length is not None:
-            return self.spec.max_length
-        raise UnsupportedModelError(
-            f"the configuration of {self.name!r} names no maximum length "
-            "(expected max_position_embeddings, n_positions, n_ctx or seq_length)"
-        )
+        """Longest sequence, in tokens, that the model has positions for and computes as it does any shorter one."""
+        return longest_text(self)
 
     def check_layers(self, layers: Sequence[int]) -> list[int]:
         """Sorted `layers`, each an existing block and named once.
@@ -212,7 +206,11 @@ class ModelAdapter:
         """Evaluation mode without parameter gradients, for as long as the context lasts.
 
         Every module's training flag and every parameter's `requires_grad` come back as they were.
+
+        Raises:
+            UnsupportedModelError: A parameter is one whose flag could not be put back; nothing was changed.
         """
+        check_parameters(self.model)
         training = [module for module in self.model.modules() if module.training]
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         try:
@@ -334,11 +332,10 @@ class ModelAdapter:
         """Token sequences as a right-padded batch on the model's device.
 
         Raises:
-            InputError: A sequence is longer than the model has positions for.
+            InputError: A sequence is longer than the model takes, or has a token that its embedding does not have.
         """
-        longest = max((len(ids) for ids in sequences), default=0)
-        if longest > self.max_length:
-            raise InputError(f"a text has {longest} tokens; {self.name!r} has positions for {self.max_length}")
+        check_length(self, max((len(ids) for ids in sequences), default=0))
+        check_ids(self, [token for ids in sequences for token in ids])
         return TokenBatch.pad(sequences, self.pad_id, self.device)
 
     def generate(self, prompt: str, max_new_tokens: int = 32) -> str:

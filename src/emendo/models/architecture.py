@@ -110,6 +110,8 @@ def _gpt_like(model_type: str, examples: str, down_projection: str, **facts: Any
 _ROWS = (
     _llama_like("llama", "Llama 2 and 3, SmolLM, SmolLM2, TinyLlama, Vicuna"),
     _llama_like("mistral", "Mistral 7B"),
+    _llama_like("ministral", "Ministral 8B"),
+    _llama_like("ministral3", "Ministral 3"),
     _llama_like("qwen2", "Qwen1.5, Qwen2, Qwen2.5"),
     _llama_like("qwen3", "Qwen3 (dense)"),
     _llama_like("qwen2_vl_text", "text decoder of Qwen2-VL", rotary_axes=3),
@@ -132,9 +134,17 @@ _ROWS = (
         rotary_by_layer_type=True,
         logit_softcap="final_logit_softcapping",
     ),
+    _llama_like("olmo", "OLMo 1"),
     _llama_like("olmo2", "OLMo 2", mlp_normed=True),
+    _llama_like("olmo3", "OLMo 3", mlp_normed=True, rotary_by_layer_type=True),
     _llama_like("granite", "Granite 3 (dense)", mlp_scale="residual_multiplier", logit_divisor="logits_scaling"),
     _llama_like("cohere", "Command R, Aya 23", parallel=True, logit_scale="logit_scale"),
+    _llama_like("cohere2", "Command R7B, Command A, Aya Vision", parallel=True, logit_scale="logit_scale"),
+    _llama_like("glm", "GLM-4 9B"),
+    _llama_like("glm4", "GLM-4-0414", mlp_normed=True),
+    _llama_like("smollm3", "SmolLM3"),
+    _llama_like("exaone4", "EXAONE 4", mlp_normed=True),
+    _llama_like("nemotron", "Nemotron-4, Minitron"),
     _llama_like(
         "stablelm",
         "StableLM 3B, StableLM 2",
@@ -152,7 +162,10 @@ _ROWS = (
         variants=(Variant("do_layer_norm_before", False, {"mlp_normed": True}),),
     ),
     _gpt_like("gpt2", "GPT-2 small to XL", "mlp.c_proj"),
+    _gpt_like("gpt_bigcode", "StarCoder, SantaCoder", "mlp.c_proj"),
+    _gpt_like("gpt_neo", "GPT-Neo 125M to 2.7B", "mlp.c_proj", attention="attn.attention", attention_seam="gpt_neo"),
     _gpt_like("gptj", "GPT-J 6B", "mlp.fc_out", attention_seam="gptj", parallel=True),
+    _gpt_like("codegen", "CodeGen", "mlp.fc_out", attention_seam="gptj", parallel=True),
     _gpt_like(
         "bloom",
         "BLOOM, BLOOMZ",
@@ -191,9 +204,9 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {row.model_type: row for row in _RO
 """Supported families by `config.model_type`."""
 
 _LANGUAGE_MODEL = (
-    *("aya_vision", "fast_vlm", "gemma3", "got_ocr2", "internvl", "lighton_ocr", "llava", "llava_next"),
-    *("llava_next_video", "llava_onevision", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "video_llava"),
-    "vipllava",
+    *("aya_vision", "cohere2_vision", "fast_vlm", "gemma3", "got_ocr2", "internvl", "lighton_ocr", "llava"),
+    *("llava_next", "llava_next_video", "llava_onevision", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"),
+    *("video_llava", "vipllava"),
 )
 
 WRAPPERS: dict[str, str] = {

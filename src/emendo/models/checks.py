@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from emendo.errors import SelfCheckError, UnsupportedModelError
+from emendo.errors import NumericalError, SelfCheckError, UnsupportedModelError
 from emendo.models.batch import TokenBatch
+from emendo.models.identity import COMPILED
 
 if TYPE_CHECKING:
     from emendo.models.adapter import ModelAdapter
@@ -18,13 +19,30 @@ SELF_CHECK_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16
 """Largest relative deviation that rounding explains, by dtype of the weights."""
 
 
+def plain_model(model: Any) -> Any:
+    """The model itself, of which a compiled one is only another way to call it.
+
+    Raises:
+        UnsupportedModelError: It is spread over copies on several devices.
+    """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UnsupportedModelError(
+            f"found a {type(model).__name__}, which holds copies of a model; expected the model itself: pass "
+            "model.module"
+        )
+    return getattr(model, COMPILED, model)
+
+
 def check_model(adapter: ModelAdapter) -> None:
     """Refuse a model that cannot be edited as it is, in words.
 
     Raises:
         UnsupportedModelError: Tokenizer, modules or weights are not what editing needs.
         SelfCheckError: A captured key times the weight does not give the captured MLP output.
+        NumericalError: What the model computes is not finite.
     """
+    _refuse_adapters(adapter.model)
+    _refuse_compiled_parts(adapter.model)
     if not getattr(adapter.tokenizer, "is_fast", False):
         raise UnsupportedModelError(
             f"the tokenizer {type(adapter.tokenizer).__name__} gives no character offsets, which Emendo needs to find "
@@ -35,6 +53,44 @@ def check_model(adapter: ModelAdapter) -> None:
     for layer in range(adapter.n_layers):
         _refuse_unreachable_weight(adapter, layer)
     _self_check(adapter)
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Refuse parameters that can neither be written nor be given their flags back.
+
+    Raises:
+        UnsupportedModelError: A parameter is an inference tensor.
+    """
+    made = next((name for name, parameter in model.named_parameters() if parameter.is_inference()), None)
+    if made is not None:
+        raise UnsupportedModelError(
+            f"{made} was made under torch.inference_mode(), where torch lets nobody write to it later; expected "
+            "ordinary parameters. Build or load the model outside inference_mode()"
+        )
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    """A model with adapters computes with more than its weights, and is saved as the adapters alone."""
+    wrapped = ((name, module) for name, module in model.named_modules() if hasattr(module, "base_layer"))
+    name, module = next(wrapped, ("", None))
+    if module is None and not getattr(model, "peft_config", None):
+        return
+    found = "a peft_config" if module is None else f"{name}, a {type(module).__name__} around another layer"
+    raise UnsupportedModelError(
+        f"this {type(model).__name__} has adapters in it (found {found}): an edit would be made for the model with "
+        "them and be saved without. Expected a model whose weights are all that it computes with: merge them first "
+        "(peft.PeftModel.from_pretrained(base, adapter).merge_and_unload()), or load the base alone"
+    )
+
+
+def _refuse_compiled_parts(model: nn.Module) -> None:
+    """A compiled module may leave out hooks that come later, such as those that read and move activations."""
+    for name, module in model.named_modules():
+        if name and (hasattr(module, COMPILED) or getattr(module, "_compiled_call_impl", None) is not None):
+            raise UnsupportedModelError(
+                f"{name} is compiled by itself, and activations inside a compiled module are not always seen; expected "
+                "plain modules. Compile the whole model instead (model.compile()), or after editing"
+            )
 
 
 def _refuse_other_modules(adapter: ModelAdapter) -> None:
@@ -83,6 +139,18 @@ def _self_check(adapter: ModelAdapter) -> None:
     capture = adapter.run(TokenBatch.pad([ids], 0, adapter.device), keys=layers, mlp_out=layers)
     precision = torch.promote_types(adapter.dtype, torch.float32)
     for layer in layers:
+        if layer not in capture.keys or layer not in capture.mlp_out:
+            raise SelfCheckError(
+                f"a forward pass does not call {adapter.module_name(layer)}, so what enters and leaves it is not seen; "
+                "expected every block to call its modules (of BLOOM's configuration: slow_but_exact=False or "
+                "pretraining_tp=1)"
+            )
+        if not (capture.keys[layer].isfinite().all() and capture.mlp_out[layer].isfinite().all()):
+            raise NumericalError(
+                f"{adapter.module_name(layer)}: what the model computes is not finite in {adapter.dtype}; expected "
+                "finite activations. Load it in a type that holds them (--dtype bfloat16 or --dtype float32); if they "
+                "are not finite in float32 either, its weights are damaged"
+            )
         bias = adapter.down_projection(layer).bias
         expected = capture.keys[layer].to(precision) @ adapter.weight(layer).to(precision).T
         expected = expected if bias is None else expected + bias.detach().to(precision)

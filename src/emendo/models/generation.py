@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from emendo.errors import NumericalError
 from emendo.models.batch import pack_by_tokens
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_
 
     Raises:
         InputError: A prompt is longer than the model has positions for.
+        NumericalError: Logits are not finite.
     """
     rows = [adapter.encode(prompt) for prompt in prompts]
     found = continue_rows(adapter, rows, [max_new_tokens] * len(rows))
@@ -81,6 +83,7 @@ def continue_rows(
 
     Raises:
         InputError: A row is longer than the model has positions for.
+        NumericalError: Logits are not finite.
     """
     if token_budget is None:
         token_budget = CPU_TOKEN_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
@@ -93,6 +96,19 @@ def continue_rows(
         if on_rows:
             on_rows(len(group))
     return found
+
+
+def check_finite(adapter: ModelAdapter, logits: Float[Tensor, "rows vocab"]) -> None:
+    """Refuse logits from which no token can be chosen.
+
+    Raises:
+        NumericalError: One is not finite.
+    """
+    if not logits.isfinite().all():
+        raise NumericalError(
+            f"logits of {adapter.name!r} are not finite in {adapter.dtype}, so no token can be chosen; expected finite "
+            "ones. Load the model with --dtype float32 or --dtype bfloat16, or roll back the edit that made them so"
+        )
 
 
 def _continue_batch(
@@ -122,7 +138,9 @@ def _continue_batch(
                 use_cache=True,
                 return_dict=True,
             )
-            tokens = choose(adapter.unembed(out.last_hidden_state[:, -1]), group, step)
+            logits = adapter.unembed(out.last_hidden_state[:, -1])
+            check_finite(adapter, logits)
+            tokens = choose(logits, group, step)
             ids = tokens[:, None].to(mask.device)
             drawn = tokens.tolist()
             if stop:

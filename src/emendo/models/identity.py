@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+COMPILED = "_orig_mod"
+"""Name under which what `torch.compile` returns keeps the module that it was given."""
+
 _NO_COMPUTATION = (
     *("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "attn_implementation"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "task_specific_params"),
@@ -21,7 +24,9 @@ _NO_COMPUTATION = (
 def parameters_sha256(model: nn.Module) -> str:
     """SHA-256 over name, dtype, shape and bytes of every parameter."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    # What torch.compile returns puts a name of its own before those of the module that it was given.
+    named = {name.replace(f"{COMPILED}.", ""): parameter for name, parameter in model.named_parameters()}
+    for name, parameter in sorted(named.items()):
         value = parameter.detach().contiguous().cpu()
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)

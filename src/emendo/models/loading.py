@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -21,8 +22,14 @@ from emendo.models.adapter import ModelAdapter
 from emendo.models.architecture import resolve_architecture
 from emendo.progress import Progress, Silent
 
-UNREADABLE = (OSError, ValueError, KeyError, IndexError, RecursionError, SafetensorError, struct.error)
+UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError),
+    *(SafetensorError, StrictDataclassError, struct.error),
+)
 """What readers of configurations, checkpoints and GGUF files raise on files that are absent or damaged."""
+
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Maps of devices that accelerate makes itself."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,6 +60,8 @@ def load(
     progress = progress or Silent()
     if device_map is not None and device != "auto":
         raise InputError(f"found device {device!r} and a device_map; expected one of them (leave out --device)")
+    if device_map is not None:
+        _check_device_map(device_map)
     target = None if device_map is not None else _device(device)
     options = {"dtype": dtype_named(dtype), "device_map": device_map}
     progress.start("loading", None)
@@ -70,12 +79,14 @@ def wrap(model: Any, tokenizer: Any, name: str = "") -> ModelAdapter:
     """An adapter over a model and tokenizer that are already loaded; both stay as they are.
 
     Args:
-        model: A transformers causal LM.
+        model: A transformers causal LM; what torch.compile(model) made of one stands for it.
         tokenizer: Its fast tokenizer.
         name: How reports and files name the model.
 
     Raises:
         UnsupportedModelError: The family, weights or tokenizer cannot be edited.
+        SelfCheckError: The adapter disagrees with the model.
+        NumericalError: What the model computes is not finite.
     """
     return ModelAdapter(model, tokenizer, name=name)
 
@@ -111,15 +122,17 @@ def _from_pretrained(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
             **_with_dtype(options, "auto"),
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except InputError:
+    except (InputError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:
         raise _cannot_load(name, error) from error
     # transformers fills missing tensors with random numbers and only warns.
-    if missing := sorted(map(str, {*found["missing_keys"], *found["mismatched_keys"]})):
+    mismatched = {entry if isinstance(entry, str) else entry[0] for entry in found["mismatched_keys"]}
+    if missing := sorted({*found["missing_keys"], *mismatched}):
         raise ModelNotFoundError(
             f"cannot load {name!r}: {len(missing)} tensors are missing or of another shape than its config.json says, "
             f"{missing[0]} for one; expected a complete checkpoint of a causal LM (--model)"
@@ -145,7 +158,9 @@ def _with_dtype(options: dict[str, Any], default: torch.dtype | str) -> dict[str
 
 
 def _cannot_load(name: str, error: Exception) -> ModelNotFoundError:
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # Some say in the first line only where something is wrong, and what it is in the next.
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return ModelNotFoundError(
         f"cannot load {name!r}: {first} Expected a hub id that is reachable, a local folder, a .gguf file, or "
         "'demo' (--model)"
@@ -165,6 +180,8 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(**where, **_with_dtype(options, torch.float32))
         tokenizer = AutoTokenizer.from_pretrained(**where)
+    except torch.OutOfMemoryError:
+        raise
     except UNREADABLE as error:
         raise _cannot_load(str(path), error) from error
     # The loaded weights are plain floats; a left-over quantisation entry would make saving and reloading fail.
@@ -192,20 +209,35 @@ def _demo_from_hub(options: dict[str, Any]) -> tuple[Any, Any]:
         ) from error
 
 
+def _check_device_map(device_map: str | Mapping[str, Any]) -> None:
+    """Every place that a map names is one that weights can go to; what it offloads is refused once it is loaded."""
+    if isinstance(device_map, str) and device_map in PLACEMENTS:
+        return
+    for place in [device_map] if isinstance(device_map, str) else device_map.values():
+        if place not in ("disk", "meta"):
+            name = f"cuda:{place}" if isinstance(place, int) else str(place)  # as accelerate reads a number
+            expected = "cpu, cuda or cuda:N (device_map)"
+            _named_device(name, expected if isinstance(device_map, Mapping) else f"{', '.join(PLACEMENTS)}, {expected}")
+
+
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _named_device(device, "auto, cpu, cuda or cuda:N (--device)")
+
+
+def _named_device(device: str, expected: str) -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N (--device)") from error
+        raise InputError(f"unknown device {device!r}; expected {expected}") from error
     if target.type not in ("cpu", "cuda"):
-        raise InputError(f"device {device!r} is not supported; expected auto, cpu, cuda or cuda:N (--device)")
+        raise InputError(f"device {device!r} is not supported; expected {expected}")
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device is available here; use --device cpu")
+        raise InputError(f"found device {device!r}, but no CUDA device is available here; use --device cpu")
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"no device {device!r}: this machine has {torch.cuda.device_count()} CUDA device(s) (--device)"
+            f"no device {device!r}: this machine has {torch.cuda.device_count()} CUDA device(s); expected {expected}"
         )
     return target
 

@@ -230,6 +230,15 @@ def _gptj_attention(
     return out.transpose(1, 2), None
 
 
+def _gpt_neo_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedLayout
+) -> tuple[Tensor, None]:
+    """GPT-Neo's own `_attn` method: its scores are not scaled, and its local layers slide."""
+    window = module.config.window_size if module.attention_type == "local" else None
+    out = attention_mask.attend(module.layer_id, query[0], key[0], value[0], ScoreRule(1.0, window=window))
+    return out[None], None
+
+
 def _bloom_attention(
     module: Any, hidden_states: Tensor, residual: Tensor, *, attention_mask: PackedLayout, **_: Any
 ) -> tuple[Tensor, None]:
@@ -260,6 +269,7 @@ def _falcon_attention(
 SEAMS: Mapping[str, tuple[str, Callable[..., Any]]] = MappingProxyType(
     {
         "gptj": ("_attn", _gptj_attention),
+        "gpt_neo": ("_attn", _gpt_neo_attention),
         "bloom": ("forward", _bloom_attention),
         "falcon": ("forward", _falcon_attention),
     }

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from emendo.models.adapter import ModelAdapter
+from emendo.models.generation import check_finite
 
 
 def sample_tokens(
@@ -41,6 +42,9 @@ def sample_tokens(
 
     Returns:
         The rows, start included, ``[batch, total]``.
+
+    Raises:
+        NumericalError: Logits are not finite.
     """
     tokens, report = starts.to(adapter.device), on_step or (lambda n: None)
     uniform = uniform.to(adapter.device)
@@ -49,7 +53,9 @@ def sample_tokens(
     with adapter.quiet(), torch.no_grad():
         for position in range(tokens.shape[1], uniform.shape[1]):
             out = adapter.decoder(input_ids=step, past_key_values=cache, use_cache=True, return_dict=True)
-            logits = adapter.unembed(out.last_hidden_state[:, -1]) / temperature
+            logits = adapter.unembed(out.last_hidden_state[:, -1])
+            check_finite(adapter, logits)
+            logits = logits / temperature
             drawn = draw(logits, uniform[:, position].to(logits.device), top_k=top_k).to(tokens)
             if restart is not None:
                 drawn = torch.where(tokens[:, -1] == restart[0], restart[1], drawn)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emendo.errors import NumericalError
+from emendo.errors import NumericalError, SelfCheckError
 from emendo.models.adapter import ModelAdapter
 from emendo.models.loading import silent_transformers
 from emendo.shapes import Weight
@@ -31,10 +31,21 @@ def save_model(adapter: ModelAdapter, weights: Mapping[int, Weight], folder: Pat
     Raises:
         NumericalError: An edited weight is not finite in the dtype of the files.
         OSError: The folder cannot be written.
+        SelfCheckError: What was written is no model.
     """
     with silent_transformers():
         _twin(adapter, weights, dtype).save_pretrained(folder)
         adapter.tokenizer.save_pretrained(folder)
+    _check_written(adapter, folder)
+
+
+def _check_written(adapter: ModelAdapter, folder: Path) -> None:
+    """What a model is saved as is for transformers to say: one with adapters, for instance, as those alone."""
+    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
+        raise SelfCheckError(
+            f"saving a {type(adapter.model).__name__} wrote {sorted(path.name for path in folder.iterdir())}; expected "
+            "config.json and model.safetensors among them. Export a plain causal LM as AutoModelForCausalLM loads it"
+        )
 
 
 def _twin(adapter: ModelAdapter, weights: Mapping[int, Weight], dtype: torch.dtype | None) -> Any:

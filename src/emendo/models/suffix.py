@@ -203,12 +203,27 @@ def _block_arguments(
 
 def _refuse_sliding_window(adapter: ModelAdapter, batch: TokenBatch) -> None:
     """Past keys outside a sliding window are hidden from the model's own attention and would be seen here."""
-    config = adapter.config
-    window = getattr(config, "sliding_window", None)
-    active = getattr(config, "use_sliding_window", True)
+    windows = [window for block in adapter.blocks if (window := _window_of(adapter, block)) is not None]
     longest = int(batch.lengths.max())
-    if window is not None and active and longest > window:
+    if windows and longest > min(windows):
         raise InputError(
             f"an edit prompt has {longest} tokens in context, more than the model's sliding attention window of "
-            f"{window}; shorten the prompt"
+            f"{min(windows)}; shorten the prompt"
         )
+
+
+def _window_of(adapter: ModelAdapter, block: Any) -> int | None:
+    """How many positions a block's attention sees; None where it sees all of them.
+
+    Where layers differ, the attention module knows which kind it is (its configuration can name a window that no layer
+    has); otherwise the configuration speaks for all.
+    """
+    attention: Any = block.get_submodule(adapter.spec.attention)
+    kind = getattr(attention, "attention_type", None)
+    if kind == "global" or not getattr(attention, "is_sliding", True):
+        return None
+    if kind == "local":  # GPT-Neo
+        return int(attention.config.window_size)
+    holder = attention if hasattr(attention, "sliding_window") else adapter.config
+    window = getattr(holder, "sliding_window", None)
+    return None if window is None else int(window)

@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from emendo.models.adapter import ModelAdapter
 from emendo.models.hooks import StopForwardError
+from emendo.models.limits import check_ids, check_length
 from emendo.models.packed import ScoreRule, alibi_table, packed_attention
 from emendo.models.suffix import replay
 
@@ -176,8 +177,13 @@ def tree_hidden(adapter: ModelAdapter, forest: Forest) -> Float[Tensor, "nodes d
 
     Args:
         adapter: The model.
-        forest: Its sequences are no longer than the model has positions for.
+        forest: Its sequences.
+
+    Raises:
+        InputError: A sequence is longer than the model takes, or has a token that its embedding does not have.
     """
+    check_length(adapter, max(forest.depths) + 1)
+    check_ids(adapter, forest.tokens)
     device = adapter.device
     positions, ends = (torch.tensor(values, device=device) for values in (forest.depths, forest.ends))
     entering = _entering(adapter, torch.tensor(forest.tokens, device=device), positions)

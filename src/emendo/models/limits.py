@@ -1,0 +1,73 @@
+"""What a model takes as text: how long it may be, and which token ids its embedding has rows for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from emendo.errors import InputError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from emendo.models.adapter import ModelAdapter
+
+
+def longest_text(adapter: ModelAdapter) -> int:
+    """Longest text, in tokens, that the model has positions for and computes as it does any shorter one.
+
+    Raises:
+        UnsupportedModelError: The configuration names no length.
+    """
+    same_factors = _longrope_length(adapter.config)
+    return _positions(adapter) if same_factors is None else min(_positions(adapter), same_factors)
+
+
+def check_length(adapter: ModelAdapter, length: int) -> None:
+    """Refuse a text that is too long.
+
+    Raises:
+        InputError: It has more tokens than `longest_text`.
+    """
+    if length <= adapter.max_length:
+        return
+    message = f"a text has {length} tokens; {adapter.name!r} has positions for {_positions(adapter)}"
+    if (same_factors := _longrope_length(adapter.config)) is not None:
+        message += (
+            f", and computes all texts of a batch with other rotary factors once one is longer than {same_factors} "
+            "(rope_type longrope, original_max_position_embeddings); an edit would hold for one of the two only"
+        )
+    raise InputError(f"{message}. Expected at most {adapter.max_length}: shorten the text")
+
+
+def check_ids(adapter: ModelAdapter, ids: Sequence[int]) -> None:
+    """Refuse token ids that the embedding has no row for.
+
+    Raises:
+        InputError: An id is negative or too large.
+    """
+    rows = int(adapter.model.get_input_embeddings().weight.shape[0])
+    bad = next((token for token in (min(ids, default=0), max(ids, default=0)) if not 0 <= token < rows), None)
+    if bad is not None:
+        raise InputError(
+            f"a text has the token id {bad}, and the embedding of {adapter.name!r} has rows for 0 to {rows - 1}: its "
+            "tokenizer belongs to another model. Load the model's own tokenizer"
+        )
+
+
+def _positions(adapter: ModelAdapter) -> int:
+    for attribute in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+        if (value := getattr(adapter.config, attribute, None)) is not None:
+            return int(value)
+    if adapter.spec.max_length is not None:
+        return adapter.spec.max_length
+    raise UnsupportedModelError(
+        f"the configuration of {adapter.name!r} names no maximum length "
+        "(expected max_position_embeddings, n_positions, n_ctx or seq_length)"
+    )
+
+
+def _longrope_length(config: Any) -> int | None:
+    """Longest text with which every longrope of a configuration keeps its short factors; None without one."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    ropes = [parameters, *(part for part in parameters.values() if isinstance(part, dict))]  # one, or one a layer type
+    lengths = [rope["original_max_position_embeddings"] for rope in ropes if rope.get("rope_type") == "longrope"]
+    return min(map(int, lengths), default=None)

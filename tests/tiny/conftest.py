@@ -43,6 +43,12 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.fixture(autouse=True)
+def _own_home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes what the user has remembered."""
+    monkeypatch.setenv("EMENDO_HOME", str(shared_home))
+
+
 @pytest.fixture
 def home(shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EMENDO_HOME", str(shared_home))

@@ -75,15 +75,25 @@ def test_eval_without_a_folder_leaves_none(emendo: Command, model: str, data: st
         (("--measure", "probs"), "did you mean 'probes'"),
         (("--measure", "probes"), "has a probe"),
         (("--n", "400"), "n=400"),
-        (("--n", "0"), "at least 1"),
+        (("--n", "0"), "expected at least 1 record, found 0 (--n)"),
+        (("--data", "nosuch.jsonl"), "cannot read the data set 'nosuch.jsonl'"),
     ],
 )
 def test_eval_refuses_what_cannot_be(
-    arguments: tuple[str, ...], words: str, emendo: Command, model: str, data: str
+    arguments: tuple[str, ...],
+    words: str,
+    emendo: Command,
+    model: str,
+    data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    code, _, err = emendo("eval", "--model", model, "--data", data, "--n", "4", *arguments, "--quiet")
+    monkeypatch.setattr("emendo.models.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    code, _, err = emendo("eval", "--model", model, "--data", data, "--n", "4", "--out", "out", *arguments, "--quiet")
     assert code == 2
     assert words in err
+    assert "batch_size=0" not in err, "a batch size that was not given"
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_experiment_is_planned_run_and_taken_up(emendo: Command, model: str, data: str, tmp_path: Path) -> None:

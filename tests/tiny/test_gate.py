@@ -276,7 +276,7 @@ def test_an_exception_in_mid_gate_leaves_no_trace(
         return wrapped
 
     monkeypatch.setattr(look_module, "evaluate_records", failing(look_module.evaluate_records))
-    monkeypatch.setattr(look_module, "perplexity", failing(look_module.perplexity))
+    monkeypatch.setattr(look_module, "packaged_perplexity", failing(look_module.packaged_perplexity))
     with pytest.raises(KeyboardInterrupt):
         run_gate(session, update, RECORDS, EVERYTHING)
     assert calls == fails_at

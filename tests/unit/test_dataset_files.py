@@ -233,8 +233,19 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_an_error_quotes_some_bad_rows_and_counts_all(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="none of its 50 row") as caught:
         load(tmp_path, "\n".join([json.dumps(row(prompt="x"))] * 50))
-    assert len(caught.value.problems) == 21
-    assert caught.value.problems[-1] == "and 30 more"
+    assert len(caught.value.problems) == 4
+    assert caught.value.problems[-1] == "and 47 more like these"
+
+
+def test_an_error_quotes_bad_rows_of_every_kind(tmp_path: Path) -> None:
+    rows = [row(prompt="x"), *[row(subject="")] * 5, *[{**row(), f"field{n}": 1} for n in range(4)]]
+    with pytest.raises(DatasetError, match="none of its 10 row") as caught:
+        load(tmp_path, "\n".join(map(json.dumps, rows)), format="emendo")
+    found = caught.value.problems
+    assert [problem for problem in found if "more" in problem][:1] == ["and 2 more like these"]
+    assert len(found) <= 10
+    for line in (1, 2, 4, 7):
+        assert any(problem.startswith(f"line {line}:") for problem in found)
 
 
 # ---- fuzz --------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emendo import requests, strict_json
+from emendo import strict_json
 from emendo.errors import InputError, NumericalError, RequestError, UpdateFileError
-from emendo.requests import parse_records, read_records
+from emendo.requests import parse_records, read_records, reading
 from emendo.storage import TensorFileFormat, tensor_file, write_tensor_file
 from emendo.update import LayerUpdate, ModelUpdate
 
@@ -364,7 +364,7 @@ def test_bombs_in_request_files(line: str, words: str) -> None:
 def test_sizes_of_request_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "requests.jsonl"
     path.write_text(json.dumps(SOUND) + "\n")
-    monkeypatch.setattr(requests, "_MOST_BYTES", path.stat().st_size)
+    monkeypatch.setattr(reading, "_MOST_BYTES", path.stat().st_size)
     assert len(read_records(path)) == 1
     with path.open("a") as stream:
         stream.write("\n")
@@ -373,7 +373,7 @@ def test_sizes_of_request_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if sys.platform == "linux":
         with pytest.raises(RequestError, match="more than"):
             read_records("/dev/zero")
-    monkeypatch.setattr(requests, "_MOST_LINE", 50)
+    monkeypatch.setattr(reading, "_MOST_LINE", 50)
     with pytest.raises(RequestError, match=r"line 2: has .* characters, expected at most 50"):
         parse_records("\n" + json.dumps(copy.copy(SOUND)), "f")
 

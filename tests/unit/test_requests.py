@@ -289,6 +289,50 @@ def test_hostile_json_is_a_request_error(text: str) -> None:
     assert all(problem.startswith("line 1: ") for problem in problems_of(text))
 
 
+@pytest.mark.parametrize(
+    ("field", "hint"),
+    [
+        ("target_new", "did you mean 'target'?"),  # spelling alone would say target_true, its opposite
+        ("ground_truth", "did you mean 'target_true'?"),
+        ("rephrase_prompt", "did you mean 'paraphrase_prompts', which is a list?"),
+        ("Rephrase", "did you mean 'paraphrase_prompts', which is a list?"),
+        ("locality_prompts", "did you mean 'neighborhood_prompts'?"),
+        ("neighbours", "did you mean 'neighborhood_prompts'?"),
+        ("targt", "did you mean 'target'?"),
+        ("colour", "known: id, prompt, subject"),
+    ],
+)
+def test_a_field_of_another_tool_is_known(field: str, hint: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        record_from_dict({**ROW, field: "Rome"})
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"unknown field {field!r}; {hint}")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "hint"),
+    [
+        ("The Louvre is in", "The Louvre", "found 0: 'The Louvre is in'; expected '{} is in'"),
+        ("Paris, that is Paris, is in", "Paris", "found 0: 'Paris, that is Paris, is in'"),
+        ("It is in", "The Louvre", "found 0: 'It is in'"),
+        ("It is in", 7, "found 0: 'It is in'"),
+        ("It is in", " ", "found 0: 'It is in'"),
+        ("The Louvre {} {}", "The Louvre", "found 2: 'The Louvre {} {}'"),
+    ],
+)
+def test_a_prompt_that_holds_its_subject_is_shown_with_a_slot(prompt: str, subject: Any, hint: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        record_from_dict({**ROW, "prompt": prompt, "subject": subject})
+    (problem,) = (problem for problem in raised.value.problems if problem.startswith("prompt must hold"))
+    assert problem.endswith(hint)
+
+
+def test_no_slot_is_suggested_for_a_subject_that_is_missing() -> None:
+    with pytest.raises(RequestError) as raised:
+        record_from_dict({"prompt": "A well-known tower is in", "target": "Rome"})
+    assert raised.value.problems[-1].endswith("found 0: 'A well-known tower is in'")
+
+
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
 def test_only_line_breaks_end_a_line(separator: str) -> None:
     """JSON strings may hold U+2028 and U+0085 as they are; str.splitlines would cut them."""
@@ -345,9 +389,9 @@ def test_paths_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 
 
 def test_the_packaged_facts_are_records() -> None:
-    import emendo.requests
+    import emendo
 
-    path = Path(emendo.requests.__file__).parent / "data" / "demo_facts.jsonl"
+    path = Path(emendo.__file__).parent / "data" / "demo_facts.jsonl"
     records = read_records(path)
     assert len(records) == len({record.request.id for record in records}) > 10
     check_requests([record.request for record in records])

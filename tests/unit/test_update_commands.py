@@ -60,7 +60,7 @@ def test_show(emendo: Command, updates: list[ModelUpdate]) -> None:
     assert first["norm"] == pytest.approx(float(updates[1].layers[0].delta().norm()), rel=1e-5)
     code, out, _ = emendo("show", "b")
     assert code == 0
-    for words in (updates[1].id, "linear", f"{updates[0].id[:12]}…", "method test", "1-4", "layers.2.down"):
+    for words in (updates[1].id, "linear", f"{updates[0].id[:12]}…", "method test", "1-4", "Layer N is layers.N.down"):
         assert words in out
 
 
@@ -69,6 +69,25 @@ def test_show_takes_the_folder_of_an_edit(emendo: Command, updates: list[ModelUp
     shown = document(emendo("show", "edit", "--json"))
     assert shown["id"] == updates[0].id
     assert shown["preceding"] == []
+
+
+def test_show_names_modules_that_differ(emendo: Command, updates: list[ModelUpdate], tmp_path: Path) -> None:
+    first, second = updates[1].layers
+    replace(updates[1], layers=(first, replace(second, module="other.2.down"))).save(tmp_path / "odd")
+    out = emendo("show", "odd")[1]
+    assert "other.2.down" in out
+    assert "Layer N is" not in out
+
+
+@pytest.mark.parametrize("command", [("show",), ("scale", "--factor", "2", "--out", "new"), ("fold", "--out", "new")])
+def test_what_is_not_there_is_said_to_be_missing(command: tuple[str, ...], emendo: Command, tmp_path: Path) -> None:
+    code, _, err = emendo(command[0], "nosuch", *command[1:])
+    assert code == 2
+    assert "there is no file at 'nosuch'; expected an update" in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = emendo(command[0], "empty", *command[1:])
+    assert code == 2
+    assert "the folder 'empty' holds no update.safetensors" in err
 
 
 def test_merge(emendo: Command, updates: list[ModelUpdate], tmp_path: Path) -> None:
@@ -132,7 +151,7 @@ def test_a_file_that_is_there_is_left_alone_unless_told_otherwise(
     [
         (("show", "nothing"), "no file at 'nothing'"),
         (("show", "damaged"), "damaged"),
-        (("show", "."), "no file at 'update.safetensors'"),
+        (("show", "."), "the folder '.' holds no update.safetensors"),
         (("merge", "a", "c", "--out", "new"), "give those too"),
         (("merge", "a", "a", "--out", "new"), "hold the same update"),
         (("merge", "a", "other", "--out", "new"), "only updates of one base"),

@@ -9,9 +9,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from emendo import __version__
 from emendo.cli import (
     catalog,
     data,
@@ -29,6 +31,7 @@ from emendo.cli import (
 )
 from emendo.cli.sections import SectionedGroup
 from emendo.errors import EmendoError
+from emendo.printable import printable, printable_json
 
 app = typer.Typer(
     name="emendo",
@@ -57,6 +60,21 @@ app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 
 _INTERRUPTED = 130
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"emendo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of the command itself; what it is about stands where it is made."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,7 +110,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(arguments: list[str], kind: str, message: str, code: int) -> int:
-    print(f"emendo: {message}", file=sys.stderr)
+    print("emendo:", printable(message, keep="\n"), file=sys.stderr)
     if "--json" in arguments:
-        print(json.dumps({"error": {"type": kind, "message": message, "exit_code": code}}, ensure_ascii=False))
+        document = {"error": {"type": kind, "message": message, "exit_code": code}}
+        print(printable_json(json.dumps(document, ensure_ascii=False)))
     return code

@@ -14,6 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from emendo import strict_json
+from emendo.printable import printable, printable_json
+
+_EVERY = 30.0
+"""Seconds between two signs of life of a stage, where there is no bar."""
+
+_NOTES = {
+    "second moments": "Second moments are collected once for a model, its layers and a text; later edits read them "
+    "from EMENDO_HOME."
+}
+"""What is said once when a stage begins that will not come again."""
 
 
 class Terminal:
@@ -32,18 +42,27 @@ class Terminal:
         self.seconds: dict[str, float] = {}
         self._bar: RichProgress | None = None
         self._stage = ""
-        self._begin = 0.0
+        self._begin = self._told = 0.0
+        self._done = 0
+        self._total: int | None = None
+        self._noted: set[str] = set()
 
     # ---- Progress ----------------------------------------------------------------------------------------
 
     def start(self, stage: str, total: int | None = None) -> None:
-        """Show a stage: a live bar on a terminal, a line when it is done elsewhere."""
+        """Show a stage: a live bar on a terminal, lines elsewhere."""
         self.finish()
         self._stage, self._begin = stage, time.perf_counter()
-        if self.err.is_terminal and not self.quiet:
+        self._done, self._total, self._told = 0, total, self._begin
+        if (note := _NOTES.get(stage)) and stage not in self._noted:
+            self._noted.add(stage)
+            self.message(note)
+        if not self.err.is_terminal:
+            self._dim(f"{stage} …")
+        elif not self.quiet:
             self._bar = RichProgress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -51,12 +70,19 @@ class Terminal:
                 transient=True,
             )
             self._bar.start()
-            self._bar.add_task(stage, total=total)
+            self._bar.add_task(printable(stage), total=total)
 
     def advance(self, n: int = 1) -> None:
         """Count finished units."""
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0], n)
+            return
+        self._done += n
+        now = time.perf_counter()
+        if self._stage and now - self._told >= _EVERY:
+            self._told = now
+            of = "" if self._total is None else f" of {self._total}"
+            self._dim(f"{self._stage}: {self._done}{of} after {now - self._begin:.0f} s")
 
     def finish(self) -> None:
         """End the stage and add its time."""
@@ -66,27 +92,32 @@ class Terminal:
         if self._stage:
             took = time.perf_counter() - self._begin
             self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + took
-            self.err.print(f"  {self._stage}: {took:.1f} s", style="dim", highlight=False)
+            self._dim(f"{self._stage}: {took:.1f} s")
             self._stage = ""
+
+    def _dim(self, text: str) -> None:
+        self.err.print(f"  {printable(text)}", style="dim", highlight=False, markup=False)
 
     # ---- results -----------------------------------------------------------------------------------------
 
     def message(self, text: str) -> None:
         """One line for people, on standard error."""
-        self.err.print(text, highlight=False, markup=False)
+        self.err.print(printable(text, keep="\n"), highlight=False, markup=False)
 
     def result(self, document: dict[str, Any]) -> None:
         """The JSON document, where it was asked for."""
         if self.json_output:
-            print(strict_json.dumps(document, indent=2), flush=True)
+            print(printable_json(strict_json.dumps(document, indent=2)), flush=True)
 
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people, on standard output; nothing under --json."""
         if self.json_output:
             return
-        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", highlight=False)
+        table = Table(
+            title=_cell(title), title_justify="left", title_style="bold", header_style="bold", highlight=False
+        )
         for name in header:
-            table.add_column(name, overflow="fold")
+            table.add_column(_cell(name), overflow="fold")
         for row in rows:
             table.add_row(*(_cell(cell) for cell in row))
         self.out.print(table)
@@ -113,7 +144,7 @@ class Terminal:
     def line(self, text: str) -> None:
         """A line of the result for people, on standard output; nothing under --json."""
         if not self.json_output:
-            self.out.print(text, highlight=False, markup=False)
+            self.out.print(printable(text), highlight=False, markup=False)
 
 
 _BORDER = 3  # of a column: a rule, and a space on each side
@@ -133,8 +164,13 @@ def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
     return parts
 
 
-def _cell(value: object) -> Text:
+def _cell(value: object, style: str = "") -> Text:
     if value is None:
         return Text("–")
     # Text, because rich would read brackets in a string as markup.
-    return Text(f"{value:.1f}" if isinstance(value, float) else str(value))
+    return Text(f"{value:.1f}" if isinstance(value, float) else printable(str(value), keep="\n"), style=style)
+
+
+def shortened(text: str, most: int) -> str:
+    """The beginning of a text that is too long to be shown."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -12,12 +12,17 @@ from emendo.cli import options
 from emendo.cli.console import Terminal
 from emendo.cli.edit import run_edit
 
+_OUT = Path("out/demo")
+
 
 def demo(
     method: options.Method = "emmet",
     layers: options.Layers = None,
     settings: options.Set = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the update and the reports.")] = Path("out/demo"),
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the update and the reports; only the default is replaced.")
+    ] = _OUT,
+    overwrite: options.Overwrite = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     json_output: options.Json = False,
@@ -26,12 +31,13 @@ def demo(
     """Change SmolLM2-135M's mind about dozens of facts that it knows, keep the rest, and change it back."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
-    from emendo.report import check_writable
+    from emendo.report import check_free
     from emendo.requests import parse_records
     from emendo.techniques import asked_after, check_named
 
     technique = check_named(method, chosen_settings)
-    check_writable(out)
+    overwrite = overwrite or out == _OUT  # so that the demo can be run again
+    check_free(out, overwrite=overwrite)
     file = resources.files("emendo") / "data" / "demo_facts.jsonl"
     records = parse_records(file.read_text(encoding="utf-8"), "demo_facts.jsonl")
     asked_after(technique, records)
@@ -42,4 +48,4 @@ def demo(
     terminal.message(f"Editing {len(records)} facts in SmolLM2-135M-Instruct with {method}")
     lm = load("demo", device=device, progress=terminal)
     session = EditSession(lm, seed=seed, progress=terminal)
-    run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out)
+    run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, overwrite=overwrite)

@@ -11,7 +11,7 @@ import typer
 from emendo.cli import gate, options
 from emendo.cli import ledger as ledgers
 from emendo.cli.catalog import show_method
-from emendo.cli.console import Terminal
+from emendo.cli.console import Terminal, shortened
 from emendo.errors import RequestError
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from emendo.report import Judgement
     from emendo.requests import EditRecord
     from emendo.session import EditSession
+
+_MOST_SHOWN, _MOST_NAMED, _MOST_CHARACTERS = 20, 5, 100
+"""Requests in the table of a plan, requests that a note names, characters of a cell."""
 
 
 def edit(
@@ -34,6 +37,10 @@ def edit(
     layers: options.Layers = None,
     settings: options.Set = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the update and the reports.")] = None,
+    overwrite: options.Overwrite = False,
+    no_judge: Annotated[
+        bool, typer.Option("--no-judge", help="Write the edit unmeasured: no scores, perplexity or answers.")
+    ] = False,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print what would be done, with every value's origin; edit nothing.")
     ] = False,
@@ -56,14 +63,14 @@ def edit(
     # Everything that can be refused is refused before the model is loaded.
     records = _records(prompt, subject, target, target_true, requests)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
-    from emendo.report import check_writable
+    from emendo.report import check_free
     from emendo.requests import check_requests
     from emendo.techniques import asked_after, check_named
 
     check_requests([record.request for record in records])
     asked_after(check_named(method, chosen_settings), records)
     if out is not None:
-        check_writable(out)
+        check_free(out, overwrite=overwrite or plan_only)
     ledgers.check_ledger(ledger, records, replace=replace)
     chosen_gate = gate.choose_gate(limits, force)
 
@@ -76,7 +83,11 @@ def edit(
         show_plan(terminal, session, asked_after(resolved.config, records), resolved.to_dict())
         return
     with ledgers.pending_edit(terminal, ledger, session, records, replace=replace, message=message, who=who) as pending:
-        run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate)
+        run_edit(
+            *(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate),
+            overwrite=overwrite,
+            judged=not no_judge,
+        )
 
 
 def run_edit(
@@ -89,8 +100,24 @@ def run_edit(
     out: Path | None,
     pending: PendingEdit | None = None,
     chosen_gate: gate.GateChoice | None = None,
+    *,
+    overwrite: bool = False,
+    judged: bool = True,
 ) -> dict[str, Any]:
     """Plan, judge, show and write an edit; the session is left without it, unless it goes into a ledger.
+
+    Args:
+        terminal: Of the command.
+        session: Holds the model.
+        records: The facts with their probes.
+        method: A method or baseline.
+        layers: Edited layers; None: the method's.
+        settings: Its settings by dotted name.
+        out: Folder of the result; None: none is written.
+        pending: The ledger's side of the edit, if it goes into one.
+        chosen_gate: The limits that it has to hold, if any.
+        overwrite: Replace a result that is in the folder.
+        judged: Measure the model without the edit and with it.
 
     Returns:
         The report document, which has been printed under --json.
@@ -98,11 +125,11 @@ def run_edit(
     Raises:
         GateError: The edit fails the gate, and was shown and not written.
     """
-    from emendo.report import judge, report_document, write_folder
+    from emendo.report import NOT_JUDGED, judge, report_document, write_folder
 
     begin = time.perf_counter()
     plan = session.plan([record.request for record in records], method, layers=layers, settings=settings)
-    judgement = judge(session, plan, records, progress=terminal)
+    judgement = judge(session, plan, records, progress=terminal) if judged else None
     gated = None
     if chosen_gate is not None:
         plan, gated = chosen_gate.hold(terminal, session, plan, records)
@@ -113,10 +140,13 @@ def run_edit(
     # Rolled back is checked on the bytes of every touched matrix.
     checked = session.verify_rolled_back()
     document["rolled_back_bitwise"] = checked
-    document["files"] = write_folder(out, plan.update, document) if out is not None else {}
+    document["files"] = write_folder(out, plan.update, document, overwrite=overwrite) if out is not None else {}
     if pending is not None and (gated is None or gated.admitted):
         document["ledger"] = ledgers.keep_edit(terminal, pending, plan.update, document)
-    show_judgement(terminal, judgement)
+    if judgement is None:
+        terminal.line(f"{NOT_JUDGED} (--no-judge).")
+    else:
+        show_judgement(terminal, judgement)
     if gated is not None:
         gate.show_gate(terminal, gated)
     _show_cost(terminal, document)
@@ -175,7 +205,9 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
 
     lm = session.lm
     read = []
+    terminal.start("requests", len(records))
     for record in records:
+        terminal.advance()
         edit = align_edit(lm, record.request)
         read.append(
             {
@@ -184,14 +216,32 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
                 "target_tokens": [lm.decode([token]) for token in edit.target_ids],
             }
         )
+    terminal.finish()
     show_method(terminal, method["name"], method)
+    _show_requests(terminal, records, read)
+    terminal.line("Nothing was edited (--plan-only).")
+    terminal.result({"plan_only": True, "base": session.base, "method": method, "requests": read})
+
+
+def _show_requests(terminal: Terminal, records: list[EditRecord], read: list[dict[str, Any]]) -> None:
+    """The first requests as the model reads them, and what is odd about any of them."""
+    rows = (
+        (r["subject"], repr(r["subject_last_token"]), str(r["target_tokens"]), r["prompt"]) for r in read[:_MOST_SHOWN]
+    )
     terminal.table(
         "Requests as the model reads them",
         ("subject", "last subject token", "target tokens", "prompt"),
-        ((r["subject"], repr(r["subject_last_token"]), str(r["target_tokens"]), r["prompt"]) for r in read),
+        ([shortened(cell, _MOST_CHARACTERS) for cell in row] for row in rows),
     )
-    terminal.line("Nothing was edited (--plan-only).")
-    terminal.result({"plan_only": True, "base": session.base, "method": method, "requests": read})
+    if len(read) > _MOST_SHOWN:
+        terminal.line(f"and {len(read) - _MOST_SHOWN} more (--json has all)")
+    from emendo.requests import same_text
+
+    known = [r.request.label for r in records if r.target_true and same_text(r.target_true) == r.request.answer]
+    if known:
+        more = f" and {len(known) - _MOST_NAMED} more" if len(known) > _MOST_NAMED else ""
+        told = ", ".join(shortened(label, _MOST_CHARACTERS) for label in known[:_MOST_NAMED])
+        terminal.line(f"Note: target and target_true are the same, so there is nothing to change, for {told}{more}.")
 
 
 def _show_cost(terminal: Terminal, document: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from emendo.errors import ExperimentError
 
 if TYPE_CHECKING:
     from emendo.experiments import Cell, Experiment, Measures
+    from emendo.techniques import Technique
 
 
 def evaluate(
@@ -58,7 +59,7 @@ def evaluate(
     from emendo.report import check_writable
     from emendo.techniques import check_named
 
-    check_named(method, chosen_settings)
+    technique = check_named(method, chosen_settings)
     if out is not None:
         check_writable(out)
     cell = _cell(
@@ -76,6 +77,7 @@ def evaluate(
         seed=seed,
         measures=_measures(measure or []),
     )
+    _check_records(cell, technique)
     from emendo.experiments import Experiment
     from emendo.models import load
 
@@ -112,6 +114,8 @@ def _cell(**values: Any) -> Cell:
     from emendo.experiments import MODES, SCHEDULES, Cell, default_batch_size, default_schedule
     from emendo.suggest import unknown_name
 
+    if values["n"] < 1:
+        raise ExperimentError(f"there is nothing to edit: expected at least 1 record, found {values['n']} (--n)")
     known = {"mode": MODES, "schedule": SCHEDULES, "part": PARTS}
     for name, names in known.items():
         if values[name] is not None and values[name] not in names:
@@ -120,6 +124,26 @@ def _cell(**values: Any) -> Cell:
     if values["batch_size"] is None:
         values["batch_size"] = default_batch_size(values["mode"], values["n"])
     return Cell(**values)
+
+
+def _check_records(cell: Cell, technique: Technique) -> None:
+    """Read the data before the model is loaded and anything is written, and refuse what can be refused without it.
+
+    Raises:
+        InputError: The data cannot be read, or does not have the records that the cell is about.
+    """
+    from emendo.datasets import load_records
+    from emendo.experiments.data import Source, select_records
+    from emendo.experiments.questions import check_measures
+    from emendo.techniques import asked_after
+
+    loaded = load_records(cell.data)
+    if cell.only_answered is not None:
+        return  # which records these are only the model can tell
+    source = Source(cell.data, loaded.records, len(loaded.rejected), sha256="")
+    records = select_records(source, cell, lambda found, _: list(found))
+    asked_after(technique, records)
+    check_measures(cell, records)
 
 
 def _measures(names: Sequence[str]) -> Measures:
@@ -171,7 +195,9 @@ def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:
     """Everything that a cell found, in tables that say what they are of."""
     cell = summary["cell"]
     if summary["error"] is not None:
-        terminal.line(f"{summary['error']['type']} in batch {summary['error']['batch']}: {summary['error']['message']}")
+        error = summary["error"]
+        for line in f"{error['type']} in batch {error['batch']}: {error['message']}".splitlines():
+            terminal.line(line)
     of = f"{cell['method']}, mode {cell['mode']}, batch size {cell['batch_size']}, n = {cell['n']}, seed {cell['seed']}"
     _show_scores(terminal, summary, of)
     for key, name in _ANSWERS.items():

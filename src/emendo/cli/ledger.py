@@ -247,14 +247,11 @@ def pending_edit(
 
 
 def keep_edit(terminal: Terminal, pending: PendingEdit, update: Any, document: dict[str, Any]) -> dict[str, Any]:
-    """Commit a judged edit; gives what the report says about the record."""
-    judgement = document["judgement"]
-    metrics = {
-        "layers": document["layers"],
-        "before": judgement["before"]["scores"],
-        "after": judgement["after"]["scores"],
-        "perplexity": judgement["perplexity"],
-    }
+    """Commit an edit with what was measured; gives what the report says about the record."""
+    metrics = {"layers": document["layers"]}
+    if (judgement := document["judgement"]) is not None:
+        scores = {when: judgement[when]["scores"] for when in ("before", "after")}
+        metrics |= {**scores, "perplexity": judgement["perplexity"]}
     record = pending.commit(update, metrics=metrics, gate=document.get("gate"))
     terminal.line(f"Ledger: record {record.id[:12]} ({record.operation}, number {record.number})")
     return record.to_dict()

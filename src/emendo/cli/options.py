@@ -15,6 +15,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting of the method; may be repeated.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of sampled contexts and self-sampled second moments.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result that --out holds already.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
-from emendo.errors import OutputError
+from emendo.errors import OutputError, UpdateFileError
 
 if TYPE_CHECKING:
     from emendo.compose import Folded
@@ -43,22 +44,7 @@ def show(file: _File, json_output: options.Json = False) -> None:
         ("prompt", "subject", "target"),
         ((row.get("prompt"), row.get("subject"), row.get("target")) for row in document["requests"]),
     )
-    terminal.table(
-        "Layers (ΔW as factors of that rank; past break-even a dense matrix would be smaller)",
-        ("layer", "module", "d_out x d_in", "rank", "break-even", "keys", "norm of ΔW"),
-        (
-            (
-                row["layer"],
-                row["module"],
-                f"{row['d_out']} x {row['d_in']}",
-                row["rank"],
-                row["break_even"],
-                row["keys"],
-                f"{row['norm']:.4g}",
-            )
-            for row in document["layers"]
-        ),
-    )
+    _show_layers(terminal, document["layers"])
     terminal.result(document)
 
 
@@ -141,11 +127,48 @@ def scale(
     terminal.result({"file": str(out), "update": _described(scaled), "scaled": scaled.info["scaled"]})
 
 
+def _show_layers(terminal: Terminal, layers: list[dict[str, Any]]) -> None:
+    """The factors of each layer; modules that are named alike but for the layer are named once."""
+    pattern = _common_name(layers)
+    names = () if pattern else ("module",)
+    terminal.table(
+        "Layers (ΔW as factors of that rank; past break-even a dense matrix would be smaller)",
+        ("layer", *names, "d_out x d_in", "rank", "break-even", "keys", "norm of ΔW"),
+        (
+            (
+                row["layer"],
+                *(row[name] for name in names),
+                f"{row['d_out']} x {row['d_in']}",
+                row["rank"],
+                row["break_even"],
+                row["keys"],
+                f"{row['norm']:.4g}",
+            )
+            for row in layers
+        ),
+    )
+    if pattern:
+        terminal.line(f"Layer N is {pattern}")
+
+
+def _common_name(layers: list[dict[str, Any]]) -> str | None:
+    """The one name of all modules with N for the layer; None where there is none."""
+    names = {
+        ".".join("N" if part == str(row["layer"]) else part for part in row["module"].split(".")) for row in layers
+    }
+    return names.pop() if len(names) == 1 else None
+
+
 def _load(path: Path) -> ModelUpdate:
     from emendo.report.folder import UPDATE_NAME
     from emendo.update import ModelUpdate
 
-    return ModelUpdate.load(path / UPDATE_NAME if path.is_dir() else path)
+    folder = os.path.isdir(path)  # of os.path: False, not an error, for a path that no file can have
+    file = path / UPDATE_NAME if folder else path
+    if not os.path.isfile(file):
+        found = f"the folder {str(path)!r} holds no {UPDATE_NAME}" if folder else f"there is no file at {str(path)!r}"
+        raise UpdateFileError(f"{found}; expected an update, or the folder that `emendo edit --out` wrote")
+    return ModelUpdate.load(file)
 
 
 def _check_out(out: Path, force: bool) -> None:

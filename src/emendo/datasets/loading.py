@@ -24,8 +24,8 @@ from emendo.requests import EditRecord, shown
 _MOST_BYTES = 512 * 2**20
 """Of a file, which is read whole; all of CounterFact is 45 MB. A device without an end is refused here too."""
 
-_SHOWN = 20
-"""Bad rows that an error quotes; the counts cover all."""
+_SHOWN, _KINDS_SHOWN = 3, 6
+"""Bad rows of one kind, and kinds of them, that an error quotes; the counts cover all."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,11 @@ def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
 
     What a reason quotes of the row is left out, so that equal problems are counted together.
     """
-    return dict(Counter(re.split(r", found |: |; | \(char|\[\d", entry.reason)[0] for entry in rejected).most_common())
+    return dict(Counter(_kind(entry.reason) for entry in rejected).most_common())
+
+
+def _kind(reason: str) -> str:
+    return re.split(r", found |: |; | \(char|\[\d", reason)[0]
 
 
 def _open_file(path: Path, name: str) -> tuple[dict[str, Any], Iterator[Row]]:
@@ -173,6 +177,13 @@ def _open_file(path: Path, name: str) -> tuple[dict[str, Any], Iterator[Row]]:
 
 
 def _nothing_usable(name: str, reason: str, rejected: Sequence[Rejected | Row]) -> DatasetError:
-    reasons = [f"line {entry.line}: {entry.reason}" for entry in rejected[:_SHOWN]]
-    more = [f"and {len(rejected) - _SHOWN} more"] if len(rejected) > _SHOWN else []
-    return DatasetError(f"{name}: none of its {len(rejected)} row(s) {reason}:", reasons + more)
+    kinds: dict[str, list[str]] = {}
+    for entry in rejected:
+        kinds.setdefault(_kind(entry.reason), []).append(f"line {entry.line}: {entry.reason}")
+    problems: list[str] = []
+    for same in list(kinds.values())[:_KINDS_SHOWN]:
+        problems += same[:_SHOWN]
+        problems += [f"and {len(same) - _SHOWN} more like these"] if len(same) > _SHOWN else []
+    left = sum(len(same) for same in list(kinds.values())[_KINDS_SHOWN:])
+    problems += [f"and {left} more of {len(kinds) - _KINDS_SHOWN} other kinds"] if left else []
+    return DatasetError(f"{name}: none of its {len(rejected)} row(s) {reason}:", problems)

@@ -11,11 +11,10 @@ from emendo.evaluate import (
     evaluate_records,
     generate_texts,
     next_token_log_probs,
-    packaged_text,
-    perplexity,
 )
 from emendo.evaluate.matching import normalised_words
 from emendo.gate.config import Checks
+from emendo.held_out import packaged_perplexity
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRecord
@@ -71,7 +70,7 @@ def look(
     generates = any(
         check is not None and check.success == "generated" for check in (checks.efficacy, checks.paraphrase)
     )
-    text = perplexity(adapter, packaged_text(), progress=progress) if checks.perplexity_ratio else None
+    text = packaged_perplexity(adapter, progress=progress) if checks.perplexity_ratio else None
     return Look(
         scores=evaluate_records(adapter, records, progress=progress) if scored else None,
         generated=_generated(adapter, records, progress) if generates else None,

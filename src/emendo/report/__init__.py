@@ -1,14 +1,16 @@
 """Reports: what an edit did, for people and for machines."""
 
-from emendo.report.folder import check_writable, report_document, write_folder
+from emendo.report.folder import check_free, check_writable, report_document, write_folder
 from emendo.report.judge import Judgement, Sample, judge
-from emendo.report.markdown import SHOWN_SCORES, markdown_report
+from emendo.report.markdown import NOT_JUDGED, SHOWN_SCORES, markdown_report
 from emendo.report.tables import layer_table, target_table, training_table
 
 __all__ = [
+    "NOT_JUDGED",
     "SHOWN_SCORES",
     "Judgement",
     "Sample",
+    "check_free",
     "check_writable",
     "judge",
     "layer_table",

@@ -37,6 +37,24 @@ def check_writable(folder: Path) -> None:
         raise OutputError(f"cannot write to {str(folder)!r}: no permission in {str(at)!r} (--out)")
 
 
+def check_free(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse a folder that could not be written or that holds a result, before any work is done; nothing is changed.
+
+    Args:
+        folder: Where a result shall go.
+        overwrite: A result that is there will be replaced.
+
+    Raises:
+        OutputError: See `check_writable`; or there is an update, which is not to be overwritten.
+    """
+    check_writable(folder)
+    if not overwrite and os.path.lexists(folder.expanduser() / UPDATE_NAME):
+        raise OutputError(
+            f"{str(folder)!r} holds the result of an edit already ({UPDATE_NAME}); choose another folder (--out), or "
+            "replace that result (--overwrite)"
+        )
+
+
 def report_document(plan: Plan, judgement: Judgement | None, seconds: dict[str, float]) -> dict[str, Any]:
     """Everything about an edit as one JSON document."""
     return {
@@ -57,20 +75,36 @@ def report_document(plan: Plan, judgement: Judgement | None, seconds: dict[str, 
     }
 
 
-def write_folder(folder: Path, update: ModelUpdate, document: dict[str, Any]) -> dict[str, str]:
+def write_folder(
+    folder: Path, update: ModelUpdate, document: dict[str, Any], *, overwrite: bool = False
+) -> dict[str, str]:
     """Write update, report.json and report.md, each whole or not at all.
+
+    Args:
+        folder: Made where there is none.
+        update: The edit.
+        document: As `report_document` makes it.
+        overwrite: Replace a result that is there.
 
     Returns:
         The paths written, by kind.
 
     Raises:
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or holds a result.
     """
-    check_writable(folder)
+    check_free(folder, overwrite=overwrite)
     folder = folder.expanduser()
-    # The update last: a folder that has one is complete.
+    # The update goes first and comes last: a folder that has one has the reports of the same edit.
+    _remove(folder / UPDATE_NAME)
     write_text(folder / "report.json", strict_json.dumps(document, indent=2) + "\n")
     write_text(folder / "report.md", markdown_report(document))
     update.save(folder / UPDATE_NAME)
     names = {"update": UPDATE_NAME, "report": "report.json", "markdown": "report.md"}
     return {kind: str(folder / name) for kind, name in names.items()}
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot replace {str(path)!r}: {error}; choose another folder (--out)") from error

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from emendo.evaluate import RecordScores, evaluate_records, packaged_text, perplexity
+from emendo.evaluate import RecordScores, evaluate_records
+from emendo.held_out import packaged_perplexity
 from emendo.plan import Plan
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
@@ -101,7 +102,7 @@ def judge(
 
     def look(records: Sequence[EditRecord]) -> tuple[RecordScores, float, list[str]]:
         scores = evaluate_records(lm, records, progress=progress)
-        ppl = perplexity(lm, packaged_text(), progress=progress).value
+        ppl = packaged_perplexity(lm, progress=progress).value
         prompts = [prompt for _, prompt, _ in _prompts(records[:shown])]
         progress.start("generation", len(prompts))
         texts: list[str] = []

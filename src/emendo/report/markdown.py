@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from emendo.printable import printable
 from emendo.report.tables import layer_table, target_table, training_table
+
+NOT_JUDGED = "Nothing was judged: what this edit does to its facts, their neighbours and other text was not measured"
+"""Said where a judgement would stand."""
 
 SHOWN_SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 
@@ -27,6 +31,8 @@ def markdown_report(document: dict[str, Any]) -> str:
     ]
     if (judgement := document["judgement"]) is not None:
         lines += _judgement(judgement)
+    else:
+        lines += [f"{NOT_JUDGED}.", ""]
     if (gate := document.get("gate")) is not None:
         lines += _gate(gate)
     lines += ["## What the edit does to each layer", ""]
@@ -119,6 +125,6 @@ def _interval(bounds: Sequence[float] | None) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in cells) + " |"
+        return "| " + " | ".join(printable(" ".join(str(cell).replace("|", "\\|").split())) for cell in cells) + " |"
 
     return [line(header), line("---" for _ in header), *(line(row) for row in rows), ""]

@@ -11,7 +11,7 @@ Rows: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def layer_table(document: Mapping[str, Any]) -> Rows:
-    """What the edit does to each layer; a column that no layer has a value for is left out.
+    """What the edit does to each layer; a column of no value, or of λ = 0, in every layer is left out.
 
     Args:
         document: As `emendo.report.folder.report_document` makes it.
@@ -29,7 +29,8 @@ def layer_table(document: Mapping[str, Any]) -> Rows:
         "dimensions kept": lambda layer: _kept(layer) if null_space else None,
     }
     rows = [[cell(layer) for cell in columns.values()] for layer in document["layers"]]
-    used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+    plain = {"effective λ": "0"}  # equality, as memorization.s = 0 among the settings says already
+    used = [i for i, name in enumerate(columns) if any(row[i] not in (None, plain.get(name)) for row in rows)]
     names = tuple(columns)
     return tuple(names[i] for i in used), [tuple(row[i] or "–" for i in used) for row in rows]
 

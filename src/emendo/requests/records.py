@@ -1,21 +1,14 @@
-"""What to edit: requests, records (a request with probes), their JSONL form and validation."""
+"""What to edit: requests, records (a request with probes), and what makes one valid."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-import reprlib
 import unicodedata
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from emendo.errors import ConflictError, RequestError
-
-SLOT = "{}"
+from emendo.requests.hints import SLOT, shown, with_slot
 
 PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 """The fields of a record that are lists of prompts."""
@@ -30,17 +23,6 @@ PROBE_KINDS = {
     "locality": "what the edit must not touch",
 }
 """What a probe may ask, and what each kind means."""
-
-_PROBE_FIELDS = ("kind", "prompt", "answers", "group")
-
-_MOST_BYTES = 512 * 2**20
-"""Of a request file; all of CounterFact is 45 MB. A device or pipe without an end is refused here too."""
-
-_MOST_LINE = 2**20
-"""Characters of one record. Parsed, a short text of brackets takes thirty times its length in memory."""
-
-_MOST_PROBLEMS = 1000
-"""Bad lines after which reading stops: the file is something else."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,7 @@ class EditRequest:
     id: str = ""
 
     def __post_init__(self) -> None:
-        problems = _problems(self.prompt, self.subject, self.target, self.id)
+        problems = request_problems(self.prompt, self.subject, self.target, self.id)
         if problems:
             raise RequestError("this edit request cannot be used:", problems)
 
@@ -168,7 +150,7 @@ class EditRecord:
         return {name: value for name, value in row.items() if value or name in required}
 
 
-def _problems(prompt: object, subject: object, target: object, id: object = "") -> list[str]:
+def request_problems(prompt: object, subject: object, target: object, id: object = "") -> list[str]:
     """Every reason why these four fields do not make a request."""
     found: list[str] = []
     for name, value in (("prompt", prompt), ("subject", subject), ("target", target)):
@@ -176,14 +158,16 @@ def _problems(prompt: object, subject: object, target: object, id: object = "") 
             found.append(f"{name} must be a string, found {type(value).__name__}: {shown(value)}")
         elif not value.strip():
             found.append(f"{name} is empty")
-        elif not _is_text(value):
+        elif not is_text(value):
             found.append(f"{name} holds half of a surrogate pair, which no tokenizer can read: {shown(value)}")
     if not isinstance(id, str):
         found.append(f"id must be a string, found {type(id).__name__}: {shown(id)}")
-    elif not _is_text(id):
+    elif not is_text(id):
         found.append(f"id holds half of a surrogate pair: {shown(id)}")
     if isinstance(prompt, str) and prompt.strip() and prompt.count(SLOT) != 1:
-        found.append(f"prompt must hold exactly one {{}} for the subject, found {prompt.count(SLOT)}: {shown(prompt)}")
+        slots = prompt.count(SLOT)
+        better = with_slot(prompt, subject) if slots == 0 else ""
+        found.append(f"prompt must hold exactly one {{}} for the subject, found {slots}: {shown(prompt)}{better}")
     if isinstance(subject, str) and SLOT in subject:
         found.append(f"subject must not hold {{}}: {shown(subject)}")
     return found
@@ -194,17 +178,19 @@ def _probe_problems(kind: object, prompt: object, answers: object, group: object
     found: list[str] = []
     if not isinstance(kind, str) or kind not in PROBE_KINDS:
         found.append(f"kind must be one of {', '.join(PROBE_KINDS)}, found {shown(kind)}")
-    if not _is_visible(prompt):
+    if not is_visible(prompt):
         found.append(f"prompt must be a non-empty string, found {shown(prompt)}")
-    if not isinstance(answers, tuple) or not answers or not all(map(_is_visible, answers)):
+    if not isinstance(answers, tuple) or not answers or not all(map(is_visible, answers)):
         found.append(f"answers must be one or more non-empty strings, found {shown(answers)}")
-    if not isinstance(group, str) or not _is_text(group):
+    if not isinstance(group, str) or not is_text(group):
         found.append(f"group must be a string, found {shown(group)}")
     return found
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Whether a string can be encoded: JSON escapes can leave half of a surrogate pair in it."""
+    if value.isascii():  # known to the string without looking through it; most are
+        return True
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -212,11 +198,9 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def shown(value: object) -> str:
-    """A value as messages show it: shortened, however long or deep it is."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 120
-    return short.repr(value)
+def is_visible(value: object) -> bool:
+    """Whether a value is a string that shows something and can be encoded."""
+    return isinstance(value, str) and value != "" and not value.isspace() and is_text(value)
 
 
 def check_requests(requests: Sequence[EditRequest]) -> None:
@@ -248,160 +232,3 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
 def same_text(text: str) -> str:
     """The form by which two texts are the same: spacing and the composition of accents do not tell them apart."""
     return unicodedata.normalize("NFC", " ".join(text.split()))
-
-
-def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
-    """One parsed JSON object as a record.
-
-    Raises:
-        RequestError: With every problem of the row.
-    """
-    problems = [f"{name} is missing" for name in ("prompt", "subject", "target") if name not in row]
-    # A stand-in for what is missing, so that the fields that are there are judged too.
-    given = {"prompt": SLOT, "subject": "-", "target": "-", "id": "", **row}
-    problems += _problems(given["prompt"], given["subject"], given["target"], given["id"])
-    problems += [_unknown_field(name, FIELDS) for name in row if name not in FIELDS]
-    for name in ("target_true", "relation"):
-        if row.get(name) is not None and not _is_visible(row[name]):
-            problems.append(f"{name} must be a non-empty string, found {shown(row[name])}")
-    for name in PROMPT_LISTS:
-        prompts = row.get(name, [])
-        if not isinstance(prompts, list) or not all(map(_is_visible, prompts)):
-            problems.append(f"{name} must be a list of non-empty strings, found {shown(prompts)}")
-    case = row.get("case", "")
-    if not isinstance(case, str) or not _is_text(case):
-        problems.append(f"case must be a string, found {shown(case)}")
-    probes, bad_probes = _read_probes(row.get("probes", []))
-    if problems or bad_probes:
-        raise RequestError("this row is not an edit record:", problems + bad_probes)
-    return EditRecord(
-        request=EditRequest(row["prompt"], row["subject"], row["target"], row.get("id", "")),
-        target_true=row.get("target_true"),
-        **{name: tuple(row.get(name, ())) for name in PROMPT_LISTS},
-        relation=row.get("relation"),
-        case=case,
-        probes=probes,
-    )
-
-
-def _read_probes(rows: object) -> tuple[tuple[Probe, ...], list[str]]:
-    """The probes of a row, and what is wrong with those that are none."""
-    if not isinstance(rows, list):
-        return (), [f"probes must be a list of objects, found {shown(rows)}"]
-    probes: list[Probe] = []
-    problems: list[str] = []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            problems.append(f"probe {number} must be an object, found {shown(row)}")
-            continue
-        found = [f"{name} is missing" for name in ("kind", "prompt", "answers") if name not in row]
-        found += [_unknown_field(name, _PROBE_FIELDS) for name in row if name not in _PROBE_FIELDS]
-        if not found:
-            answers = row["answers"]
-            try:
-                answers = tuple(answers) if isinstance(answers, list) else answers
-                probes.append(Probe(row["kind"], row["prompt"], answers, row.get("group", "")))
-            except RequestError as error:
-                found = list(error.problems)
-        problems += [f"probe {number}: {problem}" for problem in found]
-    return tuple(probes), problems
-
-
-def _is_visible(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and _is_text(value)
-
-
-def _unknown_field(name: object, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"unknown field {shown(name)}; {hint}"
-
-
-def parse_records(text: str, source: str) -> list[EditRecord]:
-    """Records from JSONL text; blank lines are skipped.
-
-    Args:
-        text: One JSON object a line.
-        source: How errors name the text, a path for instance.
-
-    Raises:
-        RequestError: With every bad line, its number and the reason.
-    """
-    records: list[EditRecord] = []
-    problems: list[str] = []
-    named: dict[str, int] = {}
-    # Not splitlines(): that also splits at U+2028 and its like, which JSON strings may hold.
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
-        if not line.strip():
-            continue
-        if len(problems) >= _MOST_PROBLEMS:
-            problems.append(f"reading stopped before line {number}: is this a file of requests?")
-            break
-        try:
-            record = record_from_dict(parse_object(line))
-        except RequestError as error:
-            problems.extend(f"line {number}: {problem}" for problem in error.problems)
-            continue
-        records.append(record)
-        id = record.request.id
-        if id and named.setdefault(id, number) != number:
-            problems.append(f"line {number}: id {shown(id)} is taken by line {named[id]}; reports name requests by it")
-    if problems:
-        raise RequestError(f"{source}: {len(problems)} problem(s); nothing was edited:", problems)
-    if not records:
-        raise RequestError(f"{source}: holds no request; expected one JSON object a line")
-    return records
-
-
-def parse_object(line: str) -> dict[str, Any]:
-    """One JSON object in which no field is given twice.
-
-    Raises:
-        RequestError: The text is not JSON, is no object, or repeats a field.
-    """
-    if len(line) > _MOST_LINE:
-        raise RequestError(
-            "this line is too long:", [f"has {len(line):,} characters, expected at most {_MOST_LINE:,} a request"]
-        )
-    try:
-        row = json.loads(line, object_pairs_hook=unique_fields)
-    except RequestError:
-        raise
-    except json.JSONDecodeError as error:
-        raise RequestError("this line is not JSON:", [f"not JSON: {error.msg} at column {error.colno}"]) from error
-    except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
-        raise RequestError("this line is not JSON:", [f"not JSON: {error}"]) from error
-    if not isinstance(row, dict):
-        raise RequestError("this line is no object:", [f"expected a JSON object, found {type(row).__name__}"])
-    return row
-
-
-def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose fields are each given once; the last would win otherwise, without a word."""
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        problems = [f"field {shown(name)} is given more than once" for name in twice]
-        raise RequestError("this row repeats fields:", problems)
-    return row
-
-
-def read_records(path: str | Path) -> list[EditRecord]:
-    """Records from a JSONL file in UTF-8.
-
-    Raises:
-        RequestError: The file is missing, not UTF-8, or holds bad lines (all are listed).
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-        text = content.decode("utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
-        raise RequestError(
-            f"cannot read requests from {str(path)!r}: {error}; "
-            "expected a UTF-8 file with one JSON object a line (--requests FILE)"
-        ) from error
-    return parse_records(text, str(path))

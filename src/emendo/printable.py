@@ -1,0 +1,28 @@
+"""Text from files as a terminal may be given it: characters that would act instead of being seen are escaped."""
+
+from __future__ import annotations
+
+import re
+
+_ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters (an escape sequence can clear the screen, or show another text than there is), line separators,
+marks that turn the direction of writing around, and halves of surrogate pairs, which cannot be written at all."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""The text with such characters as Python writes them: ``\x1b`` for the escape character.
+
+    Args:
+        text: From anywhere.
+        keep: Characters that stay, such as the line end where the text is of lines.
+    """
+    return _ACTING.sub(lambda found: found[0] if found[0] in keep else _as_python_writes(found[0]), text)
+
+
+def printable_json(document: str) -> str:
+    """JSON text that no terminal obeys: such characters stand in its strings alone, where JSON has escapes for them."""
+    return _ACTING.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", document)
+
+
+def _as_python_writes(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

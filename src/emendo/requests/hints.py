@@ -1,0 +1,79 @@
+"""What a message suggests in place of a field or a prompt that cannot be used."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Sequence
+
+SLOT = "{}"
+
+_NAMES_ELSEWHERE = {
+    "target_new": "target",
+    "new_target": "target",
+    "new_answer": "target",
+    "alt": "target",
+    "object": "target",
+    "ground_truth": "target_true",
+    "target_old": "target_true",
+    "old_target": "target_true",
+    "true_target": "target_true",
+    "rephrase": "paraphrase_prompts",
+    "rephrases": "paraphrase_prompts",
+    "rephrase_prompt": "paraphrase_prompts",
+    "rephrase_prompts": "paraphrase_prompts",
+    "paraphrase": "paraphrase_prompts",
+    "paraphrases": "paraphrase_prompts",
+    "paraphrase_prompt": "paraphrase_prompts",
+    "locality_prompt": "neighborhood_prompts",
+    "locality_prompts": "neighborhood_prompts",
+    "loc": "neighborhood_prompts",
+    "neighbors": "neighborhood_prompts",
+    "neighbours": "neighborhood_prompts",
+    "neighborhood": "neighborhood_prompts",
+    "neighbourhood_prompts": "neighborhood_prompts",
+    "question": "prompt",
+    "src": "prompt",
+    "template": "prompt",
+    "case_id": "id",
+    "relation_id": "relation",
+}
+"""Fields of other editing tools and data sets, and what they are called here. Spelling alone would take target_new for
+target_true, which is its opposite."""
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: shortened, however long or deep it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 120
+    return short.repr(value)
+
+
+def unknown_field(name: object, known: Sequence[str]) -> str:
+    """The problem of a field that rows do not have, with the one that was probably meant.
+
+    Args:
+        name: What was found.
+        known: The fields that there are.
+    """
+    elsewhere = _NAMES_ELSEWHERE.get(str(name).lower())
+    near = [elsewhere] if elsewhere is not None else difflib.get_close_matches(str(name), known, n=1)
+    if not near or near[0] not in known:  # the fields of a probe are fewer
+        return f"unknown field {shown(name)}; known: {', '.join(known)}"
+    one_for_list = near[0].endswith("_prompts") and not str(name).endswith("s")
+    return f"unknown field {shown(name)}; did you mean {near[0]!r}{', which is a list' if one_for_list else ''}?"
+
+
+def with_slot(prompt: str, subject: object) -> str:
+    """What to write for a prompt without a slot: the same with ``{}`` for its subject, if that stands in it once.
+
+    Args:
+        prompt: Has no slot.
+        subject: Of the same request; may be anything.
+
+    Returns:
+        The end of a message; empty where nothing can be suggested.
+    """
+    if not isinstance(subject, str) or not subject.strip() or prompt.count(subject) != 1:
+        return ""
+    return f"; expected {shown(prompt.replace(subject, SLOT))}"

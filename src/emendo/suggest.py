@@ -6,6 +6,18 @@ import difflib
 from collections.abc import Iterable
 
 
+def nearest(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.4) -> list[str]:
+    """The known names that are most like one, best first; none where nothing is alike.
+
+    Args:
+        name: What was given.
+        known: All names.
+        most: Most of them.
+        cutoff: Least likeness, from 0 to 1.
+    """
+    return difflib.get_close_matches(name.lower(), list(known), n=most, cutoff=cutoff)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], fix: str, *, most: int = 1) -> str:
     """The message for a name that is not known.
 
@@ -17,7 +29,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], fix: str, *, most: 
         most: Most suggestions.
     """
     names = list(known)
-    near = difflib.get_close_matches(name.lower(), names, n=most, cutoff=0.4)
+    near = nearest(name, names, most=most)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"unknown {kind} {name!r}; {hint}Known: {', '.join(names)} ({fix})"
 

@@ -424,7 +424,7 @@ def test_models_that_are_not_the_causal_lm_itself_are_refused(tiny_llama: ModelA
     refused(tiny_llama.model.model, tokenizer, "LlamaModel", "AutoModelForCausalLM")
     refused(Outer(tiny_llama.model), tokenizer, "Outer", "merge_and_unload")
     refused(LlamaForSequenceClassification(config), tokenizer, "LlamaForSequenceClassification", "unembedding")
-    refused(nn.Linear(2, 2), tokenizer, "model_type None", "llama")
+    refused(nn.Linear(2, 2), tokenizer, "model_type None", "emendo models")
 
 
 def test_offloaded_weights_are_refused(tiny_llama: ModelAdapter) -> None:
@@ -444,7 +444,7 @@ def test_quantised_and_unknown_models_are_refused(tiny_llama: ModelAdapter) -> N
     del config.quantization_config
     for model_type in ("mixtral", "t5", "my_own"):
         config.model_type = model_type
-        refused(tiny_llama.model, tiny_llama.tokenizer, repr(model_type), "Supported: bloom", "llama")
+        refused(tiny_llama.model, tiny_llama.tokenizer, repr(model_type), "emendo models")
 
 
 def test_slow_tokenizers_are_refused(tiny_llama: ModelAdapter) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from emendo.errors import UnsupportedModelError
 from emendo.models.refusals import BIDIRECTIONAL, REFUSALS
+from emendo.suggest import nearest
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def resolve_architecture(config: Any) -> ArchitectureSpec:
     if model_type in REFUSALS:
         raise _unsupported(model_type, REFUSALS[model_type])
     if model_type not in ARCHITECTURES:
-        raise _unsupported(model_type, "it is not in Emendo's architecture table")
+        raise _unsupported(model_type, _why_unknown(config))
     if getattr(config, "use_bidirectional_attention", None):
         raise _unsupported(model_type, f"{BIDIRECTIONAL} (its configuration sets use_bidirectional_attention)")
     spec = ARCHITECTURES[model_type]
@@ -270,8 +271,25 @@ def _refuse_quantised(config: Any) -> None:
         )
 
 
+def _why_unknown(config: Any) -> str:
+    """Why a model type without a row cannot be edited: of a multimodal model, what its text decoder is."""
+    absent = "it is not in Emendo's architecture table"
+    try:
+        text = config.get_text_config(decoder=True)
+    except (AttributeError, ValueError):  # no configuration of transformers, or one of several decoders
+        return absent
+    if text is config or text.model_type == config.model_type:
+        return absent
+    if text.model_type in REFUSALS:
+        return f"its text decoder is a {text.model_type!r}, which is {REFUSALS[text.model_type]}"
+    if text.model_type in ARCHITECTURES:
+        return f"{absent} of multimodal models, though its text decoder alone is of a family in it, {text.model_type!r}"
+    return f"neither it nor its text decoder, a {text.model_type!r}, is in Emendo's architecture table"
+
+
 def _unsupported(model_type: object, reason: str) -> UnsupportedModelError:
+    near = nearest(str(model_type or ""), [*ARCHITECTURES, *WRAPPERS], most=3, cutoff=0.6)
+    hint = f"Nearest of those that are: {', '.join(map(repr, near))}. " if near else ""
     return UnsupportedModelError(
-        f"model_type {model_type!r} is not supported: {reason}. Supported: {', '.join(sorted(ARCHITECTURES))}, and "
-        f"these around one of them: {', '.join(sorted(WRAPPERS))} (see `emendo models`)"
+        f"model_type {model_type!r} is not supported: {reason}. {hint}`emendo models` lists all, and what is refused"
     )

@@ -12,7 +12,22 @@ ENCODER = "an encoder predicts masked tokens; editing needs a left-to-right lang
 BIDIRECTIONAL = "a model whose tokens see later ones is no left-to-right language model"
 CROSS_ATTENTION = "a decoder with cross-attention blocks reads another model's output inside its residual stream"
 PARALLEL_STREAMS = "a decoder with several residual streams has no single one to edit"
+OWN_POSITIONS = "a decoder whose layers have rotary positions of their own needs one table of them a layer in a replay"
+SHARED_KEYS = (
+    "a decoder whose upper layers read keys and values of lower ones, or an embedding of the token beside the residual "
+    "stream, is more than its residual stream, which is all that the target search replays"
+)
+TWO_ATTENTIONS = "a decoder whose attention is the difference of two has scores that the replay does not know"
+NARROW_VALUES = "a decoder with latent attention has values narrower than its keys, which the replay does not keep yet"
+OWN_ATTENTION = (
+    "a decoder whose attention does not go through transformers' attention interface needs a function in Emendo that "
+    "is not written yet"
+)
+NO_CACHE = "a model without a cache of keys and values of earlier tokens gives the target search nothing to replay"
 QUANTISED = "a model trained in few-bit weights would round an edit away, which is far smaller than a step"
+
+_GEMMA4: tuple[str, ...] = ("gemma4", "gemma4_assistant", "gemma4_text")
+_GEMMA4 += ("gemma4_unified", "gemma4_unified_assistant", "gemma4_unified_text")
 
 REFUSALS: dict[str, str] = {
     **dict.fromkeys(
@@ -23,6 +38,8 @@ REFUSALS: dict[str, str] = {
             *("granitemoeshared", "hunyuan_v1_moe", "hy_v3", "hy_v4", "jetmoe", "kolibri1", "laguna", "llama4"),
             *("llama4_text", "longcat_flash", "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "mixtral"),
             *("olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text", "solar_open", "zaya"),
+            *("deepseek_ocr2_text", "ernie4_5_vl_moe_text", "glm4v_moe_text", "glm5_next_text", "mistral4"),
+            *("mistral_large4_text", "muse_spark_text", "qwen3_omni_moe_text", "step3p5", "unlimited_ocr_text"),
         ),
         MIXTURE_OF_EXPERTS,
     ),
@@ -31,6 +48,8 @@ REFUSALS: dict[str, str] = {
             *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "fsmt", "led", "longt5"),
             *("m2m_100", "marian", "mbart", "mt5", "mvp", "nllb-moe", "pegasus", "pegasus_x", "plbart", "prophetnet"),
             *("seamless_m4t", "seamless_m4t_v2", "switch_transformers", "t5", "t5gemma", "t5gemma2", "umt5", "whisper"),
+            *("florence2", "musicgen", "musicgen_melody", "pix2struct", "pp_formulanet", "udop"),
+            "vision-encoder-decoder",
         ),
         ENCODER_DECODER,
     ),
@@ -49,13 +68,19 @@ REFUSALS: dict[str, str] = {
             *("distilbert", "electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "ibert", "layoutlm"),
             *("longformer", "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "nomic_bert"),
             *("nystromformer", "perceiver", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
-            *("squeezebert", "tapas", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
+            *("squeezebert", "tapas", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
         ),
         ENCODER,
     ),
-    **dict.fromkeys(("idefics", "mllama", "mllama_text_model", "trocr"), CROSS_ATTENTION),
-    **dict.fromkeys(("gemma3n", "gemma3n_text"), PARALLEL_STREAMS),
-    **dict.fromkeys(("diffusion_gemma", "diffusion_gemma_text", "paligemma"), BIDIRECTIONAL),
+    **dict.fromkeys(("bert-generation", "idefics", "mllama", "mllama_text_model", "trocr"), CROSS_ATTENTION),
+    **dict.fromkeys(("gemma3n", "gemma3n_text", "reformer"), PARALLEL_STREAMS),
+    **dict.fromkeys(("diffusion_gemma", "diffusion_gemma_text", "paligemma", "xlnet"), BIDIRECTIONAL),
+    **dict.fromkeys(_GEMMA4, SHARED_KEYS),
+    **dict.fromkeys(("minicpm3", "youtu"), NARROW_VALUES),
+    **dict.fromkeys(("cpmant", "gpt_neox_japanese", "mpt", "xglm"), OWN_ATTENTION),
+    "granite_swa": OWN_POSITIONS,
+    "diffllama": TWO_ATTENTIONS,
+    "openai-gpt": NO_CACHE,
     "bitnet": QUANTISED,
 }
 """Families that are refused, with the reason."""

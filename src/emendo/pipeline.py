@@ -174,12 +174,11 @@ class _Run:
         weights: Mapping[int, Weight],
         powers: Mapping[int, float] | None = None,
     ) -> None:
-        self.powers = powers
         self.adapter, self.contexts, self.config = adapter, contexts, method.config
         self.steps = distribution_steps(self.config.distribution, self.config.layers)
         self.written = [step.layer for step in self.steps]
         self.earlier = {update.layer: update for update in earlier if update.layer in self.written}
-        self.prepared = dict(prepared)
+        self.prepared, self.powers = dict(prepared), powers
         self.start = {layer: _precise(weights.get(layer, adapter.weight(layer))) for layer in self.written}
         self.exact = dict(self.start)
         self.parts: list[LayerUpdate] = []
@@ -222,7 +221,8 @@ class _Run:
         progress.start("solve", len(self.steps))
         try:
             for step, split in zip(self.steps, splits, strict=True):
-                keys, first = first or self._keys(batch, groups, [step.layer])[step.layer], None
+                keys = self._keys(batch, groups, [step.layer])[step.layer] if first is None else first
+                first = None  # what is written changes the keys of every layer above
                 residuals = split(self._missing(batch, groups, step.aim, aims[step.aim]))
                 solution = solve(
                     self.prepared[step.layer],

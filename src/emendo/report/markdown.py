@@ -43,7 +43,10 @@ def markdown_report(document: dict[str, Any]) -> str:
     lines += ["## Settings and where they come from", ""]
     lines += _table(
         ("setting", "value", "origin"),
-        ((f"`{name}`", value, method["origins"][name]) for name, value in method["settings"].items()),
+        (
+            (f"`{name}`", "none" if value is None else value, method["origins"][name])
+            for name, value in method["settings"].items()
+        ),
     )
     lines += ["## Seconds by stage", ""]
     lines += _table(("stage", "seconds"), ((name, f"{s:.1f}") for name, s in document["seconds"].items()))

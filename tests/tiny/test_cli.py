@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -305,10 +306,14 @@ def test_a_numerical_failure_is_exit_code_1(
 def test_a_disk_that_fills_up_leaves_no_update_and_no_litter(
     emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, target: Path) -> Path:
-        raise OSError(28, "No space left on device")
+    rename = os.replace
 
-    monkeypatch.setattr(Path, "replace", full)
+    def full(draft: str | Path, target: str | Path) -> None:
+        if Path(target).parent == tmp_path / "out":
+            raise OSError(28, "No space left on device")
+        rename(draft, target)
+
+    monkeypatch.setattr(os, "replace", full)
     code, out, err = emendo_call(emendo, model, tmp_path)
     assert code == 2
     assert "No space left" in err

@@ -132,9 +132,8 @@ def test_pruned_updates_do_not_grow_with_their_number(store: MomentStore) -> Non
 
 
 def written(delta: Tensor, K: Tensor, R: Tensor) -> float:
-    """Mean over requests of ⟨Δk, r⟩ / ⟨r, r⟩, columns."""
-    given = delta @ K
-    return float(((given * R).sum(dim=0) / (R * R).sum(dim=0)).mean())
+    """Σ ⟨Δk, r⟩ / Σ ⟨r, r⟩ over requests, columns."""
+    return float(((delta @ K) * R).sum() / (R * R).sum())
 
 
 @pytest.mark.parametrize("post", [None, *POSTS])

@@ -204,7 +204,7 @@ def test_kept_dimensions_are_shown_where_a_null_space_is_on(
     assert all(0 < dimensions < 48 for dimensions in kept)
     assert [row[header.index("dimensions kept")] for row in rows] == [f"{dimensions} of 48" for dimensions in kept]
     assert f"{kept[0]} of 48" in " ".join(text.split())
-    code, text, err = emendo(*arguments, "--method", "memit", *options_of("memit"))
+    code, text, err = emendo(*arguments, "--overwrite", "--method", "memit", *options_of("memit"))
     assert code == 0, err
     assert "dimensions" not in (tmp_path / "out" / "report.md").read_text()
     assert "written" in text

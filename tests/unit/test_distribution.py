@@ -191,7 +191,7 @@ def test_each_layer_may_have_a_null_space_of_its_own() -> None:
 def test_keys_dependent_at_every_layer_are_refused() -> None:
     case = Case.make()
     twins = [torch.cat([K[:3], K[:1]]) for K in case.K]
-    with pytest.raises(InfeasibleError, match="distribution=even"):
+    with pytest.raises(InfeasibleError, match="spread them over several batches"):
         remaining_shares(case.prepared, twins, 0.0)
     shares = remaining_shares(case.prepared, twins, 1.0)
     close(torch.stack(contributions(shares, case.R)).sum(dim=0), case.R)

@@ -199,6 +199,16 @@ def test_sizes_are_looked_at_before_anything_is_read(ledger: EditLedger) -> None
         ledger.log()
 
 
+@pytest.mark.parametrize("what", ["added", "requests"])
+def test_an_edit_of_nothing_is_no_record(what: str, ledger: EditLedger) -> None:
+    record = ledger.log()[1]
+    row = json.loads(record.data)
+    (row if what == "added" else row["details"])[what] = []
+    text = (json.dumps(row, indent=1, ensure_ascii=False) + "\n").encode()
+    with pytest.raises(LedgerError, match="makes an edit of no request, or adds no update"):
+        parse_record(text, hashlib.sha256(text).hexdigest(), Path("record"))
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_other_record_of_sound_hash_is_refused_or_read_back_as_it_is(

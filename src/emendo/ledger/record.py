@@ -196,6 +196,8 @@ def _record(row: Mapping[str, Any]) -> Record:
     if not all(isinstance(text, str) for text in texts) or not isinstance(row["details"], dict):
         raise TypeError("when, who, message and details are texts and an object")
     _check_details(row["operation"], row["details"])
+    if row["operation"] in MAKES_EDIT and not (_list(row["added"]) and row["details"]["requests"]):
+        raise ValueError("it makes an edit of no request, or adds no update")
     return Record(
         number=number,
         parent=parent,

@@ -21,7 +21,7 @@ from emendo.export.peft_adapter import lora_tensors, padded_rank
 from emendo.models import ModelAdapter
 from emendo.session import EditSession
 from emendo.update import LayerUpdate, ModelUpdate
-from tests.conftest import FAMILIES, build_tiny
+from tests.conftest import ROWS, build_tiny
 from tests.random_updates import random_update
 
 TEXTS = ["The Eiffel Tower is located in the city of", "The capital of Japan is Tokyo", "埃菲尔铁塔位于"]
@@ -54,7 +54,7 @@ def edited_logits(adapter: ModelAdapter, updates: list[ModelUpdate]) -> Tensor:
         session.rollback()
 
 
-@pytest.mark.parametrize("family", [*sorted(FAMILIES), "llava"])
+@pytest.mark.parametrize("family", [*sorted(ROWS), "llava"])
 @pytest.mark.filterwarnings("error::UserWarning:peft")
 def test_peft_gives_the_edited_logits(family: str, tmp_path: Path) -> None:
     adapter = build_tiny(family)

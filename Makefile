@@ -2,9 +2,11 @@
 #
 #   PYTHON=python3.12   the interpreter .venv is made with (3.11 or newer)
 #   ARGS="..."          handed on to the command of demo, test, test-slow and bench
+#   JOBS=1              processes of `make test`; up to four, one a core, unless given
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= auto
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -32,10 +34,11 @@ demo: $(VENV)/.stamp-demo ## edit facts in a small real model on this machine
 test test-slow lint types imports: export HF_HUB_OFFLINE = 1
 # Tests make many tiny products; on a busy machine threads that spin between them cost minutes.
 test test-slow: export OMP_WAIT_POLICY = PASSIVE
+test: export OMP_NUM_THREADS = 1
 
 .PHONY: test test-slow lint types imports
 test: $(VENV)/.stamp-test ## run the quick tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 $(ARGS)
 
 test-slow: $(VENV)/.stamp-test ## run the slow tests (the demo model, minutes)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

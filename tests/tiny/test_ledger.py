@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from emendo.baselines import BASELINES
-from emendo.baselines.presets import BASELINE_PRESETS, BaselinePreset
+from emendo.baselines.presets import BASELINE_PRESETS
 from emendo.errors import BaseMismatchError, ConflictError, InputError, LedgerError, MethodError
 from emendo.ledger import EditLedger, History, KeptEdit, LedgerStore
 from emendo.ledger.replay import kept_technique
 from emendo.methods import METHODS, MethodConfig
-from emendo.methods.presets import PRESETS, Preset
+from emendo.methods.presets import PRESETS
 from emendo.models import ModelAdapter
-from emendo.models.known import KnownModel
+from emendo.models.known import KnownModel, Preset
 from emendo.moments import MomentStore
 from emendo.requests import EditRequest
 from emendo.session import EditSession
@@ -288,7 +288,7 @@ def test_a_baseline_of_exactly_the_catalogs_values_gets_no_preset(
     tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = KnownModel("tiny", "llama", tiny_llama.n_layers, tiny_llama.d_model)
-    preset = BaselinePreset((2,), "a test", {"fine_tune.max_change": 5e-5})
+    preset = Preset((2,), "a test", {"fine_tune.max_change": 5e-5})
     monkeypatch.setitem(BASELINE_PRESETS, "ft-l", {tiny: preset})
     session = EditSession(tiny_llama)
     assert session.resolve("ft-l").to_dict()["settings"]["fine_tune.max_change"] == 5e-5

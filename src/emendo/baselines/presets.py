@@ -5,42 +5,21 @@ Like those of methods they are for baselines of the catalog as they stand there 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any
-
 from emendo.baselines.config import BaselineConfig
 from emendo.models import ModelAdapter
-from emendo.models.known import GPT2_XL, GPT_J, KnownModel
-
-
-@dataclass(frozen=True)
-class BaselinePreset:
-    """Settings that a source gives for one baseline on one model.
-
-    Args:
-        layers: Trained layers.
-        source: Where the numbers come from.
-        settings: Values by dotted name.
-    """
-
-    layers: tuple[int, ...]
-    source: str
-    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-
+from emendo.models.known import GPT2_XL, GPT_J, KnownModel, Preset
 
 # Both models also have 25 steps and a learning rate of 5e-4 there, which are the baselines' own values.
 _ROME = "ROME's settings for FT (hparams/FT), as EasyEdit has them"
 
-BASELINE_PRESETS: dict[str, dict[KnownModel, BaselinePreset]] = {
+BASELINE_PRESETS: dict[str, dict[KnownModel, Preset]] = {
     "ft-l": {
-        GPT2_XL: BaselinePreset((0,), _ROME, {"fine_tune.max_change": 5e-4}),
-        GPT_J: BaselinePreset((0,), _ROME, {"fine_tune.max_change": 5e-5}),
+        GPT2_XL: Preset((0,), _ROME, {"fine_tune.max_change": 5e-4}),
+        GPT_J: Preset((0,), _ROME, {"fine_tune.max_change": 5e-5}),
     },
     "ft": {
-        GPT2_XL: BaselinePreset((1,), _ROME),
-        GPT_J: BaselinePreset((21,), _ROME),
+        GPT2_XL: Preset((1,), _ROME),
+        GPT_J: Preset((21,), _ROME),
     },
 }
 
@@ -50,7 +29,7 @@ UNTUNED: dict[str, dict[str, str]] = {
 """Values of baselines that were chosen for one model, with their origin on any other."""
 
 
-def baseline_preset(config: BaselineConfig, adapter: ModelAdapter) -> tuple[BaselinePreset, str] | None:
+def baseline_preset(config: BaselineConfig, adapter: ModelAdapter) -> tuple[Preset, str] | None:
     """The preset of a baseline for a loaded model, with its origin in words; None where there is none."""
     for model, preset in BASELINE_PRESETS.get(config.name, {}).items():
         if model.matches(adapter):

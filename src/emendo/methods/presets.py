@@ -5,9 +5,6 @@ They are for methods that are called by their name; `resolve.py` says what they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from emendo.methods.config import MethodConfig
@@ -25,23 +22,8 @@ from emendo.models.known import (
     QWEN2_7B,
     SMOLLM2_135M,
     KnownModel,
+    Preset,
 )
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings that a source gives for one method on one model.
-
-    Args:
-        layers: Edited layers.
-        source: Where the numbers come from.
-        settings: Values by dotted name.
-    """
-
-    layers: tuple[int, ...]
-    source: str
-    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-
 
 _ROME = "ROME public code"
 _MEMIT = "MEMIT public code"

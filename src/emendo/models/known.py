@@ -1,4 +1,4 @@
-"""Models that published settings are for, recognised by facts of their configuration, never by their name.
+"""What published settings are, and the models that they are for: recognised by their configuration, never by name.
 
 Other models may have the same facts: a fine-tuned copy, or another generation of the same size. Whatever is told of
 such a match therefore speaks of a shape.
@@ -6,9 +6,27 @@ such a match therefore speaks of a shape.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from emendo.models.adapter import ModelAdapter
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that a source gives for one method or baseline on one model.
+
+    Args:
+        layers: Edited layers.
+        source: Where the numbers come from.
+        settings: Values by dotted name.
+    """
+
+    layers: tuple[int, ...]
+    source: str
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emendo.baselines import BASELINES, BaselineConfig
+    from emendo.datasets import read_records
     from emendo.errors import EmendoError, InputError
     from emendo.evaluate import evaluate_records, perplexity
     from emendo.methods import METHODS, MethodConfig
     from emendo.models import ModelAdapter, load, wrap
     from emendo.plan import Plan
-    from emendo.requests import EditRecord, EditRequest, read_records
+    from emendo.requests import EditRecord, EditRequest
     from emendo.session import EditSession
     from emendo.update import ModelUpdate
 
@@ -49,7 +50,7 @@ _HOMES = {
     "evaluate_records": "emendo.evaluate",
     "load": "emendo.models",
     "perplexity": "emendo.evaluate",
-    "read_records": "emendo.requests",
+    "read_records": "emendo.datasets",
     "wrap": "emendo.models",
 }
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from peft import PeftModel
 
+from emendo.datasets import read_records
 from emendo.export import write_adapter
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore
-from emendo.requests import read_records
 from emendo.session import EditSession
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 
 import emendo.activations.target_memory as target_memory
 from emendo.activations.targets import find_targets
-from emendo.datasets import load_records
+from emendo.datasets import load_records, read_records
 from emendo.errors import ExperimentError, InfeasibleError, InputError
 from emendo.evaluate import evaluate_records, packaged_text, perplexity, probe_scores, zsre_scores
 from emendo.experiments import Cell, Experiment, Measures, comparable
@@ -23,7 +23,6 @@ from emendo.experiments.scores import score_rows
 from emendo.models import ModelAdapter
 from emendo.moments import MomentStore
 from emendo.progress import Silent
-from emendo.requests import read_records
 from emendo.session import EditSession
 from emendo.update import LayerUpdate
 from tests.conftest import build_tiny

@@ -111,7 +111,6 @@ def test_line_ends_do_not_change_a_json_list(tmp_path: Path) -> None:
         ('[{"a": 1}', "line 1, after 1 row.s.: expected a comma or ]"),
         ('[{"a": 1} {"a": 2}]', "after 1 row.s.: expected a comma or ], found '{"),
         ('[{"a": 1},\n{"a": ', "line 2, after 1 row.s."),
-        ('[{"a": 1},\n]', "line 2, after 1 row.s."),
         ("[", "line 1, after 0 row.s."),
         ('[{"a": 1}]\n{"a": 2}', "text after its end"),
         ("[" * 100_000, "line 1, after 0 row.s."),
@@ -124,7 +123,7 @@ def test_a_list_that_breaks_off_is_an_error_with_its_place(tmp_path: Path, text:
 
 
 def test_an_empty_list_has_no_rows(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="none of its 0 row"):
+    with pytest.raises(DatasetError, match="holds no row"):
         load(tmp_path, " [ ] ")
 
 
@@ -183,10 +182,8 @@ def test_a_quote_that_is_never_closed_costs_the_rows_after_it(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("prompt;subject;target\n{} is;a;b\n", "not separated by commas"),
-        ("prompt\tsubject\ttarget\n{} is\ta\tb\n", "not separated by commas"),
         ("prompt,subject,target,prompt\n", "column.s. 'prompt' are given more than once"),
-        ("prompt,subject,target\n", "none of its 0 row"),
+        ("prompt,subject,target\n", "holds no row"),
         ("subject,colour\nsky,blue\n", "no known format; fields of the first: subject, colour"),
     ],
 )
@@ -203,10 +200,14 @@ def test_csv_that_cannot_be_read(tmp_path: Path, text: str, reason: str) -> None
     [
         (b"", "is empty"),
         (b"\xef\xbb\xbf \n\n", "is empty"),
-        (json.dumps(ROW).encode("utf-16"), "not UTF-8 but UTF-16"),
-        (b'{"a": "\xe9"}', "not UTF-8 but another encoding"),
-        (b"# Title\n\nSome text, with a comma.\n", "none of its 2 row.s. is a JSON object; expected a JSON list"),
-        (b'{\n "prompt": "{}",\n "subject": "s"\n}', "none of its 4 row.s. is a JSON object"),
+        (json.dumps(ROW).encode("utf-16")[:-1], "not UTF-16"),
+        (b'{"a": "\xe9"}', r"not UTF-8 .*in Windows-1252.* line 1 reads .*\xe9.*iconv"),
+        (b"# Title\n\nSome text, with a comma.\n", "none of its 1 row.s. is a JSON object; expected a JSON list"),
+        (b'{\n "prompt": "{}",\n "subject": "s"\n}', "no known format; fields of the first: prompt, subject"),
+        (b"PK\x03\x04\x14", "a zip archive or a spreadsheet"),
+        (b"PAR1\x15", "a Parquet file: name the folder"),
+        (b"\x80\x04\x95\x10", "a Python pickle"),
+        (b"\x1f\x8b\x08broken", "begins like a gzip file and cannot be unpacked"),
         (b"\x00\x01", "none of its 1 row"),
     ],
 )
@@ -224,7 +225,7 @@ def test_paths_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_MOST_BYTES", 100)
+    monkeypatch.setattr(loading, "MOST_BYTES", 100)
     assert len(load(tmp_path, json.dumps(ROW).ljust(100)).records) == 1
     with pytest.raises(DatasetError, match=r"cannot read the data set .*it has more than 100 bytes"):
         load(tmp_path, json.dumps(ROW).ljust(101))
@@ -238,13 +239,13 @@ def test_an_error_quotes_some_bad_rows_and_counts_all(tmp_path: Path) -> None:
 
 
 def test_an_error_quotes_bad_rows_of_every_kind(tmp_path: Path) -> None:
-    rows = [row(prompt="x"), *[row(subject="")] * 5, *[{**row(), f"field{n}": 1} for n in range(4)]]
-    with pytest.raises(DatasetError, match="none of its 10 row") as caught:
+    rows = [row(prompt="x"), *[row(subject="")] * 25, *[{**row(), f"field{n}": 1} for n in range(4)]]
+    with pytest.raises(DatasetError, match="none of its 30 row") as caught:
         load(tmp_path, "\n".join(map(json.dumps, rows)), format="emendo")
     found = caught.value.problems
-    assert [problem for problem in found if "more" in problem][:1] == ["and 2 more like these"]
+    assert [problem for problem in found if "more" in problem][:1] == ["and 22 more like these"]
     assert len(found) <= 10
-    for line in (1, 2, 4, 7):
+    for line in (1, 2, 4, 27):
         assert any(problem.startswith(f"line {line}:") for problem in found)
 
 

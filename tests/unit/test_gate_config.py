@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from emendo.datasets import read_records
 from emendo.errors import GateConfigError
 from emendo.gate import default_config, default_text, read_canaries, read_config
 from emendo.gate.canaries import PACKAGED, parse_canaries
 from emendo.gate.checks import AT_LEAST
 from emendo.gate.config import Checks, MonitorConfig, SuccessConfig, parse_config
-from emendo.requests import read_records
 
 ROOT = Path(__file__).parents[2]
 

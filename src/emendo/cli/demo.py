@@ -31,8 +31,8 @@ def demo(
     """Change SmolLM2-135M's mind about dozens of facts that it knows, keep the rest, and change it back."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
+    from emendo.datasets import parse_records
     from emendo.report import check_free
-    from emendo.requests import parse_records
     from emendo.techniques import asked_after, check_named
 
     technique = check_named(method, chosen_settings)

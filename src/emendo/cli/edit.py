@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emendo.cli import gate, options
+from emendo.cli import facts, gate, options
 from emendo.cli import ledger as ledgers
 from emendo.cli.catalog import show_method
 from emendo.cli.console import Terminal, shortened
@@ -32,7 +32,8 @@ def edit(
     target_true: Annotated[
         str | None, typer.Option("--target-true", help="The present continuation, to score against.")
     ] = None,
-    requests: Annotated[Path | None, typer.Option("--requests", help="JSONL file, one request a line.")] = None,
+    requests: facts.Requests = None,
+    format: facts.Format = "auto",
     method: options.Method = "emendo",
     layers: options.Layers = None,
     settings: options.Set = None,
@@ -61,7 +62,7 @@ def edit(
     """Write facts into a model: one from --prompt, --subject and --target, or many from --requests."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     # Everything that can be refused is refused before the model is loaded.
-    records = _records(prompt, subject, target, target_true, requests)
+    records = _records(terminal, prompt, subject, target, target_true, requests, format)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.report import check_free
     from emendo.requests import check_requests
@@ -257,14 +258,20 @@ def _show_cost(terminal: Terminal, document: dict[str, Any]) -> None:
 
 
 def _records(
-    prompt: str | None, subject: str | None, target: str | None, true: str | None, requests: Path | None
+    terminal: Terminal,
+    prompt: str | None,
+    subject: str | None,
+    target: str | None,
+    true: str | None,
+    requests: str | None,
+    format: str,
 ) -> list[EditRecord]:
     """The records that the options name.
 
     Raises:
         RequestError: Both forms, neither, or an incomplete one.
     """
-    from emendo.requests import EditRecord, EditRequest, read_records
+    from emendo.requests import EditRecord, EditRequest
 
     single = {"--prompt": prompt, "--subject": subject, "--target": target}
     given = [name for name, value in single.items() if value is not None]
@@ -273,7 +280,7 @@ def _records(
             raise RequestError(
                 f"--requests and {', '.join(given) or '--target-true'} exclude each other; give one form"
             )
-        return read_records(requests)
+        return facts.read_requests(terminal, requests, format)
     if prompt is None or subject is None or target is None:
         missing = [name for name in single if name not in given]
         raise RequestError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emendo.cli import options
+from emendo.cli import facts, options
 from emendo.cli.console import Terminal
 from emendo.errors import GateError, InputError, UpdateFileError
 
@@ -34,8 +34,12 @@ def gate(
         list[Path] | None, typer.Option("--update", help="Update file; several in the order in which they are applied.")
     ] = None,
     requests: Annotated[
-        Path | None, typer.Option("--requests", help="The edited facts with their probes; default: those in the files.")
+        str | None,
+        typer.Option(
+            "--requests", metavar="FILE", help="The edited facts with their probes; default: those in the files."
+        ),
     ] = None,
+    format: facts.Format = "auto",
     config: Annotated[
         str, typer.Option("--config", metavar="FILE|default", help="Checks and limits, TOML.")
     ] = "default",
@@ -59,7 +63,7 @@ def gate(
     chosen = read_config(config)
     _check_canaries(chosen)
     updates = [_loaded(path) for path in update]
-    records = _records(updates, requests)
+    records = _records(updates) if requests is None else facts.read_requests(terminal, requests, format)
 
     from emendo.models import load
     from emendo.session import EditSession
@@ -184,13 +188,11 @@ def _loaded(path: Path) -> ModelUpdate:
     return update
 
 
-def _records(updates: list[ModelUpdate], requests: Path | None) -> list[EditRecord]:
-    """Records from the file, or the bare requests that the updates record; of a fact written twice the last."""
+def _records(updates: list[ModelUpdate]) -> list[EditRecord]:
+    """The bare requests that the updates record; of a fact written twice the last."""
     from emendo.errors import RequestError
-    from emendo.requests import read_records, record_from_dict
+    from emendo.requests import record_from_dict
 
-    if requests is not None:
-        return read_records(requests)
     found: dict[str, EditRecord] = {}
     for update in updates:
         rows = update.info.get("requests")

@@ -2,8 +2,17 @@
 
 from emendo.datasets.formats import FORMATS, DataFormat, format_named, recognise
 from emendo.datasets.hub import HubSource, parse_source
-from emendo.datasets.loading import LoadedRecords, Rejected, count_reasons, load_records, read_rows
-from emendo.datasets.rows import Row, split_rows
+from emendo.datasets.json_rows import Row
+from emendo.datasets.loading import (
+    LoadedRecords,
+    Rejected,
+    count_reasons,
+    load_records,
+    parse_records,
+    read_records,
+    read_rows,
+)
+from emendo.datasets.rows import split_rows
 from emendo.datasets.selection import PARTS, Part, part_of, select
 
 __all__ = [
@@ -18,8 +27,10 @@ __all__ = [
     "count_reasons",
     "format_named",
     "load_records",
+    "parse_records",
     "parse_source",
     "part_of",
+    "read_records",
     "read_rows",
     "recognise",
     "select",

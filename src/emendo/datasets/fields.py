@@ -57,7 +57,7 @@ class Fields:
 
     def optional_text(self, name: str, *, required: bool = False) -> str | None:
         """A string that is not blank; None where the field is missing."""
-        value = self.row.get(name)
+        value = as_text(self.row.get(name))
         if value is None and not required:
             return None
         if not isinstance(value, str) or not value.strip():
@@ -100,7 +100,9 @@ class Fields:
         if not text or not subject:
             return SLOT
         if SLOT in text:
-            self.problems.append(f"{self._where}{name} must not hold {{}}: {shown(text)}")
+            if text.count(SLOT) == 1 and subject not in text:
+                return text
+            self.problems.append(f"{self._where}{name} must not hold {{}} and the subject: {shown(text)}")
             return SLOT
         places = [found.start() for found in re.finditer(re.escape(subject), text)]
         if len(places) > 1:  # "Ira" is also in "Irak": a subject is a whole word
@@ -125,3 +127,16 @@ class Fields:
     def _wrong(self, name: str, expected: str, value: object) -> None:
         found = "is missing" if value is None else f"must be {expected}, found {shown(value)}"
         self.problems.append(f"{self._where}{name} {found}")
+
+
+def as_text(value: object) -> object:
+    """A whole number as it is spoken; anything else as it is.
+
+    A number with a point is not: 20.0 may be meant as "20" or "20.0", and which of them was written is lost in parsing.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    try:
+        return str(value)
+    except ValueError:  # more digits than Python writes
+        return value

@@ -14,14 +14,16 @@ from emendo.datasets.fields import Fields
 from emendo.datasets.knowedit import read_knowedit
 from emendo.datasets.known_facts import read_known_fact
 from emendo.datasets.mquake import read_mquake
-from emendo.datasets.own import read_own
+from emendo.datasets.names import plain_names
+from emendo.datasets.own import has_own, is_own, read_own
 from emendo.datasets.zsre import read_zsre, read_zsre_alternative
-from emendo.errors import DatasetError
+from emendo.errors import DatasetError, RequestError
 from emendo.requests import EditRecord
 from emendo.suggest import unknown_name
 
 _TYPE_NAMES: Mapping[type, str] = {str: "text", dict: "object", list: "list"}
-_LOOKED_AT = 200
+LOOKED_AT = 200
+"""Rows by which a format is told."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,11 @@ _MEND_LICENCE = "MIT (MEND release); loc questions: Natural Questions, CC BY-SA 
 _ALL = (
     DataFormat(
         name="emendo",
-        title="own rows, JSONL or CSV",
+        title="own rows",
         read=read_own,
         has={"prompt": str, "subject": str, "target": str},
         lacks=("target_new",),
-        reads="the fields of a record, as they are",
+        reads="the fields of a record; fields of other tools by the names below",
         source="you",
         licence="yours",
     ),
@@ -173,6 +175,8 @@ def format_named(name: str) -> DataFormat:
 def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
     """The format that most of the first rows have; the first of the table where two have as many.
 
+    Rows that more of them are single facts under names of other tools than rows of any published format are own rows.
+
     Args:
         rows: Parsed rows, at least one; at most the first 200 are looked at.
         source: How errors name the data set.
@@ -180,9 +184,11 @@ def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
     Raises:
         DatasetError: No row looks like any format.
     """
-    looked = rows[:_LOOKED_AT]
+    looked = [_spelt(row) for row in rows[:LOOKED_AT]]
     count = {entry.name: sum(map(entry.recognises, looked)) for entry in _ALL}
     best = max(count, key=count.__getitem__)
+    if sum(map(is_own, looked)) > count[best] or (not count[best] and any(map(has_own, looked))):
+        return FORMATS["emendo"]  # single facts under other names
     if not count[best]:
         fields = ", ".join(f"{name:.40}" for name in list(looked[0])[:20]) or "none"
         raise DatasetError(
@@ -191,6 +197,20 @@ def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
             [f"{entry.name}: {', '.join(entry.has)}" for entry in _ALL],
         )
     return FORMATS[best]
+
+
+def recognised(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one of any format."""
+    row = _spelt(row)
+    return (has_own(row) and isinstance(row.get("subject"), str)) or any(entry.recognises(row) for entry in _ALL)
+
+
+def _spelt(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row in plain spelling; one whose fields cannot be told apart then stays as it is, and is refused later."""
+    try:
+        return plain_names(row)
+    except RequestError:
+        return row
 
 
 def markdown_table() -> str:

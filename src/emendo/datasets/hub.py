@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emendo.datasets.rows import Row
+from emendo.datasets.json_rows import Row
 from emendo.errors import DatasetError
 
 PREFIX = "hf:"

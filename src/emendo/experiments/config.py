@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from emendo import strict_yaml
 from emendo.datasets import Part
 from emendo.errors import ExperimentError
 from emendo.evaluate.answered import Level
@@ -257,8 +257,8 @@ def read_config(path: Path) -> ExperimentConfig:
         ExperimentError: The file is missing, no YAML, or not a configuration; every problem is named.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = strict_yaml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ExperimentError(f"cannot read {str(path)!r}: {error}; expected an experiment in YAML") from error
     if not isinstance(content, dict):
         raise ExperimentError(
@@ -287,30 +287,3 @@ def _problems(error: ValidationError) -> list[str]:
         elif not (where[0] == "methods" and where[-1] == "str"):  # the other arm of the union says what is wrong
             lines.append(f"  {place}: {problem['msg'].lower()}, found {problem['input']!r:.80}")
     return lines or [f"  {error}"]
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML whose mappings name every key once (the last would win otherwise, without a word), and without aliases.
-
-    A few lines of aliases of aliases stand for more values than any memory holds, as soon as one is walked or printed.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """A node, or an error for an alias."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.YAMLError(f"the alias *{event.anchor}{event.start_mark}: write its value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping, or an error for a repeated key."""
-        seen = set()
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if not isinstance(name, Hashable):
-                raise yaml.YAMLError(f"a key is a {type(name).__name__}{key.start_mark}, expected a name")
-            if name in seen:
-                raise yaml.YAMLError(f"{name!r} is given twice{key.start_mark}")
-            seen.add(name)
-        content: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return content

@@ -1,7 +1,7 @@
-"""What to edit: requests, records (a request with probes), their JSONL form and validation."""
+"""What to edit: requests, records (a request with probes), their form as plain values, and validation."""
 
-from emendo.requests.hints import SLOT, shown
-from emendo.requests.reading import parse_object, parse_records, read_records, record_from_dict, unique_fields
+from emendo.requests.hints import NAMES_ELSEWHERE, SLOT, shown
+from emendo.requests.reading import record_from_dict
 from emendo.requests.records import (
     FIELDS,
     PROBE_KINDS,
@@ -15,6 +15,7 @@ from emendo.requests.records import (
 
 __all__ = [
     "FIELDS",
+    "NAMES_ELSEWHERE",
     "PROBE_KINDS",
     "PROMPT_LISTS",
     "SLOT",
@@ -22,11 +23,7 @@ __all__ = [
     "EditRequest",
     "Probe",
     "check_requests",
-    "parse_object",
-    "parse_records",
-    "read_records",
     "record_from_dict",
     "same_text",
     "shown",
-    "unique_fields",
 ]

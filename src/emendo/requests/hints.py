@@ -8,16 +8,23 @@ from collections.abc import Sequence
 
 SLOT = "{}"
 
-_NAMES_ELSEWHERE = {
+NAMES_ELSEWHERE = {
     "target_new": "target",
     "new_target": "target",
     "new_answer": "target",
+    "answer": "target",
     "alt": "target",
     "object": "target",
+    "new_object": "target",
+    "new": "target",
     "ground_truth": "target_true",
     "target_old": "target_true",
     "old_target": "target_true",
     "true_target": "target_true",
+    "old_answer": "target_true",
+    "true_answer": "target_true",
+    "old_object": "target_true",
+    "old": "target_true",
     "rephrase": "paraphrase_prompts",
     "rephrases": "paraphrase_prompts",
     "rephrase_prompt": "paraphrase_prompts",
@@ -32,14 +39,19 @@ _NAMES_ELSEWHERE = {
     "neighbours": "neighborhood_prompts",
     "neighborhood": "neighborhood_prompts",
     "neighbourhood_prompts": "neighborhood_prompts",
+    "queries": "generation_prompts",
     "question": "prompt",
+    "query": "prompt",
     "src": "prompt",
     "template": "prompt",
+    "subj": "subject",
+    "entity": "subject",
     "case_id": "id",
+    "known_id": "id",
     "relation_id": "relation",
 }
-"""Fields of other editing tools and data sets, and what they are called here. Spelling alone would take target_new for
-target_true, which is its opposite."""
+"""Fields of other editing tools and data sets, and what they are called here. Files are read by it, and messages
+suggest by it: spelling alone would take target_new for target_true, which is its opposite."""
 
 
 def shown(value: object) -> str:
@@ -56,9 +68,10 @@ def unknown_field(name: object, known: Sequence[str]) -> str:
         name: What was found.
         known: The fields that there are.
     """
-    elsewhere = _NAMES_ELSEWHERE.get(str(name).lower())
-    near = [elsewhere] if elsewhere is not None else difflib.get_close_matches(str(name), known, n=1)
-    if not near or near[0] not in known:  # the fields of a probe are fewer
+    elsewhere = NAMES_ELSEWHERE.get(str(name).lower(), "")
+    # The fields of a probe are fewer than the table has.
+    near = [elsewhere] if elsewhere in known else difflib.get_close_matches(str(name), known, n=1)
+    if not near:
         return f"unknown field {shown(name)}; known: {', '.join(known)}"
     one_for_list = near[0].endswith("_prompts") and not str(name).endswith("s")
     return f"unknown field {shown(name)}; did you mean {near[0]!r}{', which is a list' if one_for_list else ''}?"

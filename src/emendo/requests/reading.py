@@ -1,12 +1,8 @@
-"""Records from JSONL: one JSON object a line, every bad line reported with its number and reason."""
+"""A record from the plain values of its own form; `emendo.datasets` reads files of them and of other forms."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from emendo.errors import RequestError
@@ -25,18 +21,9 @@ from emendo.requests.records import (
 _FIELDS = frozenset(FIELDS)
 _PROBE_FIELDS = ("kind", "prompt", "answers", "group")
 
-_MOST_BYTES = 512 * 2**20
-"""Of a request file; all of CounterFact is 45 MB. A device or pipe without an end is refused here too."""
-
-_MOST_LINE = 2**20
-"""Characters of one record. Parsed, a short text of brackets takes thirty times its length in memory."""
-
-_MOST_PROBLEMS = 1000
-"""Bad lines after which reading stops: the file is something else."""
-
 
 def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
-    """One parsed JSON object as a record.
+    """One row as a record.
 
     Raises:
         RequestError: With every problem of the row.
@@ -105,97 +92,3 @@ def _read_probes(rows: object) -> tuple[tuple[Probe, ...], list[str]]:
                 found = list(error.problems)
         problems += [f"probe {number}: {problem}" for problem in found]
     return tuple(probes), problems
-
-
-def parse_records(text: str, source: str) -> list[EditRecord]:
-    """Records from JSONL text; blank lines are skipped.
-
-    Args:
-        text: One JSON object a line.
-        source: How errors name the text, a path for instance.
-
-    Raises:
-        RequestError: With every bad line, its number and the reason.
-    """
-    records: list[EditRecord] = []
-    problems: list[str] = []
-    named: dict[str, int] = {}
-    # Not splitlines(): that also splits at U+2028 and its like, which JSON strings may hold.
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
-        if not line.strip():
-            continue
-        if len(problems) >= _MOST_PROBLEMS:
-            problems.append(f"reading stopped before line {number}: is this a file of requests?")
-            break
-        try:
-            record = record_from_dict(parse_object(line))
-        except RequestError as error:
-            problems.extend(f"line {number}: {problem}" for problem in error.problems)
-            continue
-        records.append(record)
-        id = record.request.id
-        if id and named.setdefault(id, number) != number:
-            problems.append(f"line {number}: id {shown(id)} is taken by line {named[id]}; reports name requests by it")
-    if problems:
-        raise RequestError(f"{source}: {len(problems)} problem(s); nothing was edited:", problems)
-    if not records:
-        raise RequestError(f"{source}: holds no request; expected one JSON object a line")
-    return records
-
-
-def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose fields are each given once; the last would win otherwise, without a word."""
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        problems = [f"field {shown(name)} is given more than once" for name in twice]
-        raise RequestError("this row repeats fields:", problems)
-    return row
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=unique_fields)
-"""Made once: `json.loads` makes one for each line."""
-
-
-def parse_object(line: str) -> dict[str, Any]:
-    """One JSON object in which no field is given twice.
-
-    Raises:
-        RequestError: The text is not JSON, is no object, or repeats a field.
-    """
-    if len(line) > _MOST_LINE:
-        raise RequestError(
-            "this line is too long:", [f"has {len(line):,} characters, expected at most {_MOST_LINE:,} a request"]
-        )
-    try:
-        row = _DECODER.decode(line)
-    except RequestError:
-        raise
-    except json.JSONDecodeError as error:
-        raise RequestError("this line is not JSON:", [f"not JSON: {error.msg} at column {error.colno}"]) from error
-    except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
-        raise RequestError("this line is not JSON:", [f"not JSON: {error}"]) from error
-    if not isinstance(row, dict):
-        raise RequestError("this line is no object:", [f"expected a JSON object, found {type(row).__name__}"])
-    return row
-
-
-def read_records(path: str | Path) -> list[EditRecord]:
-    """Records from a JSONL file in UTF-8.
-
-    Raises:
-        RequestError: The file is missing, not UTF-8, or holds bad lines (all are listed).
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-        text = content.decode("utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
-        raise RequestError(
-            f"cannot read requests from {str(path)!r}: {error}; "
-            "expected a UTF-8 file with one JSON object a line (--requests FILE)"
-        ) from error
-    return parse_records(text, str(path))

@@ -1,0 +1,37 @@
+"""Facts that a command takes from a file or a data set, all or none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from emendo.cli.console import Terminal
+    from emendo.requests import EditRecord
+
+Requests = Annotated[
+    str | None,
+    typer.Option(
+        "--requests", metavar="FILE", help="Facts in any form that `emendo data` reads: JSON, JSONL, CSV, hf:... ."
+    ),
+]
+Format = Annotated[str, typer.Option("--format", help="Format of the facts; see `emendo data --formats`.")]
+
+
+def read_requests(terminal: Terminal, requests: str, format: str) -> list[EditRecord]:
+    """The records of --requests, all or none, with a word on what they were read from.
+
+    Raises:
+        DatasetError: They cannot be read, or hold rows that are no records.
+    """
+    from emendo.datasets import load_records
+
+    loaded = load_records(requests, format=format, strict=True)
+    source = loaded.source
+    left_out = f"; {len(loaded.dropped)} probe(s) left out, see emendo data" if loaded.dropped else ""
+    terminal.message(
+        f"{source['records']:,} request(s) from {source['rows']:,} row(s) of {requests} "
+        f"({source['container']}, format {source['format']}){left_out}"
+    )
+    return list(loaded.records)

@@ -1,0 +1,60 @@
+"""YAML that means one thing: every key of a mapping is named once, and nothing stands for something elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+
+def loads(text: str, *, as_text: bool = False) -> Any:
+    """Parse YAML from a file that anybody may have made.
+
+    Args:
+        text: One document.
+        as_text: Every plain value but null stays the text that was written, so that ``no`` and ``2.50`` are words.
+
+    Raises:
+        ValueError: Not YAML, a key given twice, an alias, or nested too deep.
+    """
+    try:
+        return yaml.load(text, Loader=_TextLoader if as_text else _Loader)
+    except (RecursionError, yaml.YAMLError) as error:
+        raise ValueError(str(error) or "nested too deep") from error
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML whose mappings name every key once (the last would win otherwise, without a word), and without aliases.
+
+    A few lines of aliases of aliases stand for more values than any memory holds, as soon as one is walked or printed.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node, or an error for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"the alias *{event.anchor}{event.start_mark}: write its value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping, or an error for a repeated key."""
+        seen = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if not isinstance(name, Hashable):
+                raise yaml.YAMLError(f"a key is a {type(name).__name__}{key.start_mark}, expected a name")
+            if name in seen:
+                raise yaml.YAMLError(f"{name!r} is given twice{key.start_mark}")
+            seen.add(name)
+        content: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return content
+
+
+class _TextLoader(_Loader):
+    """Plain values stay as they are written; only null is recognised."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own name and form
+        first: [entry for entry in known if entry[0] == "tag:yaml.org,2002:null"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }

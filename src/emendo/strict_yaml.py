@@ -7,6 +7,12 @@ from typing import Any
 
 import yaml
 
+_NULL_ONLY = {
+    first: [entry for entry in known if entry[0] == "tag:yaml.org,2002:null"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+"""How plain values are told apart where only null is not text."""
+
 
 def loads(text: str, *, as_text: bool = False) -> Any:
     """Parse YAML from a file that anybody may have made.
@@ -19,7 +25,10 @@ def loads(text: str, *, as_text: bool = False) -> Any:
         ValueError: Not YAML, a key given twice, an alias, or nested too deep.
     """
     try:
-        return yaml.load(text, Loader=_TextLoader if as_text else _Loader)
+        loader = _Loader(text)
+        if as_text:
+            loader.yaml_implicit_resolvers = _NULL_ONLY
+        return loader.get_single_data()
     except (RecursionError, yaml.YAMLError) as error:
         raise ValueError(str(error) or "nested too deep") from error
 
@@ -49,12 +58,3 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
             seen.add(name)
         content: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return content
-
-
-class _TextLoader(_Loader):
-    """Plain values stay as they are written; only null is recognised."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own name and form
-        first: [entry for entry in known if entry[0] == "tag:yaml.org,2002:null"]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }

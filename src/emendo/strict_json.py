@@ -55,7 +55,7 @@ def loads(text: str) -> Any:
         )
     except RecursionError as error:
         raise ValueError(f"nested more than {MOST_DEPTH} deep") from error
-    _check_depth(value)
+    check_depth(value)
     return value
 
 
@@ -79,8 +79,12 @@ def _refused_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _check_depth(value: Any) -> None:
-    """Level by level, without recursion: what is read here is walked by recursion elsewhere."""
+def check_depth(value: Any) -> None:
+    """Refuse what is nested too deep. Level by level, without recursion: it is walked by recursion elsewhere.
+
+    Raises:
+        ValueError: More than `MOST_DEPTH` lists and objects inside each other.
+    """
     level, depth = [value], 0
     while level := [
         entry

@@ -246,6 +246,20 @@ def resolve_architecture(config: Any) -> ArchitectureSpec:
     return spec
 
 
+def refuse_own_code(config: Mapping[str, Any]) -> None:
+    """Refuse a model that brings the code of its family, which is never run, where Emendo does not know the family.
+
+    Args:
+        config: Of its ``config.json``.
+
+    Raises:
+        UnsupportedModelError: See above.
+    """
+    model_type = config.get("model_type")
+    if config.get("auto_map") and not any(model_type in known for known in (ARCHITECTURES, WRAPPERS, REFUSALS)):
+        raise _unsupported(model_type, "its code comes with the model (auto_map in config.json) and is never run")
+
+
 def _inside(wrapper: str, text_config: Any) -> ArchitectureSpec:
     """The row of a multimodal model's text decoder, with paths from the whole model."""
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
@@ -19,7 +20,12 @@ from transformers.utils import logging as transformers_logging
 from emendo.errors import InputError, ModelNotFoundError
 from emendo.models import demo
 from emendo.models.adapter import ModelAdapter
-from emendo.models.architecture import resolve_architecture
+from emendo.models.architecture import refuse_own_code, resolve_architecture
+from emendo.models.declared import GGUF_GROWTH, check_model_size
+from emendo.models.folder import check_beside, check_folder, check_settings, no_weights, refused, weight_files
+from emendo.models.gguf_header import check_gguf
+from emendo.models.hub_files import fetch_settings, fetch_weights, has_safetensors
+from emendo.models.sources import find_source
 from emendo.progress import Progress, Silent
 
 UNREADABLE = (
@@ -92,40 +98,42 @@ def wrap(model: Any, tokenizer: Any, name: str = "") -> ModelAdapter:
 
 
 def _load_pair(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    if name == "demo":
+    source = find_source(name)
+    if source.kind == "demo":
         return _load_demo(options)
-    path = Path(name).expanduser()
-    if name.endswith(".gguf"):
-        if not path.is_file():
-            raise ModelNotFoundError(f"no GGUF file at {name!r} (--model)")
-        return _load_gguf(path, options)
-    if path.exists():
-        if not (path / "config.json").is_file():
-            raise ModelNotFoundError(
-                f"{name!r} holds no config.json; expected a folder written by save_pretrained (--model)"
-            )
-        _refuse_pickles(name, path)
-        return _from_pretrained(str(path), options)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelNotFoundError(f"no model folder at {name!r} (--model)")
-    return _from_pretrained(name, options)
+    if source.kind == "gguf":
+        return _load_gguf(Path(source.place), options, name)
+    return _from_pretrained(source.place, options, name)
 
 
-def _from_pretrained(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
+def _from_pretrained(place: str, options: dict[str, Any], name: str = "") -> tuple[Any, Any]:
+    """A model and its tokenizer from a folder or a hub id; `name` is how errors name it."""
+    name = name or place
     try:
-        # The configuration first: an unsupported family is refused before gigabytes are fetched.
+        # What the files say first, then the configuration: an unsupported family is refused before gigabytes are
+        # fetched, and nothing is allocated or followed that was not checked.
+        folder, commit = (Path(place), None) if Path(place).is_dir() else fetch_settings(place)
+        said = check_settings(folder, name)
+        refuse_own_code(said)
+        pinned = {} if commit is None else {"revision": commit}
         # Without an explicit False, transformers would ask on the terminal whether to run a folder's own code.
-        spec = resolve_architecture(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **pinned)
+        spec = resolve_architecture(config)
         auto = AutoModelForCausalLM if spec.wrapper is None else AutoModelForImageTextToText
+        weights = _weights(place, name, folder, commit, said)
+        if weights:
+            check_model_size(auto, config, weights)
         model, found = auto.from_pretrained(
-            name,
+            place,
             **_with_dtype(options, "auto"),
+            **(pinned if weights else {}),
             trust_remote_code=False,
             use_safetensors=True,
+            weights_only=True,
             ignore_mismatched_sizes=True,  # they are told below, by name
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **pinned)
     except (InputError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:
@@ -140,15 +148,15 @@ def _from_pretrained(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _refuse_pickles(name: str, folder: Path) -> None:
-    """A folder whose weights are pickles only: reading one can run whatever its maker put in."""
-    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-    if pickles and not any(folder.glob("model*.safetensors")):
-        raise ModelNotFoundError(
-            f"the weights in {name!r} are pickles ({pickles[0]}), which can run code when they are read; expected "
-            "safetensors. If you trust the folder, convert it with transformers: "
-            f"AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(...), and give the new folder (--model)"
-        )
+def _weights(place: str, name: str, folder: Path, commit: str | None, said: dict[str, Any]) -> list[Path]:
+    """The checked files with the weights; none where the hub may have converted a repository of pickles."""
+    if commit is None:
+        return check_folder(folder, name, said)
+    if said.get("transformers_weights") is None and not has_safetensors(place, commit, folder):
+        if is_offline_mode():
+            raise no_weights(folder, name)
+        return []
+    return fetch_weights(place, commit, weight_files(folder, name, said))
 
 
 def _with_dtype(options: dict[str, Any], default: torch.dtype | str) -> dict[str, Any]:
@@ -159,6 +167,12 @@ def _with_dtype(options: dict[str, Any], default: torch.dtype | str) -> dict[str
 
 def _cannot_load(name: str, error: Exception) -> ModelNotFoundError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if "custom code" in lines[0]:
+        return refused(
+            name,
+            "its tokenizer is code of its own (auto_map), which is never run; expected a tokenizer.json and a "
+            "tokenizer_class that transformers has, such as PreTrainedTokenizerFast, in tokenizer_config.json",
+        )
     # Some say in the first line only where something is wrong, and what it is in the next.
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return ModelNotFoundError(
@@ -167,7 +181,7 @@ def _cannot_load(name: str, error: Exception) -> ModelNotFoundError:
     )
 
 
-def _load_gguf(path: Path, options: dict[str, Any]) -> tuple[Any, Any]:
+def _load_gguf(path: Path, options: dict[str, Any], name: str = "") -> tuple[Any, Any]:
     try:
         import accelerate  # noqa: F401
         import gguf  # noqa: F401
@@ -175,15 +189,21 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> tuple[Any, Any]:
         raise ModelNotFoundError(
             f"reading {path.name} needs the packages gguf and accelerate: pip install 'emendo[demo]'"
         ) from error
+    name = name or str(path)
     # The tokenizer's settings are read from whatever else lies in the file's folder.
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "trust_remote_code": False}
     try:
+        check_gguf(path)
+        check_beside(path.parent, name)
+        config = AutoConfig.from_pretrained(**where)
+        resolve_architecture(config)
+        check_model_size(AutoModelForCausalLM, config, [path], GGUF_GROWTH)
         model = AutoModelForCausalLM.from_pretrained(**where, **_with_dtype(options, torch.float32))
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except torch.OutOfMemoryError:
+    except (InputError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:
-        raise _cannot_load(str(path), error) from error
+        raise _cannot_load(name, error) from error
     # The loaded weights are plain floats; a left-over quantisation entry would make saving and reloading fail.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -1,6 +1,7 @@
 """Storage: files and folders that are whole or absent, and files that refuse to be read when altered."""
 
 from emendo.storage.durable import flush, make_folder
+from emendo.storage.plain_file import check_plain, read_plain_text
 from emendo.storage.tensor_file import (
     TensorFileFormat,
     read_tensor_file,
@@ -13,8 +14,10 @@ from emendo.storage.whole_folder import check_absent, whole_folder
 __all__ = [
     "TensorFileFormat",
     "check_absent",
+    "check_plain",
     "flush",
     "make_folder",
+    "read_plain_text",
     "read_tensor_file",
     "read_tensor_file_header",
     "whole_folder",

@@ -254,7 +254,7 @@ def test_any_other_record_of_sound_hash_is_refused_or_read_back_as_it_is(
     assert record.id == digest
     assert what_happened(record)
     with contextlib.suppress(LedgerError):
-        kept_edit(record, record.after(())[0])
+        kept_edit(record, record.now_active[0])
 
 
 # ---- links and odd files ---------------------------------------------------------------------------------------

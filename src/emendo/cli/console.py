@@ -141,10 +141,15 @@ class Terminal:
                 ([row[column] for column in columns] for row in rows),
             )
 
-    def line(self, text: str) -> None:
-        """A line of the result for people, on standard output; nothing under --json."""
+    def line(self, text: str, *, unbroken: bool = False) -> None:
+        """A line of the result for people, on standard output; nothing under --json.
+
+        Args:
+            text: The line.
+            unbroken: It stays one line however narrow the terminal is, to be copied.
+        """
         if not self.json_output:
-            self.out.print(printable(text), highlight=False, markup=False)
+            self.out.print(printable(text), highlight=False, markup=False, soft_wrap=unbroken)
 
 
 _BORDER = 3  # of a column: a rule, and a space on each side

@@ -72,7 +72,7 @@ def edit(
     asked_after(check_named(method, chosen_settings), records)
     if out is not None:
         check_free(out, overwrite=overwrite or plan_only)
-    ledgers.check_ledger(ledger, records, replace=replace)
+    ledgers.check_ledger(ledger, records, replace=replace, message=message, who=who)
     chosen_gate = gate.choose_gate(limits, force)
 
     from emendo.models import load

@@ -42,10 +42,14 @@ def init(
     """Make a ledger for a model."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     from emendo.ledger import EditLedger, LedgerStore
+    from emendo.ledger.stamp import check_texts
     from emendo.report import check_writable
+    from emendo.strict_json import check_text
 
     check_writable(folder)
     LedgerStore(folder).check_free()
+    check_text(model, "the model's name (--model)")
+    check_texts(who or "", message)
     session = _session(terminal, model, device, dtype)
     ledger = EditLedger.create(folder, session, model=model, message=message, who=who)
     base = ledger.base
@@ -121,7 +125,7 @@ def revert(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     history = _history(ledger)
     gone = history.reverted_by(history.record(id))
-    opened, planner = _open(terminal, ledger, who, wait), None
+    opened, planner = _open(terminal, ledger, who, wait, message), None
     if opened.needs_model(id, how):
         base = history.base
         planner = _session(terminal, model or history.chain[0].details["model"], device, base["dtype"])
@@ -180,6 +184,8 @@ def verify(
     if found.problems:
         rows = [(problem.id[:12], problem.what) for problem in found.problems]
         terminal.table(f"{len(rows)} problem(s)", ("record", "what"), rows)
+        for line in found.way_out.splitlines():
+            terminal.line(line, unbroken=True)
     size = f"{found.nbytes / 1024:.0f} KiB"
     terminal.line(f"{found.records} records and {found.objects} update files ({size}) {'hold' if found.ok else 'read'}")
     terminal.result(found.to_dict())
@@ -213,14 +219,18 @@ def compact(
 # ---- for `emendo edit --ledger` --------------------------------------------------------------------------------
 
 
-def check_ledger(folder: Path | None, records: Sequence[EditRecord], *, replace: bool) -> None:
+def check_ledger(
+    folder: Path | None, records: Sequence[EditRecord], *, replace: bool, message: str, who: str | None
+) -> None:
     """Refuse, before the model is loaded, what the ledger would refuse afterwards."""
     if folder is None:
         if replace:
             raise LedgerError("--replace is about the edits of a ledger; name it (--ledger FOLDER)")
         return
     from emendo.ledger.conflicts import replaced_facts
+    from emendo.ledger.stamp import check_texts
 
+    check_texts(who or "", message)
     requests = [record.request for record in records]
     replaced_facts(_history(folder).edits(), requests, replace=replace, folder=folder)
 
@@ -260,9 +270,11 @@ def keep_edit(terminal: Terminal, pending: PendingEdit, update: Any, document: d
 # ---- how -------------------------------------------------------------------------------------------------------
 
 
-def _open(terminal: Terminal, folder: Path, who: str | None, wait: float) -> EditLedger:
+def _open(terminal: Terminal, folder: Path, who: str | None, wait: float, message: str = "") -> EditLedger:
     from emendo.ledger import EditLedger
+    from emendo.ledger.stamp import check_texts
 
+    check_texts(who or "", message)
     return EditLedger(folder, timeout=wait, waiting=terminal.message, who=who)
 
 

@@ -64,9 +64,14 @@ def stored(store: LedgerStore, update: ModelUpdate, edit: str | None = None, dro
         update: The update.
         edit: Id of the record that made the edit; None: the one that is about to be written.
         dropped: Requests of that record that are not in it.
+
+    Raises:
+        LedgerError: The file does not read back as the update.
     """
     file, size = store.put(update.save)
-    return Active(edit, update.id, file, size, dropped)
+    entry = Active(edit, update.id, file, size, dropped)
+    _loaded(store, entry)  # before a record may refer to it
+    return entry
 
 
 def without_edit(store: LedgerStore, history: History, gone: Sequence[str], planner: Planner | None, how: str) -> State:

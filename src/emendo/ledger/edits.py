@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from emendo.errors import LedgerError
+from emendo.ledger.files import RESTORE
 from emendo.ledger.record import MAKES_EDIT, Active, Record
-from emendo.ledger.store import active_after
+from emendo.ledger.store import active_after, advance
 from emendo.requests import EditRequest
 
 
@@ -53,8 +54,16 @@ class History:
 
     def __init__(self, chain: Sequence[Record]) -> None:
         self.chain = list(chain)
-        self.active = active_after(self.chain)
         self._by_id = {record.id: record for record in self.chain}
+        self._folded_from: dict[str, tuple[Active, ...]] = {}
+        """By compaction, the state that it folded: no longer in all than what records add."""
+        self._edits: dict[Active, KeptEdit] = {}
+        state: list[Active] = []
+        for record in self.chain:
+            if record.operation == "compact":
+                self._folded_from[record.id] = tuple(state)
+            advance(state, record)
+        self.active = tuple(state)
 
     def record(self, prefix: str) -> Record:
         """The record whose id begins so.
@@ -95,7 +104,7 @@ class History:
             LedgerError: It made no edit, or that is no longer active; says what to do.
         """
         active = [edit.id for edit in self.edits()]
-        folded = [entry for entry in self.active if entry.edit == record.id and self._folded(entry)]
+        folded = [entry for entry in self.active if entry.edit == record.id and record.id in self._folded_from]
         if folded:
             return [edit.id for edit in self.edits(folded)]
         if record.operation not in MAKES_EDIT:
@@ -116,7 +125,7 @@ class History:
         Args:
             active: The state; None: the present one.
         """
-        return [edit for entry in (self.active if active is None else active) for edit in self._inside(entry)]
+        return [edit for edit, _ in self._walk(self.active if active is None else active)]
 
     def split(
         self, active: Sequence[Active], touched: Callable[[KeptEdit], bool]
@@ -125,25 +134,40 @@ class History:
 
         A folded update that holds a touched edit is unfolded: it gives way to what it was folded from.
         """
-        for index, entry in enumerate(active):
-            inside = self._inside(entry)
-            if not any(map(touched, inside)):
-                continue
-            kept: list[Active] = []
-            if self._folded(entry):  # always the first of its state, since folding takes the whole of one
-                kept, inside = self.split(self._before(entry), touched)
-            return [*active[:index], *kept], [*inside, *self.edits(active[index + 1 :])]
+        walk = self._walk(active)
+        for edit, kept in walk:
+            if touched(edit):
+                return kept(), [edit, *(later for later, _ in walk)]
         return list(active), []
 
-    def _inside(self, entry: Active) -> list[KeptEdit]:
-        return self.edits(self._before(entry)) if self._folded(entry) else [kept_edit(self._by_id[_id(entry)], entry)]
+    def _walk(self, active: Sequence[Active]) -> Iterator[tuple[KeptEdit, Callable[[], list[Active]]]]:
+        """The edits of a state in order, each with what gives the updates before it, of which none holds it.
 
-    def _folded(self, entry: Active) -> bool:
-        return self._by_id[_id(entry)].operation == "compact"
+        By a stack of its own: a ledger may be compacted thousands of times, each fold inside the next.
+        """
+        levels = [(active, 0)]  # a state, and how many of its updates were begun
+        unfolded: set[str] = set()
+        while levels:
+            state, begun = levels.pop()
+            if begun == len(state):
+                continue
+            entry = state[begun]
+            levels.append((state, begun + 1))
+            if (id := _id(entry)) not in self._folded_from:
+                yield self._kept(entry), lambda: [old for state, begun in levels for old in state[: begun - 1]]
+            elif id in unfolded:
+                raise LedgerError(f"a state of this ledger holds what {id[:12]}… folded more than once; {RESTORE}")
+            else:
+                unfolded.add(id)
+                levels.append((self._folded_from[id], 0))
 
-    def _before(self, entry: Active) -> tuple[Active, ...]:
-        """The state that a folded update was folded from."""
-        return active_after(self.chain, self._by_id[_id(entry)].number - 1)
+    def _kept(self, entry: Active) -> KeptEdit:
+        if entry not in self._edits:
+            record = self._by_id.get(id := _id(entry))
+            if record is None:
+                raise LedgerError(f"an update of this ledger is said to be of the edit {id[:12]}…, which is not in it")
+            self._edits[entry] = kept_edit(record, entry)
+        return self._edits[entry]
 
 
 BASE = "base"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 import stat
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emendo import strict_json
 from emendo.errors import LedgerError, OutputError
 
 TEMPORARY = ".tmp-"
@@ -43,6 +43,8 @@ def write_durably(path: Path, data: bytes) -> None:
                 os.fsync(handle)  # before the name: no crash may leave the name on bytes not yet written
             finally:
                 os.close(handle)
+            if draft.read_bytes() != data:  # before the name as well: nothing is named that cannot be read
+                raise OSError(errno.EIO, "what was written is not what is read")
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -145,14 +147,17 @@ def file_digest(path: Path, kind: str) -> tuple[str, int]:
 
 
 def parse_json(data: bytes, path: Path, kind: str) -> dict[str, Any]:
-    """One JSON object, with every field given once and only finite numbers.
+    """One JSON object, as `strict_json.loads` reads it.
+
+    Bytes that are not UTF-8 are read as Python reads file names: an earlier Emendo could write them into a record, and
+    its hash says that it is sound.
 
     Raises:
         LedgerError: Anything else, however it is built.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # ValueError also covers UTF-8 and integers of thousands of digits
+        value = strict_json.loads(data.decode("utf-8", "surrogateescape"))
+    except ValueError as error:  # it also covers integers of thousands of digits
         raise LedgerError(f"{kind} {str(path)!r} is damaged: {error}; {RESTORE}") from error
     if not isinstance(value, dict):
         raise LedgerError(f"{kind} {str(path)!r} is damaged: expected a JSON object; {RESTORE}")
@@ -189,14 +194,3 @@ def _digest(handle: int) -> str:
     while chunk := os.read(handle, _CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        raise ValueError("a field is given more than once")
-    return row
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number that JSON has")

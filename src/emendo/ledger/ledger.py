@@ -26,7 +26,7 @@ from emendo.ledger.lock import user_name
 from emendo.ledger.pending import PendingEdit, edit_details
 from emendo.ledger.record import Active, Record
 from emendo.ledger.replay import Planner, SessionPlanner
-from emendo.ledger.stamp import stamped
+from emendo.ledger.stamp import check_texts, stamped
 from emendo.ledger.store import LedgerStore
 from emendo.ledger.verify import Verification, verify
 from emendo.models import ModelAdapter
@@ -66,6 +66,7 @@ class EditLedger:
         self.store = LedgerStore(folder)
         self.timeout, self.waiting = timeout, waiting
         self.who = who or user_name()
+        check_texts(self.who, "")
         self.store.head()
 
     @classmethod
@@ -88,11 +89,13 @@ class EditLedger:
             options: `timeout`, `waiting` and `who`, as for the class.
 
         Raises:
-            LedgerError: There is a ledger already, or other files.
+            LedgerError: There is a ledger already, or other files; or the base is no identity of a model.
         """
         identity = base_of(base) if isinstance(base, EditSession) else dict(base)
-        details = {"base": identity, "model": model or identity["name"], "emendo": __version__}
-        first = stamped(None, "init", details=details, who=options.get("who") or user_name(), message=message)
+        details = {"base": identity, "model": model or identity.get("name"), "emendo": __version__}
+        who = options.get("who") or user_name()
+        check_texts(who, message)
+        first = stamped(None, "init", details=details, who=who, message=message)
         LedgerStore(folder).create(first, timeout=options.get("timeout", TIMEOUT))
         return cls(folder, **options)
 
@@ -186,7 +189,7 @@ class EditLedger:
             LedgerBusyError: Another process writes.
         """
         check_requests(requests)
-        with self._locked("edit") as history:
+        with self._locked("edit", message) as history:
             check_base(history, base_of(session))
             facts = replaced_facts(history.edits(), requests, replace=replace, folder=self.store.folder)
             planner = SessionPlanner(session)
@@ -239,7 +242,7 @@ class EditLedger:
             ConflictError: A fact is active with another target.
             BaseMismatchError: It is of another model.
         """
-        with self._locked("edit") as history:
+        with self._locked("edit", message) as history:
             check_base(history, update.base)
             details = edit_details(update, {}, metrics, None)
             requests = [EditRequest(**row) for row in details["requests"]]
@@ -270,7 +273,7 @@ class EditLedger:
             LedgerError: No such record, it is no longer active, or it cannot be planned again.
         """
         planner = SessionPlanner(planner) if isinstance(planner, EditSession) else planner
-        with self._locked("revert") as history:
+        with self._locked("revert", message) as history:
             if isinstance(planner, SessionPlanner):
                 check_base(history, base_of(planner.session))
             gone = history.reverted_by(history.record(id))
@@ -291,7 +294,7 @@ class EditLedger:
             id: Beginning of a record's id, or ``"base"`` for the unedited model.
             message: Why.
         """
-        with self._locked("checkout") as history:
+        with self._locked("checkout", message) as history:
             target = None if id == BASE else history.record(id).id
             return self._commit(history, "checkout", history.state(id), {"target": target}, message)
 
@@ -305,14 +308,15 @@ class EditLedger:
         Raises:
             LedgerError: There is nothing to fold.
         """
-        with self._locked("compact") as history:
+        with self._locked("compact", message) as history:
             state = fold_state(self.store, history, tolerance)
             return self._commit(history, "compact", state.active, state.details, message)
 
     # ---- how ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _locked(self, operation: str) -> Iterator[History]:
+    def _locked(self, operation: str, message: str) -> Iterator[History]:
+        check_texts(self.who, message)
         with self.store.locked(operation, timeout=self.timeout, waiting=self.waiting) as chain:
             yield History(chain)
 

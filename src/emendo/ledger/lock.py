@@ -17,6 +17,7 @@ from pathlib import Path
 
 from emendo.errors import LedgerBusyError, LedgerError
 from emendo.ledger.files import writing
+from emendo.printable import well_formed
 
 _POLL = 0.05  # seconds
 _NOTE = 500  # bytes of the holder's note that are read
@@ -118,6 +119,6 @@ def _holder(handle: int) -> str:
 def user_name() -> str:
     """Name of the user, where the system knows one."""
     try:
-        return getpass.getuser()
+        return well_formed(getpass.getuser())
     except (OSError, KeyError, ImportError):  # no entry in the password database, as in some containers
         return f"uid {os.getuid()}"

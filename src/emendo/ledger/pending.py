@@ -85,8 +85,11 @@ def edit_details(
         raise LedgerError("this update changes no weights, so there is nothing to keep; choose another --method")
     try:
         info = update.info
+        requests = list(info["requests"])
+        for row in requests:
+            EditRequest(**row)  # raises where a replay could not
         return {
-            "requests": list(info["requests"]),
+            "requests": requests,
             "method": dict(info["method"]),
             "seed": int(info["seed"]),
             "moments": fingerprint(info),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -95,10 +95,10 @@ class Record:
     added: tuple[Active, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
-    @cached_property
-    def data(self) -> bytes:
-        """The record as it is stored."""
-        document = {
+    @property
+    def document(self) -> dict[str, Any]:
+        """The record as its file holds it."""
+        return {
             "format": FORMAT,
             "version": VERSION,
             "number": self.number,
@@ -111,20 +111,22 @@ class Record:
             "added": [entry.to_dict() for entry in self.added],
             "details": self.details,
         }
-        return (strict_json.dumps(document, indent=1) + "\n").encode("utf-8", "surrogateescape")
+
+    @property
+    def data(self) -> bytes:
+        """The record as it is stored."""
+        # An earlier Emendo wrote bytes that are not UTF-8; a new record has none (`as_read_back`).
+        return (strict_json.dumps(self.document, indent=1) + "\n").encode("utf-8", "surrogateescape")
 
     @cached_property
     def id(self) -> str:
         """SHA-256 of the stored bytes."""
         return hashlib.sha256(self.data).hexdigest()
 
-    def after(self, before: Sequence[Active]) -> tuple[Active, ...]:
-        """The state after this record.
-
-        Args:
-            before: The state before it.
-        """
-        return (*before[: self.keep], *(replace(entry, edit=entry.edit or self.id) for entry in self.added))
+    @property
+    def now_active(self) -> tuple[Active, ...]:
+        """What it adds, each update with the edit that it is of."""
+        return tuple(entry if entry.edit else replace(entry, edit=self.id) for entry in self.added)
 
     def to_dict(self) -> dict[str, Any]:
         """The record with its id, as commands show it."""
@@ -137,7 +139,7 @@ class Record:
             "who": self.who,
             "message": self.message,
             "keep": self.keep,
-            "added": [{**entry.to_dict(), "edit": entry.edit or self.id} for entry in self.added],
+            "added": [entry.to_dict() for entry in self.now_active],
             "details": self.details,
         }
 
@@ -158,9 +160,28 @@ def parse_record(data: bytes, id: str, path: Path) -> Record:
     row = parse_json(data, path, "record")
     check_version(row, FORMAT, VERSION, f"record {str(path)!r}")
     try:
-        return _record(row)
+        record = _record(row)
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError(f"record {str(path)!r} has a sound hash but is no record ({error}); {RESTORE}") from error
+    vars(record)["id"] = id  # what `Record.id` would work out from the bytes
+    return record
+
+
+def as_read_back(record: Record) -> Record:
+    """A new record as its file will be read, which is held before anything is written.
+
+    Raises:
+        LedgerError: It could be written and never read again; names the value.
+    """
+    try:
+        return _record(strict_json.loads(strict_json.encoded(record.document, indent=1).decode("utf-8")))
+    except KeyError as error:
+        raise LedgerError(f"this {record.operation} cannot be kept: its details lack {error}; {_NOTHING}") from error
+    except (TypeError, ValueError) as error:
+        raise LedgerError(f"this {record.operation} cannot be kept: {error}; {_NOTHING}") from error
+
+
+_NOTHING = "nothing was added to the ledger"
 
 
 def check_version(row: Mapping[str, Any], expected: str, newest: int, what: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from emendo.errors import LedgerError
 from emendo.ledger.edits import KeptEdit
 from emendo.methods import METHODS, apply_settings
+from emendo.printable import well_formed
 from emendo.session import EditSession
 from emendo.techniques import Technique, technique_named, with_settings
 from emendo.update import ModelUpdate
@@ -65,7 +66,8 @@ class SessionPlanner:
 
 def environment(session: EditSession) -> dict[str, str]:
     """What can change a bit of what a session computes, beside its model and its settings."""
-    return {**versions(), "device": str(session.lm.device), "threads": str(torch.get_num_threads())}
+    found = {**versions(), "device": str(session.lm.device), "threads": str(torch.get_num_threads())}
+    return {name: well_formed(value) for name, value in found.items()}
 
 
 def kept_technique(edit: KeptEdit) -> tuple[Technique, list[int] | None]:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from emendo.ledger.edits import History
-from emendo.ledger.record import Active, Record
+from emendo.errors import InputError, LedgerError
+from emendo.ledger.edits import History, kept_edit
+from emendo.ledger.record import MAKES_EDIT, Active, Record, as_read_back
+from emendo.strict_json import check_text
 
 
 def stamped(
@@ -19,7 +21,7 @@ def stamped(
     who: str,
     message: str,
 ) -> Record:
-    """The record of an operation, not yet written.
+    """The record of an operation, not yet written, as it will be read back.
 
     Args:
         history: What it follows; None for the first record.
@@ -28,13 +30,16 @@ def stamped(
         details: What belongs to the operation.
         who: User.
         message: Why.
+
+    Raises:
+        LedgerError: It could not be read again.
     """
     before = history.active if history is not None else ()
     keep = 0
     while keep < min(len(before), len(active)) and before[keep] == active[keep]:
         keep += 1
     parent = history.chain[-1] if history is not None else None
-    return Record(
+    record = Record(
         number=parent.number + 1 if parent is not None else 0,
         parent=parent.id if parent is not None else None,
         operation=operation,
@@ -45,3 +50,20 @@ def stamped(
         added=tuple(active[keep:]),
         details=dict(details),
     )
+    record = as_read_back(record)
+    if operation in MAKES_EDIT:
+        kept_edit(record, record.now_active[-1])
+    return record
+
+
+def check_texts(who: object, message: object) -> None:
+    """Refuse, before any work is done, what no record can hold.
+
+    Raises:
+        LedgerError: Says which of the two it is.
+    """
+    try:
+        check_text(who, "the name that signs the record (--who)")
+        check_text(message, "the message (--message)")
+    except InputError as error:
+        raise LedgerError(str(error)) from error

@@ -22,6 +22,7 @@ from pathlib import Path
 from emendo.errors import LedgerError, OutputError
 from emendo.ledger.files import (
     RESTORE,
+    check_file,
     draft_of,
     file_digest,
     is_draft,
@@ -77,7 +78,7 @@ class LedgerStore:
         row = parse_json(data, self.head_path, "the ledger's")
         check_version(row, _HEAD_FORMAT, _HEAD_VERSION, f"the ledger's {str(self.head_path)!r}")
         id, number = row.get("record"), row.get("number")
-        if not is_sha256(id) or type(number) is not int or data != _head(str(id), number):
+        if not is_sha256(id) or type(number) is not int or data != head_line(str(id), number):
             raise LedgerError(f"the ledger's {str(self.head_path)!r} is damaged; {RESTORE}")
         return str(id), number
 
@@ -179,18 +180,24 @@ class LedgerStore:
         """Commit a record; its objects are there already. The caller holds the lock.
 
         Raises:
-            LedgerError: The record is too large to be read back, or does not follow the newest one.
+            LedgerError: The record is too large to be read back, does not follow the newest one, or refers to an update
+                file that is not there as it says.
             OutputError: Nothing was committed; or, if it says so, the record is in but may not survive a power cut.
         """
-        if len(record.data) > MAX_BYTES:
+        data = record.data
+        if len(data) > MAX_BYTES:
             raise LedgerError(
-                f"this record would have {len(record.data)} bytes, and at most {MAX_BYTES} are read back; make the "
+                f"this record would have {len(data)} bytes, and at most {MAX_BYTES} are read back; make the "
                 "edit in smaller batches"
             )
         self._check_newest(record)
-        write_durably(self.record_path(record.id), record.data)
+        for entry in record.added:
+            check_file(self.object_path(entry.file), entry.file, entry.size, "update file")
+        write_durably(self.record_path(record.id), data)
+        if self.record(record.id) != record:
+            raise LedgerError(f"record {record.id[:12]}… reads back as another one; nothing was added to the ledger")
         try:
-            write_durably(self.head_path, _head(record.id, record.number))
+            write_durably(self.head_path, head_line(record.id, record.number))
         except OutputError as error:
             if self.exists and self.head()[0] == record.id:
                 raise OutputError(
@@ -266,15 +273,24 @@ def active_after(chain: list[Record], number: int | None = None) -> tuple[Active
         chain: Records from `init` on.
         number: The record; None: the newest.
     """
-    state: tuple[Active, ...] = ()
+    state: list[Active] = []
     for record in chain[: None if number is None else number + 1]:
-        if record.keep > len(state):
-            raise LedgerError(f"record {record.id[:12]}… keeps {record.keep} updates of {len(state)}; {RESTORE}")
-        state = record.after(state)
-    return state
+        advance(state, record)
+    return tuple(state)
 
 
-def _head(record: str, number: int) -> bytes:
+def advance(state: list[Active], record: Record) -> None:
+    """Bring a state, in place, to the one after the next record; costs what that changes.
+
+    Raises:
+        LedgerError: The record does not follow it.
+    """
+    if record.keep > len(state):
+        raise LedgerError(f"record {record.id[:12]}… keeps {record.keep} updates of {len(state)}; {RESTORE}")
+    state[record.keep :] = record.now_active
+
+
+def head_line(record: str, number: int) -> bytes:
     """The bytes of HEAD: one way to write it, so that no altered one is read as another."""
     row = {"format": _HEAD_FORMAT, "version": _HEAD_VERSION, "record": record, "number": number}
     return (json.dumps(row) + "\n").encode()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from emendo.errors import EmendoError, LedgerError
 from emendo.ledger.record import Active, Record, is_sha256
-from emendo.ledger.store import LedgerStore
+from emendo.ledger.store import LedgerStore, advance, head_line
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Verification:
         nbytes: Bytes of those files as recorded.
         leftovers: Files of killed operations, to be swept by the next one that writes.
         problems: What is wrong.
+        way_out: Where records cannot be followed to the first one: the newest one from which they can, and how to go on
+            from there.
     """
 
     records: int
@@ -44,6 +48,7 @@ class Verification:
     nbytes: int
     leftovers: int
     problems: tuple[Problem, ...]
+    way_out: str = ""
 
     @property
     def ok(self) -> bool:
@@ -83,13 +88,16 @@ def _verified(store: LedgerStore) -> Verification:
     problems: list[Problem] = []
     chain = _chain(store, problems)
     whole = bool(chain) and chain[0].number == 0
+    way_out = ""
     if not whole:
-        problems += _loose_records(store, {problem.id for problem in problems})
+        loose, problems_of_others = _loose_records(store, {problem.id for problem in problems})
+        problems += problems_of_others
+        way_out = _way_out(store, loose)
     entries = {entry.file: (entry, record) for record in reversed(chain) for entry in record.added}
-    states = _states(chain, problems) if whole else {}
+    preceding = _preceding(chain, problems) if whole else {}
     base = chain[0].details.get("base") if whole else None
     for file, (entry, record) in entries.items():
-        if (what := _object_problem(store, entry, base, states.get(file))) is not None:
+        if (what := _object_problem(store, entry, base, preceding.get(file))) is not None:
             problems.append(Problem(_relative(store, store.object_path(file)), record.id, what))
     leftovers = 0
     if whole:
@@ -98,7 +106,7 @@ def _verified(store: LedgerStore) -> Verification:
         except EmendoError as error:
             problems.append(Problem("HEAD", "", str(error)))
     size = sum(entry.size for entry, _ in entries.values())
-    return Verification(len(chain), len(entries), size, leftovers, tuple(problems))
+    return Verification(len(chain), len(entries), size, leftovers, tuple(problems), way_out)
 
 
 def _chain(store: LedgerStore, problems: list[Problem]) -> list[Record]:
@@ -125,34 +133,68 @@ def _chain(store: LedgerStore, problems: list[Problem]) -> list[Record]:
     return chain[::-1]
 
 
-def _loose_records(store: LedgerStore, told: set[str]) -> list[Problem]:
-    """Damaged records among those that the broken chain does not lead to."""
-    found = []
+def _loose_records(store: LedgerStore, told: set[str]) -> tuple[dict[str, Record], list[Problem]]:
+    """All records that can be read where the chain is broken, by id; and what is wrong with the others."""
+    sound, found = {}, []
     for path in sorted(store.records.glob("*.json")) if store.records.is_dir() else []:
-        if is_sha256(path.stem) and path.stem not in told:
+        if is_sha256(path.stem):
             try:
-                store.record(path.stem)
+                sound[path.stem] = store.record(path.stem)
             except LedgerError as error:
-                found.append(Problem(_relative(store, path), path.stem, str(error)))
+                if path.stem not in told:
+                    found.append(Problem(_relative(store, path), path.stem, str(error)))
+    return sound, found
+
+
+def _way_out(store: LedgerStore, records: Mapping[str, Record]) -> str:
+    """How to go on without what cannot be read, where there is no copy; empty where no record leads to the first."""
+    whole: dict[str, Record] = {}
+    for record in sorted(records.values(), key=lambda record: record.number):
+        before = whole.get(record.parent or "")
+        if record.number == 0 or (before is not None and before.number == record.number - 1):
+            whole[record.id] = record
+    if not whole:
+        return ""
+    last = max(whole.values(), key=lambda record: record.number)
+    on_the_way, at = {last.id}, last.parent
+    while at is not None:
+        on_the_way.add(at)
+        at = whole[at].parent
+    others = [path.name for path in store.records.glob("*.json") if path.stem not in on_the_way]
+    move = f", and move out of {str(store.records)!r}: {', '.join(sorted(others))}" if others else ""
+    line = head_line(last.id, last.number).decode().strip()
+    return (
+        f"The newest record that leads back to the first is number {last.number} ({last.operation} of "
+        f"{last.when[:19]}, {last.id[:12]}…). Without a copy of what is damaged, the ledger goes on from there: copy "
+        f"the folder, make this line all that {str(store.head_path)!r} holds{move}\n{line}"
+    )
+
+
+def _preceding(chain: Sequence[Record], problems: list[Problem]) -> dict[str, bytes]:
+    """For every update file, the digest of the updates that it was planned on (`_followed`)."""
+    found: dict[str, bytes] = {}
+    state: list[Active] = []
+    digests = [b""]
+    for record in chain:
+        try:
+            advance(state, record)
+        except LedgerError:
+            problems.append(Problem(f"records/{record.id}.json", record.id, "it keeps more updates than there were"))
+            return found
+        del digests[record.keep + 1 :]
+        for entry in state[record.keep :]:
+            found[entry.file] = digests[-1]
+            digests.append(_followed(digests[-1], entry.update))
     return found
 
 
-def _states(chain: Sequence[Record], problems: list[Problem]) -> dict[str, list[str]]:
-    """For every update file, the identities of the updates that it was planned on."""
-    before: dict[str, list[str]] = {}
-    state: tuple[Active, ...] = ()
-    for record in chain:
-        if record.keep > len(state):
-            problems.append(Problem(f"records/{record.id}.json", record.id, "it keeps more updates than there were"))
-            return before
-        state = record.after(state)
-        for place in range(record.keep, len(state)):
-            before[state[place].file] = [entry.update for entry in state[:place]]
-    return before
+def _followed(digest: bytes, update: str) -> bytes:
+    """Digest of a list of identities, from that of the list without its last: a prefix costs nothing to compare."""
+    return hashlib.sha256(digest + update.encode()).digest()
 
 
 def _object_problem(
-    store: LedgerStore, entry: Active, base: dict[str, Any] | None, before: list[str] | None
+    store: LedgerStore, entry: Active, base: dict[str, Any] | None, preceding: bytes | None
 ) -> str | None:
     """What is wrong with an update file; None where nothing is."""
     from emendo.ledger.change import loaded
@@ -161,7 +203,7 @@ def _object_problem(
         (update,) = loaded(store, [entry])
     except EmendoError as error:
         return str(error)
-    if before is not None and list(update.preceding) != before:
+    if preceding is not None and reduce(_followed, update.preceding, b"") != preceding:
         return "its update was planned on other updates than those before it"
     if base is not None and update.base.get("weights_sha256") != base.get("weights_sha256"):
         return "its update is of another model"

@@ -24,6 +24,7 @@ from emendo.models.generation import greedy_continuations
 from emendo.models.hooks import Capture, StopForwardError, recording
 from emendo.models.identity import config_sha256, parameters_sha256, tokenizer_sha256
 from emendo.models.limits import check_ids, check_length, longest_text
+from emendo.printable import well_formed
 from emendo.shapes import Hidden, Weight
 
 
@@ -45,7 +46,8 @@ class ModelAdapter:
         self.model: Any = plain_model(model)
         self.tokenizer = tokenizer
         self.spec: ArchitectureSpec = resolve_architecture(getattr(self.model, "config", None))
-        self.name = name or getattr(self.model.config, "_name_or_path", "") or self.spec.model_type
+        # Kept in every file about the model; the name of a folder can hold bytes that no file of text can.
+        self.name = well_formed(name or getattr(self.model.config, "_name_or_path", "") or self.spec.model_type)
         self.holds_edits = False
         """Whether the weights are not those of the base: set by a session that holds updates, and in `edited`."""
         self._weights_digest: str | None = None

@@ -25,7 +25,7 @@ from emendo.models.declared import GGUF_GROWTH, check_model_size
 from emendo.models.folder import check_beside, check_folder, check_settings, no_weights, refused, weight_files
 from emendo.models.gguf_header import check_gguf
 from emendo.models.hub_files import fetch_settings, fetch_weights, has_safetensors
-from emendo.models.sources import find_source
+from emendo.models.sources import DEMO, find_source
 from emendo.progress import Progress, Silent
 
 UNREADABLE = (
@@ -212,12 +212,16 @@ def _load_gguf(path: Path, options: dict[str, Any], name: str = "") -> tuple[Any
 
 
 def _load_demo(options: dict[str, Any]) -> tuple[Any, Any]:
-    if (folder := demo.verified_demo_folder()) is None:
+    folder = demo.verified_demo_folder()
+    if folder is None:
         path = demo.demo_gguf()
         if path is None:
             return _demo_from_hub(options)
-        folder = demo.store_demo_folder(*_load_gguf(path, {"dtype": torch.float32}))
-    return _from_pretrained(str(folder), options)
+        with demo.converting():
+            folder = demo.verified_demo_folder()
+            if folder is None:
+                folder = demo.store_demo_folder(*_load_gguf(path, {"dtype": torch.float32}))
+    return _from_pretrained(str(folder), options, DEMO)
 
 
 def _demo_from_hub(options: dict[str, Any]) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """Storage: files and folders that are whole or absent, and files that refuse to be read when altered."""
 
+from emendo.storage.cache_folder import entry_lock, file_sha256, is_sound, store_folder
 from emendo.storage.durable import flush, make_folder
 from emendo.storage.plain_file import check_plain, read_plain_text
 from emendo.storage.tensor_file import (
@@ -15,11 +16,15 @@ __all__ = [
     "TensorFileFormat",
     "check_absent",
     "check_plain",
+    "entry_lock",
+    "file_sha256",
     "flush",
+    "is_sound",
     "make_folder",
     "read_plain_text",
     "read_tensor_file",
     "read_tensor_file_header",
+    "store_folder",
     "whole_folder",
     "write_bytes",
     "write_tensor_file",

@@ -26,6 +26,7 @@ from emendo.errors import HarnessError
 from emendo.evaluate.bootstrap import quantile_interval, resampled_means
 from emendo.models import ModelAdapter
 from emendo.progress import Progress, Silent
+from emendo.storage import check_plain
 from emendo.versions import versions
 
 VERSION = 2
@@ -366,10 +367,12 @@ def _items_digest(samples: Sequence[Mapping[str, Any]]) -> str:
 
 def _file_digest(path: str | Path) -> str:
     try:
-        with Path(path).expanduser().open("rb") as stream:
+        at = Path(path).expanduser()
+        check_plain(at)
+        with at.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise HarnessError(f"cannot read {str(path)!r}: {error.strerror}; expected the task's file (--data)") from error
+        raise HarnessError(f"cannot read {str(path)!r}: {error}; expected the task's file (--data)") from error
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from emendo.errors import ExperimentError
 from emendo.evaluate.answered import Level
 from emendo.experiments.cells import ADDED, Cell, Measures, Setting
 from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
+from emendo.storage import read_plain_text
 from emendo.suggest import unknown_name
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -257,7 +258,7 @@ def read_config(path: Path) -> ExperimentConfig:
         ExperimentError: The file is missing, no YAML, or not a configuration; every problem is named.
     """
     try:
-        content = strict_yaml.loads(path.read_text(encoding="utf-8"))
+        content = strict_yaml.loads(read_plain_text(path, encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExperimentError(f"cannot read {str(path)!r}: {error}; expected an experiment in YAML") from error
     if not isinstance(content, dict):

@@ -22,6 +22,7 @@ from emendo.experiments.questions import probe_rows, zsre_rows
 from emendo.experiments.scores import Row, score_rows
 from emendo.models import ModelAdapter
 from emendo.requests import EditRecord
+from emendo.storage import read_plain_text
 
 SCORING = 2
 """Of what is asked of the unedited model and how it is scored: raised where a score, perplexity, text or entropy of the
@@ -123,7 +124,7 @@ def held_out_text(measures: Measures) -> str:
     if measures.perplexity_text is None:
         return packaged_text()
     try:
-        return Path(measures.perplexity_text).expanduser().read_text(encoding="utf-8")
+        return read_plain_text(Path(measures.perplexity_text).expanduser(), encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ExperimentError(
             f"cannot read the held-out text {measures.perplexity_text!r}: {error}; expected a UTF-8 file "

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emendo.errors import GateConfigError
+from emendo.storage import read_plain_text
 from emendo.suggest import unknown_name
 
 PACKAGED = "packaged"
@@ -115,7 +116,7 @@ def _text(file: str, folder: Path | None) -> str:
         return (resources.files("emendo") / "data" / "canaries.jsonl").read_text(encoding="utf-8")
     path = (folder or Path()) / Path(file).expanduser()
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_plain_text(path)
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
         raise GateConfigError(f"cannot read canary prompts from {str(path)!r}: {error}; {_EXPECTED}") from error
 

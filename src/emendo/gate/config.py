@@ -6,6 +6,7 @@ A file declares every check that is made; there are no limits hidden in code. Th
 
 from __future__ import annotations
 
+import re
 import tomllib
 import types
 from collections.abc import Iterator
@@ -17,12 +18,21 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from emendo.errors import GateConfigError
 from emendo.gate.canaries import PACKAGED
+from emendo.storage import read_plain_text
 from emendo.suggest import unknown_name
 
 DEFAULT = "default"
 """The name of the packaged configuration, where a file is asked for."""
 
 _FIX = "`emendo gate --print-default` shows a whole file"
+
+_MOST_BYTES = 2**20
+"""Of a configuration; the packaged one has some thousand."""
+
+_MOST_PARTS = 20
+_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*"""
+_DEEP_KEY = re.compile(f"(?:{_PART}){{{_MOST_PARTS}}}", re.ASCII)
+"""A dotted key that no configuration has: reading it takes time and memory with the square of its parts."""
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -178,7 +188,7 @@ def read_config(file: str | Path) -> GateConfig:
         return default_config()
     path = Path(file).expanduser()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_plain_text(path, _MOST_BYTES)
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
         raise GateConfigError(
             f"cannot read a gate's configuration from {str(file)!r}: {error}; expected a TOML file or {DEFAULT!r} "
@@ -198,6 +208,8 @@ def parse_config(text: str, source: str, folder: Path | None = None) -> GateConf
     Raises:
         GateConfigError: It is not TOML, or holds something else than a gate; every problem is named.
     """
+    if _DEEP_KEY.search(text):
+        raise GateConfigError(f"{source} has a key of {_MOST_PARTS} parts or more, expected two or three; {_FIX}")
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

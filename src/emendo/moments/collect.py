@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from emendo.errors import CorpusError, NumericalError
+from emendo.errors import CorpusError, MomentsError, NumericalError
 from emendo.models import ModelAdapter
 from emendo.moments.corpus import SAMPLE_ROWS
 from emendo.moments.second_moment import SecondMoment
@@ -62,8 +63,7 @@ def collect_moments(
     saved = None
     if checkpoint is not None:
         saved = partial_path(checkpoint, spec.fingerprint(adapter, layers), layers)
-        if saved.exists():
-            state.load(saved)
+        state.load(saved)
     n_sequences = -(-tokens // (spec.length - spec.exclude_first))
     ahead = spec.corpus.sampled_tokens(length=spec.length, count=n_sequences, start=state.sequences)
     progress.start("second moments", tokens - state.count + ahead)
@@ -115,7 +115,14 @@ class _State:
         write_tensor_file(path, FORMAT, tensors, {"count": self.count, "sequences": self.sequences})
 
     def load(self, path: Path) -> None:
-        tensors, header = read_tensor_file(path, FORMAT)
+        """Continue from a saved state, where there is one."""
+        try:
+            tensors, header = read_tensor_file(path, FORMAT)
+        except MomentsError:
+            # Asked only afterwards: another process that finishes the same collection removes the file.
+            if os.path.lexists(path):
+                raise
+            return
         for layer, moment in self.moments.items():
             total = unpack_triangle(tensors[str(layer)]).to(moment.total.device)
             self.moments[layer] = SecondMoment(total, header["count"])

@@ -33,7 +33,7 @@ def check_plain(path: Path, most: int | None = None) -> int:
 
 
 def read_plain_text(path: Path, most: int = MOST_BYTES, encoding: str = "utf-8-sig") -> str:
-    """The text of a plain file, whose size is checked before it is read.
+    """The text of a plain file, whose size is checked before it is read; ends of lines as in text mode.
 
     Args:
         path: The file, or a link to one.
@@ -49,7 +49,7 @@ def read_plain_text(path: Path, most: int = MOST_BYTES, encoding: str = "utf-8-s
         content = stream.read(most + 1)
     if len(content) > most:  # it grew meanwhile, or is one of the files of /proc, whose size is zero
         raise ValueError(f"more than {most:,} bytes")
-    return content.decode(encoding)
+    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _kind(mode: int) -> str:

@@ -106,6 +106,24 @@ def test_survival_in_a_sequence_counts_what_came_later_only() -> None:
     assert min(least) < 0.9, "planned apart they disturb each other"
 
 
+def test_survival_of_a_whole_sequence_at_once_is_that_of_each_part() -> None:
+    """More rows than the layer has, layers that only some parts edit, and a part without keys."""
+    updates: list[ModelUpdate] = []
+    for number in range(9):
+        parts = [drawn(2, 2 * number, keys=number != 4)]
+        if number % 3 == 0:
+            parts.append(drawn(1, 2 * number + 1, layer=3))
+        before = tuple(one.id for one in updates)
+        updates.append(update(*parts, subject=f"S{number}", preceding=before))
+    rows = merge(updates).info["merged"]
+    assert sum(2 for _ in updates) > min(D_OUT, D_IN), "the sum is kept as a matrix in the end"
+    for place, row in enumerate(rows):
+        expected = [found.to_dict() for found in survival(updates, place)]
+        assert [found["layer"] for found in row["survives"]] == [found["layer"] for found in expected]
+        for found, wanted in zip(row["survives"], expected, strict=True):
+            assert found == pytest.approx(wanted, rel=1e-5)
+
+
 def test_survival_where_nothing_is_written_or_known() -> None:
     zero = update(part(0, torch.zeros(1, D_OUT), torch.ones(1, D_IN), torch.ones(1, D_IN)))
     blind = update(drawn(2, 0, keys=False), subject="B")

@@ -9,8 +9,9 @@ measures that at the keys; what flows from layer to layer inside a model is not 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from emendo.errors import BaseMismatchError, ConflictError, InputError, RequestError
 from emendo.requests import EditRequest
 from emendo.solve import retained
-from emendo.update import ModelUpdate, merge_layers
+from emendo.update import LayerUpdate, ModelUpdate, merge_layers
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ def merge(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> ModelUpdate
     _check_base(parts)
     preceding = _shared_predecessors(parts)
     _check_facts(parts)
+    inside = frozenset().union(*(part.identities for part in parts))
     info: dict[str, Any] = {
         "requests": [request for part in parts for request in part.requests],
-        "merged": [part.entry(_survival(parts, part)) for part in parts],
+        "merged": [part.entry(inside, found) for part, found in zip(parts, _survivals(parts), strict=True)],
     }
     layers = merge_layers([layer for part in parts for layer in part.update.layers])
     return ModelUpdate(layers, dict(parts[0].update.base), preceding, info)
@@ -163,17 +165,30 @@ class _Part:
         found = self.update.info.get("requests", [])
         return found if isinstance(found, list) else [found]
 
+    @cached_property
+    def preceding(self) -> frozenset[str]:
+        """What it was planned on, to be asked about."""
+        return frozenset(self.update.preceding)
+
     def knows(self, other: _Part) -> bool:
         """Whether it was planned on top of the other."""
-        return not other.identities.isdisjoint(self.update.preceding)
+        return not other.identities.isdisjoint(self.preceding)
 
-    def entry(self, survivals: Sequence[Survival]) -> dict[str, Any]:
-        """How the record of a sum names it."""
+    def entry(self, inside: frozenset[str], survivals: Sequence[Survival]) -> dict[str, Any]:
+        """How the record of a sum names it.
+
+        Args:
+            inside: Identities of all parts. What a part was planned on is named where it is none of them, and only
+                counted where it is: each part of a long sequence would repeat all before it.
+            survivals: What is left of it.
+        """
         method = self.update.info.get("method")
+        outside = [id for id in self.update.preceding if id not in inside]
         return {
             "id": self.id,
             "parts": sorted(self.within),
-            "preceding": list(self.update.preceding),
+            "preceding": outside,
+            "on_parts": len(self.update.preceding) - len(outside),
             "method": method.get("name") if isinstance(method, dict) else None,
             "requests": len(self.requests),
             "survives": [entry.to_dict() for entry in survivals],
@@ -188,11 +203,13 @@ def _flat(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> Iterator[Mo
 def _parts(updates: Iterable[ModelUpdate]) -> list[_Part]:
     """The updates of a sum, no two of which hold the same one."""
     parts: list[_Part] = []
+    holder: dict[str, _Part] = {}
     for number, update in enumerate(updates, start=1):
         part = _Part(number, update, update.id, _within(update, number))
-        for other in parts:
-            if not part.identities.isdisjoint(other.identities):
-                raise InputError(f"{other.name} and {part.name} hold the same update; give each only once")
+        if held := [holder[id] for id in part.identities if id in holder]:
+            other = min(held, key=lambda one: one.number)
+            raise InputError(f"{other.name} and {part.name} hold the same update; give each only once")
+        holder.update(dict.fromkeys(part.identities, part))
         parts.append(part)
     return parts
 
@@ -209,12 +226,40 @@ def _within(update: ModelUpdate, number: int) -> frozenset[str]:
 
 
 @torch.no_grad()
+def _survivals(parts: Sequence[_Part]) -> list[tuple[Survival, ...]]:
+    """`_survival` of every part, at a cost that grows with their number alone where each knows all before it."""
+    if not _is_sequence(parts):
+        return [_survival(parts, part) for part in parts]
+    later: dict[int, LayerUpdate] = {}
+    found = []
+    for part in reversed(parts):
+        for own in part.update.layers:
+            bare = replace(own, keys=None)
+            seen = [bare, later[own.layer]] if own.layer in later else [bare]
+            later[own.layer] = merge_layers(seen)[0].compacted()
+        found.append(_shares(part, later))
+    return found[::-1]
+
+
+def _is_sequence(parts: Sequence[_Part]) -> bool:
+    """Whether each part was planned on top of all before it and of none after."""
+    number = {id: part.number for part in parts for id in part.identities}
+    return all({number[id] for id in part.preceding if id in number} == set(range(1, part.number)) for part in parts)
+
+
+@torch.no_grad()
 def _survival(parts: Sequence[_Part], part: _Part) -> tuple[Survival, ...]:
     seen = [layer for other in parts if not part.knows(other) for layer in other.update.layers]
+    own = {layer.layer for layer in part.update.layers}
+    return _shares(part, {layer.layer: layer for layer in merge_layers([each for each in seen if each.layer in own])})
+
+
+def _shares(part: _Part, totals: Mapping[int, LayerUpdate]) -> tuple[Survival, ...]:
+    """What a part writes at its own keys in the sum of itself and of what it does not know, by layer."""
     found = []
     for own in part.update.layers:
         if own.keys is not None:
-            total = merge_layers([layer for layer in seen if layer.layer == own.layer])[0]
+            total = totals[own.layer]
             shares = retained(total.residuals, total.dual_keys, own.keys, own.at(own.keys))
             found.append(Survival(part.id, own.layer, tuple(shares.tolist())))
     return tuple(found)

@@ -47,12 +47,18 @@ def loaded(store: LedgerStore, active: Sequence[Active]) -> tuple[ModelUpdate, .
     return tuple(_loaded(store, entry) for entry in active)
 
 
+def recalled(store: LedgerStore, active: Sequence[Active]) -> list[ModelUpdate]:
+    """The updates of a state; those that are in memory, a session's for instance, are not read again."""
+    return [store.updates.get(entry.update) or _loaded(store, entry) for entry in active]
+
+
 def _loaded(store: LedgerStore, entry: Active) -> ModelUpdate:
     path = store.object_path(entry.file)
     check_file(path, entry.file, entry.size, "update file")
     update = ModelUpdate.load(path)
     if update.id != entry.update:
         raise LedgerError(f"update file {str(path)!r} holds {update.id[:12]}…, its record says {entry.update[:12]}…")
+    store.updates[entry.update] = update
     return update
 
 
@@ -71,6 +77,7 @@ def stored(store: LedgerStore, update: ModelUpdate, edit: str | None = None, dro
     file, size = store.put(update.save)
     entry = Active(edit, update.id, file, size, dropped)
     _loaded(store, entry)  # before a record may refer to it
+    store.updates[entry.update] = update
     return entry
 
 
@@ -122,7 +129,7 @@ def rewritten(store: LedgerStore, kept: Sequence[Active], redo: Sequence[KeptEdi
                 "(--model MODEL)"
             )
         return State(kept, _remade([]))
-    planner.move_to(loaded(store, kept))
+    planner.move_to(recalled(store, kept))
     again = [stored(store, planner.plan(edit), edit.id, edit.dropped) for edit in redo]
     changed = changed_environment(redo, planner.environment())
     return State([*kept, *again], {**_remade(again), "environment_changed": changed})

@@ -50,14 +50,17 @@ class History:
 
     Args:
         chain: Records from `init` on.
+        earlier: Of the same ledger, what it worked out already is not worked out again.
     """
 
-    def __init__(self, chain: Sequence[Record]) -> None:
+    _edits: dict[tuple[str | None, tuple[int, ...]], KeptEdit]
+
+    def __init__(self, chain: Sequence[Record], earlier: History | None = None) -> None:
         self.chain = list(chain)
         self._by_id = {record.id: record for record in self.chain}
         self._folded_from: dict[str, tuple[Active, ...]] = {}
         """By compaction, the state that it folded: no longer in all than what records add."""
-        self._edits: dict[Active, KeptEdit] = {}
+        self._edits = earlier._edits if earlier is not None else {}
         state: list[Active] = []
         for record in self.chain:
             if record.operation == "compact":
@@ -162,12 +165,13 @@ class History:
                 levels.append((self._folded_from[id], 0))
 
     def _kept(self, entry: Active) -> KeptEdit:
-        if entry not in self._edits:
+        key = entry.edit, entry.dropped
+        if key not in self._edits:
             record = self._by_id.get(id := _id(entry))
             if record is None:
                 raise LedgerError(f"an update of this ledger is said to be of the edit {id[:12]}…, which is not in it")
-            self._edits[entry] = kept_edit(record, entry)
-        return self._edits[entry]
+            self._edits[key] = kept_edit(record, entry)
+        return self._edits[key]
 
 
 BASE = "base"
@@ -186,10 +190,9 @@ def kept_edit(record: Record, entry: Active) -> KeptEdit:
     try:
         if record.operation not in MAKES_EDIT:
             raise ValueError(f"it is a {record.operation}")
-        requests = [EditRequest(**row) for row in details["requests"]]
         return KeptEdit(
             id=record.id,
-            requests={place: request for place, request in enumerate(requests) if place not in entry.dropped},
+            requests={place: request for place, request in enumerate(record.requests) if place not in entry.dropped},
             method=details["method"],
             seed=details["seed"],
             moments=details["moments"],

@@ -18,7 +18,7 @@ from typing import Any
 from emendo import __version__
 from emendo.compose import merge
 from emendo.errors import LedgerError
-from emendo.ledger.change import State, fold_state, loaded, needs_planner, rewritten, stored, without_edit
+from emendo.ledger.change import State, fold_state, loaded, needs_planner, recalled, rewritten, stored, without_edit
 from emendo.ledger.conflicts import replaced_facts
 from emendo.ledger.edits import BASE, History, KeptEdit
 from emendo.ledger.identity import base_of, check_base
@@ -65,6 +65,7 @@ class EditLedger:
     ) -> None:
         self.store = LedgerStore(folder)
         self.timeout, self.waiting = timeout, waiting
+        self._history: History | None = None
         self.who = who or user_name()
         check_texts(self.who, "")
         self.store.head()
@@ -103,7 +104,7 @@ class EditLedger:
 
     def history(self) -> History:
         """All records and the present state, read and checked anew."""
-        return History(self.store.chain())
+        return self._followed(self.store.chain())
 
     def log(self) -> list[Record]:
         """All records, oldest first."""
@@ -164,7 +165,7 @@ class EditLedger:
         """Bring a session to the present state."""
         history = self.history()
         check_base(history, base_of(session))
-        session.move_to(loaded(self.store, history.active))
+        SessionPlanner(session).move_to(recalled(self.store, history.active))
 
     # ---- operations --------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class EditLedger:
                 state = self._without_facts(history, facts, planner)
                 yield (pending := PendingEdit(self.store, history, session, requests, state, self.who, message))
             if pending.record is None:
-                planner.move_to(loaded(self.store, history.active))
+                planner.move_to(recalled(self.store, history.active))
 
     def edit(
         self,
@@ -318,7 +319,11 @@ class EditLedger:
     def _locked(self, operation: str, message: str) -> Iterator[History]:
         check_texts(self.who, message)
         with self.store.locked(operation, timeout=self.timeout, waiting=self.waiting) as chain:
-            yield History(chain)
+            yield self._followed(chain)
+
+    def _followed(self, chain: Sequence[Record]) -> History:
+        self._history = History(chain, self._history)
+        return self._history
 
     @contextmanager
     def _restored(self, planner: Planner | None) -> Iterator[None]:
@@ -327,7 +332,8 @@ class EditLedger:
             yield
         except BaseException:
             if planner is not None:
-                planner.move_to(loaded(self.store, self.history().active))
+                restore = planner.restore if isinstance(planner, SessionPlanner) else planner.move_to
+                restore(recalled(self.store, self.history().active))
             raise
 
     def _without_facts(self, history: History, facts: Sequence[str], planner: Planner) -> State:

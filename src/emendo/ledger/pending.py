@@ -9,7 +9,7 @@ from emendo.errors import LedgerError
 from emendo.ledger.change import State, stored
 from emendo.ledger.edits import History
 from emendo.ledger.record import Record
-from emendo.ledger.replay import environment, fingerprint
+from emendo.ledger.replay import SessionPlanner, environment, fingerprint
 from emendo.ledger.stamp import stamped
 from emendo.ledger.store import LedgerStore
 from emendo.requests import EditRequest
@@ -61,7 +61,7 @@ class PendingEdit:
         details = edit_details(update, environment(self._session), metrics, gate)
         if details["requests"] != [request.to_dict() for request in self._requests]:
             raise LedgerError("this update is not of the requests that the edit was begun with; plan those")
-        self._session.move_to([*self._before, update])  # first: what cannot be applied is not kept
+        SessionPlanner(self._session).move_to([*self._before, update])  # first: what cannot be applied is not kept
         active = [*self._state.active, stored(self._store, update)]
         operation = "replace" if self._state.details else "edit"
         details |= self._state.details

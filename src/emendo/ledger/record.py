@@ -18,6 +18,7 @@ from typing import Any
 from emendo import strict_json
 from emendo.errors import LedgerError
 from emendo.ledger.files import RESTORE, parse_json
+from emendo.requests import EditRequest
 
 FORMAT = "emendo.ledger.record"
 VERSION = 1
@@ -123,7 +124,17 @@ class Record:
         """SHA-256 of the stored bytes."""
         return hashlib.sha256(self.data).hexdigest()
 
-    @property
+    @cached_property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """The requests of a record that makes an edit.
+
+        Raises:
+            RequestError: One of them cannot be used.
+            TypeError: One of them has other fields than this Emendo knows.
+        """
+        return tuple(EditRequest(**row) for row in self.details["requests"])
+
+    @cached_property
     def now_active(self) -> tuple[Active, ...]:
         """What it adds, each update with the edit that it is of."""
         return tuple(entry if entry.edit else replace(entry, edit=self.id) for entry in self.added)

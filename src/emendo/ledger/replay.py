@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,7 +44,16 @@ class SessionPlanner:
         self.session = session
 
     def move_to(self, updates: Sequence[ModelUpdate]) -> None:
-        """Bring the session to these updates."""
+        """Bring the session to these updates, without writing all anew where it has them, or all but the last."""
+        now = self.session.applied_updates
+        more = updates[len(now) :]
+        if len(now) > len(updates) or len(more) > 1 or any(map(operator.is_not, now, updates)):
+            self.session.move_to(updates)
+        elif more:
+            self.session.apply(more[0])
+
+    def restore(self, updates: Sequence[ModelUpdate]) -> None:
+        """Bring the session to these updates after an error, whatever it says that it has."""
         self.session.move_to(updates)
 
     def plan(self, edit: KeptEdit) -> ModelUpdate:

@@ -36,7 +36,9 @@ def stamped(
     """
     before = history.active if history is not None else ()
     keep = 0
-    while keep < min(len(before), len(active)) and before[keep] == active[keep]:
+    for was, now in zip(before, active, strict=False):
+        if was is not now and was != now:
+            break
         keep += 1
     parent = history.chain[-1] if history is not None else None
     record = Record(

@@ -15,9 +15,13 @@ and before it nothing refers to what was written. This module needs no torch, so
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from emendo.errors import LedgerError, OutputError
 from emendo.ledger.files import (
@@ -52,6 +56,9 @@ class LedgerStore:
         self.head_path = self.folder / "HEAD"
         self.records = self.folder / "records"
         self.objects = self.folder / "objects"
+        self.updates: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        """Update files that were read and held against their digest, by identity, while anybody has them in memory."""
+        self._read: dict[str, _Read] = {}
 
     # ---- reading -----------------------------------------------------------------------------------------
 
@@ -83,7 +90,7 @@ class LedgerStore:
         return str(id), number
 
     def record(self, id: str) -> Record:
-        """One record by its whole id.
+        """One record by its whole id, from its file.
 
         Raises:
             LedgerError: Missing, altered, or no record.
@@ -91,8 +98,20 @@ class LedgerStore:
         path = self.record_path(id)
         return parse_record(read_limited(path, MAX_BYTES, "record"), id, path)
 
+    def _recalled(self, id: str) -> Record:
+        """One record, from memory where its file is the one that was read."""
+        path, begin = f"{self.records}{os.sep}{_checked(id)}.json", time.time_ns()
+        file = _file(path)
+        known = self._read.get(id)
+        # Written in the same tick of the clock as it was read, a file could be altered and keep its time: read again.
+        if known is None or known.file != file or not known.settled:
+            known = self._read[id] = _Read(self.record(id), file, begin)
+        return known.record
+
     def chain(self) -> list[Record]:
         """All records from `init` on, each checked against the hash in the next one, the newest against HEAD.
+
+        What this object has read before is read again where the file is another one, or has another size or time.
 
         Raises:
             LedgerError: A file is missing or altered; names it.
@@ -101,7 +120,7 @@ class LedgerStore:
         chain: list[Record] = []
         at: str | None = id
         while at is not None:
-            record = self.record(at)
+            record = self._recalled(at)
             if record.number != number:
                 raise LedgerError(
                     f"record {str(self.record_path(at))!r} is number {record.number}, expected {number}; {RESTORE}"
@@ -243,10 +262,11 @@ class LedgerStore:
         Raises:
             LedgerError: HEAD was put back.
         """
-        known = {self.record_path(record.id) for record in chain}
-        known |= {self.object_path(entry.file) for record in chain for entry in record.added}
-        found = [path for folder in (self.records, self.objects) for path in folder.iterdir() if path not in known]
+        known = {f"{record.id}.json" for record in chain}
+        objects = {f"{entry.file}{_SUFFIX}" for record in chain for entry in record.added}
+        found = [self.records / name for name in os.listdir(self.records) if name not in known]
         self._refuse_lost([path for path in found if path.suffix == ".json"])
+        found += [self.objects / name for name in os.listdir(self.objects) if name not in objects]
         drafts = [path for path in self.folder.iterdir() if is_draft(path)]
         return [path for path in (*drafts, *found) if is_draft(path) or is_sha256(path.stem)]
 
@@ -260,6 +280,38 @@ class LedgerStore:
                 f"that it does not lead to ({lost[0][:12]}… among them). Put the newest HEAD back from a copy, or move "
                 "those files away to go on without them"
             )
+
+
+class _Read(NamedTuple):
+    """A record that was read, and from what file.
+
+    Attributes:
+        record: The record.
+        file: See `_file`.
+        begin: Time before it was read, in nanoseconds.
+    """
+
+    record: Record
+    file: tuple[int, int, int, int] | None
+    begin: int
+
+    @property
+    def settled(self) -> bool:
+        """Whether its file was old enough when it was read for any later change to show in its time."""
+        return self.file is not None and self.begin - self.file[-1] > _TICK
+
+
+_TICK = 50_000_000
+"""Nanoseconds: longer than the steps of any file system's clock but FAT's."""
+
+
+def _file(path: str) -> tuple[int, int, int, int] | None:
+    """Which file has that name, its size, and when its bytes and it were last changed; None where there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 _OWN = {"lock", "HEAD", "records", "objects"}

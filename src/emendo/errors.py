@@ -21,6 +21,7 @@
     │   ├── UndoError               an update that algebra alone cannot take out of a sequence
     │   ├── OutputError             an output path that cannot be written
     │   ├── ExportError             updates or a folder that cannot leave in the form asked for
+    │   ├── TraceError              a trace that is damaged or holds something else
     │   ├── ReportError             an experiment folder that cannot be reported
     │   ├── HarnessError            tasks of lm-evaluation-harness that cannot be run
     │   ├── GateConfigError         a gate's configuration or canary file that cannot be used (all problems at once)
@@ -125,6 +126,10 @@ class OutputError(InputError):
 
 class ExportError(InputError):
     """Updates or a folder that cannot leave in the form that was asked for."""
+
+
+class TraceError(InputError):
+    """A trace that is damaged or holds something else."""
 
 
 class ReportError(InputError):

@@ -27,6 +27,7 @@ from emendo.cli import (
     ledger,
     moments,
     report,
+    trace,
     updates,
 )
 from emendo.cli.sections import SectionedGroup
@@ -56,6 +57,7 @@ app.command("report")(report.report)
 app.command("data")(data.data)
 app.add_typer(updates.app, name="update")
 app.add_typer(export.app, name="export")
+app.command("trace")(trace.trace)
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 

@@ -174,12 +174,12 @@ def replay(
     To be called inside `packed_attention(adapter)`.
     """
     stream, above = hidden[None], range(layer + 1, adapter.n_layers)
-    for index, arguments in zip(above, _block_arguments(adapter, hidden, layout, above), strict=True):
+    for index, arguments in zip(above, block_arguments(adapter, hidden, layout, above), strict=True):
         stream = block_output(adapter.blocks[index](stream.to(adapter.block_device(index)), **arguments))
     return adapter.finish(stream)[0].to(hidden.device)
 
 
-def _block_arguments(
+def block_arguments(
     adapter: ModelAdapter, hidden: Tensor, layout: PackedLayout, layers: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """What each block takes besides the residual stream; made once for blocks of one kind on one device."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
-from emendo.errors import ReportError
 from emendo.report.experiment import facts as provenance
 from emendo.report.experiment import tables
 from emendo.report.experiment.axes import label_of, telling
@@ -15,6 +13,7 @@ from emendo.report.experiment.drawing import Picture
 from emendo.report.experiment.folder import Cell, Experiment
 from emendo.report.experiment.measures import EFFECTS, GENERATED, SCORES, SOLVE
 from emendo.report.experiment.text import shown
+from emendo.report.html import render
 from emendo.versions import versions
 
 OPEN_SAMPLES = 1
@@ -30,58 +29,25 @@ def page(experiment: Experiment, pictures: Sequence[Picture]) -> str:
     Raises:
         ReportError: jinja2 is not installed.
     """
-    environment = _environment()
     names = telling(experiment.cells)
-    return str(
-        environment.get_template("experiment.html.j2").render(
-            name=shown(experiment.name, 200),
-            style=_template_text("experiment.css"),
-            complete=all(cell.state == "done" for cell in experiment.cells) and bool(experiment.cells),
-            counts={state: len(experiment.in_state(state)) for state in ("done", "failed", "missing", "damaged")},
-            total=len(experiment.cells),
-            facts=provenance.facts(experiment),
-            configuration=provenance.configuration(experiment),
-            warnings=provenance.warnings_of(experiment),
-            unfinished=tables.state_table(experiment),
-            scores=tables.score_tables(experiment),
-            plots=[_plot(picture) for picture in pictures],
-            cells=[_cell(cell, names) for cell in experiment.cells if cell.summary],
-            open_samples=OPEN_SAMPLES,
-            measures=[*SCORES, *GENERATED, *EFFECTS, *SOLVE[:3]],
-            emendo=versions()["emendo"],
-        )
+    return render(
+        "emendo.report.experiment",
+        "experiment.html.j2",
+        name=shown(experiment.name, 200),
+        complete=all(cell.state == "done" for cell in experiment.cells) and bool(experiment.cells),
+        counts={state: len(experiment.in_state(state)) for state in ("done", "failed", "missing", "damaged")},
+        total=len(experiment.cells),
+        facts=provenance.facts(experiment),
+        configuration=provenance.configuration(experiment),
+        warnings=provenance.warnings_of(experiment),
+        unfinished=tables.state_table(experiment),
+        scores=tables.score_tables(experiment),
+        plots=[_plot(picture) for picture in pictures],
+        cells=[_cell(cell, names) for cell in experiment.cells if cell.summary],
+        open_samples=OPEN_SAMPLES,
+        measures=[*SCORES, *GENERATED, *EFFECTS, *SOLVE[:3]],
+        emendo=versions()["emendo"],
     )
-
-
-def check_jinja() -> None:
-    """Refuse to begin without the extra.
-
-    Raises:
-        ReportError: jinja2 cannot be imported.
-    """
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise ReportError(
-            f"the page needs the package jinja2, which cannot be imported ({error}): pip install 'emendo[report]'"
-        ) from error
-
-
-def _environment() -> Any:
-    check_jinja()
-    import jinja2
-
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template_text),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _template_text(name: str) -> str:
-    return (resources.files("emendo.report.experiment") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _plot(picture: Picture) -> dict[str, str]:

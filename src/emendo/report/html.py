@@ -1,0 +1,55 @@
+"""Pages that open without a network: one file each, with the style inside; text from models and files is escaped."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from emendo.errors import ReportError
+
+STYLE = "page.css"
+"""The style that all pages share."""
+
+
+def check_jinja() -> None:
+    """Refuse to begin without the extra.
+
+    Raises:
+        ReportError: jinja2 cannot be imported.
+    """
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise ReportError(
+            f"the page needs the package jinja2, which cannot be imported ({error}): pip install 'emendo[report]'"
+        ) from error
+
+
+def render(package: str, template: str, **values: Any) -> str:
+    """A page from a template; the template gets the shared style as `style`.
+
+    Everything else is text to the page: the template escapes it.
+
+    Args:
+        package: Package with a folder `templates`.
+        template: Name of the file in it.
+        **values: What the template names.
+
+    Raises:
+        ReportError: jinja2 is not installed.
+    """
+    check_jinja()
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: _text(package, name)),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return str(environment.get_template(template).render(style=_text("emendo.report", STYLE), **values))
+
+
+def _text(package: str, name: str) -> str:
+    return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")

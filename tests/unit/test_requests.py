@@ -153,6 +153,7 @@ def test_every_field_of_a_record_is_read_and_written_back() -> None:
     row = {
         **ROW,
         "id": "a",
+        "join": "none",
         "target_true": "Paris",
         **{name: [f"{name} 1", f"{name} 2"] for name in PROMPT_LISTS},
         "relation": "P131",

@@ -8,8 +8,7 @@ from typing import Any
 
 from emendo.baselines.config import FACT, PROBE, InContextSettings
 from emendo.errors import RequestError
-from emendo.requests import PROMPT_LISTS, SLOT, EditRecord
-from emendo.text import continuation
+from emendo.requests import PROMPT_LISTS, SLOT, EditRecord, continuation
 
 _SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
 
@@ -41,7 +40,7 @@ def in_context_records(records: Sequence[EditRecord], settings: InContextSetting
 def _in_context(record: EditRecord, template: str) -> EditRecord:
     request = record.request
     before, _, after = template.removesuffix(PROBE).partition(FACT)
-    fact = "".join(continuation(request.text, request.target))
+    fact = "".join(continuation(request.text, request.target, request.join))
     if fact.endswith(_SENTENCE_ENDS):
         after = after.removeprefix(".")
     lead = before + fact + after

@@ -68,7 +68,7 @@ def make_examples(adapter: ModelAdapter, requests: Sequence[EditRequest]) -> lis
     """
     found = []
     for request in requests:
-        prompt, target = encode_target(adapter, request.text, request.target)
+        prompt, target = encode_target(adapter, request.text, request.target, request.join)
         found.append(Example(request.label, (*prompt, *target[:-1]), tuple(target)))
     return found
 

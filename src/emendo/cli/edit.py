@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,7 +17,7 @@ from emendo.errors import RequestError
 if TYPE_CHECKING:
     from emendo.ledger.pending import PendingEdit
     from emendo.report import Judgement
-    from emendo.requests import EditRecord
+    from emendo.requests import EditRecord, Join
     from emendo.session import EditSession
 
 _MOST_SHOWN, _MOST_NAMED, _MOST_CHARACTERS = 20, 5, 100
@@ -29,6 +29,9 @@ def edit(
     prompt: Annotated[str | None, typer.Option("--prompt", help="Text with one {} for the subject.")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="What the fact is about.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The new continuation.")] = None,
+    join: Annotated[
+        str, typer.Option("--join", help="Between prompt and target: auto, space or none (docs/data.md).")
+    ] = "auto",
     target_true: Annotated[
         str | None, typer.Option("--target-true", help="The present continuation, to score against.")
     ] = None,
@@ -62,7 +65,7 @@ def edit(
     """Write facts into a model: one from --prompt, --subject and --target, or many from --requests."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     # Everything that can be refused is refused before the model is loaded.
-    records = _records(terminal, prompt, subject, target, target_true, requests, format)
+    records = _records(terminal, prompt, subject, target, join, target_true, requests, format)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.report import check_free
     from emendo.requests import check_requests
@@ -262,6 +265,7 @@ def _records(
     prompt: str | None,
     subject: str | None,
     target: str | None,
+    join: str,
     true: str | None,
     requests: str | None,
     format: str,
@@ -276,17 +280,16 @@ def _records(
     single = {"--prompt": prompt, "--subject": subject, "--target": target}
     given = [name for name, value in single.items() if value is not None]
     if requests is not None:
-        if given or true is not None:
-            raise RequestError(
-                f"--requests and {', '.join(given) or '--target-true'} exclude each other; give one form"
-            )
+        given += [name for name, other in (("--target-true", true is not None), ("--join", join != "auto")) if other]
+        if given:
+            raise RequestError(f"--requests and {', '.join(given)} exclude each other; give one form")
         return facts.read_requests(terminal, requests, format)
     if prompt is None or subject is None or target is None:
         missing = [name for name in single if name not in given]
         raise RequestError(
             f"missing {', '.join(missing)}; expected --prompt, --subject and --target together, or --requests FILE"
         )
-    return [EditRecord(EditRequest(prompt, subject, target), target_true=true)]
+    return [EditRecord(EditRequest(prompt, subject, target, join=cast("Join", join)), target_true=true)]
 
 
 def _interval(bounds: tuple[float, float] | None) -> str:

@@ -320,7 +320,7 @@ def _check_facts(parts: Sequence[_Part]) -> None:
 
 def _request(part: _Part, row: Any) -> EditRequest:
     try:
-        return EditRequest(row["prompt"], row["subject"], row["target"], row.get("id", ""))
+        return EditRequest.from_dict(row)
     except (RequestError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{part.name} records a request that cannot be read ({error!r}), so that conflicts with others cannot be "

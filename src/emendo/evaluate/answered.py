@@ -53,8 +53,12 @@ def answered(
             f"{len(lacking)} of {len(records)} records have no target_true, so that nothing says what the model should "
             f"answer; the first is {lacking[0]!r}. Leave such records out, or give them one"
         )
-    true = [(record.request.text, record.target_true or "") for record in records]
-    new = [(record.request.text, record.request.target) for record in records] if level == "probability" else []
+    true = [record.request.pair(record.request.text, record.target_true or "") for record in records]
+    new = (
+        [record.request.pair(record.request.text, record.request.target) for record in records]
+        if level == "probability"
+        else []
+    )
     scores = score_targets(adapter, true + new, token_budget=token_budget, progress=progress) if records else []
     if level == "argmax":
         return tuple(record for record, score in zip(records, scores, strict=True) if score.argmax)

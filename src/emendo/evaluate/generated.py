@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import ModelAdapter
 from emendo.models.generation import continue_rows
 from emendo.progress import Progress, Silent
-from emendo.requests import EditRecord
+from emendo.requests import EditRecord, Join, keeps_joint
 
 GROUPS = ("efficacy", "paraphrase", "neighborhood")
 
@@ -44,7 +44,7 @@ class GeneratedAnswer:
         expected: The answer that would be right; any of them where there are several.
         text: The continuation, as generated.
         stopped: The model ended it; otherwise it was cut at the limit.
-        exact: `exact_match` with one of the expected.
+        exact: `exact_match` with one of the expected, joined to the prompt as it is spelled.
         contained: `contained_match` with one of the expected.
     """
 
@@ -56,15 +56,23 @@ class GeneratedAnswer:
     contained: bool
 
     @classmethod
-    def judged(cls, generated: GeneratedText, expected: Sequence[str]) -> GeneratedAnswer:
-        """Compare a generated text with the answers that would be right."""
+    def judged(cls, generated: GeneratedText, expected: Sequence[str], join: Join | None = None) -> GeneratedAnswer:
+        """Compare a generated text with the answers that would be right.
+
+        Args:
+            generated: The text.
+            expected: The answers.
+            join: How an answer joins the prompt that it continues; None where it answers a message.
+        """
+        prompt, text = generated.prompt, generated.text
+        joined = [answer for answer in expected if join is None or keeps_joint(prompt, text, answer, join)]
         return cls(
-            prompt=generated.prompt,
+            prompt=prompt,
             expected=tuple(expected),
-            text=generated.text,
+            text=text,
             stopped=generated.stopped,
-            exact=any(exact_match(generated.text, answer) for answer in expected),
-            contained=any(contained_match(generated.text, answer) for answer in expected),
+            exact=any(exact_match(text, answer) for answer in joined),
+            contained=any(contained_match(text, answer) for answer in expected),
         )
 
 
@@ -149,15 +157,17 @@ def generate_texts(
     distinct = list(dict.fromkeys(prompts))
     if not distinct:
         return []
-    encode: Callable[[str], list[int]] = adapter.encode_chat if chat else adapter.encode
-    rows = [encode(prompt) for prompt in distinct]
+    # A space at the end of a prompt belongs to what follows, as in `continuation`.
+    rows = [
+        adapter.encode_chat(prompt) if chat else adapter.encode(prompt.rstrip(" ") or prompt) for prompt in distinct
+    ]
     progress = progress or Silent()
     progress.start("generating", len(distinct))
     found = continue_rows(adapter, rows, [new_tokens] * len(rows), token_budget=token_budget, on_rows=progress.advance)
     progress.finish()
     texts = {
-        prompt: GeneratedText(prompt, adapter.decode(continuation.ids), continuation.stopped)
-        for prompt, continuation in zip(distinct, found, strict=True)
+        prompt: GeneratedText(prompt, adapter.decode_after(row, continuation.ids), continuation.stopped)
+        for prompt, row, continuation in zip(distinct, rows, found, strict=True)
     }
     return [texts[prompt] for prompt in prompts]
 
@@ -206,7 +216,10 @@ def generation_scores(
     )
     judged = []
     for record, groups in zip(records, asked, strict=True):
-        answers = [tuple(GeneratedAnswer.judged(next(texts), [answer]) for _, answer in group) for group in groups]
+        join = None if chat else record.request.join
+        answers = [
+            tuple(GeneratedAnswer.judged(next(texts), [answer], join) for _, answer in group) for group in groups
+        ]
         judged.append(GeneratedRecord(record.request.label, *answers))
     means = mean_over_records(
         [record.measures() for record in judged],

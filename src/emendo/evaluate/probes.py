@@ -103,7 +103,10 @@ def probe_scores(
     said: list[GeneratedAnswer | None] = [None] * len(probes)
     if new_tokens is not None:
         texts = generate_texts(adapter, [probe.prompt for probe in probes], chat=chat, new_tokens=new_tokens)
-        said = [GeneratedAnswer.judged(text, probe.answers) for text, probe in zip(texts, probes, strict=True)]
+        said = [
+            GeneratedAnswer.judged(text, probe.answers, None if chat else "auto")
+            for text, probe in zip(texts, probes, strict=True)
+        ]
     answered = iter(said)
 
     def scored(probe: Probe) -> ProbeScore:

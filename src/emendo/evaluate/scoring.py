@@ -12,12 +12,12 @@ from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
 from emendo.evaluate.tokens import TokenScores, score_tokens, scores_by_pair
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
-from emendo.requests import EditRecord
+from emendo.requests import EditRecord, Pair
 
 
 def score_targets(
     adapter: ModelAdapter,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Pair],
     *,
     token_budget: int | None = None,
     progress: Progress | None = None,
@@ -28,7 +28,8 @@ def score_targets(
 
     Args:
         adapter: The model.
-        pairs: (prompt, target) texts. A target is tokenised as the continuation of its prompt.
+        pairs: (prompt, target) texts, or (prompt, target, join). A target is tokenised as the continuation of its
+            prompt, joined as `EditRequest.join` says.
         token_budget: Most distinct tokens run at once, as in `score_tokens`. Changes speed and memory, not scores.
         progress: Counts distinct pairs.
 
@@ -46,11 +47,11 @@ def score_targets(
 
 def target_scores_by_pair(
     adapter: ModelAdapter,
-    pairs: Iterable[tuple[str, str]],
+    pairs: Iterable[Pair],
     *,
     token_budget: int | None = None,
     progress: Progress | None = None,
-) -> dict[tuple[str, str], TargetScore]:
+) -> dict[Pair, TargetScore]:
     """The score of each distinct pair; arguments and errors as of `score_targets`."""
     found = scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
     return {pair: _target_score(score) for pair, score in found.items()}
@@ -111,7 +112,12 @@ def evaluate_records(
     """
     if not records:
         raise InputError("there is nothing to evaluate: the list of records is empty")
-    pairs = [(prompt, target) for record in records for prompt in _prompts(record) for target in _targets(record)]
+    pairs = [
+        record.request.pair(prompt, target)
+        for record in records
+        for prompt in _prompts(record)
+        for target in _targets(record)
+    ]
     by_pair = target_scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
     scored = tuple(_record_score(record, by_pair) for record in records)
     scores = EditScores.from_records(scored, confidence=confidence, n_resamples=n_resamples, seed=seed)
@@ -128,15 +134,15 @@ def _targets(record: EditRecord) -> tuple[str, ...]:
     return (record.request.target, record.target_true)
 
 
-def _record_score(record: EditRecord, by_pair: dict[tuple[str, str], TargetScore]) -> RecordScore:
+def _record_score(record: EditRecord, by_pair: dict[Pair, TargetScore]) -> RecordScore:
     true = record.target_true
 
     def scored(prompts: Sequence[str]) -> tuple[PromptScore, ...]:
         return tuple(
             PromptScore(
                 prompt,
-                by_pair[prompt, record.request.target],
-                None if true is None else by_pair[prompt, true],
+                by_pair[record.request.pair(prompt, record.request.target)],
+                None if true is None else by_pair[record.request.pair(prompt, true)],
             )
             for prompt in prompts
         )

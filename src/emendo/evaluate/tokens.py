@@ -25,6 +25,7 @@ from emendo.errors import InputError, NumericalError, SelfCheckError
 from emendo.models import ModelAdapter
 from emendo.models.tree import Forest, group_by_prefix, plant, tree_hidden
 from emendo.progress import Progress, Silent
+from emendo.requests import Join, Pair
 from emendo.text.alignment import encode_target
 
 CPU_TOKEN_BUDGET = 512
@@ -71,7 +72,7 @@ class TokenScores:
 
 def score_tokens(
     adapter: ModelAdapter,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Pair],
     *,
     token_budget: int | None = None,
     progress: Progress | None = None,
@@ -82,7 +83,8 @@ def score_tokens(
 
     Args:
         adapter: The model.
-        pairs: (prompt, target) texts. A target is tokenised as the continuation of its prompt.
+        pairs: (prompt, target) texts, or (prompt, target, join). A target is tokenised as the continuation of its
+            prompt, joined as `EditRequest.join` says.
         token_budget: Most distinct tokens run at once; None: 384 on a CPU, 2,048 elsewhere.
             Changes speed and memory, not scores.
         progress: Counts distinct pairs.
@@ -101,20 +103,20 @@ def score_tokens(
 
 def scores_by_pair(
     adapter: ModelAdapter,
-    pairs: Iterable[tuple[str, str]],
+    pairs: Iterable[Pair],
     *,
     token_budget: int | None = None,
     progress: Progress | None = None,
-) -> dict[tuple[str, str], TokenScores]:
+) -> dict[Pair, TokenScores]:
     """The score of each distinct pair; arguments and errors as of `score_tokens`."""
     budget = tree_budget(adapter, token_budget)
     progress = progress or Silent()
     distinct = list(dict.fromkeys(pairs))
-    encoded = [_encode(adapter, prompt, target) for prompt, target in distinct]
+    encoded = [_encode(adapter, *pair) for pair in distinct]
     _check_lengths(adapter, distinct, encoded)
     fed = [(*prompt, *target[:-1]) for prompt, target in encoded]
     progress.start("scoring", len(distinct))
-    scores: dict[tuple[str, str], TokenScores] = {}
+    scores: dict[Pair, TokenScores] = {}
     for group, forest, hidden in hidden_in_trees(adapter, fed, budget):
         found = _score_tree(adapter, hidden, forest, [encoded[index] for index in group])
         for index, score in zip(group, found, strict=True):
@@ -275,14 +277,14 @@ def _score_tree(
     ]
 
 
-def _encode(adapter: ModelAdapter, prompt: str, target: str) -> tuple[Ids, Ids]:
+def _encode(adapter: ModelAdapter, prompt: str, target: str, join: Join = "auto") -> tuple[Ids, Ids]:
     if not prompt.strip() or not target.strip():
         raise InputError(f"a prompt and its target must be visible text, found {prompt!r} and {target!r}")
-    prompt_ids, target_ids = encode_target(adapter, prompt, target)
+    prompt_ids, target_ids = encode_target(adapter, prompt, target, join)
     return tuple(prompt_ids), tuple(target_ids)
 
 
-def _check_lengths(adapter: ModelAdapter, pairs: Sequence[tuple[str, str]], encoded: Sequence[tuple[Ids, Ids]]) -> None:
+def _check_lengths(adapter: ModelAdapter, pairs: Sequence[Pair], encoded: Sequence[tuple[Ids, Ids]]) -> None:
     lengths = [len(prompt) + len(target) - 1 for prompt, target in encoded]
     long = [i for i, length in enumerate(lengths) if length > adapter.max_length]
     if long:
@@ -294,7 +296,7 @@ def _check_lengths(adapter: ModelAdapter, pairs: Sequence[tuple[str, str]], enco
         )
 
 
-def _check_finite(score: TokenScores, pair: tuple[str, str]) -> None:
+def _check_finite(score: TokenScores, pair: Pair) -> None:
     if not math.isfinite(score.nll):
         raise NumericalError(
             f"the model gives {pair[1]!r} after {pair[0]!r} an nll of {score.nll}; expected a "

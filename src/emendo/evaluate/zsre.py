@@ -12,7 +12,7 @@ from emendo.evaluate.table import Means, mean_over_records
 from emendo.evaluate.tokens import TokenScores, scores_by_pair
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
-from emendo.requests import EditRecord
+from emendo.requests import EditRecord, Pair
 
 ZSRE_METRICS = ("efficacy", "paraphrase", "locality")
 
@@ -100,7 +100,7 @@ def zsre_scores(
     pairs = (pair for record in groups for group in record for pair in group)
     scores = scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
 
-    def accuracy(group: Sequence[tuple[str, str]]) -> float | None:
+    def accuracy(group: Sequence[Pair]) -> float | None:
         return math.fsum(token_accuracy(scores[pair]) for pair in group) / len(group) if group else None
 
     found = tuple(
@@ -150,11 +150,11 @@ def prediction_agreement(before: Sequence[TokenScores], after: Sequence[TokenSco
     return math.fsum(shares) / len(shares)
 
 
-def _pairs(record: EditRecord) -> tuple[list[tuple[str, str]], ...]:
+def _pairs(record: EditRecord) -> tuple[list[Pair], ...]:
     """(prompt, target) of efficacy, paraphrase and locality."""
     new = record.request.target
     return (
-        [(record.request.text, new)],
-        [(prompt, new) for prompt in record.paraphrase_prompts],
+        [record.request.pair(record.request.text, new)],
+        [record.request.pair(prompt, new) for prompt in record.paraphrase_prompts],
         [(probe.prompt, probe.answers[0]) for probe in record.probes if probe.kind == "locality"],
     )

@@ -17,7 +17,8 @@ from emendo.gate.config import Checks
 from emendo.held_out import packaged_perplexity
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
-from emendo.requests import EditRecord
+from emendo.requests import EditRecord, keeps_joint
+from emendo.text import encode_target
 
 _MORE_TOKENS = 2
 """Generated beyond the target's own, so that "Romeo" is not taken for "Rome"."""
@@ -90,13 +91,19 @@ def _generated(
 ) -> tuple[tuple[bool, ...], ...]:
     """Whether each record's prompt and paraphrases are continued with its target."""
     asked = [(record.request.text, *record.paraphrase_prompts) for record in records]
-    longest = max((len(adapter.encode_bare(f" {record.request.target.strip()}")) for record in records), default=0)
+    requests = [record.request for record in records]
+    targets = [encode_target(adapter, asked.text, asked.target, asked.join)[1] for asked in requests]
+    longest = max(map(len, targets), default=0)
     prompts = [prompt for prompts in asked for prompt in prompts]
     texts = generate_texts(adapter, prompts, chat=False, new_tokens=longest + _MORE_TOKENS, progress=progress)
     said = dict(zip(prompts, (found.text for found in texts), strict=True))
     return tuple(
-        tuple(begins_with(said[prompt], record.request.target) for prompt in prompts)
-        for record, prompts in zip(records, asked, strict=True)
+        tuple(
+            begins_with(said[prompt], request.target)
+            and keeps_joint(prompt, said[prompt], request.target, request.join)
+            for prompt in prompts
+        )
+        for request, prompts in zip(requests, asked, strict=True)
     )
 
 

@@ -246,7 +246,7 @@ class EditLedger:
         with self._locked("edit", message) as history:
             check_base(history, update.base)
             details = edit_details(update, {}, metrics, None)
-            requests = [EditRequest(**row) for row in details["requests"]]
+            requests = [EditRequest.from_dict(row) for row in details["requests"]]
             replaced_facts(history.edits(), requests, replace=False, folder=self.store.folder)
             expected = [entry.update for entry in history.active]
             if list(update.preceding) != expected:

@@ -87,7 +87,7 @@ def edit_details(
         info = update.info
         requests = list(info["requests"])
         for row in requests:
-            EditRequest(**row)  # raises where a replay could not
+            EditRequest.from_dict(row)  # raises where a replay could not
         return {
             "requests": requests,
             "method": dict(info["method"]),

@@ -132,7 +132,7 @@ class Record:
             RequestError: One of them cannot be used.
             TypeError: One of them has other fields than this Emendo knows.
         """
-        return tuple(EditRequest(**row) for row in self.details["requests"])
+        return tuple(EditRequest.from_dict(row) for row in self.details["requests"])
 
     @cached_property
     def now_active(self) -> tuple[Active, ...]:

@@ -322,6 +322,14 @@ class ModelAdapter:
         """Text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """Text that token ids add to those before them.
+
+        Some tokenizers drop the space of a text's first word, which here is not the first.
+        """
+        lead, whole = self.decode(before), self.decode([*before, *ids])
+        return whole[len(lead) :] if whole.startswith(lead) else self.decode(ids)
+
     @property
     def pad_id(self) -> int:
         """An id to fill padding with; it is always masked."""

@@ -57,7 +57,7 @@ def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_
     """
     rows = [adapter.encode(prompt) for prompt in prompts]
     found = continue_rows(adapter, rows, [max_new_tokens] * len(rows))
-    return [adapter.decode(continuation.ids) for continuation in found]
+    return [adapter.decode_after(row, continuation.ids) for row, continuation in zip(rows, found, strict=True)]
 
 
 def continue_rows(

@@ -1,6 +1,7 @@
 """What to edit: requests, records (a request with probes), their form as plain values, and validation."""
 
 from emendo.requests.hints import NAMES_ELSEWHERE, SLOT, shown
+from emendo.requests.joining import JOINS, Join, Pair, attaches, continuation, keeps_joint
 from emendo.requests.reading import record_from_dict
 from emendo.requests.records import (
     FIELDS,
@@ -15,14 +16,20 @@ from emendo.requests.records import (
 
 __all__ = [
     "FIELDS",
+    "JOINS",
     "NAMES_ELSEWHERE",
     "PROBE_KINDS",
     "PROMPT_LISTS",
     "SLOT",
     "EditRecord",
     "EditRequest",
+    "Join",
+    "Pair",
     "Probe",
+    "attaches",
     "check_requests",
+    "continuation",
+    "keeps_joint",
     "record_from_dict",
     "same_text",
     "shown",

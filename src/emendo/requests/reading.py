@@ -19,6 +19,7 @@ from emendo.requests.records import (
 )
 
 _FIELDS = frozenset(FIELDS)
+_REQUEST_FIELDS = ("prompt", "subject", "target", "id", "join")
 _PROBE_FIELDS = ("kind", "prompt", "answers", "group")
 
 
@@ -63,10 +64,10 @@ def _read_request(row: Mapping[str, Any]) -> tuple[EditRequest | None, list[str]
     if missing:
         # A stand-in for what is missing, so that the fields that are there are judged too; a subject that no prompt
         # holds, so that none is suggested.
-        given = {"prompt": SLOT, "subject": "\0", "target": "-", "id": "", **row}
-        return None, missing + request_problems(given["prompt"], given["subject"], given["target"], given["id"])
+        given = {"prompt": SLOT, "subject": "\0", "target": "-", **row}
+        return None, missing + request_problems(**{name: given[name] for name in _REQUEST_FIELDS if name in given})
     try:
-        return EditRequest(row["prompt"], row["subject"], row["target"], row.get("id", "")), []
+        return EditRequest(**{name: row[name] for name in _REQUEST_FIELDS if name in row}), []
     except RequestError as error:
         return None, list(error.problems)
 

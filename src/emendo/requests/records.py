@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from emendo.errors import ConflictError, RequestError
 from emendo.requests.hints import SLOT, shown, with_slot
+from emendo.requests.joining import JOINS, Join, Pair, stored_join
 
 PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 """The fields of a record that are lists of prompts."""
 
-FIELDS = ("id", "prompt", "subject", "target", "target_true", *PROMPT_LISTS, "relation", "case", "probes")
+FIELDS = ("id", "prompt", "subject", "target", "join", "target_true", *PROMPT_LISTS, "relation", "case", "probes")
 """The fields of a record in its own JSONL form."""
 
 PROBE_KINDS = {
@@ -32,20 +33,25 @@ class EditRequest:
     Args:
         prompt: Text with exactly one ``{}`` where the subject goes, ending right before the target.
         subject: Fills the slot. The edit is keyed on its last token.
-        target: The new continuation. A missing leading space is supplied where the script uses one.
+        target: The new continuation.
         id: Label in reports and errors; the subject where empty.
+        join: What is put between prompt and target where neither brings whitespace: ``"auto"``, a space unless the
+            text around the border has none (after a currency sign, inside a number, before a comma, in Chinese ...);
+            ``"space"``; or ``"none"``. It holds for the other prompts of a record too.
 
     Raises:
-        RequestError: A field is not a string, is empty or not valid Unicode, or the prompt has no slot or several.
+        RequestError: A field is not a string, is empty or not valid Unicode, the prompt has no slot or several, or
+            `join` is unknown.
     """
 
     prompt: str
     subject: str
     target: str
     id: str = ""
+    join: Join = "auto"
 
     def __post_init__(self) -> None:
-        problems = request_problems(self.prompt, self.subject, self.target, self.id)
+        problems = request_problems(self.prompt, self.subject, self.target, self.id, self.join)
         if problems:
             raise RequestError("this edit request cannot be used:", problems)
 
@@ -69,14 +75,30 @@ class EditRequest:
         """How messages and reports name this request."""
         return self.id or self.subject
 
+    def pair(self, prompt: str, target: str) -> Pair:
+        """A prompt and a target joined as this request says, for the functions that score pairs."""
+        return prompt, target, self.join
+
     def to_dict(self) -> dict[str, str]:
-        """The request as it is stored in update files and reports."""
+        """The request as it is stored in update files and reports; `from_dict` reads it back."""
         return {
             "id": self.id,
             "prompt": self.prompt,
             "subject": self.subject,
             "target": self.target,
+            "join": self.join,
         }
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> EditRequest:
+        """A stored request. One that was stored before `join` existed gets the one that it meant.
+
+        Raises:
+            RequestError: A field is not what it has to be.
+            TypeError: A field is missing or unknown.
+        """
+        request = cls(**row)
+        return request if "join" in row else replace(request, join=stored_join(request.text, request.target))
 
 
 @dataclass(frozen=True)
@@ -147,11 +169,15 @@ class EditRecord:
             "probes": [probe.to_dict() for probe in self.probes],
         }
         required = ("prompt", "subject", "target")
+        if row["join"] == "auto":
+            del row["join"]
         return {name: value for name, value in row.items() if value or name in required}
 
 
-def request_problems(prompt: object, subject: object, target: object, id: object = "") -> list[str]:
-    """Every reason why these four fields do not make a request."""
+def request_problems(
+    prompt: object, subject: object, target: object, id: object = "", join: object = "auto"
+) -> list[str]:
+    """Every reason why these fields do not make a request."""
     found: list[str] = []
     for name, value in (("prompt", prompt), ("subject", subject), ("target", target)):
         if not isinstance(value, str):
@@ -164,6 +190,8 @@ def request_problems(prompt: object, subject: object, target: object, id: object
         found.append(f"id must be a string, found {type(id).__name__}: {shown(id)}")
     elif not is_text(id):
         found.append(f"id holds half of a surrogate pair: {shown(id)}")
+    if not isinstance(join, str) or join not in JOINS:
+        found.append(f"join must be one of {', '.join(JOINS)}, found {shown(join)}")
     if isinstance(prompt, str) and prompt.strip() and prompt.count(SLOT) != 1:
         slots = prompt.count(SLOT)
         better = with_slot(prompt, subject) if slots == 0 else ""

@@ -10,16 +10,7 @@ from dataclasses import dataclass
 
 from emendo.errors import RequestError
 from emendo.models import ModelAdapter
-from emendo.requests import SLOT, EditRequest
-
-_UNSPACED_SCRIPTS = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-"""Narrow scripts (first word of a character's Unicode name) that put no space between words."""
-
-_CLOSED_BY = {"“": "”„", "‘": "‚", "«": "»", "‹": "›"}
-"""Quotes that open a quotation in one language and close it in another, with the partners that tell which.
-
-An opening quote is then one more than its partners: “ closes in „Paris“ and opens in “Paris” or “.
-"""
+from emendo.requests import SLOT, EditRequest, Join, continuation
 
 _ANCHORS = ("\n", ".")
 """Text that a target is put after to see its tokens inside a text, where the tokenizer marks the start of one."""
@@ -56,32 +47,6 @@ class AlignedEdit:
         return self.prompt.ids + self.target_ids[:-1]
 
 
-def continuation(prompt: str, target: str) -> tuple[str, str]:
-    """The prompt without trailing spaces, and the target with the space that separates them.
-
-    A target that brings its own leading space or line break keeps it, and a space at the end of the prompt moves to
-    the target, because tokenizers attach a space to the word after it. Otherwise one space is supplied, except after a
-    line break, an opening bracket, quote or hyphen, and between characters of scripts that are written without spaces.
-
-    Args:
-        prompt: Text before the target.
-        target: Text to be predicted.
-
-    Raises:
-        RequestError: The target is empty.
-    """
-    stripped, bare = prompt.rstrip(" "), target.strip()
-    if not bare:
-        raise RequestError(f"the target {target!r} is empty; expected visible text to follow {prompt!r}")
-    own = target[: len(target) - len(target.lstrip())]
-    if own.strip(" "):
-        return stripped, own + bare
-    if own or stripped != prompt or not stripped:
-        return stripped, " " + bare
-    joined = stripped[-1].isspace() or _opens(stripped) or (_unspaced(stripped[-1]) and _unspaced(bare[0]))
-    return stripped, bare if joined else " " + bare
-
-
 def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLOT) -> AlignedPrompt:
     """Tokens of a request's prompt inside a context, and where its subject ends.
 
@@ -94,7 +59,7 @@ def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLO
         RequestError: No token overlaps the subject, or none of its tokens is known.
     """
     before, _, _ = request.prompt.partition(SLOT)
-    text, _ = continuation(request.text, request.target)
+    text, _ = continuation(request.text, request.target, request.join)
     lead = context.partition(SLOT)[0]
     ids, offsets = adapter.encode_with_offsets(lead + text)
     subject = request.subject.strip()
@@ -116,7 +81,7 @@ def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLO
     return AlignedPrompt(tuple(ids), inside[-1])
 
 
-def encode_target(adapter: ModelAdapter, prompt: str, target: str) -> tuple[list[int], list[int]]:
+def encode_target(adapter: ModelAdapter, prompt: str, target: str, join: Join = "auto") -> tuple[list[int], list[int]]:
     """Tokens of a prompt, and the tokens of a target that follows it.
 
     The two are tokenised together, as the model would read them; where that would change the prompt's own
@@ -126,12 +91,13 @@ def encode_target(adapter: ModelAdapter, prompt: str, target: str) -> tuple[list
     Args:
         adapter: The model.
         prompt: Text before the target.
-        target: Text to be predicted; spacing as in `continuation`.
+        target: Text to be predicted.
+        join: How the two join, as in `continuation`.
 
     Raises:
         RequestError: The target is empty, or the tokenizer cannot write it after this prompt.
     """
-    stripped, spaced = continuation(prompt, target)
+    stripped, spaced = continuation(prompt, target, join)
     prompt_ids = adapter.encode(stripped)
     joint = adapter.encode(stripped + spaced)
     n = len(prompt_ids)
@@ -178,7 +144,7 @@ def align_edit(
     Raises:
         RequestError: The request cannot be aligned, or the tokenizer has no end-of-text token.
     """
-    _, target_ids = encode_target(adapter, request.text, request.target)
+    _, target_ids = encode_target(adapter, request.text, request.target, request.join)
     if end_of_text:
         if adapter.tokenizer.eos_token_id is None:
             raise RequestError(
@@ -187,26 +153,3 @@ def align_edit(
             )
         target_ids = [*target_ids, adapter.tokenizer.eos_token_id]
     return AlignedEdit(align_prompt(adapter, request, context), tuple(target_ids))
-
-
-def _opens(text: str) -> bool:
-    """Whether text ends in something that a word follows without a space."""
-    last = text[-1]
-    if last in _CLOSED_BY:
-        return text.count(last) > sum(map(text.count, _CLOSED_BY[last]))
-    if unicodedata.category(last) in ("Ps", "Pi", "Pd") or last in "¿¡":
-        return True
-    if last == "'":  # an apostrophe, unless nothing that it could belong to is before it
-        return not text[-2:-1].strip() or _opens(text[:-1])
-    # A straight quote opens when an odd number of them have been seen.
-    return last == '"' and text.count('"') % 2 == 1
-
-
-def _unspaced(character: str) -> bool:
-    """Whether a character belongs to writing without spaces between words; its wide punctuation does."""
-    name = unicodedata.name(character, "")
-    if name.split(" ")[0] in _UNSPACED_SCRIPTS:
-        return True
-    # Wide characters are Chinese, Japanese, Korean and emoji, of which Korean and emoji take spaces.
-    wide = unicodedata.east_asian_width(character) in ("W", "F", "H")
-    return wide and "HANGUL" not in name and not unicodedata.category(character).startswith("S")

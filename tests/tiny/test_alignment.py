@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from emendo.errors import InputError, RequestError
 from emendo.models import ModelAdapter
-from emendo.requests import EditRequest
+from emendo.requests import EditRequest, Join
 from emendo.text import FIXED_CONTEXTS, AlignedEdit, align_edit, align_prompt, continuation, encode_target
 from tests.conftest import TRAINING_TEXT, build_tokenizer
 
@@ -453,3 +453,16 @@ def test_the_model_is_not_run_and_the_tokenizer_not_changed(adapter: ModelAdapte
     finally:
         del adapter.model.forward
     assert adapter.tokenizer.backend_tokenizer.to_str() == digest
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize("join", ["auto", "space", "none"])
+def test_search_and_score_spell_a_target_alike(kind: str, join: Join) -> None:
+    adapter = adapter_of(kind)
+    for prompt, target in [("It is in {} $", "20"), ("It is in {}", "Rome"), ("{}位于", "巴黎"), ("{} is 19", "84")]:
+        request = EditRequest(prompt, "Paris", target, join=join)
+        searched = align_edit(adapter, request)
+        scored = encode_target(adapter, *request.pair(request.text, target))
+        assert (list(searched.prompt.ids), list(searched.target_ids)) == scored
+        text = "".join(continuation(request.text, target, join))
+        assert plain(adapter.decode([*searched.prompt.ids, *searched.target_ids])) == plain(text)

@@ -18,10 +18,11 @@ from emendo.evaluate import (
     token_entropy,
 )
 from emendo.evaluate.entropy import _Sampled
+from emendo.evaluate.generated import GeneratedAnswer, GeneratedText
 from emendo.models import ModelAdapter
 from emendo.models.generation import continue_rows
 from emendo.models.sampling import row_uniforms, sample_tokens
-from emendo.requests import EditRecord, EditRequest, Probe
+from emendo.requests import EditRecord, EditRequest, Join, Probe
 from emendo.text.alignment import encode_target
 from tests.conftest import build_tiny
 
@@ -215,3 +216,37 @@ def test_entropy_refuses(tiny_llama: ModelAdapter) -> None:
         entropy_of_records(tiny_llama, [PROMPTS], top_k=0)
     with pytest.raises(InputError, match=r"no room within 3 tokens.*total_tokens="):
         entropy_of_records(tiny_llama, [PROMPTS], total_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "join", "exact"),
+    [
+        ("A ticket is $", "20.", "auto", True),
+        ("A ticket is $", " 20.", "auto", False),
+        ("A ticket is $", " 20.", "space", True),
+        ("A ticket is $", "20.", "space", True),  # no word is glued to another
+        ("A ticket is", "20.", "auto", False),
+        ("A ticket is", "20.", "none", True),
+        ("A ticket is", "20.", None, True),  # the answer to a message joins nothing
+    ],
+)
+def test_an_answer_that_is_joined_otherwise_is_not_exact(
+    prompt: str, text: str, join: Join | None, exact: bool
+) -> None:
+    """The same words, but not the text that an edit would have written."""
+    answer = GeneratedAnswer.judged(GeneratedText(prompt, text, True), ["20"], join)
+    assert (answer.exact, answer.contained) == (exact, True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_continuation_is_what_its_tokens_add(family: str) -> None:
+    adapter = build_tiny(family)
+    for prompt in PROMPTS:
+        ids = adapter.encode(prompt)
+        new = greedy(adapter, ids, 4)
+        assert adapter.decode(ids) + adapter.decode_after(ids, new) == adapter.decode([*ids, *new])
+
+
+def test_a_space_at_the_end_of_a_prompt_belongs_to_the_answer(tiny_llama: ModelAdapter) -> None:
+    with_space, without = generate_texts(tiny_llama, ["I wrote ", "I wrote"], chat=False, new_tokens=4)
+    assert with_space.text == without.text

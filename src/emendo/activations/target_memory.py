@@ -22,7 +22,7 @@ from emendo.activations.targets import Targets, TargetSettings, TargetTrace, fin
 from emendo.errors import InputError, TargetFileError
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
-from emendo.requests import EditRequest, continuation
+from emendo.requests import EditRequest, spelled_as_stored
 from emendo.storage import TensorFileFormat, read_tensor_file, write_tensor_file
 
 SEARCH = 2
@@ -167,13 +167,11 @@ def search_identity(
 
 
 def _request_identity(request: EditRequest) -> dict[str, str]:
-    """A request as searches know it: how it joins is told where its text is not that of a request stored without."""
+    """A request as searches know it; how it joins is named only where that makes another text than before it could."""
     row = request.to_dict()
-    stored = EditRequest.from_dict({name: value for name, value in row.items() if name != "join"})
-    same = continuation(request.text, request.target, request.join) == continuation(
-        stored.text, stored.target, stored.join
-    )
-    return {name: value for name, value in row.items() if name != "join" or not same}
+    if spelled_as_stored(request.text, request.target, request.join):
+        del row["join"]
+    return row
 
 
 def _write(path: Path, asked: dict[str, Any], targets: Targets, seconds: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from emendo.datasets import load_records, select
 from emendo.evaluate.answered import Level
 from emendo.experiments.cells import Cell
-from emendo.requests import EditRecord, check_requests
+from emendo.requests import JOINS, EditRecord, check_requests, spelled_as_stored
 
 _ZSRE = ("zsre", "zsre-easyedit")
 
@@ -71,8 +71,23 @@ def select_records(
 
 
 def records_digest(records: Sequence[EditRecord]) -> str:
-    """SHA-256 over the content of records, in their order."""
+    """SHA-256 over the content of records, in their order.
+
+    How a record joins is part of it only where that makes other texts than before it could be said.
+    """
     digest = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
+        content = asdict(record)
+        if _spelled_as_stored(record):
+            del content["request"]["join"]
+        digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _spelled_as_stored(record: EditRecord) -> bool:
+    request = record.request
+    prompts = (request.text, *record.paraphrase_prompts, *record.neighborhood_prompts)
+    targets = [target for target in (request.target, record.target_true) if target is not None]
+    own = [(prompt, target, request.join) for prompt in prompts for target in targets]
+    probes = [(probe.prompt, answer, JOINS[0]) for probe in record.probes for answer in probe.answers]
+    return all(spelled_as_stored(*pair) for pair in [*own, *probes])

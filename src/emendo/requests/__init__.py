@@ -1,7 +1,7 @@
 """What to edit: requests, records (a request with probes), their form as plain values, and validation."""
 
 from emendo.requests.hints import NAMES_ELSEWHERE, SLOT, shown
-from emendo.requests.joining import JOINS, Join, Pair, attaches, continuation, keeps_joint
+from emendo.requests.joining import JOINS, Join, Pair, attaches, continuation, keeps_joint, spelled_as_stored
 from emendo.requests.reading import record_from_dict
 from emendo.requests.records import (
     FIELDS,
@@ -33,4 +33,5 @@ __all__ = [
     "record_from_dict",
     "same_text",
     "shown",
+    "spelled_as_stored",
 ]

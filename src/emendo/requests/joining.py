@@ -171,6 +171,11 @@ def stored_join(prompt: str, target: str) -> Join:
     return "none" if stripped and bare and attached_at_first(stripped, bare) else "space"
 
 
+def spelled_as_stored(prompt: str, target: str, join: Join) -> bool:
+    """Whether a text is that of the same request stored without a `join`, so that what was found for it holds."""
+    return continuation(prompt, target, join) == continuation(prompt, target, stored_join(prompt, target))
+
+
 def keeps_joint(prompt: str, text: str, target: str, join: Join = "auto") -> bool:
     """Whether generated text follows its prompt as the target does: attached, or apart.
 

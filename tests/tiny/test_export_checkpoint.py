@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,3 +223,60 @@ def test_refusals(tmp_path: Path, tiny_llama: ModelAdapter) -> None:
     with pytest.raises(NumericalError, match=r"not finite in torch\.float16"):
         write_checkpoint(tiny_llama, [huge], tmp_path / "model", dtype="float16")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "remedy"),
+    [
+        (
+            lambda model: setattr(model.generation_config, "temperature", 0.9),
+            r"model\.generation_config .*temperature.*do_sample = True",
+            lambda model: setattr(model.generation_config, "do_sample", True),
+        ),
+        (
+            lambda model: setattr(model.generation_config, "top_p", 0.5),
+            r"model\.generation_config .*top_p.* or to None",
+            lambda model: setattr(model.generation_config, "top_p", None),
+        ),
+        (
+            lambda model: setattr(model.config, "temperature", 0.9),
+            r"model\.config .*temperature.*None in model\.config",
+            lambda model: setattr(model.config, "temperature", None),
+        ),
+    ],
+    ids=["temperature", "top_p", "in the configuration"],
+)
+def test_settings_that_transformers_will_not_write_are_found_first(
+    tmp_path: Path, change: Any, words: str, remedy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = build_tiny("llama")
+    updates = chain(adapter)
+    change(adapter.model)
+    with monkeypatch.context() as patch:
+        patch.setattr("emendo.export.checkpoint.edited_weight", lambda *args: pytest.fail("work was done before"))
+        with pytest.raises(ExportError, match=words):
+            write_checkpoint(adapter, updates, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    remedy(adapter.model)
+    assert load(write_checkpoint(adapter, updates, tmp_path / "out"), device="cpu").n_layers == 4
+
+
+def test_published_settings_that_are_only_warned_about_are_written_back(tmp_path: Path) -> None:
+    """Llama 2 came with a temperature and without do_sample."""
+    adapter = build_tiny("llama")
+    adapter.model.save_pretrained(tmp_path / "model")
+    adapter.tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.9}', encoding="utf-8")
+    adapter = load(tmp_path / "model", device="cpu")
+    out = write_checkpoint(adapter, chain(adapter), tmp_path / "out")
+    written = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
+    assert (written["temperature"], written["top_p"]) == (0.6, 0.9)
+
+
+def test_a_disk_without_room_is_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = build_tiny("llama")
+    updates = chain(adapter)
+    monkeypatch.setattr("emendo.storage.writable.shutil.disk_usage", lambda at: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match=r"GiB are needed"):
+        write_checkpoint(adapter, updates, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

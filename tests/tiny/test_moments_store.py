@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from emendo.errors import MomentsError, OutputError
 from emendo.models import ModelAdapter
 from emendo.moments import MomentSpec, MomentStore, SecondMoment, StoredMoment, obtain_moments, read_moment
-from emendo.moments.store import pack_triangle, unpack_triangle
+from emendo.moments.store import pack_triangle, packed_bytes, unpack_triangle
 from tests.conftest import build_tiny
 
 SPEC = MomentSpec(tokens=90, length=16)
@@ -195,3 +196,39 @@ def test_a_failed_write_leaves_nothing(
 def test_only_what_the_fingerprint_says_can_be_stored(stored: StoredMoment, store: MomentStore) -> None:
     with pytest.raises(MomentsError, match="cannot be stored"):
         store.put(SecondMoment.empty(48), stored.header)
+
+
+@pytest.mark.parametrize("place", ["file/home", "/proc/emendo", "x" * 300])
+def test_a_home_that_cannot_be_written_is_found_before_the_collection(
+    tmp_path: Path, tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMENDO_HOME", place)
+    monkeypatch.setattr("emendo.moments.obtain.collect_moments", lambda *args, **options: pytest.fail("collected"))
+    with pytest.raises(OutputError, match=r"cannot write .*set EMENDO_HOME to a directory that can be written"):
+        obtain_moments(tiny_llama, [1], MomentSpec(tokens=64, length=16))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_the_moments_do_not_fit_on(
+    tmp_path: Path, tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, store = MomentSpec(tokens=64, length=16), MomentStore(tmp_path)
+    size = obtain_moments(tiny_llama, [1], spec, store)[1].path.stat().st_size
+    monkeypatch.setattr("emendo.moments.obtain.collect_moments", lambda *args, **options: pytest.fail("collected"))
+    needed = packed_bytes(tiny_llama.d_in(2), "float64")
+    assert size - 4000 < needed < size
+    monkeypatch.setattr("emendo.storage.writable.shutil.disk_usage", lambda at: SimpleNamespace(free=needed - 1))
+    with pytest.raises(OutputError, match=r"GiB are needed .*EMENDO_HOME"):
+        obtain_moments(tiny_llama, [2], spec, store)
+
+
+def test_a_home_that_cannot_be_written_serves_what_it_holds(
+    tmp_path: Path, tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moments may lie on a share that is mounted to be read."""
+    spec, store = MomentSpec(tokens=64, length=16), MomentStore(tmp_path)
+    expected = obtain_moments(tiny_llama, [1], spec, store)[1].mean()
+    monkeypatch.setattr("emendo.moments.obtain.check_writable", lambda *args: pytest.fail("asked for nothing"))
+    assert torch.equal(obtain_moments(tiny_llama, [1], spec, store)[1].mean(), expected)

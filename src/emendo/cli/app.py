@@ -5,10 +5,11 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -30,9 +31,10 @@ from emendo.cli import (
     trace,
     updates,
 )
+from emendo.cli.console import print_json
 from emendo.cli.sections import SectionedGroup
 from emendo.errors import EmendoError
-from emendo.printable import printable, printable_json
+from emendo.printable import printable
 
 app = typer.Typer(
     name="emendo",
@@ -82,6 +84,8 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: no terminal's alphabet ends a command
     sys.exit(run(arguments))
 
 
@@ -90,6 +94,30 @@ def run(arguments: list[str]) -> int:
 
     With ``--json`` a failure is also one JSON document on standard output.
     """
+    try:
+        code = _run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what goes wrong still has a message and a code
+        return code
+    except SystemExit as error:  # rich and typer end the program where the reader of standard output went away
+        with suppress(OSError):
+            sys.stdout.flush()
+        _drop_output()
+        return error.code if isinstance(error.code, int) else 1
+    except BrokenPipeError:
+        # The reader of standard output went away (`emendo methods | head`); nothing is wrong on our side.
+        _drop_output()
+        return 1
+    except OSError as error:
+        if not _output_fails():
+            raise
+        _drop_output()
+        with suppress(OSError):
+            print(f"emendo: cannot write to standard output: {error.strerror}; send it elsewhere", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name="emendo", standalone_mode=False)
@@ -105,15 +133,26 @@ def run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         # A usage error; its text is made on demand.
         return _fail(arguments, type(error).__name__, getattr(error, "format_message", error.__str__)(), 2)
-    except BrokenPipeError:
-        # The reader of standard output went away (`emendo methods | head`); nothing is wrong on our side.
+
+
+def _output_fails() -> bool:
+    """Whether it is standard output that cannot be written: it is tried."""
+    try:
+        if sys.stdout is not None:
+            print(flush=True)
+        return False
+    except OSError:
+        return True
+
+
+def _drop_output() -> None:
+    """Standard output to nowhere, so that the interpreter's own last flush of it succeeds."""
+    with suppress(OSError):  # of an output that is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _fail(arguments: list[str], kind: str, message: str, code: int) -> int:
     print("emendo:", printable(message, keep="\n"), file=sys.stderr)
     if "--json" in arguments:
-        document = {"error": {"type": kind, "message": message, "exit_code": code}}
-        print(printable_json(json.dumps(document, ensure_ascii=False)))
+        print_json({"error": {"type": kind, "message": message, "exit_code": code}})
     return code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -107,7 +109,7 @@ class Terminal:
     def result(self, document: dict[str, Any]) -> None:
         """The JSON document, where it was asked for."""
         if self.json_output:
-            print(printable_json(strict_json.dumps(document, indent=2)), flush=True)
+            print_json(document, indent=2)
 
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people, on standard output; nothing under --json."""
@@ -150,6 +152,21 @@ class Terminal:
         """
         if not self.json_output:
             self.out.print(printable(text), highlight=False, markup=False, soft_wrap=unbroken)
+
+
+def print_json(document: dict[str, Any], indent: int | None = None) -> None:
+    """A JSON document on standard output, with escapes for what that cannot show.
+
+    Args:
+        document: What JSON holds.
+        indent: As in `json.dumps`.
+    """
+    text = printable_json(strict_json.dumps(document, indent=indent))
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeError:
+        text = json.dumps(json.loads(text), indent=indent)
+    print(text, flush=True)
 
 
 _BORDER = 3  # of a column: a rule, and a space on each side

@@ -56,7 +56,7 @@ def evaluate(
     """Edit n records and score them, their paraphrases and neighbours, before and after."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
-    from emendo.report import check_writable
+    from emendo.storage import check_writable
     from emendo.techniques import check_named
 
     technique = check_named(method, chosen_settings)

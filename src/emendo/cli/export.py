@@ -49,7 +49,7 @@ def peft(
     """Write updates as one LoRA adapter that peft, transformers and vLLM load."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     updates = _updates(update)
-    from emendo.report import check_writable
+    from emendo.storage import check_writable
 
     check_writable(out)
     from emendo.export import write_adapter
@@ -83,11 +83,11 @@ def checkpoint(
     """Write the whole edited model as a Hugging Face folder, which needs no Emendo."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     updates = _updates(update)
-    from emendo.report import check_writable
-    from emendo.storage import check_absent
+    from emendo.storage import check_absent, check_writable
 
     check_absent(out)
     check_writable(out)
+    check_writable(out.parent)  # where the folder is drafted
     from emendo.export import write_checkpoint
     from emendo.models import load
     from emendo.models.loading import dtype_named

@@ -42,12 +42,12 @@ def harness(
 ) -> None:
     """Measure general ability through lm-evaluation-harness; with --update, base against edited model."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    from emendo.report import check_writable
+    from emendo.storage import check_writable_file
     from emendo.update import ModelUpdate
 
     loaded = [ModelUpdate.load(path) for path in updates or []]
     if out is not None:
-        check_writable(out.parent)
+        check_writable_file(out)
     if include is None and _TASK_FOLDER.is_dir():
         include = _TASK_FOLDER
     asked: dict[str, Any] = {

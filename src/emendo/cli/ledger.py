@@ -43,7 +43,7 @@ def init(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     from emendo.ledger import EditLedger, LedgerStore
     from emendo.ledger.stamp import check_texts
-    from emendo.report import check_writable
+    from emendo.storage import check_writable
     from emendo.strict_json import check_text
 
     check_writable(folder)
@@ -157,6 +157,9 @@ def checkout(
     history = _history(ledger)
     document: dict[str, Any] = {"ledger": str(ledger)}
     if out is not None:
+        from emendo.storage import check_writable_file
+
+        check_writable_file(out)
         update = _open(terminal, ledger, who, wait).merged(id)
         document["file"] = str(update.save(out))
         state = "the present state" if id is None else f"the state of {id}"
@@ -229,8 +232,10 @@ def check_ledger(
         return
     from emendo.ledger.conflicts import replaced_facts
     from emendo.ledger.stamp import check_texts
+    from emendo.storage import check_writable
 
     check_texts(who or "", message)
+    check_writable(folder, "a ledger must be writable for an edit (--ledger)")
     requests = [record.request for record in records]
     replaced_facts(_history(folder).edits(), requests, replace=replace, folder=folder)
 

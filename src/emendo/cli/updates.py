@@ -177,13 +177,11 @@ def _check_out(out: Path, force: bool) -> None:
     Raises:
         OutputError: There is something, or the folder cannot be written.
     """
-    from emendo.report import check_writable
+    from emendo.storage import check_writable_file
 
-    if out.is_dir():
-        raise OutputError(f"cannot write to {str(out)!r}: it is a folder, expected a file (--out FILE)")
+    check_writable_file(out)
     if out.exists() and not force:
         raise OutputError(f"there is a file at {str(out)!r} already; choose another (--out), or replace it (--force)")
-    check_writable(out.parent)
 
 
 def _described(update: ModelUpdate) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from emendo.export.card import checkpoint_card
 from emendo.export.chain import checked_chain
-from emendo.models import ModelAdapter, edited_weight, save_model
+from emendo.models import ModelAdapter, check_saveable, edited_weight, save_model
 from emendo.models.loading import dtype_named
-from emendo.storage import whole_folder
+from emendo.storage import check_room, whole_folder
 from emendo.update import ModelUpdate
 
 
@@ -45,13 +47,15 @@ def write_checkpoint(
     """
     layers = [part.layer for part in checked_chain(adapter, updates)]
     chosen = dtype_named(dtype)
+    check_saveable(adapter)
+    path = Path(out).expanduser()
+    check_room(path, _nbytes(adapter, chosen))
     weights = {
         layer: edited_weight(
             adapter.weight(layer), (part for update in updates for part in update.layers if part.layer == layer)
         )
         for layer in layers
     }
-    path = Path(out).expanduser()
     with whole_folder(path) as draft:
         save_model(adapter, weights, draft, chosen)
         card = checkpoint_card(
@@ -59,3 +63,8 @@ def write_checkpoint(
         )
         (draft / "README.md").write_text(card, encoding="utf-8")
     return path
+
+
+def _nbytes(adapter: ModelAdapter, dtype: torch.dtype | None) -> int:
+    """Bytes of the model's weights in files of a dtype; None: their own."""
+    return sum(weight.numel() * (dtype or weight.dtype).itemsize for weight in adapter.model.parameters())

@@ -7,7 +7,7 @@ from emendo.models.edits import check_update, edited_weight
 from emendo.models.hooks import Capture, adding
 from emendo.models.loading import load, wrap
 from emendo.models.refusals import REFUSALS
-from emendo.models.saving import save_model
+from emendo.models.saving import check_saveable, save_model
 
 __all__ = [
     "ARCHITECTURES",
@@ -18,6 +18,7 @@ __all__ = [
     "ModelAdapter",
     "TokenBatch",
     "adding",
+    "check_saveable",
     "check_update",
     "edited_weight",
     "load",

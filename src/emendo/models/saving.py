@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emendo.errors import NumericalError, SelfCheckError
+from emendo.errors import ExportError, NumericalError, SelfCheckError
 from emendo.models.adapter import ModelAdapter
 from emendo.models.loading import silent_transformers
 from emendo.shapes import Weight
@@ -37,6 +38,33 @@ def save_model(adapter: ModelAdapter, weights: Mapping[int, Weight], folder: Pat
         _twin(adapter, weights, dtype).save_pretrained(folder)
         adapter.tokenizer.save_pretrained(folder)
     _check_written(adapter, folder)
+
+
+_REMEDIES = {
+    "config": "Set these values to None in model.config, or take them out of the model's config.json.",
+    "generation_config": "Set model.generation_config.do_sample = True where these values are meant, or to None those "
+    "that are not (temperature, top_p, top_k); of a folder, in its generation_config.json.",
+}
+
+
+def check_saveable(adapter: ModelAdapter) -> None:
+    """Refuse, before any work is done, a model whose settings transformers will not write.
+
+    Raises:
+        ExportError: What it complains of, and the way out.
+    """
+    model = adapter.model
+    settings = {"config": model.config, "generation_config": model.generation_config if model.can_generate() else None}
+    with silent_transformers(), tempfile.TemporaryDirectory() as folder:
+        for name, value in settings.items():
+            try:
+                if value is not None:
+                    copy.deepcopy(value).save_pretrained(folder)
+            except (ValueError, TypeError, AssertionError) as error:
+                words = " ".join(str(error).split())
+                raise ExportError(
+                    f"transformers does not write model.{name} as it is: {words[:600]} {_REMEDIES[name]}"
+                ) from error
 
 
 def _check_written(adapter: ModelAdapter, folder: Path) -> None:

@@ -12,9 +12,10 @@ from emendo.moments.collect import CHECKPOINT_EVERY, collect_moments, partial_pa
 from emendo.moments.corpus import Corpus, open_corpus
 from emendo.moments.mixture import MixturePart, describe_mixture, mixture_error, parse_mixture
 from emendo.moments.spec import Fingerprint, MomentSpec, default_tokens
-from emendo.moments.store import MomentHeader, MomentStore, StoredMoment
+from emendo.moments.store import FORMAT, MomentHeader, MomentStore, StoredMoment, packed_bytes
 from emendo.progress import Progress
 from emendo.shapes import Moment
+from emendo.storage import check_room, check_writable
 
 
 def obtain_moments(
@@ -43,6 +44,7 @@ def obtain_moments(
         LayerError: A layer that the model does not have.
         CorpusError: The text cannot be read or is too short.
         MomentsError: A file of the store is damaged, or the model holds edits and a moment is missing.
+        OutputError: A moment is missing and the store cannot be written, or its disk is full.
     """
     spec, store = spec or MomentSpec(), store or MomentStore()
     layers = adapter.check_layers(layers)
@@ -57,6 +59,10 @@ def obtain_moments(
                 "editing, or call rollback() on the session first"
             )
         folder = store.folder(fingerprint)
+        # The longest stage of most edits: what cannot keep its result is found before it.
+        check_writable(folder, FORMAT.destination)
+        room = sum(packed_bytes(adapter.d_in(layer), spec.accumulate) for layer in missing)
+        check_room(folder, room, FORMAT.destination)
         moments = collect_moments(adapter, missing, spec, checkpoint=folder, every=every, progress=progress)
         for layer, moment in moments.items():
             header = MomentHeader.now(fingerprint, layer, modules[layer], adapter.name)

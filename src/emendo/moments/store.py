@@ -11,6 +11,7 @@ what it was before. Its header is a `MomentHeader`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -149,7 +150,8 @@ class MomentStore:
             MomentsError: There is a file, but it is damaged or belongs to something else.
         """
         path = self.path(fingerprint, layer)
-        return read_moment(path, fingerprint, module) if path.exists() else None
+        # Not path.exists(): that raises for a name that no file can have.
+        return read_moment(path, fingerprint, module) if os.path.exists(path) else None
 
     def require(self, fingerprint: Fingerprint, layer: int, module: str, *, model: str = "MODEL") -> StoredMoment:
         """The stored moment of a layer.
@@ -260,6 +262,11 @@ def collect_command(fingerprint: Fingerprint, layer: int, model: str = "MODEL") 
 def pack_triangle(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " packed"]:
     """The lower triangle of a symmetric matrix, row by row, d (d + 1) / 2 numbers."""
     return torch.cat([row[: index + 1] for index, row in enumerate(matrix.cpu())])
+
+
+def packed_bytes(d: int, accumulate: str) -> int:
+    """Bytes of what `pack_triangle` makes of a d × d matrix of that type."""
+    return d * (d + 1) // 2 * int(getattr(torch, accumulate).itemsize)
 
 
 def unpack_triangle(packed: Float[Tensor, " packed"]) -> Float[Tensor, "d d"]:

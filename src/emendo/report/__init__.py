@@ -1,6 +1,6 @@
 """Reports: what an edit did, for people and for machines."""
 
-from emendo.report.folder import check_free, check_writable, report_document, write_folder
+from emendo.report.folder import check_free, report_document, write_folder
 from emendo.report.judge import Judgement, Sample, judge
 from emendo.report.markdown import NOT_JUDGED, SHOWN_SCORES, markdown_report
 from emendo.report.tables import layer_table, target_table, training_table
@@ -11,7 +11,6 @@ __all__ = [
     "Judgement",
     "Sample",
     "check_free",
-    "check_writable",
     "judge",
     "layer_table",
     "markdown_report",

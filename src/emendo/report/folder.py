@@ -11,30 +11,11 @@ from emendo.errors import OutputError
 from emendo.plan import Plan
 from emendo.report.judge import Judgement
 from emendo.report.markdown import markdown_report
-from emendo.storage import write_text
+from emendo.storage import check_writable, write_text
 from emendo.update import ModelUpdate
 
 UPDATE_NAME = "update.safetensors"
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that could not be written, before any work is done; nothing is created.
-
-    Raises:
-        OutputError: The path or one of its parents is a file, or may not be written.
-    """
-    at = folder.expanduser().absolute()
-    try:
-        while not at.exists():
-            at = at.parent
-    except OSError as error:  # a name that is too long, for instance
-        raise OutputError(
-            f"cannot write to {str(folder)!r}: {error.strerror}; choose another folder (--out)"
-        ) from error
-    if not at.is_dir():
-        raise OutputError(f"cannot write to {str(folder)!r}: {str(at)!r} is a file, expected a folder (--out)")
-    if not os.access(at, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write to {str(folder)!r}: no permission in {str(at)!r} (--out)")
+_REPORTS = ("report.json", "report.md")
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
@@ -48,6 +29,9 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         OutputError: See `check_writable`; or there is an update, which is not to be overwritten.
     """
     check_writable(folder)
+    for name in (UPDATE_NAME, *_REPORTS):
+        if (folder.expanduser() / name).is_dir():
+            raise OutputError(f"{str(folder)!r} holds a folder named {name}; choose another folder (--out)")
     if not overwrite and os.path.lexists(folder.expanduser() / UPDATE_NAME):
         raise OutputError(
             f"{str(folder)!r} holds the result of an edit already ({UPDATE_NAME}); choose another folder (--out), or "

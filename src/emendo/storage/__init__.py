@@ -11,11 +11,15 @@ from emendo.storage.tensor_file import (
 )
 from emendo.storage.whole_file import write_bytes, write_text
 from emendo.storage.whole_folder import check_absent, whole_folder
+from emendo.storage.writable import check_room, check_writable, check_writable_file
 
 __all__ = [
     "TensorFileFormat",
     "check_absent",
     "check_plain",
+    "check_room",
+    "check_writable",
+    "check_writable_file",
     "entry_lock",
     "file_sha256",
     "flush",

@@ -57,10 +57,13 @@ def check_absent(out: Path, destination: str = "choose another folder (--out)") 
     try:
         other = out.is_symlink() or (out.exists() and not out.is_dir())
         full = not other and out.exists() and any(out.iterdir())
+        mounted = not other and os.path.ismount(out)
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot write {str(out)!r}: {error}; {destination}") from error
     if other:
         raise OutputError(f"{str(out)!r} is there and is no folder; {destination}")
+    if mounted:  # found here, because nothing can be renamed onto it at the end
+        raise OutputError(f"{str(out)!r} is a mount point; expected a folder in it: {str(out / 'new')!r}, say")
     if full:
         raise OutputError(f"{str(out)!r} holds files already and none are overwritten; {destination}")
 

@@ -11,9 +11,8 @@ from emendo.report.experiment.figures import figures_of
 from emendo.report.experiment.folder import Experiment, read_experiment
 from emendo.report.experiment.markdown import PLOTS, markdown_text
 from emendo.report.experiment.page import page
-from emendo.report.folder import check_writable
 from emendo.report.html import check_jinja
-from emendo.storage import write_bytes, write_text
+from emendo.storage import check_writable, write_bytes, write_text
 
 
 def write_report(

@@ -52,8 +52,8 @@ def trace(
 ) -> None:
     """Show which states of a model carry a fact: causal tracing, exact in every cell."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    from emendo.report import check_writable
     from emendo.report.trace.write import NAME, check_packages, document, write_trace_report
+    from emendo.storage import check_writable
     from emendo.tracing import TraceSettings, packaged_subjects
     from emendo.tracing import trace as run_trace
 

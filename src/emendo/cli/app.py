@@ -28,6 +28,7 @@ from emendo.cli import (
     ledger,
     moments,
     report,
+    see,
     trace,
     updates,
 )
@@ -60,6 +61,7 @@ app.command("data")(data.data)
 app.add_typer(updates.app, name="update")
 app.add_typer(export.app, name="export")
 app.command("trace")(trace.trace)
+app.command("see")(see.see)
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 

@@ -52,4 +52,7 @@ def render(package: str, template: str, **values: Any) -> str:
 
 
 def _text(package: str, name: str) -> str:
-    return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")
+    found = resources.files(package) / "templates" / name
+    if not found.is_file():  # what all pages share
+        found = resources.files("emendo.report") / "templates" / name
+    return found.read_text(encoding="utf-8")

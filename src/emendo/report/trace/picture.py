@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from emendo.report.experiment.drawing import check_matplotlib
-from emendo.report.trace.heat import Heat, colour, legend, scale_of
+from emendo.report.heat import Heat, colour, legend, scale_of
 
 
 def draw_heats(title: str, note: str, heats: Sequence[Heat]) -> bytes:

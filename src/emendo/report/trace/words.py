@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emendo.report.trace.heat import KIND_NAMES, shown_token
+from emendo.report.heat import shown_token
+from emendo.report.trace.heat import KIND_NAMES
 from emendo.tracing import Average, FactTrace, Trace
 
 _METRICS = {

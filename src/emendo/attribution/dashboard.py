@@ -1,0 +1,187 @@
+"""What single edits do, one by one: where they fire, and which tokens their writes promote."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emendo.attribution.answer import check_fits, placed
+from emendo.attribution.edits import EditSet
+from emendo.models import ModelAdapter
+from emendo.models.batch import TokenBatch, pack_by_tokens
+from emendo.models.factored import factored, stopping
+from emendo.models.hooks import StopForwardError
+from emendo.progress import Progress, Silent
+
+_TOKENS = 2048
+"""Tokens of one forward pass."""
+
+_AROUND = 8
+"""Tokens shown on each side of a place where an edit fires."""
+
+
+@torch.no_grad()
+def firing(adapter: ModelAdapter, edits: EditSet, batch: TokenBatch) -> Float[Tensor, "batch seq edits"]:
+    """Firing of every edit at every token in the edited model, mean over the layers that the edit writes.
+
+    1 is "as at its own key", 0 is "not at all"; padding is 0. Runs only up to the highest edited layer.
+
+    Args:
+        adapter: The model without the edits.
+        edits: The edits; rows of a whole update give NaN.
+        batch: Texts.
+
+    Raises:
+        InputError: The model holds edits, or has not the layers that they write.
+    """
+    check_fits(adapter, edits)
+    strengths = torch.ones(len(batch.input_ids), len(edits.owner), device=adapter.device)
+    stop = stopping(adapter, edits.layers[-1])
+    with factored(adapter, placed(adapter, edits), strengths) as written, stop, suppress(StopForwardError):
+        adapter.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+    rows = torch.stack([written.firing[layer].double().cpu() for layer in edits.layers])
+    wrote = torch.stack([(edits.factors[layer][1] != 0).any(dim=1) for layer in edits.layers])
+    mean = rows.sum(dim=0) / wrote.sum(dim=0).clamp_min(1)
+    found = edits.by_edit(mean) * batch.attention_mask.cpu()[..., None]
+    return found.masked_fill(torch.tensor([edit.whole for edit in edits.edits]), float("nan"))
+
+
+def strongest_firing(adapter: ModelAdapter, edits: EditSet, texts: Sequence[str]) -> Float[Tensor, "texts edits"]:
+    """Largest firing of every edit over the tokens of each text."""
+    sequences = [adapter.encode(text) for text in texts]
+    found = torch.zeros(len(texts), len(edits.edits), dtype=torch.float64)
+    for group in pack_by_tokens([len(ids) for ids in sequences], _TOKENS):
+        rows = firing(adapter, edits, adapter.batch([sequences[i] for i in group]))
+        found[group] = rows.amax(dim=1)
+    return found
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A token of a text at which an edit fires.
+
+    Attributes:
+        firing: How far.
+        before: Text in front of the token.
+        token: The token.
+        after: Text behind it.
+    """
+
+    firing: float
+    before: str = field(compare=False)
+    token: str = field(compare=False)
+    after: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Where edits fire in a text.
+
+    Attributes:
+        tokens: Tokens read.
+        places: Of every edit the places where it fires most, the strongest first.
+        base_rate: Root mean square of every edit's firing over the text, ``[edits]``.
+    """
+
+    tokens: int
+    places: tuple[tuple[Place, ...], ...]
+    base_rate: Float[Tensor, " edits"]
+
+
+def scan(
+    adapter: ModelAdapter,
+    edits: EditSet,
+    text: str,
+    *,
+    length: int = 128,
+    most: int = 5,
+    progress: Progress | None = None,
+) -> Scan:
+    """Read a text and note where every edit fires most.
+
+    Args:
+        adapter: The model without the edits.
+        edits: The edits.
+        text: Any text; it is cut into pieces of `length` tokens.
+        length: Tokens of a piece.
+        most: Places kept for every edit.
+        progress: Counts tokens.
+    """
+    progress = progress or Silent()
+    ids = adapter.encode_bare(text)
+    pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
+    heaps: list[list[Place]] = [[] for _ in edits.edits]
+    total = torch.zeros(len(edits.edits), dtype=torch.float64)
+    progress.start("scanning", len(ids))
+    try:
+        for group in _batches(pieces, max(1, _TOKENS // length)):
+            rows = firing(adapter, edits, adapter.batch(group))
+            total += rows.square().sum(dim=(0, 1))
+            _keep(adapter, heaps, group, rows, most)
+            progress.advance(sum(map(len, group)))
+    finally:
+        progress.finish()
+    places = tuple(tuple(sorted(heap, reverse=True)) for heap in heaps)
+    return Scan(len(ids), places, (total / max(1, len(ids))).sqrt())
+
+
+def _batches(pieces: Sequence[list[int]], size: int) -> Iterator[list[list[int]]]:
+    for start in range(0, len(pieces), size):
+        yield list(pieces[start : start + size])
+
+
+def _keep(
+    adapter: ModelAdapter, heaps: list[list[Place]], group: Sequence[Sequence[int]], rows: Tensor, most: int
+) -> None:
+    """Add the strongest places of a batch; the text around a place is decoded only for those that stay."""
+    flat = torch.nan_to_num(rows, nan=float("-inf")).reshape(-1, rows.shape[-1])
+    values, where = flat.topk(min(most, len(flat)), dim=0)
+    width = rows.shape[1]
+    for edit, heap in enumerate(heaps):
+        for value, spot in zip(values[:, edit].tolist(), where[:, edit].tolist(), strict=True):
+            row, t = divmod(spot, width)
+            if t >= len(group[row]) or (len(heap) == most and value <= heap[0].firing):
+                continue
+            ids = group[row]
+            texts = [adapter.decode(part) for part in (ids[max(0, t - _AROUND) : t], [ids[t]], ids[t + 1 :][:_AROUND])]
+            heapq.heappush(heap, Place(value, *texts))
+            if len(heap) > most:
+                heapq.heappop(heap)
+
+
+@torch.no_grad()
+def promoted(adapter: ModelAdapter, edits: EditSet, *, most: int = 5) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Tokens that every edit's write promotes and suppresses most, read by the unembedding.
+
+    The sum of an edit's writes over its layers goes through the final norm and the unembedding as if nothing came
+    between. Blocks above do come between, so this is a hint at what is written, not what the model will say.
+
+    Args:
+        adapter: The model.
+        edits: The edits.
+        most: Tokens of each kind.
+
+    Returns:
+        Of every edit the promoted and the suppressed tokens, strongest first; none in families that norm the MLP's
+        output, where a write is not what joins the stream.
+
+    Source: logit lens; reading write vectors by the unembedding, arXiv 2203.14680.
+    """
+    if adapter.spec.mlp_normed:
+        return [((), ()) for _ in edits.edits]
+    writes = sum(edits.factors[layer][1].double() for layer in edits.layers)
+    assert isinstance(writes, Tensor)
+    total = torch.zeros(len(edits.edits), writes.shape[1], dtype=torch.float64)
+    total.index_add_(0, edits.owner, writes)
+    found = []
+    for row in total:
+        logits = adapter.unembed(adapter.finish(row.to(adapter.device, adapter.dtype)[None]))[0]
+        high, low = logits.topk(most).indices.tolist(), (-logits).topk(most).indices.tolist()
+        found.append((tuple(adapter.decode([i]) for i in high), tuple(adapter.decode([i]) for i in low)))
+    return found

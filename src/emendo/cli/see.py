@@ -1,0 +1,217 @@
+"""`emendo see`: what every single edit of an update does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emendo.cli import options
+from emendo.cli.console import Terminal
+from emendo.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from emendo.attribution import EditSet
+    from emendo.models import ModelAdapter
+    from emendo.report.see.document import Answer, Probe
+    from emendo.requests import EditRecord
+    from emendo.update import ModelUpdate
+
+_OUT, _SHOWN, _LEFT_OUT = Path("out/see"), 20, 8
+_MOST_TEXT = 64 * 2**20
+
+
+def see(
+    updates: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[UPDATE]...", help="Update files, or folders that hold one; in order."),
+    ] = None,
+    ledger: Annotated[Path | None, typer.Option("--ledger", help="All active edits of a ledger.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model, for firing and answers.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Prompt whose answer is attributed; with --answer. Repeatable.")
+    ] = None,
+    answer: Annotated[list[str] | None, typer.Option("--answer", help="Answer to the --prompt before it.")] = None,
+    requests: Annotated[
+        Path | None, typer.Option("--requests", help="The facts with paraphrases and neighbours to fire on.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="A text to look for firing in.")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", help="Points of the quadrature.")] = 16,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the page.")] = _OUT,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show what every single edit does: where it fires, what it writes, which answers it carries."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    from emendo.report.see.write import PAGE, check_packages, write_seen
+    from emendo.storage import check_writable
+
+    check_packages()
+    questions = _questions(prompt, answer)
+    if model is None and (questions or requests is not None or text is not None):
+        raise InputError("--prompt, --requests and --text ask a model; add --model MODEL")
+    if nodes < 1:
+        raise InputError(f"the quadrature needs at least 1 point, found {nodes} (--nodes 16 is usual)")
+    check_writable(out)
+    if not overwrite and out != _OUT and (out / PAGE).exists():
+        raise OutputError(
+            f"{str(out)!r} holds a page already; choose another folder (--out) or replace it (--overwrite)"
+        )
+    found, sources = _updates(updates or [], ledger)
+    records = _records(requests)
+
+    from emendo.attribution import edits_of
+    from emendo.report.see.document import Seen, document
+
+    edits = edits_of(found)
+    base = dict(found[0].base)
+    if model is None:
+        seen = Seen(edits, tuple(sources), base)
+    else:
+        seen = _with_model(terminal, model, device, dtype, found, edits, sources, questions, records, text, nodes)
+    described = document(seen)
+    paths = write_seen(out, seen, described)
+    _show(terminal, described)
+    terminal.line(f"Page: {paths['page']}")
+    terminal.result({**described, "files": paths})
+
+
+def _with_model(
+    terminal: Terminal,
+    model: str,
+    device: str,
+    dtype: str,
+    updates: list[ModelUpdate],
+    edits: EditSet,
+    sources: list[str],
+    questions: list[tuple[str, str]],
+    records: list[EditRecord],
+    text: Path | None,
+    nodes: int,
+) -> Any:
+    """What asks a model: promoted tokens, firing, attributed answers, a scanned text."""
+    from emendo.attribution import promoted, scan
+    from emendo.models import check_update, load
+    from emendo.report.see.document import Seen
+
+    read = None if text is None else _text(text)
+    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    ids: tuple[str, ...] = ()
+    for update in updates:
+        check_update(lm, update, ids)
+        ids = (*ids, update.id)
+    return Seen(
+        edits,
+        tuple(sources),
+        dict(updates[0].base),
+        promoted=promoted(lm, edits),
+        probes=tuple(_probes(lm, edits, records)),
+        answers=tuple(_answer(lm, edits, prompt, answer, nodes) for prompt, answer in questions),
+        scan=None if read is None else scan(lm, edits, read, progress=terminal),
+    )
+
+
+def _answer(lm: ModelAdapter, edits: EditSet, prompt: str, answer: str, nodes: int) -> Answer:
+    from emendo.attribution import ask, attribute, leave_out
+    from emendo.report.see.document import Answer
+
+    asked = ask(lm, prompt, answer)
+    found = attribute(lm, edits, asked, nodes=nodes)
+    order = found.by_edit.abs().argsort(descending=True)[:_LEFT_OUT].tolist()
+    left = leave_out(lm, edits, asked, [[edit] for edit in order])
+    return Answer(prompt, answer, found, tuple((left - found.after).tolist()), tuple(order))
+
+
+def _probes(lm: ModelAdapter, edits: EditSet, records: list[EditRecord]) -> list[Probe]:
+    """Firing on the prompts of every edit, and on the probes of the records that name its facts."""
+    from emendo.attribution import strongest_firing
+    from emendo.report.see.document import Probe
+
+    by_fact = {(record.request.prompt, record.request.subject): record for record in records}
+    asked: list[tuple[int, str, str]] = []
+    for number, edit in enumerate(edits.edits):
+        for request in edit.requests if not edit.whole else ():
+            prompt, subject = str(request.get("prompt", "")), str(request.get("subject", ""))
+            asked.append((number, "own", prompt.replace("{}", subject)))
+            if (record := by_fact.get((prompt, subject))) is not None:
+                asked += [(number, "paraphrase", text) for text in record.paraphrase_prompts]
+                asked += [(number, "neighbor", text) for text in record.neighborhood_prompts]
+    rows = strongest_firing(lm, edits, [text for _, _, text in asked])
+    probes = []
+    for (number, kind, text), row in zip(asked, rows, strict=True):
+        others = row.nan_to_num(nan=0.0).clone()
+        others[number] = 0.0
+        other = int(others.abs().argmax())
+        probes.append(
+            Probe(number, kind, text, float(row[number]), (float(others[other]), other) if len(row) > 1 else None)
+        )
+    return probes
+
+
+def _show(terminal: Terminal, described: dict[str, Any]) -> None:
+    labels = [edit["label"] for edit in described["edits"]]
+    rows = []
+    for edit in described["edits"][:_SHOWN]:
+        worst = edit["disturbs"]
+        other = None if worst is None else f"{worst['firing']:+.3f} at {labels[worst['edit']]}"
+        rows.append((edit["label"], f"{edit['norm']:.3f}", other))
+    terminal.table(f"{len(rows)} of {len(labels)} edits", ("edit", "‖ΔW‖", "fires most at another's key"), rows)
+    for answer in described["answers"]:
+        order = sorted(range(len(labels)), key=lambda e: -abs(answer["by_edit"][e]))[:_LEFT_OUT]
+        terminal.table(
+            f"{answer['prompt']} → {answer['answer']}: {answer['change']:+.3f} nats (adds up within "
+            f"{abs(answer['error']):.1e})",
+            ("edit", "contributes"),
+            [(labels[e], f"{answer['by_edit'][e]:+.3f}") for e in order],
+        )
+
+
+def _questions(prompts: list[str] | None, answers: list[str] | None) -> list[tuple[str, str]]:
+    prompts, answers = prompts or [], answers or []
+    if len(prompts) != len(answers):
+        raise InputError(
+            f"{len(prompts)} prompts and {len(answers)} answers; expected an --answer for every --prompt, in order"
+        )
+    return list(zip(prompts, answers, strict=True))
+
+
+def _records(requests: Path | None) -> list[EditRecord]:
+    if requests is None:
+        return []
+    from emendo.datasets import load_records
+
+    return list(load_records(str(requests)).records)
+
+
+def _updates(paths: list[Path], ledger: Path | None) -> tuple[list[ModelUpdate], list[str]]:
+    """The updates that files, folders or a ledger hold, and where they come from.
+
+    Raises:
+        InputError: Nothing is named, or both are; or a file cannot be read.
+    """
+    from emendo.ledger import EditLedger
+    from emendo.update import ModelUpdate
+
+    if bool(paths) == (ledger is not None):
+        raise InputError("expected update files or folders, or --ledger LEDGER; not both")
+    if ledger is not None:
+        return list(EditLedger(ledger).updates()), [str(ledger)]
+    files = [path / "update.safetensors" if path.is_dir() else path for path in paths]
+    return [ModelUpdate.load(path) for path in files], [str(path) for path in paths]
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise InputError(f"no file at {str(path)!r}; expected a text (--text)")
+        if path.stat().st_size > _MOST_TEXT:
+            raise InputError(
+                f"{str(path)!r} has {path.stat().st_size:,} bytes; expected at most {_MOST_TEXT:,} (--text)"
+            )
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {str(path)!r}: {error}; expected a UTF-8 text (--text)") from error

@@ -1,0 +1,87 @@
+"""From what was found about edits to a folder: see.html, see.md, see.png, see.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from emendo import strict_json
+from emendo.printable import printable
+from emendo.report.experiment.drawing import check_matplotlib
+from emendo.report.html import check_jinja
+from emendo.report.see.document import Seen
+from emendo.report.see.page import answer_heat, crossing_heat, page
+from emendo.report.trace.picture import draw_heats
+from emendo.storage import write_bytes, write_text
+
+PAGE = "see.html"
+
+
+def check_packages() -> None:
+    """Refuse to begin without the packages that draw.
+
+    Raises:
+        ReportError: A package of the extra `report` is missing.
+    """
+    check_matplotlib()
+    check_jinja()
+
+
+def write_seen(folder: Path, seen: Seen, document: dict[str, Any]) -> dict[str, str]:
+    """Write the files; the page comes last.
+
+    Args:
+        folder: Made where there is none.
+        seen: What was found.
+        document: The same as JSON.
+
+    Returns:
+        The paths written, by kind.
+
+    Raises:
+        OutputError: The folder cannot be written.
+        ReportError: A package of the extra `report` is missing.
+    """
+    check_packages()
+    names = {"json": "see.json", "markdown": "see.md"}
+    write_text(folder / "see.json", strict_json.dumps(document, indent=1) + "\n")
+    write_text(folder / "see.md", markdown(document))
+    heats = [answer_heat(seen, 0)] if seen.answers else [heat] if (heat := crossing_heat(seen)) else []
+    if heats:
+        names["picture"] = "see.png"
+        what = f"{seen.answers[0].prompt} → {seen.answers[0].answer}" if seen.answers else ", ".join(seen.sources)
+        write_bytes(folder / "see.png", draw_heats(what, heats[0].title, heats))
+    write_text(folder / PAGE, page(seen, document))
+    names["page"] = PAGE
+    return {kind: str(folder / name) for kind, name in names.items()}
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The edits, the firing on their prompts and the attributed answers as Markdown."""
+    labels = [edit["label"] for edit in document["edits"]]
+    lines = [f"# What {len(labels)} edit(s) do", "", "| edit | writes | ‖ΔW‖ |", "|---|---|---|"]
+    for edit in document["edits"]:
+        writes = "; ".join(str(request.get("target", "")) for request in edit["requests"][:3])
+        lines.append(f"| {_cell(edit['label'])} | {_cell(writes)} | {edit['norm']:.3f} |")
+    for answer in document["answers"]:
+        lines += ["", f"## {printable(answer['prompt'])} → {printable(answer['answer'])}", ""]
+        lines += [
+            f"Log-probability {answer['before']:.3f} before, {answer['after']:.3f} after; contributions add up within "
+            f"{abs(answer['error']):.1e} nats.",
+            "",
+            "| edit | contributes (nats) |",
+            "|---|---|",
+        ]
+        order = sorted(range(len(labels)), key=lambda e: -abs(answer["by_edit"][e]))[:8]
+        lines += [f"| {_cell(labels[e])} | {answer['by_edit'][e]:+.3f} |" for e in order]
+    if document["probes"]:
+        lines += ["", "## Firing on prompts", "", "| edit | kind | prompt | fires |", "|---|---|---|---|"]
+        lines += [
+            f"| {_cell(labels[p['edit']])} | {p['kind']} | {_cell(p['prompt'])} | {p['firing']:+.3f} |"
+            for p in document["probes"]
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return printable(str(text)).replace("|", "\\|")

@@ -198,9 +198,12 @@ def _live(adapter: ModelAdapter, batch_size: int) -> Any:
     """The model in memory as lm-evaluation-harness sees one; the tokenizer is a copy, since it sets a pad token."""
     from lm_eval.models.huggingface import HFLM
 
+    tokenizer = copy.deepcopy(adapter.tokenizer)
+    if not adapter.knows(tokenizer.pad_token_id) and adapter.knows(tokenizer.eos_token_id):
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, but it is read
     return HFLM(
         pretrained=adapter.model,
-        tokenizer=copy.deepcopy(adapter.tokenizer),
+        tokenizer=tokenizer,
         backend="causal",
         batch_size=batch_size,
         max_length=adapter.max_length,

@@ -23,7 +23,7 @@ from emendo.models.checks import check_model, check_parameters, plain_model
 from emendo.models.generation import greedy_continuations
 from emendo.models.hooks import Capture, StopForwardError, recording
 from emendo.models.identity import config_sha256, parameters_sha256, tokenizer_sha256
-from emendo.models.limits import check_ids, check_length, longest_text
+from emendo.models.limits import check_ids, check_length, known_tokens, longest_text
 from emendo.printable import well_formed
 from emendo.shapes import Hidden, Weight
 
@@ -297,11 +297,14 @@ class ModelAdapter:
             ids, offsets = ids[:-1], offsets[:-1]
         if not ids:
             raise InputError(f"the tokenizer turns {text!r} into no tokens; expected text")
+        check_ids(self, ids)
         return ids, offsets
 
     def encode_bare(self, text: str) -> list[int]:
         """Token ids of `text` without any special token."""
-        return list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+        check_ids(self, ids)
+        return ids
 
     def encode_chat(self, message: str) -> list[int]:
         """Token ids of one user message in the model's chat template, up to where the answer begins.
@@ -332,11 +335,15 @@ class ModelAdapter:
 
     @property
     def pad_id(self) -> int:
-        """An id to fill padding with; it is always masked."""
+        """An id to fill padding with; it is always masked, so any that the model has a row for does."""
         for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if candidate is not None:
+            if self.knows(candidate):
                 return int(candidate)
         return 0
+
+    def knows(self, token: int | None) -> bool:
+        """Whether the model has rows for a token of the tokenizer, which may have more than the model."""
+        return token is not None and 0 <= token < known_tokens(self)
 
     def batch(self, sequences: Sequence[Sequence[int]]) -> TokenBatch:
         """Token sequences as a right-padded batch on the model's device.

@@ -38,18 +38,26 @@ def check_length(adapter: ModelAdapter, length: int) -> None:
     raise InputError(f"{message}. Expected at most {adapter.max_length}: shorten the text")
 
 
+def known_tokens(adapter: ModelAdapter) -> int:
+    """Number of token ids, from 0 on, that the model can both read and predict."""
+    return min(int(adapter.model.get_input_embeddings().weight.shape[0]), adapter.vocab_size)
+
+
 def check_ids(adapter: ModelAdapter, ids: Sequence[int]) -> None:
-    """Refuse token ids that the embedding has no row for.
+    """Refuse token ids that the model has no row for.
 
     Raises:
         InputError: An id is negative or too large.
     """
-    rows = int(adapter.model.get_input_embeddings().weight.shape[0])
+    rows = known_tokens(adapter)
     bad = next((token for token in (min(ids, default=0), max(ids, default=0)) if not 0 <= token < rows), None)
     if bad is not None:
+        text = adapter.tokenizer.convert_ids_to_tokens(bad) if 0 <= bad < len(adapter.tokenizer) else None
+        named = "" if text is None else f" ({text!r})"
         raise InputError(
-            f"a text has the token id {bad}, and the embedding of {adapter.name!r} has rows for 0 to {rows - 1}: its "
-            "tokenizer belongs to another model. Load the model's own tokenizer"
+            f"a text has the token id {bad}{named}, and the embedding of {adapter.name!r} has rows for 0 to "
+            f"{rows - 1}: the token was added to the tokenizer later, or the tokenizer belongs to another model. Load the model's "
+            "own tokenizer, or give the model the row (model.resize_token_embeddings) and train it"
         )
 
 

@@ -298,7 +298,9 @@ class SelfSampledCorpus:
         progress = progress or Silent()
         prefix, end = bos_ids(adapter), adapter.tokenizer.eos_token_id
         special = {*adapter.tokenizer.added_tokens_decoder, *adapter.tokenizer.all_special_ids}
-        first_tokens = [token for token in range(len(adapter.tokenizer)) if token not in special]
+        first_tokens = [
+            token for token in range(len(adapter.tokenizer)) if token not in special and adapter.knows(token)
+        ]
         # Groups begin at fixed numbers, so that a resumed run repeats the same batched products.
         for group in range(start // SAMPLE_ROWS, -(-count // SAMPLE_ROWS)):
             rows = range(group * SAMPLE_ROWS, min(count, (group + 1) * SAMPLE_ROWS))

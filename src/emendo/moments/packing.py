@@ -59,6 +59,7 @@ def separator_ids(adapter: ModelAdapter) -> list[int]:
         return prefix
     tokenizer = adapter.tokenizer
     known = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
-    if "<|endoftext|>" in known:
-        return [known["<|endoftext|>"]]
-    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    for candidate in (known.get("<|endoftext|>"), tokenizer.eos_token_id):
+        if candidate is not None and adapter.knows(candidate):
+            return [int(candidate)]
+    return []

@@ -146,10 +146,10 @@ def align_edit(
     """
     _, target_ids = encode_target(adapter, request.text, request.target, request.join)
     if end_of_text:
-        if adapter.tokenizer.eos_token_id is None:
+        if not adapter.knows(adapter.tokenizer.eos_token_id):
             raise RequestError(
-                f"the tokenizer of {adapter.name!r} has no end-of-text token to append to targets; "
-                "leave it out (--set target.end_of_text=false)"
+                f"the tokenizer of {adapter.name!r} has no end-of-text token that the model knows to append to "
+                "targets; leave it out (--set target.end_of_text=false)"
             )
         target_ids = [*target_ids, adapter.tokenizer.eos_token_id]
     return AlignedEdit(align_prompt(adapter, request, context), tuple(target_ids))

@@ -74,11 +74,11 @@ def _sample(adapter: ModelAdapter, starts: list[list[int]], totals: list[int], s
 def _start_token(adapter: ModelAdapter) -> int:
     """What a document starts with: the BOS token, or the EOS token where documents are separated by it."""
     for candidate in (adapter.tokenizer.bos_token_id, adapter.tokenizer.eos_token_id):
-        if candidate is not None:
+        if adapter.knows(candidate):
             return int(candidate)
     raise MethodError(
-        "the context scheme 'rome' samples from a start token, and this tokenizer has neither BOS nor EOS; "
-        "use --set contexts.scheme=memit or fixed"
+        "the context scheme 'rome' samples from a start token, and this tokenizer has no BOS or EOS that the model has a row "
+        "for; use --set contexts.scheme=memit or fixed"
     )
 
 

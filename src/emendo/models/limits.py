@@ -55,9 +55,9 @@ def check_ids(adapter: ModelAdapter, ids: Sequence[int]) -> None:
         text = adapter.tokenizer.convert_ids_to_tokens(bad) if 0 <= bad < len(adapter.tokenizer) else None
         named = "" if text is None else f" ({text!r})"
         raise InputError(
-            f"a text has the token id {bad}{named}, and the embedding of {adapter.name!r} has rows for 0 to "
-            f"{rows - 1}: the token was added to the tokenizer later, or the tokenizer belongs to another model. Load the model's "
-            "own tokenizer, or give the model the row (model.resize_token_embeddings) and train it"
+            f"a text has the token id {bad}{named}, and {adapter.name!r} has rows for 0 to {rows - 1}: the token was "
+            "added to the tokenizer later, or the tokenizer belongs to another model. Load the model's own tokenizer, "
+            "or give the model the row (model.resize_token_embeddings) and train it"
         )
 
 

@@ -77,8 +77,8 @@ def _start_token(adapter: ModelAdapter) -> int:
         if adapter.knows(candidate):
             return int(candidate)
     raise MethodError(
-        "the context scheme 'rome' samples from a start token, and this tokenizer has no BOS or EOS that the model has a row "
-        "for; use --set contexts.scheme=memit or fixed"
+        "the context scheme 'rome' samples from a start token, and this tokenizer has no BOS or EOS that the model "
+        "has a row for; use --set contexts.scheme=memit or fixed"
     )
 
 

@@ -20,7 +20,7 @@ class Edit:
     """What a person made: one request or several that share a value; or an update whose rows are no single edits.
 
     Attributes:
-        label: Short name, such as the subject.
+        label: Short name: subject and target.
         requests: What it writes, as update files record them.
         update: Which of the updates it belongs to.
         whole: Whether it stands for a whole update, whose rows were mixed (folded, RECT, PRUNE, fine-tuning).
@@ -109,7 +109,7 @@ def _requests(update: ModelUpdate) -> list[Mapping[str, Any]]:
 
 
 def _label(group: Sequence[Mapping[str, Any]]) -> str:
-    return " + ".join(dict.fromkeys(str(row.get("id") or row.get("subject") or "?") for row in group))
+    return " + ".join(dict.fromkeys(f"{row.get('subject', '?')} → {row.get('target', '?')}" for row in group))
 
 
 def _name(update: ModelUpdate, number: int) -> str:

@@ -32,6 +32,8 @@
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
 
+    EmendoWarning (UserWarning)     nothing failed, and a result is not all that its reader may take it for
+
 Every message says what was found, what was expected, and the argument or command that fixes it.
 """
 
@@ -174,3 +176,7 @@ class SelfCheckError(EmendoError, RuntimeError):
 
 class NumericalError(EmendoError, ArithmeticError):
     """A computation produced values that are not finite."""
+
+
+class EmendoWarning(UserWarning):
+    """Nothing failed, and a result is not all that its reader may take it for; the command shows it as a note."""

@@ -97,12 +97,7 @@ class EditSession:
     @property
     def base(self) -> dict[str, str]:
         """Identity of the unedited model."""
-        return {
-            "name": self.lm.name,
-            "model_type": self.lm.spec.model_type,
-            "weights_sha256": self.lm.weights_digest(),
-            "tokenizer_sha256": self.lm.tokenizer_digest(),
-        }
+        return self.lm.identity()
 
     def resolve(
         self,

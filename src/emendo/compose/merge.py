@@ -270,16 +270,16 @@ def _check_base(parts: Sequence[_Part]) -> None:
     first = fullest(part.update.base for part in parts)
     for part in parts:
         base = part.update.base
-        if not base.get("weights_sha256"):
+        if not (weights := base.get("weights_sha256")):
             raise BaseMismatchError(
                 f"{part.name} does not say for which weights it was made, so it cannot be added to others; "
                 "plan it again with session.plan(...)"
             )
         if told := differences(first, base):
             raise BaseMismatchError(
-                f"{part.name} was made for {base.get('name')!r}, and others here for {first.get('name')!r}, which is "
-                f"another model: {in_words(told)}; only updates of one base can be added. Plan one of them again on "
-                "the other's base"
+                f"{part.name} was made for {base.get('name')!r} with weights {weights[:12]}…, which is not the model "
+                f"of the others here: {in_words(told)}; only updates of one base can be added. Plan one of them again "
+                "on the other's base"
             )
 
 

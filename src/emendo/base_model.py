@@ -78,7 +78,7 @@ def fullest(bases: Iterable[Mapping[str, str]]) -> dict[str, str]:
     Args:
         bases: At least one.
     """
-    return dict(max(bases, key=len))
+    return max((dict(base) for base in bases), key=len)
 
 
 def in_words(told: list[str]) -> str:

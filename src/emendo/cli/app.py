@@ -160,16 +160,17 @@ def _notes() -> Iterator[None]:
     """Emendo's own warnings as lines on standard error, each text once; those of others as Python shows them."""
     told: set[str] = set()
 
-    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if not issubclass(category, EmendoWarning):
-            shown(message, category, *where)
+            shown(message, category, *where, **more)
         elif (text := str(message)) not in told:
             told.add(text)
             print("emendo: note:", printable(text, keep="\n"), file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", EmendoWarning)
-        shown, warnings.showwarning = warnings.showwarning, show
+        shown = warnings.showwarning
+        warnings.showwarning = show
         yield
 
 

@@ -265,7 +265,7 @@ class EditSession:
             powers={layer: self.output_power(layer, metric.moment) for layer, metric in prepared.items()},
             anchors=anchors,
             targets=None if self._edits.updates else self.targets,
-            record={"moments": record, "versions": versions()},
+            record={"moments": record, "versions": versions(), **_added_ridges(prepared)},
             progress=self.progress,
         )
 
@@ -295,7 +295,7 @@ class EditSession:
             _check_enough_tokens(record, max(len(moment) for moment in moments.values()))
         for layer, moment in moments.items():
             known = self._prepared.get(layer)
-            if known is None or known.moment is not moment or known.preservation != config.preservation:
+            if known is None or known.moment is not moment or known.asked != config.preservation:
                 self._prepared[layer] = prepare(moment, config.preservation)
         return {layer: self._prepared[layer] for layer in config.written_layers}, record
 
@@ -355,6 +355,12 @@ class EditSession:
             raise
         self._edits = edits
         self.lm.holds_edits = bool(edits.updates)
+
+
+def _added_ridges(prepared: Mapping[int, PreparedLayer]) -> dict[str, Any]:
+    """What a record says of layers whose C was singular (`Preservation.dead_ridge`); nothing where none was."""
+    found = {str(layer): metric.added_ridge for layer, metric in sorted(prepared.items()) if metric.added_ridge}
+    return {"added_ridge": found} if found else {}
 
 
 def _check_enough_tokens(record: Mapping[str, Any], d_in: int) -> None:

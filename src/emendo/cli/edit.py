@@ -129,7 +129,7 @@ def run_edit(
     Raises:
         GateError: The edit fails the gate, and was shown and not written.
     """
-    from emendo.report import NOT_JUDGED, judge, report_document, write_folder
+    from emendo.report import NOT_JUDGED, added_ridge_note, judge, report_document, write_folder
 
     begin = time.perf_counter()
     plan = session.plan([record.request for record in records], method, layers=layers, settings=settings)
@@ -154,6 +154,8 @@ def run_edit(
     if gated is not None:
         gate.show_gate(terminal, gated)
     _show_cost(terminal, document)
+    if note := added_ridge_note(document):
+        terminal.line(note)
     restored = sum(checked.values())
     terminal.line(
         f"Rollback: {restored} of {len(checked)} touched tensors equal their originals bit for bit."

@@ -209,7 +209,7 @@ def _check_metrics(name: str, solved: RecordedSolve, metrics: Mapping[int, Prepa
             raise InputError(
                 f"the metric of layer {layer} holds a history; pass the one without, metric.with_history(None)"
             )
-        if metric.preservation != solved.preservation:
+        if metric.asked != solved.preservation:
             raise UndoError(
                 f"{name} was solved with {solved.preservation}, found a metric of {metric.preservation} for layer "
                 f"{layer}; prepare it with those settings. {REPLAY}"

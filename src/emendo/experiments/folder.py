@@ -20,7 +20,8 @@ from typing import Any
 
 from emendo.base_model import differences
 from emendo.errors import ExperimentError
-from emendo.experiments.files import append_lines, read_json, read_lines, write_json, write_lines
+from emendo.experiments.files import append_lines, read_json, read_lines, write_lines
+from emendo.storage import write_json
 from emendo.update import ModelUpdate
 
 FORMAT, VERSION = "emendo.experiment", 1

@@ -27,6 +27,7 @@
     │   ├── GateConfigError         a gate's configuration or canary file that cannot be used (all problems at once)
     │   └── InfeasibleError         equality asked of keys that cannot hold it
     ├── GateError                          an edit that its gate refuses; nothing was written
+    ├── InterruptError                     Ctrl-C, with what is written nevertheless
     ├── LedgerBusyError (TimeoutError)     another process writes the ledger
     ├── HubError (ConnectionError)         the Hugging Face Hub refused, or was not reached
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
@@ -156,6 +157,12 @@ class GateConfigError(InputError):
 
 class InfeasibleError(InputError):
     """Equality was asked of keys that cannot hold it."""
+
+
+class InterruptError(EmendoError):
+    """Ctrl-C after something was written whole: says what. An interrupt before that stays a KeyboardInterrupt."""
+
+    exit_code = 130
 
 
 class LedgerBusyError(EmendoError, TimeoutError):

@@ -35,7 +35,7 @@ from emendo.cli import (
 )
 from emendo.cli.console import print_json
 from emendo.cli.sections import SectionedGroup
-from emendo.errors import EmendoError, EmendoWarning
+from emendo.errors import EmendoError, EmendoWarning, InterruptError
 from emendo.printable import printable
 
 app = typer.Typer(
@@ -128,6 +128,8 @@ def _run(arguments: list[str]) -> int:
         if result == _INTERRUPTED:  # typer has turned Ctrl-C into this code, without a word
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
+    except InterruptError as error:
+        return _fail(arguments, "Interrupted", str(error), error.exit_code)
     except EmendoError as error:
         return _fail(arguments, type(error).__name__, str(error), error.exit_code)
     except typer.Exit as error:

@@ -12,6 +12,7 @@ from emendo.cli import facts, gate, options
 from emendo.cli import ledger as ledgers
 from emendo.cli.catalog import show_method
 from emendo.cli.console import Terminal, shortened
+from emendo.cli.interrupts import truthful
 from emendo.errors import RequestError
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ def edit(
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
         show_plan(terminal, session, asked_after(resolved.config, records), resolved.to_dict())
         return
-    with ledgers.pending_edit(terminal, ledger, session, records, replace=replace, message=message, who=who) as pending:
+    with (
+        truthful(ledger, out),
+        ledgers.pending_edit(terminal, ledger, session, records, replace=replace, message=message, who=who) as pending,
+    ):
         run_edit(
             *(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate),
             overwrite=overwrite,

@@ -32,7 +32,7 @@ def plan_baseline(
     record: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Work out a baseline's update; the model is left unchanged, also after any error.
+    """Work out a baseline's update; nothing is written to the model, and others may run it meanwhile.
 
     Args:
         adapter: The model, in the state that the update is to be added to.

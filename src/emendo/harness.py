@@ -107,10 +107,10 @@ def general_ability(
     progress.start("harness", None)
     begin = time.perf_counter()
     try:
-        with adapter.quiet(), _seeded(seed), _unheard():
+        with adapter.isolated() as own, _seeded(seed), _unheard():
             loaded = _read_tasks(tasks, include_path, data, num_fewshot, seed)
             found = lm_eval.evaluate(
-                _live(adapter, batch_size),
+                _live(own, batch_size),
                 loaded,
                 limit=limit,
                 bootstrap_iters=0,  # the intervals are ours, from the value of each item

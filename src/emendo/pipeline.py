@@ -8,7 +8,8 @@ For each batch of requests (all at once, or one by one for ROME):
    write ΔW = RᵀQ so that the next layer sees it;
 3. where the method keeps a history, make the written keys part of what the next batch preserves.
 
-Then every weight is put back, the post-step shapes each layer's sum, and the factors are returned.
+All of it happens in an isolated model with its own weights in those layers (`models.isolation`). Then the post-step
+shapes each layer's sum, and the factors are returned.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def plan_edit(
     record: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Work out an update; the model is left unchanged, also after any error.
+    """Work out an update; nothing is written to the model, and others may run it meanwhile.
 
     Args:
         adapter: The model, in the state that the update is to be added to.
@@ -100,19 +101,19 @@ def plan_edit(
     with watch("contexts"):
         scheme = config.contexts.scheme
         contexts = prefix_contexts(adapter, scheme, seed) if contexts_of is None else contexts_of(scheme)
-    run = _Run(adapter, method, contexts, prepared, earlier, weights or {}, powers)
     if config.target.norm_anchor and anchors is None:
         anchors = reference_norms(adapter, requests, config)
     batches = [list(requests)] if config.batching == "joint" else [[request] for request in requests]
     # Many batches are one stage, in requests; a single one shows its own stages.
     inner = progress if len(batches) == 1 else Silent()
-    # The second of many batches is searched on the model that holds the first.
-    if targets is not None and len(batches) == 1 and targets.serves(requests, config.target):
-        run.find_targets = targets.find
     if len(batches) > 1:
         progress.start("edits", len(requests))
     done = 0
-    with adapter.preserved(run.written):
+    with adapter.isolated(config.written_layers) as own:
+        run = _Run(own, method, contexts, prepared, earlier, weights or {}, powers)
+        # The second of many batches is searched on the model that holds the first.
+        if targets is not None and len(batches) == 1 and targets.serves(requests, config.target):
+            run.find_targets = targets.find
         for batch in batches:
             norms = {layer: found[done : done + len(batch)] for layer, found in (anchors or {}).items()}
             with watch("targets"):

@@ -1,26 +1,28 @@
 """A session: one model, the updates that are in it, and the way back.
 
-The session keeps the original of every matrix it touches and its running sum W₀ + ΣΔ in float32 (float64 for a float64
-model). Weights are always the cast of that sum, so an update costs the same after a thousand others; rolling back
-copies the originals, so it is exact bit for bit.
+The model keeps the original of every matrix that is touched and its running sum W₀ + ΣΔ in float32 (float64 for a
+float64 model; `models.contents`). Weights are always the cast of that sum, so an update costs the same after a thousand
+others; rolling back copies the originals, so it is exact bit for bit.
+
+Only `apply`, `rollback`, `move_to`, `applied` and `at_base` write the model, each write whole or not at all for every
+other thread. Plans and previews work on isolated modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-
-import torch
 
 from emendo.activations.target_memory import TargetMemory
 from emendo.baseline_plan import plan_baseline
 from emendo.baselines import ResolvedBaseline
-from emendo.errors import InfeasibleError, InputError, NumericalError
+from emendo.errors import InfeasibleError, InputError
+from emendo.held_edits import HeldEdits
 from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.methods.config import MomentSettings
-from emendo.models import ModelAdapter, check_update
+from emendo.models import ModelAdapter
+from emendo.models.contents import Contents, differing_layers, same_bits
 from emendo.moments import MomentStore, describe_for_method, obtain_for_method
 from emendo.pipeline import plan_edit, reference_norms
 from emendo.plan import Plan
@@ -30,25 +32,8 @@ from emendo.shapes import Moment, Weight
 from emendo.solve import PreparedLayer, output_power, prepare
 from emendo.techniques import ResolvedTechnique, Technique, resolve_technique
 from emendo.text import prefix_contexts
-from emendo.update import LayerUpdate, ModelUpdate, merge_layers
+from emendo.update import LayerUpdate, ModelUpdate
 from emendo.versions import versions
-
-
-@dataclass(frozen=True)
-class _Edits:
-    """What is in the model: never changed in place, so that an earlier state can be returned to.
-
-    Attributes:
-        updates: In the order in which they were applied.
-        ids: Their identities, which are digests of their tensors and therefore computed once.
-        exact: W₀ + ΣΔ of every edited layer in float32 or better, summed in that order.
-        total: ΣΔ of every edited layer as factors, with the keys of all of them.
-    """
-
-    updates: tuple[ModelUpdate, ...] = ()
-    ids: tuple[str, ...] = ()
-    exact: Mapping[int, Weight] = field(default_factory=dict)
-    total: Mapping[int, LayerUpdate] = field(default_factory=dict)
 
 
 class EditSession:
@@ -63,7 +48,7 @@ class EditSession:
         progress: Told about every long stage.
 
     Raises:
-        InputError: Another session has edits in this model.
+        InputError: Another session has edits in this model, or it is an isolated one.
     """
 
     def __init__(
@@ -80,14 +65,18 @@ class EditSession:
         self.targets = targets
         self.progress = progress
         self._store = store or MomentStore()
-        self._originals: dict[int, Weight] = {}
-        self._edits = _Edits()
         # One C and one factor a layer: each is d_in × d_in, which is gigabytes in a large model.
         self._moments: dict[int, tuple[str, Moment]] = {}
         self._prepared: dict[int, PreparedLayer] = {}
         self._powers: dict[int, tuple[Moment, float]] = {}
-        self._contexts: dict[tuple[str, int, tuple[str, ...]], tuple[str, ...]] = {}
+        self._contexts: dict[tuple[str, int, str, tuple[str, ...]], tuple[str, ...]] = {}
         self._check_own()
+
+    @property
+    def _edits(self) -> HeldEdits:
+        """What this session has in the model; the model itself knows, also after an interrupt."""
+        now = self.lm.contents.now
+        return now.label if now.owner is self else HeldEdits()
 
     @property
     def applied_updates(self) -> tuple[ModelUpdate, ...]:
@@ -97,7 +86,12 @@ class EditSession:
     @property
     def base(self) -> dict[str, str]:
         """Identity of the unedited model."""
-        return self.lm.identity()
+        return {
+            "name": self.lm.name,
+            "model_type": self.lm.spec.model_type,
+            "weights_sha256": self.lm.weights_digest(),
+            "tokenizer_sha256": self.lm.tokenizer_digest(),
+        }
 
     def resolve(
         self,
@@ -129,12 +123,14 @@ class EditSession:
             InputError: Requests, method, settings or layers cannot be used, or another session has edits in the model;
                 says which and why.
         """
-        self._check_own()
         check_requests(requests)
         resolved = self.resolve(method, layers=layers, settings=settings)
-        if isinstance(resolved, ResolvedBaseline):
-            return self._plan_baseline(requests, resolved)
-        return self._plan_method(requests, resolved)
+        with self.lm.isolated() as lm:  # from here on nobody writes the weights
+            self._check_own()
+            self.lm.contents.check()
+            if isinstance(resolved, ResolvedBaseline):
+                return self._plan_baseline(lm, requests, resolved)
+            return self._plan_method(lm, requests, resolved)
 
     def apply(self, update: ModelUpdate) -> None:
         """Add an update to the model.
@@ -143,15 +139,22 @@ class EditSession:
             BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
             InputError: Another session has edits in this model.
             NumericalError: The weights would not be finite in the model's dtype.
+            WeightsChangedError: Somebody else has changed the weights.
         """
-        self._check_own()
-        check_update(self.lm, update, self._edits.ids)
-        self._write(self._with(self._edits, update))
+        with self.lm.access.turn():
+            self._check_own()
+            self.lm.contents.check()
+            self._write(self._edits.after(update, self.lm))
 
     def rollback(self) -> None:
-        """Take every update out: each touched matrix gets its original bytes back."""
-        if self._edits.updates:  # else there may be edits of another session, which are not ours to forget
-            self._write(_Edits())
+        """Take every update out: each touched matrix gets its original bytes back.
+
+        Raises:
+            WeightsChangedError: Somebody else has changed the weights, which would be lost; they are left as they are.
+        """
+        with self.lm.access.turn():
+            if self._edits.updates:  # else there may be edits of another session, which are not ours to forget
+                self._write(HeldEdits())
 
     def move_to(self, updates: Sequence[ModelUpdate]) -> None:
         """Bring the model to its base plus exactly these updates, in order; if one does not fit, nothing changes.
@@ -160,41 +163,78 @@ class EditSession:
             BaseMismatchError: An update belongs to another model, or was planned on top of others than those before it.
             InputError: Another session has edits in this model.
             NumericalError: The weights would not be finite in the model's dtype.
+            WeightsChangedError: Somebody else has changed the weights.
         """
-        self._check_own()
-        edits = _Edits()
-        for update in updates:
-            check_update(self.lm, update, edits.ids)
-            edits = self._with(edits, update)
-        if self._edits.updates or updates:
-            self._write(edits)
+        with self.lm.access.turn():
+            self._check_own()
+            edits = HeldEdits()
+            for update in updates:
+                edits = edits.after(update, self.lm)
+            if self._edits.updates or updates:
+                self._write(edits)
+
+    def accept_weights(self) -> None:
+        """Take the weights as they are now for those of the unedited model, as after training or merging an adapter.
+
+        Updates that are in the model are forgotten: they become part of the base and cannot be rolled back.
+
+        Raises:
+            InputError: Another session has edits in this model.
+        """
+        with self.lm.access.turn():
+            self._check_own()
+            self.lm.accept_weights()
 
     def preservation(self, config: MethodConfig) -> dict[int, PreparedLayer]:
         """The factorised preservation metric of every layer that a resolved method writes, as a plan uses it."""
         return self._prepare(config)[0]
 
-    @contextmanager
-    def applied(self, update: ModelUpdate) -> Iterator[None]:
-        """The update is in the model inside the context, and out of it afterwards, also after an error."""
-        before = self._edits
-        self.apply(update)
-        try:
-            yield
-        finally:
-            self._write(before)
+    def applied(self, update: ModelUpdate) -> AbstractContextManager[None]:
+        """The update is in the model inside the context, and out of it afterwards, also after an error.
+
+        Everybody who runs the model meanwhile sees it; `preview` is the way to look at an update unseen.
+
+        Raises:
+            BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
+            InputError: Another session has edits in this model.
+            NumericalError: The weights would not be finite in the model's dtype.
+            WeightsChangedError: Somebody else has changed the weights; on leaving, they are left as they are.
+        """
+        return self._holding(lambda: self._edits.after(update, self.lm))
+
+    def at_base(self) -> AbstractContextManager[None]:
+        """The unedited weights inside the context; the session's updates are back afterwards, also after an error.
+
+        Everybody who runs the model meanwhile sees them; `preview_base` is the way to look at them unseen.
+
+        Raises:
+            WeightsChangedError: Somebody else has changed the weights; on leaving, they are left as they are.
+        """
+        return self._holding(HeldEdits)
 
     @contextmanager
-    def at_base(self) -> Iterator[None]:
-        """The unedited weights inside the context; the session's updates are back afterwards, also after an error."""
-        before = self._edits
-        if not before.updates:
-            yield
-            return
-        self._write(_Edits())
-        try:
-            yield
-        finally:
-            self._write(before)
+    def preview(self, updates: Sequence[ModelUpdate]) -> Iterator[ModelAdapter]:
+        """A model that holds more updates, for this context alone: nothing is written to the session's own.
+
+        Args:
+            updates: What comes on top of what the session holds, in order.
+
+        Raises:
+            BaseMismatchError: An update belongs to another model, or was planned on top of others than those before it.
+            NumericalError: The weights would not be finite in the model's dtype.
+        """
+        with self.lm.access.reading():
+            edits = self._edits
+            for update in updates:
+                edits = edits.after(update, self.lm)
+            with self._isolated(edits) as lm:
+                yield lm
+
+    @contextmanager
+    def preview_base(self) -> Iterator[ModelAdapter]:
+        """The unedited model, for this context alone: nothing is written to the session's own."""
+        with self.lm.access.reading(), self._isolated(HeldEdits()) as lm:
+            yield lm
 
     def second_moments(
         self, layers: Sequence[int], settings: MomentSettings
@@ -216,9 +256,9 @@ class EditSession:
         record = describe_for_method(self.lm, layers, settings, seed=self.seed)
         known = {layer: found for layer in layers if (found := self._moments.get(layer)) is not None}
         if any(layer not in known or known[layer][0] != record["fingerprint"] for layer in layers):
-            with self.at_base():
+            with self.preview_base() as lm:
                 moments, record = obtain_for_method(
-                    self.lm, layers, settings, seed=self.seed, store=self._store, progress=self.progress
+                    lm, layers, settings, seed=self.seed, store=self._store, progress=self.progress
                 )
             for layer, moment in moments.items():
                 self._moments[layer] = record["fingerprint"], moment.to(self.lm.block_device(layer))
@@ -233,31 +273,37 @@ class EditSession:
         """
         known = self._powers.get(layer)
         if known is None or known[0] is not moment:
-            power = output_power(self._originals.get(layer, self.lm.weight(layer)), moment)
+            power = output_power(self.lm.base_weight(layer), moment)
             known = self._powers[layer] = (moment, power)
         return known[1]
 
     def verify_rolled_back(self) -> dict[str, bool]:
-        """Whether every matrix that was ever touched equals its original bit for bit, by module name."""
-        return {
-            self.lm.module_name(layer): _same_bits(self.lm.weight(layer), original)
-            for layer, original in sorted(self._originals.items())
-        }
+        """Whether the model is the unedited one bit for bit: by module name for every matrix that was ever touched.
 
-    def _plan_method(self, requests: Sequence[EditRequest], method: ResolvedMethod) -> Plan:
+        A parameter that somebody else has changed is in it under its own name, as False.
+        """
+        lm = self.lm
+        changed = lm.contents.changed()
+        touched = {
+            lm.module_name(layer): same_bits(lm.weight(layer), original)
+            for layer, original in sorted(lm.contents.originals.items())
+        }
+        return touched | {name: False for name in changed if name.removesuffix(".weight") not in touched}
+
+    def _plan_method(self, lm: ModelAdapter, requests: Sequence[EditRequest], method: ResolvedMethod) -> Plan:
         base, config = self.base, method.config
         prepared, record = self._prepare(config)
         anchors = None
         if config.target.norm_anchor:
-            with self.at_base():
-                anchors = reference_norms(self.lm, requests, config)
+            with self.preview_base() as unedited:
+                anchors = reference_norms(unedited, requests, config)
         return plan_edit(
-            self.lm,
+            lm,
             requests,
             method,
             prepared,
             seed=self.seed,
-            contexts_of=self._contexts_of,
+            contexts_of=lambda scheme: self._contexts_of(lm, scheme),
             base=base,
             preceding=self._edits.ids,
             earlier=self._earlier,
@@ -265,13 +311,13 @@ class EditSession:
             powers={layer: self.output_power(layer, metric.moment) for layer, metric in prepared.items()},
             anchors=anchors,
             targets=None if self._edits.updates else self.targets,
-            record={"moments": record, "versions": versions(), **_added_ridges(prepared)},
+            record={"moments": record, "versions": versions()},
             progress=self.progress,
         )
 
-    def _plan_baseline(self, requests: Sequence[EditRequest], baseline: ResolvedBaseline) -> Plan:
+    def _plan_baseline(self, lm: ModelAdapter, requests: Sequence[EditRequest], baseline: ResolvedBaseline) -> Plan:
         return plan_baseline(
-            self.lm,
+            lm,
             requests,
             baseline,
             seed=self.seed,
@@ -295,72 +341,55 @@ class EditSession:
             _check_enough_tokens(record, max(len(moment) for moment in moments.values()))
         for layer, moment in moments.items():
             known = self._prepared.get(layer)
-            if known is None or known.moment is not moment or known.asked != config.preservation:
+            if known is None or known.moment is not moment or known.preservation != config.preservation:
                 self._prepared[layer] = prepare(moment, config.preservation)
         return {layer: self._prepared[layer] for layer in config.written_layers}, record
 
-    def _contexts_of(self, scheme: str) -> tuple[str, ...]:
+    def _contexts_of(self, lm: ModelAdapter, scheme: str) -> tuple[str, ...]:
         """Prefix contexts, sampled once for each state of the model: they depend on its weights and the seed alone."""
-        key = (scheme, self.seed, self._edits.ids)
+        key = (scheme, self.seed, lm.weights_digest(), self._edits.ids)
         if key not in self._contexts:
-            self._contexts[key] = prefix_contexts(self.lm, scheme, self.seed)
+            self._contexts[key] = prefix_contexts(lm, scheme, self.seed)
         return self._contexts[key]
 
     def _check_own(self) -> None:
         """Refuse a model whose edits are not those of this session."""
+        if self.lm.is_isolated:
+            raise InputError(
+                f"found an isolated view of {self.lm.name!r}, which lasts as long as its context; expected the model "
+                "itself, from emendo.load or emendo.wrap"
+            )
         if self.lm.holds_edits and not self._edits.updates:
             raise InputError(
                 f"{self.lm.name!r} holds edits of another session, so its base weights are unknown here; "
                 "call rollback() on that session first"
             )
 
-    def _exact(self, layer: int, edits: _Edits | None = None) -> Weight:
-        """W₀ + ΣΔ of a layer in float32 or better, before it is cast to the model's dtype; now, or after some edits."""
-        edits = edits or self._edits
-        if layer in edits.exact:
-            return edits.exact[layer]
-        original = self._originals.get(layer, self.lm.weight(layer))
-        return original.to(torch.promote_types(original.dtype, torch.float32), copy=True)
+    def _exact(self, layer: int) -> Weight:
+        """W₀ + ΣΔ of a layer as it is now, in float32 or better."""
+        return self._edits.weight(layer, self.lm)
 
-    def _with(self, edits: _Edits, update: ModelUpdate) -> _Edits:
-        """Some edits and one more."""
-        exact, total = dict(edits.exact), dict(edits.total)
-        for part in update.layers:
-            before = self._exact(part.layer, edits)
-            exact[part.layer] = before + part.to(before.device).delta()
-            sums = [total[part.layer], part] if part.layer in total else [part]
-            total[part.layer] = merge_layers(sums)[0].compacted()
-        return _Edits((*edits.updates, update), (*edits.ids, update.id), exact, total)
+    def _contents(self, edits: HeldEdits) -> Contents:
+        return Contents(self, edits.exact, edits, bool(edits.updates))
 
-    def _write(self, edits: _Edits) -> None:
+    def _write(self, edits: HeldEdits) -> None:
         """Bring the model from the present edits to others; if writing fails, it is left as it was."""
-        self.lm.weights_digest()  # the identity of the base, taken before anything is written
-        now = self._edits.exact
-        touched = sorted(layer for layer in {*now, *edits.exact} if now.get(layer) is not edits.exact.get(layer))
-        for layer in touched:
-            if layer in edits.exact and not edits.exact[layer].to(self.lm.dtype).isfinite().all():
-                raise NumericalError(
-                    f"the updates of layer {layer} give weights that are not finite in {self.lm.dtype}; nothing was "
-                    "written. Expected finite factors; load the model with --dtype float32 if they are too large for it"
-                )
-        before = {layer: self.lm.weight(layer).clone() for layer in touched}
-        for layer in touched:
-            self._originals.setdefault(layer, before[layer])
-        try:
-            for layer in touched:
-                self.lm.write(layer, edits.exact.get(layer, self._originals[layer]))
-        except BaseException:
-            for layer, weight in before.items():
-                self.lm.write(layer, weight)
-            raise
-        self._edits = edits
-        self.lm.holds_edits = bool(edits.updates)
+        self.lm.contents.change(self._contents(edits))
 
+    @contextmanager
+    def _holding(self, inside: Callable[[], HeldEdits]) -> Iterator[None]:
+        with self.lm.access.turn():
+            self._check_own()
+            contents = self._contents(inside())
+        with self.lm.contents.holding(contents):
+            yield
 
-def _added_ridges(prepared: Mapping[int, PreparedLayer]) -> dict[str, Any]:
-    """What a record says of layers whose C was singular (`Preservation.dead_ridge`); nothing where none was."""
-    found = {str(layer): metric.added_ridge for layer, metric in sorted(prepared.items()) if metric.added_ridge}
-    return {"added_ridge": found} if found else {}
+    def _isolated(self, edits: HeldEdits) -> AbstractContextManager[ModelAdapter]:
+        """An isolated model with these edits in it instead of the present ones."""
+        exact = edits.exact
+        layers = differing_layers(self._edits.exact, exact)
+        weights = {layer: exact[layer] if layer in exact else self.lm.base_weight(layer) for layer in layers}
+        return self.lm.isolated(weights, edited=bool(edits.updates))
 
 
 def _check_enough_tokens(record: Mapping[str, Any], d_in: int) -> None:
@@ -372,8 +401,3 @@ def _check_enough_tokens(record: Mapping[str, Any], d_in: int) -> None:
             "which an update would then use as if they were free; expected at least as many tokens as directions "
             "(--set moments.multiple=10), or a ridge (--set preservation.ridge=VALUE)"
         )
-
-
-def _same_bits(found: Weight, expected: Weight) -> bool:
-    a, b = found.contiguous(), expected.contiguous()
-    return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))

@@ -94,7 +94,6 @@ class WeightMeter:
             for layer, moment in session.second_moments(missing, settings)[0].items():
                 self._moments[settings, layer] = moment, session.output_power(layer, moment)
         if unknown := [layer for layer in layers if layer not in self._norms]:
-            with session.at_base():
-                for layer in unknown:
-                    weight = session.lm.weight(layer)
-                    self._norms[layer] = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+            for layer in unknown:
+                weight = session.lm.base_weight(layer)
+                self._norms[layer] = float(torch.linalg.vector_norm(weight, dtype=torch.float64))

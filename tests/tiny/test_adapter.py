@@ -71,7 +71,7 @@ def test_single_layers_that_do_not_exist(tiny_llama: ModelAdapter, call: str) ->
             getattr(tiny_llama, call)(layer)
     with pytest.raises(LayerError):
         tiny_llama.run(tiny_llama.batch(SEQUENCES), keys=[4])
-    with pytest.raises(LayerError), tiny_llama.preserved([4]):
+    with pytest.raises(LayerError), tiny_llama.isolated([4]):
         pass
 
 
@@ -120,9 +120,11 @@ def test_edits_are_written_and_taken_back_bit_for_bit(family: str, dtype: torch.
     assert changes(before, model_state(adapter)) == []
     with pytest.raises(ZeroDivisionError), adapter.edited({1: noise(adapter, 1)}):
         raise ZeroDivisionError
-    with adapter.preserved([0, 2]):
-        adapter.write(0, noise(adapter, 0))
-        adapter.write(2, noise(adapter, 2))
+    with adapter.isolated([0, 2]) as own:
+        own.write(0, noise(adapter, 0))
+        own.write(2, noise(adapter, 2))
+        assert torch.equal(own.weight(2), noise(adapter, 2).to(dtype))
+        assert changes(before, model_state(adapter)) == []
     assert changes(before, model_state(adapter)) == []
 
 

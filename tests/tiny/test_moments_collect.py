@@ -200,10 +200,10 @@ def test_an_edited_model_is_refused_unless_everything_is_stored(
 ) -> None:
     store, spec = MomentStore(tmp_path), MomentSpec(text, tokens=100, **SHORT)
     obtain_moments(tiny_llama, [1], spec, store)
-    tiny_llama.holds_edits = True
-    assert obtain_moments(tiny_llama, [1], spec, store)[1].cached
-    with pytest.raises(MomentsError, match="rollback"):
-        obtain_moments(tiny_llama, [2], spec, store)
+    with tiny_llama.edited({3: tiny_llama.weight(3) * 2}):
+        assert obtain_moments(tiny_llama, [1], spec, store)[1].cached
+        with pytest.raises(MomentsError, match="rollback"):
+            obtain_moments(tiny_llama, [2], spec, store)
 
 
 def test_obtain_for_method(tiny_llama: ModelAdapter, text: TextCorpus, tmp_path: Path) -> None:

@@ -118,13 +118,14 @@ def torn_write(monkeypatch: pytest.MonkeyPatch, at: int, error: type[BaseExcepti
     monkeypatch.setattr(ModelAdapter, "write", write)
 
 
-def test_moments_that_fail_on_top_of_an_edit_bring_the_edit_back(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
-    """Collection runs on the unedited weights, so a failure inside it happens with the edit taken out."""
+def test_moments_of_the_unedited_model_are_collected_with_the_edit_in(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+    """Collection reads the unedited weights in an isolated model, so others go on seeing the edit."""
 
     class Fuse:
         def start(self, stage: str, total: int | None = None) -> None:
             if blown and stage == "second moments":
-                assert not tiny_llama.holds_edits
+                assert changes(before, model_state(tiny_llama)) == []
+                assert tiny_llama.holds_edits
                 raise BrokenError
 
         def advance(self, n: int = 1) -> None: ...
@@ -138,9 +139,11 @@ def test_moments_that_fail_on_top_of_an_edit_bring_the_edit_back(tiny_llama: Mod
     with pytest.raises(BrokenError):
         quick_plan(session, [EIFFEL], layers=[2])
     assert changes(before, model_state(tiny_llama)) == []
-    assert tiny_llama.holds_edits
     blown = False
-    quick_plan(session, [EIFFEL], layers=[2])
+    found = quick_plan(session, [EIFFEL], layers=[2]).update
+    untroubled = EditSession(build_tiny("llama"), store=MomentStore(tmp_path / "another"))
+    untroubled.apply(session.applied_updates[0])
+    assert quick_plan(untroubled, [EIFFEL], layers=[2]).update.id == found.id
 
 
 # ---- applying and rolling back --------------------------------------------------------------------------------

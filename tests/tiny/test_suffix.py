@@ -189,12 +189,15 @@ def test_model_is_as_before_inside_an_error(tiny: ModelAdapter) -> None:
     before = model_state(tiny)
     constant = prefill(tiny, tiny.batch(prompts(tiny)), STARTS, 1)
     assert changes(before, model_state(tiny)) == []
-    with packed_attention(tiny):
-        replay(tiny, constant.resid, constant.layout, 1)
-        assert changes(before, model_state(tiny)) != [], "the context did nothing"
-    assert changes(before, model_state(tiny)) == []
-    with pytest.raises(ZeroDivisionError), packed_attention(tiny):
-        raise ZeroDivisionError
+    with tiny.isolated() as own:
+        inside = model_state(own)
+        with packed_attention(own):
+            torch.testing.assert_close(replay(own, constant.resid, constant.layout, 1), constant.final)
+            assert changes(inside, model_state(own)) != [], "the context did nothing"
+            assert changes(before, model_state(tiny)) == []
+        with pytest.raises(ZeroDivisionError), packed_attention(own):
+            raise ZeroDivisionError
+        assert changes(inside, model_state(own)) == []
     assert changes(before, model_state(tiny)) == []
 
 

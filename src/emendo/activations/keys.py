@@ -161,14 +161,15 @@ def _run(
 ) -> dict[int, Float[Tensor, "rows d"]]:
     """The activation at the last token of each row, with a vector of its own added there at one layer, if any."""
     found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(rows) for layer in layers}
-    for group in pack_by_tokens([len(ids) for ids in rows], TOKEN_BUDGET):
-        batch = adapter.batch([rows[row] for row in group])
-        with nullcontext() if added is None else added.to(adapter, batch, group):
-            capture = adapter.run(batch, **{what: list(layers)})
-        for layer, values in getattr(capture, what).items():
-            last = values[torch.arange(len(group), device=values.device), (batch.lengths - 1).to(values.device)]
-            for row, value in zip(group, last.to(torch.promote_types(last.dtype, torch.float32)), strict=True):
-                found[layer][row] = value
+    with adapter.isolated() as own:
+        for group in pack_by_tokens([len(ids) for ids in rows], TOKEN_BUDGET):
+            batch = own.batch([rows[row] for row in group])
+            with nullcontext() if added is None else added.to(own, batch, group):
+                capture = own.run(batch, **{what: list(layers)})
+            for layer, values in getattr(capture, what).items():
+                last = values[torch.arange(len(group), device=values.device), (batch.lengths - 1).to(values.device)]
+                for row, value in zip(group, last.to(torch.promote_types(last.dtype, torch.float32)), strict=True):
+                    found[layer][row] = value
     return {layer: torch.stack(values) for layer, values in found.items()}
 
 

@@ -173,8 +173,8 @@ def find_targets(
         SelfCheckError: The replay of upper layers disagrees with the model's own forward pass.
     """
     # The caller may be inside no_grad() or inference_mode().
-    with torch.inference_mode(False), torch.enable_grad():
-        return _find_targets(adapter, requests, contexts, layer, settings, progress or Silent())
+    with torch.inference_mode(False), torch.enable_grad(), adapter.isolated() as own:
+        return _find_targets(own, requests, contexts, layer, settings, progress or Silent())
 
 
 def _find_targets(

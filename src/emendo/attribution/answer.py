@@ -111,14 +111,18 @@ def attribute(adapter: ModelAdapter, edits: EditSet, asked: Asked, *, nodes: int
     strengths = scales[:, None].expand(-1, len(edits.owner))
     factors = placed(adapter, edits)
     final: list[Tensor] = []
-    handle = adapter.blocks[-1].register_forward_hook(lambda _m, _a, out: final.append(_first(out)))
-    try:
-        with torch.enable_grad(), factored(adapter, factors, strengths, differentiable=True) as written:
-            scores = _scores(adapter, asked, len(scales))
-            places = [written.outputs[layer] for layer in edits.layers]
-            gradients = torch.autograd.grad(scores.sum(), [*places, final[0]])
-    finally:
-        handle.remove()
+    with (
+        adapter.isolated() as own,
+        torch.enable_grad(),
+        factored(own, factors, strengths, differentiable=True) as written,
+    ):
+        handle = own.blocks[-1].register_forward_hook(lambda _m, _a, out: final.append(_first(out)))
+        try:
+            scores = _scores(own, asked, len(scales))
+        finally:
+            handle.remove()
+        places = [written.outputs[layer] for layer in edits.layers]
+        gradients = torch.autograd.grad(scores.sum(), [*places, final[0]])
     scores = scores.detach().double().cpu()
     parts, firing = [], []
     for layer, gradient in zip(edits.layers, gradients[:-1], strict=True):
@@ -160,8 +164,8 @@ def leave_out(
         kept = torch.ones(len(chunk), len(edits.edits), device=adapter.device)
         for row, missing in zip(kept, chunk, strict=True):
             row[list(missing)] = 0.0
-        with factored(adapter, factors, edits.strengths(kept)):
-            found.append(_scores(adapter, asked, len(chunk)).double().cpu())
+        with adapter.isolated() as own, factored(own, factors, edits.strengths(kept)):
+            found.append(_scores(own, asked, len(chunk)).double().cpu())
     return torch.cat(found)
 
 

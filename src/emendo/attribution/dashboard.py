@@ -42,9 +42,13 @@ def firing(adapter: ModelAdapter, edits: EditSet, batch: TokenBatch) -> Float[Te
     """
     check_fits(adapter, edits)
     strengths = torch.ones(len(batch.input_ids), len(edits.owner), device=adapter.device)
-    stop = stopping(adapter, edits.layers[-1])
-    with factored(adapter, placed(adapter, edits), strengths) as written, stop, suppress(StopForwardError):
-        adapter.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+    with (
+        adapter.isolated() as own,
+        factored(own, placed(adapter, edits), strengths) as written,
+        suppress(StopForwardError),
+        stopping(own, edits.layers[-1]),
+    ):
+        own.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
     rows = torch.stack([written.firing[layer].double().cpu() for layer in edits.layers])
     wrote = torch.stack([(edits.factors[layer][1] != 0).any(dim=1) for layer in edits.layers])
     mean = rows.sum(dim=0) / wrote.sum(dim=0).clamp_min(1)

@@ -30,7 +30,7 @@ def fine_tune(
 ) -> tuple[tuple[LayerUpdate, ...], TrainingTrace]:
     """Train the down-projections of `layers` jointly on all requests.
 
-    Call through `fit_baseline`, which sees to the model's state.
+    Call through `fit_baseline`, which isolates the model.
 
     Returns:
         Updates whose factors are the identity ``[d_out, d_out]`` and ΔW ``[d_out, d_in]``, and the trace.

@@ -29,7 +29,7 @@ def fit_baseline(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[tuple[LayerUpdate, ...], dict[str, Any]]:
-    """Work out a baseline's update; the model is left unchanged bit for bit, also after any error.
+    """Work out a baseline's update; nothing is written to the model, and others may run it meanwhile.
 
     The same requests, model and seed give the same update. No global random state is changed.
 
@@ -61,8 +61,8 @@ def fit_baseline(
     if isinstance(config.own, InContextSettings):
         return (), trace | {"passes": 0, "updates": 0, "losses": [], "stopped": "nothing to train"}
     # The caller may be inside no_grad() or inference_mode().
-    with adapter.quiet(), torch.inference_mode(False), torch.enable_grad():
-        updates, training = _fit(adapter, requests, config.own, chosen, seed, progress)
+    with adapter.isolated() as own, torch.inference_mode(False), torch.enable_grad():
+        updates, training = _fit(own, requests, config.own, chosen, seed, progress)
     for update in updates:
         if not (update.residuals.isfinite().all() and update.dual_keys.isfinite().all()):
             raise NumericalError(

@@ -1,10 +1,9 @@
-"""LoRA fine-tuning with peft's own layers, read out as update factors; the model gets its own modules back."""
+"""LoRA fine-tuning with peft's own layers, put into an isolated model and read out as update factors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def fit_lora(
 ) -> tuple[tuple[LayerUpdate, ...], TrainingTrace]:
     """Train low-rank adapters on the down-projections of `layers` jointly on all requests.
 
-    Call through `fit_baseline`, which sees to the model's state.
+    Call through `fit_baseline`, which isolates the model: it is left with peft's layers in it.
 
     Returns:
         Updates whose factors are ``(alpha/rank · B)ᵀ [rank, d_out]`` and ``A [rank, d_in]``, and the trace.
@@ -44,9 +43,9 @@ def fit_lora(
 
     Source: LoRA (arXiv 2106.09685), eq. 3.
     """
-    with _wrapped(adapter, settings, layers, seed) as wrapped:
-        parameters = [part[ADAPTER].weight for layer in wrapped.values() for part in (layer.lora_A, layer.lora_B)]
-        trace = train(adapter, requests, parameters, settings, progress=progress)
+    wrapped = _wrapped(adapter, settings, layers, seed)
+    parameters = [part[ADAPTER].weight for layer in wrapped.values() for part in (layer.lora_A, layer.lora_B)]
+    trace = train(adapter, requests, parameters, settings, progress=progress)
     updates = tuple(_factors(layer, adapter.module_name(layer), module) for layer, module in wrapped.items())
     return updates, trace
 
@@ -62,14 +61,8 @@ def _factors(layer: int, name: str, module: Any) -> LayerUpdate:
     )
 
 
-@contextmanager
-def _wrapped(
-    adapter: ModelAdapter, settings: LoraSettings, layers: Sequence[int], seed: int
-) -> Iterator[dict[int, Any]]:
-    """The layers' down-projections inside peft's LoRA layers, by layer; on exit the model's own are back in place.
-
-    peft's own `unload` does the same, but not after a failure half-way through its injection.
-    """
+def _wrapped(adapter: ModelAdapter, settings: LoraSettings, layers: Sequence[int], seed: int) -> dict[int, Any]:
+    """The layers' down-projections inside peft's LoRA layers, by layer."""
     config_class, tuner_class = _peft()
     model: nn.Module = adapter.model
     if hasattr(model, "peft_config"):
@@ -87,21 +80,15 @@ def _wrapped(
         # The adapter takes Linear and Conv1D; the latter stores its weight as [d_in, d_out].
         fan_in_fan_out=not isinstance(next(iter(originals.values())), nn.Linear),
     )
-    try:
-        with torch.random.fork_rng(devices=[]):  # peft draws A on the CPU
-            torch.default_generator.manual_seed(seed)
-            tuner_class(model, config, ADAPTER)
-        wrapped = {layer: adapter.down_projection(layer) for layer in layers}
-        for module, original in zip(wrapped.values(), originals.values(), strict=True):
-            precision = torch.promote_types(original.weight.dtype, torch.float32)
-            for part in (module.lora_A, module.lora_B):  # peft does so itself, in recent versions
-                part[ADAPTER].to(precision)
-        yield wrapped
-    finally:
-        for name, original in originals.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, original)
-        vars(model).pop("peft_config", None)
+    with torch.random.fork_rng(devices=[]):  # peft draws A on the CPU
+        torch.default_generator.manual_seed(seed)
+        tuner_class(model, config, ADAPTER)
+    wrapped = {layer: adapter.down_projection(layer) for layer in layers}
+    for module, original in zip(wrapped.values(), originals.values(), strict=True):
+        precision = torch.promote_types(original.weight.dtype, torch.float32)
+        for part in (module.lora_A, module.lora_B):  # peft does so itself, in recent versions
+            part[ADAPTER].to(precision)
+    return wrapped
 
 
 def _peft() -> tuple[Any, Any]:

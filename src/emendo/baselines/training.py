@@ -113,7 +113,7 @@ def train(
 ) -> TrainingTrace:
     """Train `parameters`, which the model's forward pass already uses, in place.
 
-    Call with the model in evaluation mode and gradients enabled; nothing here draws random numbers.
+    Call with an isolated model and gradients enabled; nothing here draws random numbers.
 
     Args:
         adapter: The model.

@@ -62,9 +62,10 @@ def harness(
     document = _measure(terminal, model, {"device": device, "dtype": dtype}, loaded, asked)
     _show(terminal, document)
     if out is not None:
-        from emendo.storage import write_json
+        from emendo import strict_json
+        from emendo.storage import write_text
 
-        write_json(out, document)
+        write_text(out, strict_json.dumps(document, indent=2) + "\n")
         terminal.line(f"Every item: {out}")
     terminal.result(document)
 

@@ -93,10 +93,11 @@ def perplexity(
     progress = progress or Silent()
     progress.start("perplexity", sum(len(ids) - 1 for ids in windows))
     totals = []
-    for group in pack_by_tokens([len(ids) for ids in windows], budget):
-        rows = [windows[index] for index in group]
-        totals.append(_log_likelihood(adapter, rows))
-        progress.advance(sum(len(ids) - 1 for ids in rows))
+    with adapter.isolated() as own:
+        for group in pack_by_tokens([len(ids) for ids in windows], budget):
+            rows = [windows[index] for index in group]
+            totals.append(_log_likelihood(own, rows))
+            progress.advance(sum(len(ids) - 1 for ids in rows))
     progress.finish()
     predicted = sum(len(ids) - 1 for ids in windows)
     nll = -math.fsum(totals) / predicted

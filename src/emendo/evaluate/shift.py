@@ -162,13 +162,14 @@ def text_log_probs(
     progress.start("next tokens", sum(map(len, windows)))
     starts = list(itertools.accumulate((math.ceil(len(ids) / every) for ids in windows), initial=0))
     kept: Tensor | None = None
-    for group in pack_by_tokens([len(ids) for ids in windows], window):
-        hidden = adapter.final_hidden(adapter.batch([windows[index] for index in group]))
-        # Copied: a view would keep the whole batch in memory for every so manieth position of it.
-        kept = hidden.new_empty(starts[-1], hidden.shape[-1]) if kept is None else kept
-        for place, index in enumerate(group):
-            kept[starts[index] : starts[index + 1]] = hidden[place, : len(windows[index]) : every]
-        progress.advance(sum(len(windows[index]) for index in group))
+    with adapter.isolated() as own:
+        for group in pack_by_tokens([len(ids) for ids in windows], window):
+            hidden = own.final_hidden(own.batch([windows[index] for index in group]))
+            # Copied: a view would keep the whole batch in memory for every so manieth position of it.
+            kept = hidden.new_empty(starts[-1], hidden.shape[-1]) if kept is None else kept
+            for place, index in enumerate(group):
+                kept[starts[index] : starts[index + 1]] = hidden[place, : len(windows[index]) : every]
+            progress.advance(sum(len(windows[index]) for index in group))
     progress.finish()
     assert kept is not None
     places = [

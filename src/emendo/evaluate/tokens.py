@@ -146,13 +146,14 @@ def hidden_in_trees(
     Raises:
         SelfCheckError: The first tree disagrees with the model's own forward pass.
     """
-    for number, group in enumerate(group_by_prefix(texts, budget)):
-        planted = [texts[index] for index in group]
-        forest = plant(planted)
-        hidden = tree_hidden(adapter, forest)
-        if number == 0:
-            check_tree(adapter, planted, forest, hidden)
-        yield group, forest, hidden
+    with adapter.isolated() as own:
+        for number, group in enumerate(group_by_prefix(texts, budget)):
+            planted = [texts[index] for index in group]
+            forest = plant(planted)
+            hidden = tree_hidden(own, forest)
+            if number == 0:
+                check_tree(own, planted, forest, hidden)
+            yield group, forest, hidden
 
 
 def resolve_token_budget(adapter: ModelAdapter, token_budget: int | None) -> int:

@@ -119,8 +119,8 @@ class CollapseMonitor:
         self._canaries: CanarySet | None = None
         if {"canary_kl_mean", "canary_flips"} & set(self.limits):
             self._canaries = read_canaries(config.canaries.files, config.folder)
-            with session.at_base():
-                self._base = next_token_log_probs(session.lm, self._canaries.prompts)
+            with session.preview_base() as lm:
+                self._base = next_token_log_probs(lm, self._canaries.prompts)
 
     def observe(self, edit: Plan | ModelUpdate) -> list[CollapseWarning]:
         """Look at the model after an update; call it right after it was applied.

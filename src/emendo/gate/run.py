@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
 
 from emendo.errors import CorpusError, InputError, MomentsError, NumericalError
 from emendo.gate.canaries import CanarySet, read_canaries
@@ -30,7 +29,7 @@ def run_gate(
     *,
     progress: Progress | None = None,
 ) -> GateReport:
-    """Measure an edit and hold it against declared limits; the session is left as it was, also after an error.
+    """Measure an edit and hold it against declared limits; nothing is written to the session's model.
 
     Args:
         session: Holds the model; the edit is not applied to it.
@@ -79,14 +78,12 @@ def _measured(
     asked = asked_after(edit.method.config, records) if isinstance(edit, Plan) else records
     prompts = [] if canaries is None else canaries.prompts
     layers: tuple[LayerChange, ...] = ()
-    with session.at_base() if config.reference == "base" else nullcontext():
-        before = look(session.lm, records, prompts, config.checks, progress)
+    with session.preview_base() if config.reference == "base" else session.preview([]) as reference:
+        before = look(reference, records, prompts, config.checks, progress)
     try:
-        with ExitStack() as applied:
-            for update in updates:
-                applied.enter_context(session.applied(update))
-            layers, unpriced = _changes(session, edit, config.checks)
-            after = look(session.lm, asked, prompts, config.checks, progress)
+        with session.preview(updates) as edited:
+            layers, unpriced = _changes(session, edit, updates, config.checks)
+            after = look(edited, asked, prompts, config.checks, progress)
     except NumericalError as error:
         return tuple(broken(name, check, str(error)) for name, check in declared.items()), layers
     evidence = Evidence(before, after, layers, unpriced, session.lm)
@@ -116,15 +113,18 @@ def _updates(
 
 
 def _changes(
-    session: EditSession, edit: Plan | ModelUpdate | Sequence[ModelUpdate], checks: Checks
+    session: EditSession,
+    edit: Plan | ModelUpdate | Sequence[ModelUpdate],
+    updates: Sequence[ModelUpdate],
+    checks: Checks,
 ) -> tuple[tuple[LayerChange, ...], str]:
     """How far the session's updates together have moved each layer, and why there is no relative cost, if so."""
     if checks.norm_growth is None and checks.relative_cost is None:
         return (), ""
-    total = session.applied_updates
+    total = (*session.applied_updates, *updates)
     settings, unpriced = None, ""
     if checks.relative_cost is not None:
-        settings, unpriced = pricing(edit if isinstance(edit, Plan) else session.applied_updates[-1])
+        settings, unpriced = pricing(edit if isinstance(edit, Plan) else total[-1])
     meter = WeightMeter(session)
     if settings is None:
         return meter.changes(total, None), unpriced

@@ -33,7 +33,6 @@ _NOT_NEGATIVE = (
     "target.kl_threshold",
     "memorization.s",
     "history.weight",
-    "preservation.dead_ridge",
 )
 _AT_MOST = {"post.keep": 1.0, "target.argmax_nll_weight": 1.0}
 _ABOVE = {"post.log_base": 1.0}

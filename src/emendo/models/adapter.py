@@ -7,8 +7,10 @@ the state that a model happens to be in (training mode, `requires_grad`): caller
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +19,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from emendo.errors import InputError, LayerError
+from emendo.models.access import ModelAccess, access_to
 from emendo.models.architecture import ArchitectureSpec, resolve_architecture
 from emendo.models.batch import TokenBatch
 from emendo.models.checks import check_model, check_parameters, plain_model
+from emendo.models.checksums import BaseWeights
+from emendo.models.contents import WeightContents
 from emendo.models.generation import greedy_continuations
 from emendo.models.hooks import Capture, StopForwardError, recording
-from emendo.models.identity import config_record, config_sha256, parameters_sha256, tokenizer_sha256
+from emendo.models.identity import config_sha256, tokenizer_sha256
+from emendo.models.isolation import isolated_modules
 from emendo.models.limits import check_ids, check_length, known_tokens, longest_text
 from emendo.printable import well_formed
 from emendo.shapes import Hidden, Weight
@@ -48,10 +54,13 @@ class ModelAdapter:
         self.spec: ArchitectureSpec = resolve_architecture(getattr(self.model, "config", None))
         # Kept in every file about the model; the name of a folder can hold bytes that no file of text can.
         self.name = well_formed(name or getattr(self.model.config, "_name_or_path", "") or self.spec.model_type)
-        self.holds_edits = False
-        """Whether the weights are not those of the base: set by a session that holds updates, and in `edited`."""
-        self._weights_digest: str | None = None
+        self.contents = WeightContents(self)
+        """What has been written into the weights, and the way back."""
+        self._base = BaseWeights()
         self._tokenizer_digest: str | None = None
+        self._shared: ModelAdapter | None = None  # the model itself, of an isolated one
+        self._isolated_edits = False
+        self._own_layers: frozenset[int] = frozenset()
         check_model(self)
 
     # ---- facts -------------------------------------------------------------------------------------------
@@ -60,6 +69,21 @@ class ModelAdapter:
     def config(self) -> Any:
         """Configuration of the text decoder, also where a multimodal model is around it."""
         return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def holds_edits(self) -> bool:
+        """Whether the weights are not those of the base: a session holds updates, or `edited` is open."""
+        return self._isolated_edits or self.contents.now.edited
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether this is what `isolated` gives."""
+        return self._shared is not None
+
+    @property
+    def access(self) -> ModelAccess:
+        """Who reads and who writes the weights, in all threads and for every adapter of this model."""
+        return access_to(self.decoder) if self._shared is None else self._shared.access
 
     @property
     def mlp_scale(self) -> float:
@@ -145,6 +169,10 @@ class ModelAdapter:
         self.check_layers([layer])
         return f"{self.spec.decoder}.{self.spec.blocks}.{layer}.{self.spec.down_projection}"
 
+    def parameter_name(self, layer: int) -> str:
+        """Dotted name of a layer's edited weight."""
+        return f"{self.module_name(layer)}.weight"
+
     def down_projection(self, layer: int) -> Any:
         """A layer's edited linear map, as the model has it."""
         return self.blocks[layer].get_submodule(self.spec.down_projection)
@@ -163,12 +191,23 @@ class ModelAdapter:
         weight = self.down_projection(layer).weight.detach()
         return weight.T if self.stores_transposed(layer) else weight
 
+    def base_weight(self, layer: int) -> Weight:
+        """A layer's weight in the unedited model as ``[d_out, d_in]``, not to be changed."""
+        held = self.contents
+        return held.originals[layer] if layer in held.now.weights else self.weight(layer)
+
     def write(self, layer: int, weight: Weight) -> None:
         """Overwrite a layer's weight in place, cast once to the model's dtype.
 
         Raises:
-            InputError: The shape is not the layer's; a smaller one would be repeated silently.
+            InputError: The shape is not the layer's (a smaller one would be repeated silently), or the layer is not
+                this model's own.
         """
+        if self._shared is not None and layer not in self._own_layers:
+            raise InputError(
+                f"layer {layer} of an isolated model shares its weight with the model itself; expected a layer of its "
+                f"own: isolated([{layer}])"
+            )
         own = self.weight(layer)
         if own.shape != weight.shape:
             raise InputError(
@@ -178,53 +217,57 @@ class ModelAdapter:
         own.copy_(weight)
 
     @contextmanager
-    def preserved(self, layers: Sequence[int]) -> Iterator[None]:
-        """Whatever is written to these layers inside, their weights come back bit for bit, also after an error."""
-        originals = {layer: self.weight(layer).clone() for layer in layers}
-        try:
-            yield
-        finally:
-            for layer, original in originals.items():
-                self.write(layer, original)
-
-    @contextmanager
     def edited(self, weights: Mapping[int, Weight]) -> Iterator[None]:
-        """The model with other weights in some layers, restored bit for bit on exit, also after an error."""
-        self.weights_digest()  # the identity of the base, taken before anything is written
-        before = self.holds_edits
-        with self.preserved(list(weights)):
-            try:
-                self.holds_edits = True
-                for layer, weight in weights.items():
-                    self.write(layer, weight)
-                yield
-            finally:
-                self.holds_edits = before
+        """The model with other weights in some layers, restored bit for bit on exit, also after an error.
 
-    # ---- running -----------------------------------------------------------------------------------------
-
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Evaluation mode without parameter gradients, for as long as the context lasts.
-
-        Every module's training flag and every parameter's `requires_grad` come back as they were.
+        Everybody who uses the model sees them; `isolated` is the way to try weights unseen.
 
         Raises:
-            UnsupportedModelError: A parameter is one whose flag could not be put back; nothing was changed.
+            InputError: A weight is not of its layer's shape.
+            WeightsChangedError: Somebody else has changed the weights meanwhile; they are left as they are.
         """
-        check_parameters(self.model)
-        training = [module for module in self.model.modules() if module.training]
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        try:
-            self.model.eval()
-            for parameter in trainable:
-                parameter.requires_grad_(False)
+        before = self.contents.now
+        own = {layer: weight.detach().clone() for layer, weight in weights.items()}
+        inside = replace(before, owner=own, weights={**before.weights, **own}, edited=True)
+        with self.contents.holding(inside):
             yield
-        finally:
-            for module in training:
-                module.training = True
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+
+    @contextmanager
+    def isolated(
+        self, written: Mapping[int, Weight] | Sequence[int] = (), *, edited: bool | None = None
+    ) -> Iterator[ModelAdapter]:
+        """This model in modules that nobody else sees, in evaluation mode and without parameter gradients.
+
+        Hooks, attention functions and weights in it are the caller's own business; other threads may run the model
+        meanwhile, and get what they always get. They do not write its weights before the context is left. It is
+        itself where it is isolated already and nothing is to be written.
+
+        Args:
+            written: Layers that may be written in it, which then have weights of their own; with weights, written.
+            edited: What `holds_edits` says there; None: what it says here.
+
+        Raises:
+            UnsupportedModelError: A parameter cannot be shared.
+        """
+        if self._shared is not None and not written and edited is None:
+            yield self
+            return
+        check_parameters(self.model)
+        if self._shared is None:
+            self.contents.settle()
+        with self.access.reading():
+            edits = self.holds_edits if edited is None else edited
+            layers = self.check_layers(list(written)) if written else []
+            own = copy.copy(self)
+            own.model = isolated_modules(self.model, [self.down_projection(layer).weight for layer in layers])
+            own.contents = WeightContents(own)
+            own._shared, own._isolated_edits, own._own_layers = self._shared or self, edits, frozenset(layers)
+            if isinstance(written, Mapping):
+                for layer, weight in written.items():
+                    own.write(layer, weight)
+            yield own
+
+    # ---- running -----------------------------------------------------------------------------------------
 
     def run(
         self,
@@ -244,15 +287,15 @@ class ModelAdapter:
         """
         top = self.check_layers(sorted({*keys, *mlp_out, *resid}))[-1]
         capture = Capture()
-        hooks = recording(self, capture, keys, mlp_out, resid, stop=top)
-        with self.quiet(), torch.no_grad(), hooks, suppress(StopForwardError):
-            self.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+        stopped = suppress(StopForwardError)
+        with self.isolated() as own, torch.no_grad(), stopped, recording(own, capture, keys, mlp_out, resid, stop=top):
+            own.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
         return capture
 
     def final_hidden(self, batch: TokenBatch) -> Hidden:
         """Hidden states after the final norm, ready for `unembed`; no logits are computed."""
-        with self.quiet(), torch.no_grad():
-            out = self.decoder(
+        with self.isolated() as own, torch.no_grad():
+            out = own.decoder(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask.long(),
                 use_cache=False,
@@ -378,13 +421,22 @@ class ModelAdapter:
     # ---- identity ----------------------------------------------------------------------------------------
 
     def weights_digest(self) -> str:
-        """SHA-256 over all parameters (name, dtype, shape, bytes) of the model when first asked.
+        """SHA-256 over all parameters (name, dtype, shape, bytes) of the unedited model.
 
-        Computed once: the identity of the *base* model, so ask before editing (a session does).
+        Computed when first asked for, and again where the weights have changed since and hold no edits.
         """
-        if self._weights_digest is None:
-            self._weights_digest = parameters_sha256(self.model)
-        return self._weights_digest
+        if self._shared is not None:
+            return self._shared.weights_digest()
+        return self._base.sha256(self.model, edited=self.holds_edits)
+
+    def base_checksums(self) -> Mapping[str, str]:
+        """A checksum of every parameter of the unedited model (`models.checksums`)."""
+        return self._base.checksums(self.model) if self._shared is None else self._shared.base_checksums()
+
+    def accept_weights(self) -> None:
+        """Take the weights as they are now for those of the unedited model; what was written is forgotten."""
+        self.contents.forget()
+        self._base = BaseWeights()
 
     def tokenizer_digest(self) -> str:
         """SHA-256 over the tokenizer's definition and its special tokens, not over what it was last asked to do."""
@@ -395,14 +447,3 @@ class ModelAdapter:
     def config_digest(self) -> str:
         """SHA-256 over the settings of the decoder's configuration that say what it computes with its weights."""
         return config_sha256(self.config)
-
-    def identity(self) -> dict[str, str]:
-        """Which base model this is, as updates and ledgers record it; `emendo.base_model` compares two."""
-        return {
-            "name": self.name,
-            "model_type": self.spec.model_type,
-            "weights_sha256": self.weights_digest(),
-            "tokenizer_sha256": self.tokenizer_digest(),
-            "config_sha256": self.config_digest(),
-            "config": config_record(self.config, self.model),
-        }

@@ -43,7 +43,7 @@ def factored(
     """Forward passes inside the context compute with ``W + Rᵀ diag(strength) Q`` in the given layers.
 
     Args:
-        adapter: The model.
+        adapter: The model, isolated.
         factors: Q and R of each layer, with the same rows in every layer.
         strengths: Of every row of the factors, for every row of the batch.
         differentiable: Keep the graph above the lowest layer, so that gradients of `Written.outputs` can be taken.
@@ -72,8 +72,7 @@ def factored(
 
     handles = [adapter.down_projection(layer).register_forward_hook(hook(layer)) for layer in factors]
     try:
-        with adapter.quiet():
-            yield written
+        yield written
     finally:
         for handle in handles:
             handle.remove()

@@ -90,11 +90,12 @@ def continue_rows(
     adapter.batch(rows)  # refuses rows that are too long
     limits = [min(n, adapter.max_length - len(row)) for row, n in zip(rows, new_tokens, strict=True)]
     found = [Continuation((), False)] * len(rows)
-    for group in pack_by_tokens([len(row) + n for row, n in zip(rows, limits, strict=True)], token_budget):
-        for row, continuation in zip(group, _continue_batch(adapter, rows, limits, group, choose, stop), strict=True):
-            found[row] = continuation
-        if on_rows:
-            on_rows(len(group))
+    with adapter.isolated() as own:
+        for group in pack_by_tokens([len(row) + n for row, n in zip(rows, limits, strict=True)], token_budget):
+            for row, continuation in zip(group, _continue_batch(own, rows, limits, group, choose, stop), strict=True):
+                found[row] = continuation
+            if on_rows:
+                on_rows(len(group))
     return found
 
 
@@ -119,7 +120,7 @@ def _continue_batch(
     choose: Choice,
     stop: bool,
 ) -> list[Continuation]:
-    """Continuations of the rows of one batch."""
+    """Continuations of the rows of one batch, by an isolated model."""
     rows = [list(all_rows[row]) for row in group]
     longest = max(map(len, rows))
     # Continuations grow on the right, so here, and only here, padding stands on the left.
@@ -128,7 +129,7 @@ def _continue_batch(
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
     cache, new, stop_ids = DynamicCache(config=adapter.config), [list[int]() for _ in rows], adapter.stop_ids
     open_rows, stopped = {place for place, row in enumerate(group) if limits[row] > 0}, set[int]()
-    with adapter.quiet(), torch.no_grad():
+    with torch.no_grad():
         for step in range(max(limits[row] for row in group)):
             out = adapter.decoder(
                 input_ids=ids,

@@ -1,6 +1,7 @@
 """Hooks on an unmodified model: what a forward pass holds, and vectors added inside it.
 
-They live for one context and are gone after it, also after an error.
+They live for one context and are gone after it, also after an error. Put them on an isolated model: others run the
+modules of the model itself.
 """
 
 from __future__ import annotations

@@ -279,13 +279,13 @@ SEAMS: Mapping[str, tuple[str, Callable[..., Any]]] = MappingProxyType(
 
 @contextmanager
 def packed_attention(adapter: ModelAdapter) -> Iterator[None]:
-    """Blocks attend through packed suffixes while the context lasts; the model is quiet and then as it was."""
+    """Blocks of an isolated model attend through packed suffixes while the context lasts."""
     attentions = [block.get_submodule(adapter.spec.attention) for block in adapter.blocks]
     if adapter.spec.attention_seam == "interface":
-        with _through_interface(attentions), adapter.quiet():
+        with _through_interface(attentions):
             yield
     else:
-        with _replaced(attentions, *SEAMS[adapter.spec.attention_seam]), adapter.quiet():
+        with _replaced(attentions, *SEAMS[adapter.spec.attention_seam]):
             yield
 
 

@@ -50,10 +50,10 @@ def sample_tokens(
     uniform = uniform.to(adapter.device)
     step, cache = tokens, DynamicCache(config=adapter.config)
     report(tokens.numel())
-    with adapter.quiet(), torch.no_grad():
+    with adapter.isolated() as own, torch.no_grad():
         for position in range(tokens.shape[1], uniform.shape[1]):
-            out = adapter.decoder(input_ids=step, past_key_values=cache, use_cache=True, return_dict=True)
-            logits = adapter.unembed(out.last_hidden_state[:, -1])
+            out = own.decoder(input_ids=step, past_key_values=cache, use_cache=True, return_dict=True)
+            logits = own.unembed(out.last_hidden_state[:, -1])
             check_finite(adapter, logits)
             logits = logits / temperature
             drawn = draw(logits, uniform[:, position].to(logits.device), top_k=top_k).to(tokens)

@@ -124,9 +124,12 @@ def _keep_everything(
     # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
     capture, cache, at = Capture(), DynamicCache(), [layer]
     part = part.to(batch.input_ids.device)
-    hooks = recording(adapter, capture, mlp_out=at, resid=at, entering=at, attention_out=at)
-    with adapter.quiet(), torch.no_grad(), hooks:
-        out = adapter.decoder(
+    with (
+        adapter.isolated() as own,
+        torch.no_grad(),
+        recording(own, capture, mlp_out=at, resid=at, entering=at, attention_out=at),
+    ):
+        out = own.decoder(
             input_ids=batch.input_ids[part, :longest],
             attention_mask=batch.attention_mask[part, :longest].long(),
             past_key_values=cache,
@@ -171,7 +174,7 @@ def replay(
 
     Layer -1 is what enters the first block.
 
-    To be called inside `packed_attention(adapter)`.
+    To be called inside `packed_attention(adapter)`, of an isolated model.
     """
     stream, above = hidden[None], range(layer + 1, adapter.n_layers)
     for index, arguments in zip(above, block_arguments(adapter, hidden, layout, above), strict=True):

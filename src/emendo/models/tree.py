@@ -186,17 +186,17 @@ def tree_hidden(adapter: ModelAdapter, forest: Forest) -> Float[Tensor, "nodes d
     check_ids(adapter, forest.tokens)
     device = adapter.device
     positions, ends = (torch.tensor(values, device=device) for values in (forest.depths, forest.ends))
-    entering = _entering(adapter, torch.tensor(forest.tokens, device=device), positions)
-    alibi = alibi_table(adapter, max(forest.depths) + 1, entering.dtype, device)
-    layout = TreeLayout(positions, ends, alibi)
-    with packed_attention(adapter), torch.no_grad():
-        return replay(adapter, entering, layout, layer=-1).to(device)
+    with adapter.isolated() as own, torch.no_grad():
+        entering = _entering(own, torch.tensor(forest.tokens, device=device), positions)
+        layout = TreeLayout(positions, ends, alibi_table(own, max(forest.depths) + 1, entering.dtype, device))
+        with packed_attention(own):
+            return replay(own, entering, layout, layer=-1).to(device)
 
 
 def _entering(
     adapter: ModelAdapter, tokens: Int[Tensor, " nodes"], positions: Int[Tensor, " nodes"]
 ) -> Float[Tensor, "nodes d_model"]:
-    """What enters the first block: the model's own embedding of tokens and positions."""
+    """What enters the first block of an isolated model: its own embedding of tokens and positions."""
     found: list[Tensor] = []
 
     def hook(module: Any, args: Any, kwargs: Any) -> None:
@@ -205,8 +205,7 @@ def _entering(
 
     handle = adapter.blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        with adapter.quiet(), torch.no_grad():
-            adapter.decoder(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
+        adapter.decoder(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
     except StopForwardError:
         pass
     finally:

@@ -114,16 +114,13 @@ def ordinary_run(
     """
     # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
     capture, cache, every = Capture(), DynamicCache(), range(adapter.n_layers)
-    hooks = recording(
-        adapter,
-        capture,
-        mlp_out=every if mlp_out else (),
-        resid=every,
-        entering=[0],
-        attention_out=every if attention_out else (),
-    )
-    with adapter.quiet(), torch.no_grad(), hooks:
-        out = adapter.decoder(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True)
+    written, attended = every if mlp_out else (), every if attention_out else ()
+    with (
+        adapter.isolated() as own,
+        torch.no_grad(),
+        recording(own, capture, mlp_out=written, resid=every, entering=[0], attention_out=attended),
+    ):
+        out = own.decoder(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True)
     past = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in every}
     return capture, past, out.last_hidden_state.to(adapter.device)
 

@@ -68,14 +68,15 @@ def collect_moments(
     ahead = spec.corpus.sampled_tokens(length=spec.length, count=n_sequences, start=state.sequences)
     progress.start("second moments", tokens - state.count + ahead)
     try:
-        sequences = spec.corpus.sequences(
-            adapter, length=spec.length, count=n_sequences, start=state.sequences, progress=progress
-        )
-        groups = _batched(sequences, max(1, TOKEN_BUDGET // spec.length))
-        for passes, group in enumerate(groups, start=1):
-            progress.advance(_count(adapter, state, group, spec.exclude_first, tokens))
-            if saved is not None and passes % every == 0:
-                state.save(saved)
+        with adapter.isolated() as own:
+            sequences = spec.corpus.sequences(
+                own, length=spec.length, count=n_sequences, start=state.sequences, progress=progress
+            )
+            groups = _batched(sequences, max(1, TOKEN_BUDGET // spec.length))
+            for passes, group in enumerate(groups, start=1):
+                progress.advance(_count(own, state, group, spec.exclude_first, tokens))
+                if saved is not None and passes % every == 0:
+                    state.save(saved)
     finally:
         progress.finish()
     if state.count < tokens:

@@ -9,6 +9,7 @@ from typing import Any
 
 from emendo.evaluate import RecordScores, evaluate_records
 from emendo.held_out import packaged_perplexity
+from emendo.models import ModelAdapter
 from emendo.plan import Plan
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
@@ -83,7 +84,7 @@ def judge(
     new_tokens: int = 8,
     progress: Progress | None = None,
 ) -> Judgement:
-    """Score and generate without the edit and with it; the session is left as it was.
+    """Score and generate without the edit and with it; nothing is written to the session's model.
 
     With the edit, records are asked as its method asks them (`emendo.techniques.asked_after`).
 
@@ -98,9 +99,8 @@ def judge(
     begin = time.perf_counter()
     progress = progress or Silent()
     asked = asked_after(plan.method.config, records)
-    lm = session.lm
 
-    def look(records: Sequence[EditRecord]) -> tuple[RecordScores, float, list[str]]:
+    def look(lm: ModelAdapter, records: Sequence[EditRecord]) -> tuple[RecordScores, float, list[str]]:
         scores = evaluate_records(lm, records, progress=progress)
         ppl = packaged_perplexity(lm, progress=progress).value
         prompts = [prompt for _, prompt, _ in _prompts(records[:shown])]
@@ -112,9 +112,9 @@ def judge(
         progress.finish()
         return scores, ppl, texts
 
-    before, ppl_before, texts_before = look(records)
-    with session.applied(plan.update):
-        after, ppl_after, texts_after = look(asked)
+    before, ppl_before, texts_before = look(session.lm, records)
+    with session.preview([plan.update]) as edited:
+        after, ppl_after, texts_after = look(edited, asked)
     samples = tuple(
         Sample(kind, prompt, wanted, old.strip(), new.strip())
         for (kind, prompt, wanted), old, new in zip(_prompts(records[:shown]), texts_before, texts_after, strict=True)

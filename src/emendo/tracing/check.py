@@ -49,6 +49,7 @@ def cell_by_forward(
 
     module = module_of(kind)
     with ExitStack() as stack:
+        adapter = stack.enter_context(adapter.isolated())
         stack.enter_context(corrupting(adapter, corrupted))
         if is_hidden(kind):
             stack.enter_context(changing(adapter.blocks[layer], restore))
@@ -60,7 +61,6 @@ def cell_by_forward(
             assert module is not None
             for inside in settings.span(layer, adapter.n_layers):
                 stack.enter_context(held(adapter, inside, module, restore))
-        stack.enter_context(adapter.quiet())
         hidden = adapter.decoder(input_ids=corrupted.ids, use_cache=False, return_dict=True).last_hidden_state
     return runs.scorer(adapter.unembed(hidden[1:, -1].to(adapter.device))).cpu()
 

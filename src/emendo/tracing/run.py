@@ -75,35 +75,36 @@ def trace(
             "the scale of the noise is measured on the embeddings of several subjects, found one; name others "
             "(subjects= in Python, --facts FILE)"
         )
-    deviation = embedding_deviation(adapter, every)
-    tracer = _Tracer(adapter, settings, deviation, every, any_answer)
-    made = {
-        "model": tracer.identity,
-        "settings": settings.to_dict(),
-        "deviation": deviation,
-        "deviation_subjects": len(every),
-        "any_answer": any_answer,
-        "layers": adapter.n_layers,
-        "dtype": str(adapter.dtype).removeprefix("torch."),
-        "versions": versions(),
-    }
-    found: list[FactTrace] = []
-    skipped: list[tuple[str, str]] = []
-    progress.start("tracing", min(len(facts), most or len(facts)))
-    try:
-        for fact in facts:
-            if len(found) == most:
-                break
-            try:
-                found.append(_kept(parts, tracer.key(fact), made, partial(tracer.trace, fact)))
-            except RequestError as error:
-                if not skip:
-                    raise
-                skipped.append((fact.text, str(error)))
-            else:
-                progress.advance()
-    finally:
-        progress.finish()
+    with adapter.isolated() as own:
+        deviation = embedding_deviation(own, every)
+        tracer = _Tracer(own, settings, deviation, every, any_answer)
+        made = {
+            "model": tracer.identity,
+            "settings": settings.to_dict(),
+            "deviation": deviation,
+            "deviation_subjects": len(every),
+            "any_answer": any_answer,
+            "layers": adapter.n_layers,
+            "dtype": str(adapter.dtype).removeprefix("torch."),
+            "versions": versions(),
+        }
+        found: list[FactTrace] = []
+        skipped: list[tuple[str, str]] = []
+        progress.start("tracing", min(len(facts), most or len(facts)))
+        try:
+            for fact in facts:
+                if len(found) == most:
+                    break
+                try:
+                    found.append(_kept(parts, tracer.key(fact), made, partial(tracer.trace, fact)))
+                except RequestError as error:
+                    if not skip:
+                        raise
+                    skipped.append((fact.text, str(error)))
+                else:
+                    progress.advance()
+        finally:
+            progress.finish()
     if not found:
         raise RequestError(f"none of {len(facts)} facts could be traced. The first: {skipped[0][1]}")
     if parts is not None:

@@ -1,0 +1,191 @@
+"""What has been written into a model's weights, so that every instant of a write has a way back.
+
+A write is announced before its first matrix changes, and done with one assignment after its last. What was interrupted
+in between, even twice, is known for what it is: whoever asks next gets the state before the write or, where the write
+takes something out that was in for a while, the state after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from emendo.errors import WeightsChangedError
+from emendo.models.checksums import differing, row_sums
+from emendo.shapes import Weight
+
+if TYPE_CHECKING:
+    from emendo.models.adapter import ModelAdapter
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in the weights.
+
+    Attributes:
+        owner: Whose it is; None for the base.
+        weights: W₀ + ΣΔ of every layer that is not the base's, in float32 or better.
+        label: What the owner knows it by.
+        edited: Whether this counts as an edit.
+    """
+
+    owner: object = None
+    weights: Mapping[int, Weight] = field(default_factory=lambda: MappingProxyType({}))
+    label: Any = None
+    edited: bool = False
+
+
+BASE = Contents()
+
+
+@dataclass(frozen=True)
+class _Write:
+    """A write that is under way.
+
+    Attributes:
+        to: What will be in the weights.
+        layers: Those that it touches.
+        forward: Finish it when it was interrupted, rather than undo it.
+    """
+
+    to: Contents
+    layers: tuple[int, ...]
+    forward: bool
+
+
+class WeightContents:
+    """What is in one model's weights.
+
+    Args:
+        adapter: The model.
+
+    Attributes:
+        originals: Weights of the base of every layer that was ever written, bit for bit.
+    """
+
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self._adapter = adapter
+        self.originals: dict[int, Weight] = {}
+        # One tuple, so that a write ends and its result begins at the same instant.
+        self._state: tuple[Contents, _Write | None] = (BASE, None)
+
+    @property
+    def now(self) -> Contents:
+        """What is in the weights; an interrupted write is settled first."""
+        self.settle()
+        return self._state[0]
+
+    def change(self, to: Contents, *, forward: bool = False) -> None:
+        """Bring the weights to other contents; if that fails, they are left as they were.
+
+        Args:
+            to: What they shall hold.
+            forward: When interrupted, go on to `to` rather than back.
+
+        Raises:
+            WeightsChangedError: Somebody else has changed them; nothing was written.
+        """
+        with self._adapter.access.turn():
+            now = self.now
+            self.check()
+            layers = differing_layers(now.weights, to.weights)
+            with self._adapter.access.writing():
+                for layer in layers:
+                    if layer not in now.weights:
+                        self.originals[layer] = self._adapter.weight(layer).clone()
+                try:
+                    self._state = (now, _Write(to, layers, forward))
+                    for layer in layers:
+                        self._put(layer, to)
+                    self._state = (to, None)
+                except BaseException:
+                    self._settle()
+                    raise
+
+    @contextmanager
+    def holding(self, inside: Contents) -> Iterator[None]:
+        """Other contents for as long as the context lasts, and those before it afterwards, also after an error."""
+        before = self.now
+        try:
+            try:
+                self.change(inside)
+                yield
+            finally:
+                self.change(before, forward=True)
+        except BaseException:  # an interrupt of the line above as well
+            self.change(before, forward=True)
+            raise
+
+    def settle(self) -> None:
+        """Undo or finish a write that was interrupted, also while it was being undone."""
+        self._adapter.access.tidy()
+        if self._state[1] is not None:
+            with self._adapter.access.turn(), self._adapter.access.writing():
+                self._settle()
+
+    def check(self) -> None:
+        """Refuse weights that are not what was last seen in them.
+
+        Raises:
+            WeightsChangedError: Names the parameters.
+        """
+        changed = self.changed()
+        if changed:
+            more = "" if len(changed) <= _SHOWN else f" and {len(changed) - _SHOWN} more"
+            raise WeightsChangedError(
+                f"{', '.join(changed[:_SHOWN])}{more} of {self._adapter.name!r}: the weights are not those that the "
+                "session last saw or wrote, as after training, merging an adapter, resizing, loading or another dtype. "
+                "Nothing was changed. Expected weights that only the session writes: take the present ones for the "
+                "unedited model (session.accept_weights(), which forgets the updates in it) and plan again, or load "
+                "the model anew"
+            )
+
+    def changed(self) -> list[str]:
+        """Names of the parameters that somebody else has changed, now or since the base was identified."""
+        self.settle()
+        adapter = self._adapter
+        expected = adapter.base_checksums()
+        written = {adapter.parameter_name(layer): layer for layer in self._state[0].weights}
+        found = row_sums(adapter.model, leave_out=written)
+        names = differing(found, expected, leave_out=written)
+        return names + [name for name, layer in written.items() if not self._holds(layer)]
+
+    def forget(self) -> None:
+        """Take the present weights for the base."""
+        self._state = (BASE, None)
+        self.originals = {}
+
+    def _holds(self, layer: int) -> bool:
+        """Whether a layer has the bits that were written to it."""
+        found, expected = self._adapter.weight(layer), self._state[0].weights[layer]
+        return found.shape == expected.shape and same_bits(found, expected.to(found))
+
+    def _settle(self) -> None:
+        now, write = self._state
+        if write is not None:
+            aim = write.to if write.forward else now
+            for layer in write.layers:
+                self._put(layer, aim)
+            self._state = (aim, None)
+
+    def _put(self, layer: int, contents: Contents) -> None:
+        weight = contents.weights.get(layer)
+        self._adapter.write(layer, self.originals[layer] if weight is None else weight)
+
+
+def differing_layers(one: Mapping[int, Weight], other: Mapping[int, Weight]) -> tuple[int, ...]:
+    """Layers that have not the very same weight in both, ascending."""
+    return tuple(sorted(layer for layer in {*one, *other} if one.get(layer) is not other.get(layer)))
+
+
+def same_bits(found: Weight, expected: Weight) -> bool:
+    """Whether two weights are equal bit for bit."""
+    a, b = found.contiguous(), expected.contiguous()
+    return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))

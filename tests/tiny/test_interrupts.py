@@ -1,0 +1,162 @@
+"""Ctrl-C at any line of what writes a model: it holds what it held before or what it shall hold, and says which."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from emendo.errors import EmendoError
+from emendo.models import ModelAdapter
+from emendo.moments import MomentStore
+from emendo.requests import EditRequest
+from emendo.session import EditSession
+from emendo.update import ModelUpdate
+from tests.conftest import build_tiny
+from tests.interrupts import Interrupter
+from tests.model_state import changes, model_state
+from tests.quick_plans import EIFFEL, JAPAN, quick_plan
+
+LAYERS = (0, 1, 2)
+
+
+class World:
+    """A model with one update in it, and another that fits on top."""
+
+    def __init__(self, lm: ModelAdapter, store: MomentStore) -> None:
+        self.lm, self.session = lm, EditSession(lm, store=store)
+        self.first = self._update(JAPAN)
+        self.session.apply(self.first)
+        self.second = self._update(EIFFEL)
+        self.states = [self._state([self.first, self.second][:held]) for held in range(3)]
+
+    def reset(self) -> None:
+        self.session.move_to([self.first])
+
+    def _update(self, request: EditRequest) -> ModelUpdate:
+        return quick_plan(self.session, [request], "memit", layers=list(LAYERS)).update
+
+    def _state(self, updates: list[ModelUpdate]) -> dict[str, Any]:
+        self.session.move_to(updates)
+        return model_state(self.lm)
+
+    def check(self, *possible: int) -> int:
+        """The session says that it holds one of these numbers of updates, and they are in the model bit for bit."""
+        claimed = len(self.session.applied_updates)
+        assert claimed in possible
+        assert changes(self.states[claimed], model_state(self.lm)) == []
+        assert self.lm.holds_edits == bool(claimed)
+        assert all(self.session.verify_rolled_back().values()) == (not claimed)
+        if claimed:
+            with pytest.raises(EmendoError, match="another session"):
+                EditSession(self.lm)
+        else:
+            EditSession(self.lm)
+        return claimed
+
+
+@pytest.fixture(scope="module")
+def world(store: MomentStore) -> World:
+    return World(build_tiny("llama"), store)
+
+
+def applied(world: World) -> None:
+    with world.session.applied(world.second):
+        pass
+
+
+def at_base(world: World) -> None:
+    with world.session.at_base():
+        pass
+
+
+CHANGES: dict[str, tuple[Callable[[World], object], tuple[int, int]]] = {
+    "apply": (lambda world: world.session.apply(world.second), (1, 2)),
+    "rollback": (lambda world: world.session.rollback(), (1, 0)),
+    "move_to": (lambda world: world.session.move_to([world.first, world.second]), (1, 2)),
+    "move_to nothing": (lambda world: world.session.move_to([]), (1, 0)),
+    "applied": (applied, (1, 2)),
+    "at_base": (at_base, (1, 0)),
+}
+"""What changes a model that holds one update, and how many updates it may hold if that is interrupted."""
+
+
+def every(step: int = 1, **kwargs: Any) -> Iterator[Interrupter]:
+    """One interrupter after another, until one finds the work done before its event comes."""
+    at, last = 0, None
+    while last is None or last.raised:
+        last = Interrupter(at, **kwargs)
+        yield last
+        at += step
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_once_at_any_line(name: str, world: World) -> None:
+    change, possible = CHANGES[name]
+    seen, lines = set(), 0
+    for interrupter in every(1 if name in ("apply", "rollback", "applied") else 4):
+        world.reset()
+        interrupter.run(lambda: change(world))
+        seen.add(world.check(*possible))
+        lines += interrupter.raised
+    assert lines > 20
+    if name not in ("applied", "at_base"):  # these end where they began
+        assert len(seen) == 2
+
+
+@pytest.mark.parametrize("again", [0, 7])
+@pytest.mark.parametrize("name", CHANGES)
+def test_once_more_while_the_first_is_dealt_with(name: str, again: int, world: World) -> None:
+    change, possible = CHANGES[name]
+    twice = 0
+    for interrupter in every(5, again=again):
+        world.reset()
+        interrupter.run(lambda: change(world))
+        twice += interrupter.raised == 2
+        world.check(*possible)
+    assert twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_once_at_every_bytecode(name: str, world: World) -> None:
+    change, possible = CHANGES[name]
+    for interrupter in every(event="opcode"):
+        world.reset()
+        interrupter.run(lambda: change(world))
+        world.check(*possible)
+
+
+def test_what_was_interrupted_twice_holds_nobody_up(world: World) -> None:
+    """Another thread's forward pass, evaluation and change go on; what reads the model first puts it in order."""
+    world.reset()
+    for interrupter in every(25, again=1):
+        interrupter.run(lambda: world.session.apply(world.second))
+        found: list[object] = []
+
+        def others(found: list[object] = found) -> None:
+            world.lm.generate("The capital of Japan is", 1)
+            found.append(world.session.applied_updates)
+            world.session.rollback()
+            with torch.no_grad():
+                found.append(world.lm.model(torch.tensor([[1, 2, 3]])).logits)
+
+        thread = threading.Thread(target=others, daemon=True)
+        thread.start()
+        thread.join(timeout=60)
+        assert len(found) == 2
+        assert changes(world.states[0], model_state(world.lm)) == []
+        world.reset()
+
+
+def test_planning_has_nothing_to_restore(world: World) -> None:
+    """Some of the lines of a plan, spread over all of it."""
+    world.reset()
+    for at in range(0, 2_000, 130):
+        interrupter = Interrupter(at)
+        interrupter.run(lambda: quick_plan(world.session, [EIFFEL], "memit", layers=list(LAYERS)))
+        world.check(1)
+    assert quick_plan(world.session, [EIFFEL], "memit", layers=list(LAYERS)).update.id == world.second.id

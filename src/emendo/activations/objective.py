@@ -3,6 +3,7 @@
 For request i with contexts c and target tokens t::
 
     loss_i = mean_c mean_t −log p(target_t | context_c(prompt), δ_i)          make the target likely
+           + word_end_weight · mean_c −log Σ_{t ends the word} p(t | context_c(prompt) target, δ_i)     and end it
            + kl_weight · KL(p(· | subject, δ_i) ‖ p(· | subject))             keep what the subject is
            + weight_decay · Σ_parts ‖δ_i‖ / ‖init_i‖²                         stay small
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from emendo.models import ModelAdapter, adding
 from emendo.models.suffix import Prefill, SuffixLayout, prefill, replay, select_rows
 from emendo.requests import SLOT, EditRequest
-from emendo.text import align_edit, align_prompt
+from emendo.text import align_edit, align_prompt, ends_in_word, word_end_tokens
 
 Site = Literal["resid_post", "mlp_out"]
 
@@ -38,10 +39,12 @@ class Terms:
     Args:
         kl: Of the divergence on the subject's own prompt.
         decay: Of ‖δ‖/‖init‖².
+        word_end: Of the target's last word going on.
     """
 
     kl: float = 0.0625
     decay: float = 0.5
+    word_end: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Losses:
         nll: Mean negative log-likelihood of the target tokens over contexts, nats, ``[n]``.
         kl: Divergence on the subject's own prompt, nats, ``[n]``.
         argmax: Whether every target token is the argmax in every context, ``[n]``.
+        ended: Whether the argmax after the target ends its last word in every context, ``[n]``; true where not asked.
         final: Hidden states after the final norm that the losses were read from, ``[tokens, d_model]``.
     """
 
@@ -109,6 +113,7 @@ class Losses:
     nll: Float[Tensor, " n"]
     kl: Float[Tensor, " n"]
     argmax: Bool[Tensor, " n"]
+    ended: Bool[Tensor, " n"]
     final: Float[Tensor, "tokens d_model"]
 
 
@@ -128,6 +133,10 @@ class TargetProblem:
         labels: The target token each of them should predict, ``[scores]``.
         score_owner: Request of each scored token, ``[scores]``.
         score_weight: Share of each scored token in its request's NLL, ``[scores]``.
+        ends: Packed last token of each target whose word is to end there, ``[ends]``.
+        end_owner: Request of each of them, ``[ends]``.
+        end_weight: Its share in the request's mean, ``[ends]``.
+        ending: The tokens that end a word, as ids, ``[ending]``.
         kl_tokens: Packed token of each request's KL prompt, ``[n]``.
         base_logp: Next-token log-probabilities there at δ = 0, ``[n, vocab]``.
         final: Final hidden states without δ from the ordinary forward pass, ``[tokens, d_model]``.
@@ -142,6 +151,10 @@ class TargetProblem:
     labels: Int[Tensor, " scores"]
     score_owner: Int[Tensor, " scores"]
     score_weight: Float[Tensor, " scores"]
+    ends: Int[Tensor, " ends"]
+    end_owner: Int[Tensor, " ends"]
+    end_weight: Float[Tensor, " ends"]
+    ending: Int[Tensor, " ending"]
     kl_tokens: Int[Tensor, " n"]
     base_logp: Float[Tensor, "n vocab"]
     final: Float[Tensor, "tokens d_model"]
@@ -169,8 +182,8 @@ class TargetProblem:
             nll_weight: Weight of each request's NLL in its total; 1 unless given.
         """
         final = self.entry.replay(adapter, self.constant, self.layout, self.subjects, delta[self.owner])
-        logits = adapter.unembed(final[torch.cat([self.scored, self.kl_tokens])])
-        target_logits, kl_logits = logits.split([len(self.scored), self.n])
+        logits = adapter.unembed(final[torch.cat([self.scored, self.kl_tokens, self.ends])])
+        target_logits, kl_logits, end_logits = logits.split([len(self.scored), self.n, len(self.ends)])
         chosen = target_logits.gather(1, self.labels[:, None])[:, 0]
         token_nll = target_logits.logsumexp(dim=1) - chosen
         nll = delta.new_zeros(self.n).index_add(0, self.score_owner, (token_nll * self.score_weight).to(delta.dtype))
@@ -181,8 +194,14 @@ class TargetProblem:
             missed = delta.new_zeros(self.n).index_add(
                 0, self.score_owner, (target_logits.argmax(dim=1) != self.labels).to(delta.dtype)
             )
+            runs_on = ~torch.isin(end_logits.argmax(dim=1), self.ending)
+            unended = delta.new_zeros(self.n).index_add(0, self.end_owner, runs_on.to(delta.dtype))
         total = (nll if nll_weight is None else nll_weight * nll) + terms.kl * kl + terms.decay * decay
-        return Losses(total, nll.detach(), kl.detach(), missed == 0, final.detach())
+        if len(self.ends):
+            going_on = end_logits.logsumexp(dim=1) - end_logits[:, self.ending].logsumexp(dim=1)
+            shares = (going_on * self.end_weight).to(delta.dtype)
+            total = total + terms.word_end * delta.new_zeros(self.n).index_add(0, self.end_owner, shares)
+        return Losses(total, nll.detach(), kl.detach(), missed == 0, unended == 0, final.detach())
 
     def keep(self, requests: Sequence[int]) -> TargetProblem:
         """The same problem for some of its requests, in ascending order."""
@@ -195,6 +214,7 @@ class TargetProblem:
         token_number = torch.full((len(self.constant),), -1, device=device)
         token_number[tokens] = torch.arange(len(tokens), device=device)
         scores = torch.nonzero(renumber[self.score_owner] >= 0).flatten()
+        ends = torch.nonzero(renumber[self.end_owner] >= 0).flatten()
         return TargetProblem(
             entry=self.entry,
             constant=self.constant[tokens],
@@ -205,6 +225,10 @@ class TargetProblem:
             labels=self.labels[scores],
             score_owner=renumber[self.score_owner[scores]],
             score_weight=self.score_weight[scores],
+            ends=token_number[self.ends[ends]],
+            end_owner=renumber[self.end_owner[ends]],
+            end_weight=self.end_weight[ends],
+            ending=self.ending,
             kl_tokens=token_number[self.kl_tokens[kept]],
             base_logp=self.base_logp[kept],
             final=self.final[tokens],
@@ -218,6 +242,7 @@ def target_problem(
     entry: Entry,
     *,
     end_of_text: bool = False,
+    word_end: bool = False,
 ) -> tuple[TargetProblem, Float[Tensor, "n parts d_model"]]:
     """Align requests in all contexts and run the constant part once.
 
@@ -227,6 +252,7 @@ def target_problem(
         contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
         entry: Where δ enters.
         end_of_text: The model's end-of-text token is the last token of every target.
+        word_end: A target that ends in a word is to end it there.
 
     Returns:
         The problem, in which a group counts as one request, and what δ is added to: the group's mean over plain
@@ -239,6 +265,9 @@ def target_problem(
     score_owner: list[int] = []
     score_weight: list[float] = []
     score_at: list[tuple[int, int]] = []  # row, step
+    end_at: list[tuple[int, int]] = []
+    end_owner: list[int] = []
+    end_weight: list[float] = []
     kl_rows: list[int] = []
     plain_rows: list[int] = []
     for number, group in enumerate(groups):
@@ -252,6 +281,11 @@ def target_problem(
                 score_owner += [number] * n_tokens
                 score_weight += [1 / (len(group) * len(contexts) * n_tokens)] * n_tokens
                 sequences.append(edit.ids)
+                if word_end and not end_of_text and ends_in_word(request):
+                    sequences[row] += edit.target_ids[-1:]
+                    end_at.append((row, length - edit.prompt.subject_last))
+                    end_owner.append(number)
+                    end_weight.append(1 / (len(group) * len(contexts)))
                 starts.append(edit.prompt.subject_last)
                 owner.append(number)
         essence = align_prompt(adapter, EditRequest(f"{SLOT} is a", group[0].subject, group[0].target))
@@ -265,6 +299,8 @@ def target_problem(
     lengths = torch.tensor([len(ids) - at for ids, at in zip(sequences, starts, strict=True)])
     begins = (lengths.cumsum(0) - lengths).to(device)
     where = torch.tensor(score_at, device=device)
+    end = torch.tensor(end_at, dtype=torch.long, device=device).reshape(-1, 2)
+    ending = torch.nonzero(word_end_tokens(adapter)).flatten() if end_at else end[:, 0]
     kl_tokens = begins[torch.tensor(kl_rows, device=device)]
     problem = TargetProblem(
         entry=entry,
@@ -276,6 +312,10 @@ def target_problem(
         labels=torch.tensor(labels, device=device),
         score_owner=torch.tensor(score_owner, device=device),
         score_weight=torch.tensor(score_weight, dtype=precision, device=device),
+        ends=begins[end[:, 0]] + end[:, 1],
+        end_owner=torch.tensor(end_owner, dtype=torch.long, device=device),
+        end_weight=torch.tensor(end_weight, dtype=precision, device=device),
+        ending=ending,
         kl_tokens=kl_tokens,
         base_logp=adapter.unembed(constant.final[kl_tokens]).log_softmax(dim=1).detach(),
         final=constant.final,

@@ -160,10 +160,18 @@ def search_identity(
         "tokenizer": adapter.tokenizer_digest(),
         "device": adapter.device.type,
         "layer": layer,
-        "settings": asdict(settings),
+        "settings": _settings_identity(settings),
         "contexts": list(contexts),
         "requests": [_request_identity(request) for request in requests],
     }
+
+
+def _settings_identity(settings: TargetSettings) -> dict[str, Any]:
+    """Settings as searches know them; a word's end that is not asked for is not named, as before it could be."""
+    named = asdict(settings)
+    if settings.word_end_weight == 0:
+        del named["word_end_weight"]
+    return named
 
 
 def _request_identity(request: EditRequest) -> dict[str, str]:

@@ -54,6 +54,9 @@ class TargetSettings:
         joint_attention: Search a second vector, added to the attention's output, beside the one that is written; it
             takes the part of the change that attention could make (PMET).
         end_of_text: The model's end-of-text token is the last token of every target, so that generation stops there.
+        word_end_weight: Weight of −log p(the word ends) after a target that ends in a word or number: what follows must
+            begin with a space or punctuation or end the text, so that "Rabat" does not run on to "Rabatit". Search
+            and stop by argmax then ask for that too; 0 leaves it out.
         norm_anchor: Rescale v* to the norm that the unedited model has there (NAS).
         shared: Which requests share one v*: each its own (``"request"``), or all on one subject (``"subject"``).
         batch_size: Requests searched together; a matter of memory and speed only.
@@ -78,6 +81,7 @@ class TargetSettings:
     kl_threshold: float = 0.0
     joint_attention: bool = False
     end_of_text: bool = False
+    word_end_weight: float = 0.0
     norm_anchor: bool = False
     shared: Literal["request", "subject"] = "request"
     batch_size: int = 24
@@ -192,7 +196,14 @@ def _find_targets(
     try:
         for begin in range(0, len(groups), settings.batch_size):
             part = [[requests[index] for index in group] for group in groups[begin : begin + settings.batch_size]]
-            problem, init = target_problem(adapter, part, contexts, entry, end_of_text=settings.end_of_text)
+            problem, init = target_problem(
+                adapter,
+                part,
+                contexts,
+                entry,
+                end_of_text=settings.end_of_text,
+                word_end=settings.word_end_weight > 0,
+            )
             search = _Search(adapter, settings, problem, init, [group[0].label for group in part])
             delta, part_traces = search.run(progress)
             values.append((init + delta)[:, 0])
@@ -219,7 +230,7 @@ class _Search:
         labels: Sequence[str],
     ) -> None:
         self.adapter, self.settings, self.problem, self.labels = adapter, settings, problem, labels
-        self.terms = Terms(settings.kl_weight, settings.weight_decay)
+        self.terms = Terms(settings.kl_weight, settings.weight_decay, settings.word_end_weight)
         self.active = list(range(problem.n))
         self.init_norm = init.norm(dim=2)
         self.nll_weight = torch.ones_like(init[:, 0, 0])
@@ -272,7 +283,8 @@ class _Search:
     def _finished(self, losses: Losses, *, last: bool) -> dict[int, str]:
         """Rows that stop here, with the rule that stops them."""
         finished = {}
-        totals, argmax, kl = losses.total.tolist(), losses.argmax.tolist(), losses.kl.tolist()
+        argmax = (losses.argmax & losses.ended).tolist()
+        totals, kl = losses.total.tolist(), losses.kl.tolist()
         for row, request in enumerate(self.active):
             self.streak[request] = self.streak[request] + 1 if argmax[row] else 0
             if totals[row] < self.settings.loss_threshold:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import torch
 
 from emendo.errors import LedgerError
 from emendo.ledger.edits import KeptEdit
-from emendo.methods import METHODS, apply_settings
+from emendo.methods import ADDED_SETTINGS, METHODS, apply_settings
 from emendo.printable import well_formed
 from emendo.session import EditSession
 from emendo.techniques import Technique, technique_named, with_settings
@@ -86,7 +86,7 @@ def kept_technique(edit: KeptEdit) -> tuple[Technique, list[int] | None]:
     Raises:
         LedgerError: A baseline that this Emendo does not have, or a setting that it no longer knows.
     """
-    settings = dict(edit.method["settings"])
+    settings = _settings(edit.method)
     layers = settings.pop("layers", None) or None
     settings.pop("span", None)
     name = edit.method["name"]
@@ -121,9 +121,15 @@ def changed_environment(edits: Sequence[KeptEdit], now: dict[str, str]) -> dict[
     }
 
 
+def _settings(method: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a kept method, those that methods did not have then included, as they were in effect."""
+    settings = dict(method["settings"])
+    return {**ADDED_SETTINGS, **settings} if "target.steps" in settings else settings
+
+
 def _require_same(edit: KeptEdit, update: ModelUpdate) -> None:
     """Raise where a replay did not use what the edit used."""
-    was, now = dict(edit.method["settings"]), dict(update.info["method"]["settings"])
+    was, now = _settings(edit.method), _settings(update.info["method"])
     differ = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
     if differ:
         raise LedgerError(

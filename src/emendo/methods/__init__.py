@@ -1,10 +1,11 @@
 """Methods: named configurations of the engine, and the presets of models."""
 
 from emendo.methods.catalog import METHODS, method_named
-from emendo.methods.config import MethodConfig, apply_settings, read_settings
+from emendo.methods.config import ADDED_SETTINGS, MethodConfig, apply_settings, read_settings
 from emendo.methods.resolve import ResolvedMethod, resolve_method
 
 __all__ = [
+    "ADDED_SETTINGS",
     "METHODS",
     "MethodConfig",
     "ResolvedMethod",

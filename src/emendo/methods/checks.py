@@ -31,6 +31,7 @@ _NOT_NEGATIVE = (
     "target.argmax_steps",
     "target.argmax_nll_weight",
     "target.kl_threshold",
+    "target.word_end_weight",
     "memorization.s",
     "history.weight",
 )

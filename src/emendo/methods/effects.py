@@ -41,6 +41,11 @@ _IDLE: dict[str, _Idle] = {
         "preservation.null_space is off",
         "preservation.null_space=absolute",
     ),
+    "target.word_end_weight": _Idle(
+        lambda config: config.target.end_of_text,
+        "target.end_of_text is true, and the end of the text ends the word",
+        "target.end_of_text=false",
+    ),
     "memorization.equality_alone": _Idle(
         lambda config: config.memorization.s == 0,
         "memorization.s is 0, which is equality for any number of requests",

@@ -1,7 +1,7 @@
 """What to edit: requests, records (a request with probes), their form as plain values, and validation."""
 
 from emendo.requests.hints import NAMES_ELSEWHERE, SLOT, shown
-from emendo.requests.joining import JOINS, Join, Pair, attaches, continuation, keeps_joint, spelled_as_stored
+from emendo.requests.joining import JOINS, Join, Pair, attaches, continuation, keeps_joint, spelled_as_stored, unspaced
 from emendo.requests.reading import record_from_dict
 from emendo.requests.records import (
     FIELDS,
@@ -34,4 +34,5 @@ __all__ = [
     "same_text",
     "shown",
     "spelled_as_stored",
+    "unspaced",
 ]

@@ -157,7 +157,7 @@ def attaches(prompt: str, target: str) -> bool:
 
 def attached_at_first(prompt: str, target: str) -> bool:
     """The rules of requests that were stored without a `join`: replayed, they must give what they gave."""
-    return _opens(prompt) or (_unspaced(prompt[-1], _FIRST_SCRIPTS) and _unspaced(target[0], _FIRST_SCRIPTS))
+    return _opens(prompt) or (unspaced(prompt[-1], _FIRST_SCRIPTS) and unspaced(target[0], _FIRST_SCRIPTS))
 
 
 def stored_join(prompt: str, target: str) -> Join:
@@ -188,7 +188,7 @@ def keeps_joint(prompt: str, text: str, target: str, join: Join = "auto") -> boo
         join: How it was to.
     """
     stripped, spelled = continuation(prompt, target, join)
-    either = not stripped or stripped[-1].isspace() or _unspaced(stripped[-1]) or _unspaced(spelled.strip()[0])
+    either = not stripped or stripped[-1].isspace() or unspaced(stripped[-1]) or unspaced(spelled.strip()[0])
     if either or not text:
         return True
     if spelled[0].isspace():
@@ -203,9 +203,9 @@ def _of_scripts_without_spaces(last: str, first: str) -> bool:
     """
     if any(_wide(sign) and unicodedata.category(sign).startswith("P") for sign in (last, first)):
         return True
-    if _unspaced(last) and _unspaced(first):
+    if unspaced(last) and unspaced(first):
         return True
-    return any(_unspaced(one, ()) and other.isdecimal() for one, other in ((last, first), (first, last)))
+    return any(unspaced(one, ()) and other.isdecimal() for one, other in ((last, first), (first, last)))
 
 
 def _closes_quote(prompt: str, quote: str) -> bool:
@@ -228,7 +228,7 @@ def _opens(text: str) -> bool:
     return last == '"' and text.count('"') % 2 == 1
 
 
-def _unspaced(character: str, scripts: tuple[str, ...] = _SCRIPTS) -> bool:
+def unspaced(character: str, scripts: tuple[str, ...] = _SCRIPTS) -> bool:
     """Whether a character belongs to writing without spaces between words; its wide punctuation does.
 
     Args:

@@ -9,6 +9,7 @@ from emendo.text.alignment import (
     encode_target,
 )
 from emendo.text.contexts import FIXED_CONTEXTS, SCHEMES, prefix_contexts
+from emendo.text.word_end import ends_in_word, word_end_tokens
 
 __all__ = [
     "FIXED_CONTEXTS",
@@ -19,5 +20,7 @@ __all__ = [
     "align_prompt",
     "continuation",
     "encode_target",
+    "ends_in_word",
     "prefix_contexts",
+    "word_end_tokens",
 ]

@@ -1,0 +1,48 @@
+"""Where a word ends: the tokens after which it cannot be going on."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from emendo.models import ModelAdapter
+from emendo.requests import EditRequest, unspaced
+
+_GOES_ON = "-_'’\u2010\u2011"
+"""Signs that stand inside words."""
+
+
+def ends_in_word(request: EditRequest) -> bool:
+    """Whether a target ends in a word or number that more letters or digits would make another one.
+
+    Not where it ends in punctuation, nor in a script without spaces, whose words nothing marks.
+    """
+    last = request.target.strip()[-1]
+    return last.isalnum() and not unspaced(last)
+
+
+def word_end_tokens(adapter: ModelAdapter) -> Bool[Tensor, " vocab"]:
+    """Which tokens end the word before them: they begin with a space or punctuation, or end the text.
+
+    A token is read behind a letter, where a space that a tokenizer keeps at the begin of words is seen. Tokens that are
+    no text of their own (parts of a character, other special tokens) do not count.
+    """
+    known = min(len(adapter.tokenizer), adapter.vocab_size)
+    special = set(adapter.tokenizer.all_special_ids)
+    anchor = adapter.encode_bare("a")
+    lead = str(adapter.tokenizer.decode(anchor))
+    texts = adapter.tokenizer.batch_decode([[*anchor, token] for token in range(known)])
+    ends = torch.zeros(adapter.vocab_size, dtype=torch.bool)
+    for token, text in enumerate(texts):
+        ends[token] = token not in special and text.startswith(lead) and _ends_word(text[len(lead) : len(lead) + 1])
+    ends[[token for token in adapter.stop_ids if adapter.knows(token)]] = True
+    return ends.to(adapter.device)
+
+
+def _ends_word(first: str) -> bool:
+    return first != "" and (
+        first.isspace() or (unicodedata.category(first)[0] in "PS" and first not in _GOES_ON and first != "\ufffd")
+    )

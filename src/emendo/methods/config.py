@@ -19,7 +19,7 @@ from emendo.methods.checks import check_ranges, check_together, check_types, lea
 from emendo.solve import Preservation
 from emendo.suggest import unknown_setting
 
-ADDED_SETTINGS: Mapping[str, Any] = {"preservation.dead_ridge": 0.0, "target.word_end_weight": 0.0}
+ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0}
 """Settings that methods have got since edits are kept, with the value at which an edit is what it was without them."""
 
 

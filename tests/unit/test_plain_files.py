@@ -78,3 +78,25 @@ def test_a_dotted_key_of_a_gate_that_takes_the_square_of_its_length(
     assert run(["gate", "--model", "demo", "--update", "u", "--config", str(path)]) == 2
     assert time.perf_counter() - begin < 5
     assert "a key of 20 parts or more" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "huge"])
+@pytest.mark.parametrize("command", [["data"], ["edit", "--model", "x", "--requests"]])
+def test_no_command_waits_for_facts_that_never_come(
+    special: dict[str, str], name: str, command: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    begin = time.perf_counter()
+    assert run([*command, name]) == 2
+    assert special[name] in capfd.readouterr().err
+    assert time.perf_counter() - begin < 5
+
+
+def test_a_pipe_that_the_shell_hands_over_is_read() -> None:
+    """`emendo data <(zcat facts.gz)`."""
+    there, away = os.pipe()
+    os.write(away, b'{"prompt": "{} is in", "subject": "Paris", "target": "Rome"}\n')
+    os.close(away)
+    try:
+        assert run(["data", f"/dev/fd/{there}", "--quiet"]) == 0
+    finally:
+        os.close(there)

@@ -26,6 +26,7 @@ from emendo.datasets.rows import split_rows
 from emendo.datasets.wrapped import unwrap
 from emendo.errors import DatasetError, RequestError
 from emendo.requests import EditRecord, shown
+from emendo.storage import check_plain
 
 _SHOWN, _KINDS_SHOWN = 3, 6
 """Bad rows of one kind, and kinds of them, that an error quotes; the counts cover all."""
@@ -230,7 +231,9 @@ def _kind(reason: str) -> str:
 def _open_file(path: Path, name: str) -> tuple[dict[str, Any], Iterator[Row]]:
     """The file's origin and its rows."""
     try:
-        with path.expanduser().open("rb") as stream:
+        path = path.expanduser()
+        check_plain(path, handed=True)
+        with path.open("rb") as stream:
             data = stream.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")

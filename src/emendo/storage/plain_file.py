@@ -10,12 +10,16 @@ MOST_BYTES = 64 * 2**20
 """Of a configuration, an index or a vocabulary; the largest tokenizer.json that is in use has 35 MB."""
 
 
-def check_plain(path: Path, most: int | None = None) -> int:
+_HANDED = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+
+
+def check_plain(path: Path, most: int | None = None, *, handed: bool = False) -> int:
     """Refuse what is no plain file, before it is opened: a pipe waits for ever, and a device has no end.
 
     Args:
         path: The file, or a link to one.
         most: Bytes that it may have; None: any number.
+        handed: Take a pipe that the caller's shell has opened, as ``<(command)`` and ``/dev/stdin`` are.
 
     Returns:
         Its size in bytes.
@@ -25,6 +29,8 @@ def check_plain(path: Path, most: int | None = None) -> int:
         ValueError: It has more than `most` bytes, or no file can have this path.
     """
     found = os.stat(path)
+    if handed and stat.S_ISFIFO(found.st_mode) and os.path.abspath(path).startswith(_HANDED):
+        return 0
     if not stat.S_ISREG(found.st_mode):
         raise OSError(f"{_kind(found.st_mode)}, expected a plain file")
     if most is not None and found.st_size > most:

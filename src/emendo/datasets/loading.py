@@ -25,8 +25,8 @@ from emendo.datasets.names import plain_names
 from emendo.datasets.rows import split_rows
 from emendo.datasets.wrapped import unwrap
 from emendo.errors import DatasetError, RequestError
+from emendo.plain_file import check_plain
 from emendo.requests import EditRecord, shown
-from emendo.storage import check_plain
 
 _SHOWN, _KINDS_SHOWN = 3, 6
 """Bad rows of one kind, and kinds of them, that an error quotes; the counts cover all."""

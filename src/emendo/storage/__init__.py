@@ -1,8 +1,8 @@
 """Storage: files and folders that are whole or absent, and files that refuse to be read when altered."""
 
+from emendo.plain_file import check_plain, read_plain_text
 from emendo.storage.cache_folder import entry_lock, file_sha256, is_sound, store_folder
 from emendo.storage.durable import flush, make_folder
-from emendo.storage.plain_file import check_plain, read_plain_text
 from emendo.storage.tensor_file import (
     TensorFileFormat,
     read_tensor_file,

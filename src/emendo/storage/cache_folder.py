@@ -21,8 +21,8 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from emendo.errors import OutputError
+from emendo.plain_file import read_plain_text
 from emendo.storage.durable import flush, make_folder, settle
-from emendo.storage.plain_file import read_plain_text
 
 MANIFEST = "emendo.json"
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from emendo.baselines import BASELINES, BaselineConfig
     from emendo.datasets import read_records
     from emendo.errors import EmendoError, InputError
-    from emendo.evaluate import evaluate_records, perplexity
+    from emendo.evaluate import evaluate_records
+    from emendo.evaluate.perplexity import perplexity
     from emendo.methods import METHODS, MethodConfig
     from emendo.models import ModelAdapter, load, wrap
     from emendo.plan import Plan

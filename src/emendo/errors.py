@@ -28,11 +28,14 @@
     │   ├── WeightsChangedError     weights that somebody else has changed since a session saw them
     │   └── InfeasibleError         equality asked of keys that cannot hold it
     ├── GateError                          an edit that its gate refuses; nothing was written
+    ├── InterruptError                     Ctrl-C, with what is written nevertheless
     ├── LedgerBusyError (TimeoutError)     another process writes the ledger
     ├── ModelBusyError                     another thread changes the model, and cannot wait for this one
     ├── HubError (ConnectionError)         the Hugging Face Hub refused, or was not reached
     ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
+
+    EmendoWarning (UserWarning)     nothing failed, and a result is not all that its reader may take it for
 
 Every message says what was found, what was expected, and the argument or command that fixes it.
 """
@@ -158,6 +161,12 @@ class InfeasibleError(InputError):
     """Equality was asked of keys that cannot hold it."""
 
 
+class InterruptError(EmendoError):
+    """Ctrl-C after something was written whole: says what. An interrupt before that stays a KeyboardInterrupt."""
+
+    exit_code = 130
+
+
 class WeightsChangedError(InputError):
     """Weights were changed by somebody else, so that what is known of the model is no longer true of it."""
 
@@ -184,3 +193,7 @@ class SelfCheckError(EmendoError, RuntimeError):
 
 class NumericalError(EmendoError, ArithmeticError):
     """A computation produced values that are not finite."""
+
+
+class EmendoWarning(UserWarning):
+    """Nothing failed, and a result is not all that its reader may take it for; the command shows it as a note."""

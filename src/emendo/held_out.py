@@ -21,7 +21,7 @@ from emendo.evaluate.perplexity import WINDOW
 from emendo.home import emendo_home
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
-from emendo.storage import write_text
+from emendo.storage import write_json
 from emendo.versions import versions
 
 _FORMAT, _VERSION = "emendo.perplexity", 1
@@ -52,7 +52,7 @@ def packaged_perplexity(adapter: ModelAdapter, *, progress: Progress | None = No
         found = perplexity(adapter, text, progress=progress)
         document = {"format": _FORMAT, "version": _VERSION, "key": key, "perplexity": asdict(found)}
         with suppress(OutputError):
-            write_text(path, strict_json.dumps(document, indent=2) + "\n")
+            write_json(path, document)
     return found
 
 

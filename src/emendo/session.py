@@ -86,12 +86,7 @@ class EditSession:
     @property
     def base(self) -> dict[str, str]:
         """Identity of the unedited model."""
-        return {
-            "name": self.lm.name,
-            "model_type": self.lm.spec.model_type,
-            "weights_sha256": self.lm.weights_digest(),
-            "tokenizer_sha256": self.lm.tokenizer_digest(),
-        }
+        return self.lm.identity()
 
     def resolve(
         self,
@@ -311,7 +306,7 @@ class EditSession:
             powers={layer: self.output_power(layer, metric.moment) for layer, metric in prepared.items()},
             anchors=anchors,
             targets=None if self._edits.updates else self.targets,
-            record={"moments": record, "versions": versions()},
+            record={"moments": record, "versions": versions(), **_added_ridges(prepared)},
             progress=self.progress,
         )
 
@@ -341,7 +336,7 @@ class EditSession:
             _check_enough_tokens(record, max(len(moment) for moment in moments.values()))
         for layer, moment in moments.items():
             known = self._prepared.get(layer)
-            if known is None or known.moment is not moment or known.preservation != config.preservation:
+            if known is None or known.moment is not moment or known.asked != config.preservation:
                 self._prepared[layer] = prepare(moment, config.preservation)
         return {layer: self._prepared[layer] for layer in config.written_layers}, record
 
@@ -390,6 +385,12 @@ class EditSession:
         layers = differing_layers(self._edits.exact, exact)
         weights = {layer: exact[layer] if layer in exact else self.lm.base_weight(layer) for layer in layers}
         return self.lm.isolated(weights, edited=bool(edits.updates))
+
+
+def _added_ridges(prepared: Mapping[int, PreparedLayer]) -> dict[str, Any]:
+    """What a record says of layers whose C was singular (`Preservation.dead_ridge`); nothing where none was."""
+    found = {str(layer): metric.added_ridge for layer, metric in sorted(prepared.items()) if metric.added_ridge}
+    return {"added_ridge": found} if found else {}
 
 
 def _check_enough_tokens(record: Mapping[str, Any], d_in: int) -> None:

@@ -41,19 +41,21 @@ def test_a_result_is_not_overwritten(
     assert report["update"]["id"] == ModelUpdate.load(out / "update.safetensors").id
 
 
-def test_a_kill_between_leaves_no_report_beside_another_update(
+def test_an_interrupt_of_overwriting_leaves_the_result_before_it(
     emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     arguments = ["edit", "--model", model, *QUICK, "--no-judge", "--out", str(out), "--quiet", *FACT]
     assert emendo(*arguments)[0] == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ModelUpdate, "save", killed)
     assert emendo(*arguments, "--target", "Tokyo", "--overwrite")[0] == 130
-    assert not (out / "update.safetensors").exists()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")] == []
 
 
 def test_the_demo_can_be_run_again(

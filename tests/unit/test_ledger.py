@@ -91,7 +91,7 @@ def test_an_update_of_another_state_or_model_is_refused(ledger: EditLedger) -> N
         ledger.commit_edit(stale)
     update = planned([fact(2)], ledger.updates())
     foreign = ModelUpdate(update.layers, {**update.base, "weights_sha256": "d" * 64}, update.preceding, update.info)
-    with pytest.raises(BaseMismatchError, match=r"weights_sha256 aaaaaaaaaaaa.*emendo init"):
+    with pytest.raises(BaseMismatchError, match=r"found dddddddddddd, expected aaaaaaaaaaaa.*emendo init"):
         ledger.commit_edit(foreign)
     with pytest.raises(LedgerError, match="changes no weights"):
         ledger.commit_edit(ModelUpdate((), update.base, update.preceding, update.info))

@@ -209,3 +209,20 @@ def test_looking_loads_no_torch(tmp_path: Path) -> None:
     ledger = new_ledger(tmp_path / "ledger")
     id = add(ledger, fact(1))
     assert result(python("-c", LOOK, str(ledger.store.folder), id)) == {"torch": False}
+
+
+# ---- interrupts ------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_at_any_line_leaves_before_or_after_and_says_which() -> None:
+    """Every 37th line here, once and twice; the script does every one."""
+    found = result(python(str(TESTS / "ledger_interrupts.py"), "--stride", "37", "--twice", "6"))
+    assert set(found) == {"init", "edit", "replace", "revert", "checkout", "compact"}
+    assert all(counts["interrupts"] > 10 for counts in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["init", "edit", "replace", "revert", "checkout", "compact"])
+def test_an_interrupt_at_every_line_leaves_before_or_after_and_says_which(name: str) -> None:
+    found = result(python(str(TESTS / "ledger_interrupts.py"), "--twice", "400", name))[name]
+    assert 0 < found["after"] < found["interrupts"]

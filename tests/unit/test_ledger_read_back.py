@@ -246,3 +246,33 @@ def test_verify_finds_the_way_out_from_the_middle_of_a_chain_and_without_head(le
     assert all(f"{record.id}.json" in words for record in chain[2:])
     ledger.store.record_path(chain[0].id).unlink()
     assert ledger.verify().way_out == ""
+
+
+# ---- interrupted commands ----------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_command_says_whether_its_record_is_in(
+    ledger: EditLedger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append = LedgerStore.append
+
+    def before(store: LedgerStore, record: Record) -> Record:
+        raise KeyboardInterrupt
+
+    def after(store: LedgerStore, record: Record) -> Record:
+        append(store, record)
+        raise KeyboardInterrupt
+
+    command = ["checkout", "base", "--ledger", str(ledger.store.folder)]
+    monkeypatch.setattr(LedgerStore, "append", before)
+    assert run(command) == 130
+    assert capsys.readouterr().err.strip() == "emendo: interrupted; no update was written"
+    assert len(ledger.log()) == 2
+    monkeypatch.setattr(LedgerStore, "append", after)
+    assert run(command) == 130
+    newest = ledger.log()[-1]
+    assert newest.operation == "checkout"
+    assert f"interrupted, but the ledger has the record {newest.id[:12]} (number 2, checkout" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt) as caught:
+        ledger.checkout("base")
+    assert ledger.log()[-1].id[:12] in caught.value.__notes__[0]

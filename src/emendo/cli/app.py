@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Annotated
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +35,7 @@ from emendo.cli import (
 )
 from emendo.cli.console import print_json
 from emendo.cli.sections import SectionedGroup
-from emendo.errors import EmendoError
+from emendo.errors import EmendoError, EmendoWarning, InterruptError
 from emendo.printable import printable
 
 app = typer.Typer(
@@ -122,10 +123,13 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
-        result = command.main(args=arguments, prog_name="emendo", standalone_mode=False)
+        with _notes():
+            result = command.main(args=arguments, prog_name="emendo", standalone_mode=False)
         if result == _INTERRUPTED:  # typer has turned Ctrl-C into this code, without a word
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
+    except InterruptError as error:
+        return _fail(arguments, "Interrupted", str(error), error.exit_code)
     except EmendoError as error:
         return _fail(arguments, type(error).__name__, str(error), error.exit_code)
     except typer.Exit as error:
@@ -151,6 +155,25 @@ def _drop_output() -> None:
     """Standard output to nowhere, so that the interpreter's own last flush of it succeeds."""
     with suppress(OSError):  # of an output that is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Emendo's own warnings as lines on standard error, each text once; those of others as Python shows them."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, EmendoWarning):
+            shown(message, category, *where, **more)
+        elif (text := str(message)) not in told:
+            told.add(text)
+            print("emendo: note:", printable(text, keep="\n"), file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", EmendoWarning)
+        shown = warnings.showwarning
+        warnings.showwarning = show
+        yield
 
 
 def _fail(arguments: list[str], kind: str, message: str, code: int) -> int:

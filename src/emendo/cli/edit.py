@@ -12,6 +12,7 @@ from emendo.cli import facts, gate, options
 from emendo.cli import ledger as ledgers
 from emendo.cli.catalog import show_method
 from emendo.cli.console import Terminal, shortened
+from emendo.cli.interrupts import truthful
 from emendo.errors import RequestError
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ def edit(
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
         show_plan(terminal, session, asked_after(resolved.config, records), resolved.to_dict())
         return
-    with ledgers.pending_edit(terminal, ledger, session, records, replace=replace, message=message, who=who) as pending:
+    with (
+        truthful(ledger, out),
+        ledgers.pending_edit(terminal, ledger, session, records, replace=replace, message=message, who=who) as pending,
+    ):
         run_edit(
             *(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate),
             overwrite=overwrite,
@@ -129,7 +133,7 @@ def run_edit(
     Raises:
         GateError: The edit fails the gate, and was shown and not written.
     """
-    from emendo.report import NOT_JUDGED, judge, report_document, write_folder
+    from emendo.report import NOT_JUDGED, added_ridge_note, judge, report_document, write_folder
 
     begin = time.perf_counter()
     plan = session.plan([record.request for record in records], method, layers=layers, settings=settings)
@@ -154,6 +158,8 @@ def run_edit(
     if gated is not None:
         gate.show_gate(terminal, gated)
     _show_cost(terminal, document)
+    if note := added_ridge_note(document):
+        terminal.line(note)
     restored = sum(checked.values())
     terminal.line(
         f"Rollback: {restored} of {len(checked)} touched tensors equal their originals bit for bit."

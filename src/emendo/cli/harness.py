@@ -62,10 +62,9 @@ def harness(
     document = _measure(terminal, model, {"device": device, "dtype": dtype}, loaded, asked)
     _show(terminal, document)
     if out is not None:
-        from emendo import strict_json
-        from emendo.storage import write_text
+        from emendo.storage import write_json
 
-        write_text(out, strict_json.dumps(document, indent=2) + "\n")
+        write_json(out, document)
         terminal.line(f"Every item: {out}")
     terminal.result(document)
 

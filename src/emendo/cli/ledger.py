@@ -12,6 +12,7 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
+from emendo.cli.interrupts import truthful
 from emendo.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def init(
     check_text(model, "the model's name (--model)")
     check_texts(who or "", message)
     session = _session(terminal, model, device, dtype)
-    ledger = EditLedger.create(folder, session, model=model, message=message, who=who)
+    with truthful(folder):
+        ledger = EditLedger.create(folder, session, model=model, message=message, who=who)
     base = ledger.base
     terminal.line(f"Ledger {folder} for {base['name']} ({base['dtype']}, weights {base['weights_sha256'][:12]}…)")
     terminal.line(f"Edits go in with: emendo edit --ledger {folder} --model {model} ...")
@@ -130,7 +132,8 @@ def revert(
         base = history.base
         planner = _session(terminal, model or history.chain[0].details["model"], device, base["dtype"])
     begin = time.perf_counter()
-    record = opened.revert(id, planner, how=how, message=message)
+    with truthful(ledger):
+        record = opened.revert(id, planner, how=how, message=message)
     seconds = time.perf_counter() - begin
     terminal.line(f"Reverted {', '.join(edit[:12] for edit in gone)} in {seconds:.1f} s: record {record.id[:12]}")
     terminal.line(f"{len(record.added)} later update(s) made again ({how})")
@@ -165,7 +168,8 @@ def checkout(
         state = "the present state" if id is None else f"the state of {id}"
         terminal.line(f"{out}: {len(update.layers)} layer(s), {update.nbytes / 1024:.0f} KiB, {state}")
     elif id is not None:
-        record = _open(terminal, ledger, who, wait).checkout(id, message=message)
+        with truthful(ledger):
+            record = _open(terminal, ledger, who, wait).checkout(id, message=message)
         document["record"] = record.to_dict()
         terminal.line(f"Now at the state of {id}: record {record.id[:12]}")
         history = _history(ledger)
@@ -209,7 +213,8 @@ def compact(
 ) -> None:
     """Fold all active updates into one of the smallest rank; every edit in it can still be reverted."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    record = _open(terminal, ledger, who, wait).compact(tolerance, message=message)
+    with truthful(ledger):
+        record = _open(terminal, ledger, who, wait).compact(tolerance, message=message)
     details = record.details
     rows = [(row["layer"], *row["ranks"], "yes" if row["past_break_even"] else "") for row in details["layers"]]
     terminal.table("Ranks", ("layer", "before", "after", "dense is smaller"), rows)

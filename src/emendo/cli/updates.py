@@ -36,6 +36,10 @@ def show(file: _File, json_output: options.Json = False) -> None:
     base = document["base"]
     terminal.line(f"Update {document['id']} ({document['bytes'] / 1024:.0f} KiB)")
     terminal.line(f"Base: {base.get('name')} with weights {str(base.get('weights_sha256'))[:12]}…")
+    if "config" not in base:
+        terminal.line(
+            "Its base's configuration is not recorded: only weights and tokenizer can be held against a model"
+        )
     preceding = [f"{id[:12]}…" for id in document["preceding"]]
     terminal.line(f"Planned on: {', '.join(preceding) or 'the unedited model'}")
     terminal.line(f"Made by: {document['origin']}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from emendo.base_model import differences, fullest, in_words
 from emendo.errors import BaseMismatchError, ConflictError, InputError, RequestError
 from emendo.requests import EditRequest
 from emendo.solve import retained
@@ -95,7 +96,7 @@ def merge(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> ModelUpdate
         "merged": [part.entry(inside, found) for part, found in zip(parts, _survivals(parts), strict=True)],
     }
     layers = merge_layers([layer for part in parts for layer in part.update.layers])
-    return ModelUpdate(layers, dict(parts[0].update.base), preceding, info)
+    return ModelUpdate(layers, fullest(part.update.base for part in parts), preceding, info)
 
 
 def scale(update: ModelUpdate, factor: float) -> ModelUpdate:
@@ -266,7 +267,7 @@ def _shares(part: _Part, totals: Mapping[int, LayerUpdate]) -> tuple[Survival, .
 
 
 def _check_base(parts: Sequence[_Part]) -> None:
-    first = parts[0].update.base
+    first = fullest(part.update.base for part in parts)
     for part in parts:
         base = part.update.base
         if not (weights := base.get("weights_sha256")):
@@ -274,11 +275,11 @@ def _check_base(parts: Sequence[_Part]) -> None:
                 f"{part.name} does not say for which weights it was made, so it cannot be added to others; "
                 "plan it again with session.plan(...)"
             )
-        if weights != first["weights_sha256"]:
+        if told := differences(first, base):
             raise BaseMismatchError(
-                f"{parts[0].name} was made for {first.get('name')!r} with weights {first['weights_sha256'][:12]}…, and "
-                f"{part.name} for {base.get('name')!r} with weights {weights[:12]}…; only updates of one base can be "
-                "added. Plan one of them again on the other's base"
+                f"{part.name} was made for {base.get('name')!r} with weights {weights[:12]}…, which is not the model "
+                f"of the others here: {in_words(told)}; only updates of one base can be added. Plan one of them again "
+                "on the other's base"
             )
 
 

@@ -11,16 +11,7 @@ from typing import Any
 
 from emendo import strict_json
 from emendo.errors import ExperimentError, OutputError
-from emendo.storage import flush, make_folder, write_text
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write one JSON document; the file appears whole or not at all.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    write_text(path, strict_json.dumps(document, indent=2) + "\n")
+from emendo.storage import flush, make_folder, write_bytes
 
 
 def write_lines(path: Path, rows: Sequence[Any]) -> None:
@@ -29,7 +20,7 @@ def write_lines(path: Path, rows: Sequence[Any]) -> None:
     Raises:
         OutputError: The folder cannot be written.
     """
-    write_text(path, "".join(strict_json.dumps(row) + "\n" for row in rows))
+    write_bytes(path, _lines(rows))
 
 
 def append_lines(path: Path, rows: Sequence[Any]) -> None:
@@ -38,17 +29,22 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
+    content = _lines(rows)
     try:
         make_folder(path.parent)
         new = not path.exists()
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write("".join(strict_json.dumps(row) + "\n" for row in rows))
+        with path.open("ab") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         if new:
             flush(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error}; choose a writable folder (--out)") from error
+
+
+def _lines(rows: Sequence[Any]) -> bytes:
+    return b"".join(strict_json.encoded(row) + b"\n" for row in rows)
 
 
 def read_json(path: Path) -> Any:

@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emendo.base_model import differences
 from emendo.errors import ExperimentError
-from emendo.experiments.files import append_lines, read_json, read_lines, write_json, write_lines
+from emendo.experiments.files import append_lines, read_json, read_lines, write_lines
+from emendo.storage import write_json
 from emendo.update import ModelUpdate
 
 FORMAT, VERSION = "emendo.experiment", 1
@@ -135,7 +137,7 @@ class ExperimentFolder:
             known[name] = identity
             write_json(self.path / "experiment.json", document)
             return
-        changed = _differences(known[name], identity)
+        changed = _of_models(known[name], identity) if kind == "models" else _differences(known[name], identity)
         if changed:
             raise ExperimentError(
                 "\n".join(
@@ -146,6 +148,11 @@ class ExperimentFolder:
                     ]
                 )
             )
+
+
+def _of_models(before: Any, now: dict[str, Any]) -> list[str]:
+    """One line for each way in which two identities of models differ."""
+    return [f"  {line}" for line in differences(before, now)]
 
 
 def _differences(before: Any, now: Any) -> list[str]:

@@ -15,14 +15,14 @@ from emendo.evaluate.answered import Level
 from emendo.experiments.cells import Measures
 from emendo.experiments.data import records_digest
 from emendo.experiments.extras import answer_tokens, generated_rows, text_entropies
-from emendo.experiments.files import read_json, write_json
+from emendo.experiments.files import read_json
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.meter import Meter
 from emendo.experiments.questions import probe_rows, zsre_rows
 from emendo.experiments.scores import Row, score_rows
 from emendo.models import ModelAdapter
 from emendo.requests import EditRecord
-from emendo.storage import read_plain_text
+from emendo.storage import read_plain_text, write_json
 
 SCORING = 2
 """Of what is asked of the unedited model and how it is scored: raised where a score, perplexity, text or entropy of the

@@ -226,10 +226,4 @@ def _digest(text: str) -> str:
 
 def _identity(adapter: ModelAdapter) -> dict[str, str]:
     """What tells a model from another."""
-    return {
-        "name": adapter.name,
-        "model_type": adapter.spec.model_type,
-        "weights_sha256": adapter.weights_digest(),
-        "tokenizer_sha256": adapter.tokenizer_digest(),
-        "dtype": str(adapter.dtype).removeprefix("torch."),
-    }
+    return {**adapter.identity(), "dtype": str(adapter.dtype).removeprefix("torch.")}

@@ -318,8 +318,17 @@ class EditLedger:
     @contextmanager
     def _locked(self, operation: str, message: str) -> Iterator[History]:
         check_texts(self.who, message)
-        with self.store.locked(operation, timeout=self.timeout, waiting=self.waiting) as chain:
-            yield self._followed(chain)
+        before: list[Record] = []
+        try:
+            with self.store.locked(operation, timeout=self.timeout, waiting=self.waiting) as before:
+                yield self._followed(before)
+        except BaseException as error:
+            record = self.store.last_tried
+            if before and record is not None and record.parent == before[-1].id and self.store.holds(record):
+                error.add_note(
+                    f"record {record.id[:12]}… ({record.operation}, number {record.number}) is in the ledger"
+                )
+            raise
 
     def _followed(self, chain: Sequence[Record]) -> History:
         self._history = History(chain, self._history)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 
 from emendo.errors import LedgerBusyError, LedgerError
@@ -39,42 +40,69 @@ def writer_lock(
         LedgerBusyError: Another process held it all the time; says which.
         OutputError: The folder cannot be written.
     """
-    handle = _acquired(path, timeout, waiting)
+    lock = _Lock(path)
     try:
-        _note(handle, operation)
-        try:
-            yield
-        finally:
-            _note(handle, "")
+        lock.acquire(timeout, waiting)
+        lock.note(operation)
+        yield
     finally:
-        os.close(handle)  # frees the lock, as the end of the process does
-
-
-def _acquired(path: Path, timeout: float, waiting: Callable[[str], None] | None) -> int:
-    """The lock file, open and locked."""
-    until = time.monotonic() + timeout
-    told = False
-    while True:
-        with writing(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        held = False
         try:
-            held = _try(handle, path)
-            holder = "" if held else _holder(handle)
+            lock.note("")
         finally:
-            if not held:
-                os.close(handle)
-        if held:
-            return handle
-        if time.monotonic() >= until:
-            raise LedgerBusyError(
-                f"{str(path.parent)!r} is being written by {holder}; waited {timeout:g} s. Nothing was changed: try "
-                "again when that is done, or wait longer (--wait SECONDS)"
-            )
-        if waiting is not None and not told:
-            waiting(f"waiting for {holder}")
-            told = True
-        time.sleep(min(_POLL, max(until - time.monotonic(), 0.001)))
+            try:
+                lock.release()
+            finally:
+                lock.release()  # again, where an interrupt came inside the first
+
+
+class _Lock:
+    """The lock file, open. The object is there before anything is locked: an interrupt at any line lets go of it.
+
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: FileIO | None = None  # no bare handle: forgotten after two interrupts, a file closes itself
+        self._held = False
+
+    def acquire(self, timeout: float, waiting: Callable[[str], None] | None) -> None:
+        """Wait for the lock; see `writer_lock`."""
+        until = time.monotonic() + timeout
+        told = False
+        while True:
+            with writing(self._path):
+                self._file = FileIO(self._path, "r+", opener=_opened)
+            self._held = _try(self._file.fileno(), self._path)
+            if self._held:
+                return
+            holder = _holder(self._file.fileno())
+            self._file.close()
+            if time.monotonic() >= until:
+                raise LedgerBusyError(
+                    f"{str(self._path.parent)!r} is being written by {holder}; waited {timeout:g} s. Nothing was "
+                    "changed: try again when that is done, or wait longer (--wait SECONDS)"
+                )
+            if waiting is not None and not told:
+                waiting(f"waiting for {holder}")
+                told = True
+            time.sleep(min(_POLL, max(until - time.monotonic(), 0.001)))
+
+    def note(self, operation: str) -> None:
+        """Say who holds the lock; a full disk must not stop the holder."""
+        if self._held and self._file is not None:
+            with suppress(OSError):
+                _note(self._file.fileno(), operation)
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._file is not None:
+            self._file.close()  # frees the lock, as the end of the process does
+
+
+def _opened(path: str, _: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def _try(handle: int, path: Path) -> bool:
@@ -91,18 +119,16 @@ def _try(handle: int, path: Path) -> bool:
 
 
 def _note(handle: int, operation: str) -> None:
-    """Say who holds the lock; a full disk must not stop the holder."""
-    with suppress(OSError):
-        os.ftruncate(handle, 0)
-        if operation:
-            note = {
-                "pid": os.getpid(),
-                "user": user_name(),
-                "host": socket.gethostname(),
-                "operation": operation,
-                "since": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            os.pwrite(handle, json.dumps(note).encode(), 0)
+    os.ftruncate(handle, 0)
+    if operation:
+        note = {
+            "pid": os.getpid(),
+            "user": user_name(),
+            "host": socket.gethostname(),
+            "operation": operation,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        os.pwrite(handle, json.dumps(note).encode(), 0)
 
 
 def _holder(handle: int) -> str:

@@ -58,6 +58,8 @@ class LedgerStore:
         self.objects = self.folder / "objects"
         self.updates: WeakValueDictionary[str, Any] = WeakValueDictionary()
         """Update files that were read and held against their digest, by identity, while anybody has them in memory."""
+        self.last_tried: Record | None = None
+        """The last record that was to be committed here, whether it was or not."""
         self._read: dict[str, _Read] = {}
 
     # ---- reading -----------------------------------------------------------------------------------------
@@ -129,6 +131,14 @@ class LedgerStore:
             at, number = record.parent, number - 1
         chain.reverse()
         return chain
+
+    def holds(self, record: Record) -> bool:
+        """Whether a record is in the chain."""
+        at: str | None = self.head()[0] if self.exists else None
+        while at is not None and at != record.id:
+            newer = self._recalled(at)
+            at = newer.parent if newer.number > record.number else None
+        return at is not None
 
     def record_path(self, id: str) -> Path:
         """File of a record."""
@@ -203,6 +213,7 @@ class LedgerStore:
                 file that is not there as it says.
             OutputError: Nothing was committed; or, if it says so, the record is in but may not survive a power cut.
         """
+        self.last_tried = record
         data = record.data
         if len(data) > MAX_BYTES:
             raise LedgerError(

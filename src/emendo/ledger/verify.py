@@ -9,6 +9,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from emendo.base_model import differences, in_words
 from emendo.errors import EmendoError, LedgerError
 from emendo.ledger.record import Active, Record, is_sha256
 from emendo.ledger.store import LedgerStore, advance, head_line
@@ -205,8 +206,8 @@ def _object_problem(
         return str(error)
     if preceding is not None and reduce(_followed, update.preceding, b"") != preceding:
         return "its update was planned on other updates than those before it"
-    if base is not None and update.base.get("weights_sha256") != base.get("weights_sha256"):
-        return "its update is of another model"
+    if base is not None and (told := differences(base, update.base)):
+        return f"its update is of another model ({in_words(told)})"
     return None
 
 

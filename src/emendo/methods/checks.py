@@ -34,6 +34,7 @@ _NOT_NEGATIVE = (
     "target.word_end_weight",
     "memorization.s",
     "history.weight",
+    "preservation.dead_ridge",
 )
 _AT_MOST = {"post.keep": 1.0, "target.argmax_nll_weight": 1.0}
 _ABOVE = {"post.log_base": 1.0}

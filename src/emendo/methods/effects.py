@@ -46,6 +46,11 @@ _IDLE: dict[str, _Idle] = {
         "target.end_of_text is true, and the end of the text ends the word",
         "target.end_of_text=false",
     ),
+    "preservation.dead_ridge": _Idle(
+        lambda config: config.preservation.weight == 0 or config.preservation.null_space != "off",
+        "it is relative to C, which preservation.weight=0 or a null space leaves out of A",
+        "preservation.ridge=1",
+    ),
     "memorization.equality_alone": _Idle(
         lambda config: config.memorization.s == 0,
         "memorization.s is 0, which is equality for any number of requests",

@@ -15,7 +15,9 @@ from emendo.methods.catalog import METHODS, method_named
 from emendo.methods.config import MethodConfig, apply_settings
 from emendo.methods.effects import check_effects
 from emendo.methods.presets import layers_by_depth, preset_for
-from emendo.models import ModelAdapter
+from emendo.models import ModelAdapter, has_dead_units
+
+_DEAD_RIDGE = 1e-4
 
 _PASSTHROUGH = ("even", "sqrt", "optimal")
 """Distributions that divide one residual over layers."""
@@ -73,6 +75,8 @@ def resolve_method(
         config = _with_preset(config, adapter, origins)
         if adapter.spec.mlp_normed:
             config = _for_normed_mlp(config, origins)
+        if has_dead_units(getattr(adapter, "config", None)):
+            config = _for_dead_keys(config, origins)
     if settings:
         config = apply_settings(config, settings)
         origins.update(dict.fromkeys(settings, "given (--set)"))
@@ -137,6 +141,18 @@ def _for_normed_mlp(config: MethodConfig, origins: dict[str, str]) -> MethodConf
         changed["distribution"] = "replay"
     origins.update(dict.fromkeys(changed, "family: the MLP's output is normed before it joins the residual stream"))
     return apply_settings(config, changed)
+
+
+def _for_dead_keys(config: MethodConfig, origins: dict[str, str]) -> MethodConfig:
+    """The method on a model some of whose units may never fire: C alone prices an update that uses them at nothing.
+
+    The ridge is added only where C is singular. A ten-thousandth of the mean unit's power is far below what any live
+    direction of the keys is priced at that matters to the update, and far above float64 rounding.
+    """
+    if config.preservation.weight == 0 or config.preservation.null_space != "off":
+        return config
+    origins["preservation.dead_ridge"] = "family: units of a ReLU may never fire, and C would price them at nothing"
+    return apply_settings(config, {"preservation.dead_ridge": _DEAD_RIDGE})
 
 
 def _check_for_normed_mlp(config: MethodConfig, adapter: ModelAdapter) -> None:

@@ -1,7 +1,7 @@
 """Models: the only place that knows Hugging Face module names."""
 
 from emendo.models.adapter import ModelAdapter
-from emendo.models.architecture import ARCHITECTURES, WRAPPERS, ArchitectureSpec
+from emendo.models.architecture import ARCHITECTURES, WRAPPERS, ArchitectureSpec, has_dead_units
 from emendo.models.batch import TokenBatch, pack_by_tokens
 from emendo.models.edits import check_update, edited_weight
 from emendo.models.hooks import Capture, adding
@@ -21,6 +21,7 @@ __all__ = [
     "check_saveable",
     "check_update",
     "edited_weight",
+    "has_dead_units",
     "load",
     "pack_by_tokens",
     "save_model",

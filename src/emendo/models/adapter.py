@@ -27,7 +27,7 @@ from emendo.models.checksums import BaseWeights
 from emendo.models.contents import WeightContents
 from emendo.models.generation import greedy_continuations
 from emendo.models.hooks import Capture, StopForwardError, recording
-from emendo.models.identity import config_sha256, tokenizer_sha256
+from emendo.models.identity import config_record, config_sha256, tokenizer_sha256
 from emendo.models.isolation import isolated_modules
 from emendo.models.limits import check_ids, check_length, known_tokens, longest_text
 from emendo.printable import well_formed
@@ -447,3 +447,14 @@ class ModelAdapter:
     def config_digest(self) -> str:
         """SHA-256 over the settings of the decoder's configuration that say what it computes with its weights."""
         return config_sha256(self.config)
+
+    def identity(self) -> dict[str, str]:
+        """Which base model this is, as updates and ledgers record it; `emendo.base_model` compares two."""
+        return {
+            "name": self.name,
+            "model_type": self.spec.model_type,
+            "weights_sha256": self.weights_digest(),
+            "tokenizer_sha256": self.tokenizer_digest(),
+            "config_sha256": self.config_digest(),
+            "config": config_record(self.config, self.model),
+        }

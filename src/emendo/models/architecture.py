@@ -246,6 +246,16 @@ def resolve_architecture(config: Any) -> ArchitectureSpec:
     return spec
 
 
+def has_dead_units(config: Any) -> bool:
+    """Whether the activation is zero over a whole range, as a ReLU is, so that a unit may never fire at all.
+
+    Args:
+        config: Of the decoder.
+    """
+    names = ("activation_function", "hidden_act", "hidden_activation", "activation", "mlp_hidden_act")
+    return any(getattr(config, name, None) in ("relu", "relu2", "relu6", "relu_squared") for name in names)
+
+
 def refuse_own_code(config: Mapping[str, Any]) -> None:
     """Refuse a model that brings the code of its family, which is never run, where Emendo does not know the family.
 

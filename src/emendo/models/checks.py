@@ -52,6 +52,7 @@ def check_model(adapter: ModelAdapter) -> None:
     _refuse_offloaded(adapter)
     for layer in range(adapter.n_layers):
         _refuse_unreachable_weight(adapter, layer)
+    _refuse_shared_weights(adapter)
     _self_check(adapter)
 
 
@@ -130,6 +131,34 @@ def _refuse_unreachable_weight(adapter: ModelAdapter, layer: int) -> None:
             f"{name} has dtype {weight.dtype}; expected one of "
             f"{', '.join(str(dtype) for dtype in SELF_CHECK_TOLERANCE)} (--dtype float32)"
         )
+
+
+def _refuse_shared_weights(adapter: ModelAdapter) -> None:
+    """What is written through one name would be read through another: a block that nobody asked to edit changes."""
+    edited = {f"{adapter.module_name(layer)}.weight" for layer in range(adapter.n_layers)}
+    places = sorted(
+        (str(weight.device), *_bytes_of(weight), name)
+        for name, weight in adapter.model.named_parameters(remove_duplicate=False)
+        if weight.numel()
+    )
+    last = ("", 0, 0, "")  # of those that begin earlier on this device, the one that reaches furthest
+    for place in places:
+        device, begin, end, name = place
+        if device == last[0] and begin < last[2] and edited & {name, last[3]}:
+            raise UnsupportedModelError(
+                f"{last[3]} and {name} share one memory: an edit of one would change the other without a word, and "
+                "edits of both would not add up. Expected a weight of its own in every edited module: copy it before "
+                f"(module.weight = torch.nn.Parameter(module.weight.detach().clone())), or the module "
+                "(copy.deepcopy(module)) where two blocks use the same"
+            )
+        if device != last[0] or end > last[2]:
+            last = place
+
+
+def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """First address of a tensor's elements, and the one after the last."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
 def _self_check(adapter: ModelAdapter) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from emendo.base_model import check_same_base
 from emendo.errors import BaseMismatchError
 from emendo.models.adapter import ModelAdapter
 from emendo.shapes import Weight
@@ -23,12 +24,13 @@ def check_update(adapter: ModelAdapter, update: ModelUpdate, earlier: Sequence[s
     Raises:
         BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
     """
-    found = update.base.get("weights_sha256")
-    if found != adapter.weights_digest():
+    if "weights_sha256" not in update.base:
         raise BaseMismatchError(
-            f"this update was made for {update.base.get('name')!r} with weights {str(found)[:12]}…, and this model "
-            f"is {adapter.name!r} with weights {adapter.weights_digest()[:12]}…; load that model, or plan again"
+            "this update does not say for which weights it was made; expected one from session.plan(...)"
         )
+    check_same_base(
+        update.base, adapter.identity(), what="this update", remedy="load the model that it is for, or plan again"
+    )
     if list(update.preceding) != list(earlier):
         raise BaseMismatchError(
             f"this update was planned on top of {len(update.preceding)} earlier update(s) and before it come "

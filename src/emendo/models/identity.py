@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import __version__ as transformers_version
 
 COMPILED = "_orig_mod"
 """Name under which what `torch.compile` returns keeps the module that it was given."""
@@ -19,6 +21,9 @@ _NO_COMPUTATION = (
     *("chunk_size_feed_forward", "is_encoder_decoder", "initializer_range", "finetuning_task"),
 )
 """Entries of a configuration that a decoder's activations do not depend on, or that other digests cover."""
+
+_SAMPLES = 32
+"""Values of a buffer that are looked at."""
 
 
 def parameters_sha256(model: nn.Module) -> str:
@@ -38,13 +43,49 @@ def config_sha256(config: Any) -> str:
 
     Weights alone do not say what a model computes: two that share them can differ in positions, norms or scales.
     """
-    entries = config.to_dict()
-    told = {
-        name: value
-        for name, value in entries.items()
-        if value is not None and not name.startswith("_") and name not in _NO_COMPUTATION
-    }
+    told = {name: value for name, value in _settings(config).items() if value is not None}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def config_record(config: Any, model: nn.Module) -> str:
+    """What a decoder's configuration says about what it computes, as canonical JSON: a difference can then be named.
+
+    With it go the buffers that are not in the weights: a rope's frequencies are other numbers after ``model.half()``.
+
+    Args:
+        config: Of the decoder.
+        model: The whole model.
+    """
+    record = {"settings": _settings(config), "buffers": _buffers(model), "transformers": transformers_version}
+    return json.dumps(record, sort_keys=True, default=str)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """The entries of a configuration that say what is computed; None is an entry like any other."""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if not name.startswith("_") and name not in _NO_COMPUTATION
+    }
+
+
+def _buffers(model: nn.Module) -> dict[str, list[Any]]:
+    """Sketches (dtype, shape, some values) of the floating-point buffers; those of all blocks once, if they are alike.
+
+    Not their bytes: cosines and powers differ in their last bits between processors.
+    """
+    found: dict[str, list[Any]] = {}
+    for full, buffer in sorted(model.named_buffers()):
+        if not buffer.is_floating_point() or "original_inv_freq" in full:
+            continue
+        values = buffer.detach().reshape(-1)
+        step = max(1, -(-values.numel() // _SAMPLES))
+        shown = [float(f"{value:.6g}") for value in values[::step].double().cpu().tolist()]
+        sketch = [str(buffer.dtype).removeprefix("torch."), list(buffer.shape), shown]
+        name = full.replace(f"{COMPILED}.", "")
+        alike = re.sub(r"\.\d+\.", ".*.", name)
+        found[alike if found.setdefault(alike, sketch) == sketch else name] = sketch
+    return found
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -108,7 +109,7 @@ def _other_kind(folder: Path) -> str:
     if (folder / "update.safetensors").exists():
         return (
             ". It holds an update, which is applied to the model that it was made for: emendo export checkpoint "
-            f"--model BASE --update {folder / 'update.safetensors'} --out NEW"
+            f"--model BASE --update {shlex.quote(str(folder / 'update.safetensors'))} --out NEW, and give NEW"
         )
     if (folder / "HEAD").exists() and (folder / "records").exists():
         return f". It is a ledger: give the base model and --ledger {folder}"

@@ -3,13 +3,14 @@
 from emendo.report.folder import check_free, report_document, write_folder
 from emendo.report.judge import Judgement, Sample, judge
 from emendo.report.markdown import NOT_JUDGED, SHOWN_SCORES, markdown_report
-from emendo.report.tables import layer_table, target_table, training_table
+from emendo.report.tables import added_ridge_note, layer_table, target_table, training_table
 
 __all__ = [
     "NOT_JUDGED",
     "SHOWN_SCORES",
     "Judgement",
     "Sample",
+    "added_ridge_note",
     "check_free",
     "judge",
     "layer_table",

@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from emendo import strict_json
 from emendo.errors import OutputError
 from emendo.plan import Plan
 from emendo.report.judge import Judgement
 from emendo.report.markdown import markdown_report
-from emendo.storage import check_writable, write_text
+from emendo.storage import check_writable, replaced_files, write_json, write_text
 from emendo.update import ModelUpdate
 
 UPDATE_NAME = "update.safetensors"
@@ -62,7 +61,7 @@ def report_document(plan: Plan, judgement: Judgement | None, seconds: dict[str, 
 def write_folder(
     folder: Path, update: ModelUpdate, document: dict[str, Any], *, overwrite: bool = False
 ) -> dict[str, str]:
-    """Write update, report.json and report.md, each whole or not at all.
+    """Write update, report.json and report.md, all of them or none; a result that is there stays until they are safe.
 
     Args:
         folder: Made where there is none.
@@ -78,17 +77,9 @@ def write_folder(
     """
     check_free(folder, overwrite=overwrite)
     folder = folder.expanduser()
-    # The update goes first and comes last: a folder that has one has the reports of the same edit.
-    _remove(folder / UPDATE_NAME)
-    write_text(folder / "report.json", strict_json.dumps(document, indent=2) + "\n")
-    write_text(folder / "report.md", markdown_report(document))
-    update.save(folder / UPDATE_NAME)
+    with replaced_files(folder) as draft:
+        write_json(draft / "report.json", document)
+        write_text(draft / "report.md", markdown_report(document))
+        update.save(draft / UPDATE_NAME)
     names = {"update": UPDATE_NAME, "report": "report.json", "markdown": "report.md"}
     return {kind: str(folder / name) for kind, name in names.items()}
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot replace {str(path)!r}: {error}; choose another folder (--out)") from error

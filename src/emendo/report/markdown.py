@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from emendo.printable import printable
-from emendo.report.tables import layer_table, target_table, training_table
+from emendo.report.tables import added_ridge_note, layer_table, target_table, training_table
 
 NOT_JUDGED = "Nothing was judged: what this edit does to its facts, their neighbours and other text was not measured"
 """Said where a judgement would stand."""
@@ -39,6 +39,8 @@ def markdown_report(document: dict[str, Any]) -> str:
     lines += _table(*layer_table(document)) if document["layers"] else _unwritten(document)
     if document["targets"]:
         lines += ["## Target search", "", *_table(*target_table(document))]
+    if note := added_ridge_note(document):
+        lines += [note, ""]
     lines += _training(document)
     lines += ["## Settings and where they come from", ""]
     lines += _table(

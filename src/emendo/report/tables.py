@@ -91,3 +91,15 @@ def _kept(layer: Mapping[str, Any]) -> str | None:
         return None
     solved = layer["solves"][0]
     return f"{solved['dimensions']} of {solved['d_in']}"
+
+
+def added_ridge_note(document: Mapping[str, Any]) -> str:
+    """What dead units made necessary, in words; empty where there were none."""
+    found = document.get("added_ridge")
+    if not found:
+        return ""
+    told = ", ".join(f"layer {layer} {ridge:.1e}" for layer, ridge in found.items())
+    return (
+        "Preserved text leaves directions of the keys unused, as where units of a ReLU never fire, so C is singular; a "
+        f"ridge of preservation.dead_ridge times its mean diagonal was added to it ({told})."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ class PreparedLayer:
         condition: Estimate of the condition number ‖A‖₁ ‖A⁻¹‖₁ (a lower bound, nearly always
             within a factor of 3; between κ₂ and r · κ₂).
         null_space: U, or None where every direction is open.
+        given: f as it was asked for, where `preservation` has a ridge more (`Preservation.dead_ridge`).
     """
 
     moment: Moment
@@ -39,6 +40,17 @@ class PreparedLayer:
     cholesky: Float[Tensor, "r r"]
     condition: float
     null_space: NullSpace | None = None
+    given: Preservation | None = None
+
+    @property
+    def asked(self) -> Preservation:
+        """F as it was asked for."""
+        return self.given or self.preservation
+
+    @property
+    def added_ridge(self) -> float:
+        """The ridge that dead directions made necessary; 0 where there are none."""
+        return 0.0 if self.given is None else self.preservation.ridge - self.given.ridge
 
     @property
     def d_in(self) -> int:
@@ -64,7 +76,7 @@ class PreparedLayer:
             InputError: The history is not a finite symmetric matrix of the moment's size.
             InfeasibleError: The metric is not positive definite beyond rounding.
         """
-        return _factorised(self.moment, self.preservation, history, self.null_space)
+        return replace(_factorised(self.moment, self.preservation, history, self.null_space), given=self.given)
 
     def metric(self) -> Float[Tensor, "r r"]:
         """A, or A_U, rebuilt in float64."""
@@ -121,10 +133,19 @@ def prepare(moment: Moment, preservation: Preservation, *, history: Moment | Non
         MomentsError: The moment is not a finite symmetric matrix.
         InputError: The history is not one, or has another size.
         InfeasibleError: The metric is not positive definite beyond rounding, as when C was
-            collected on fewer tokens than d_in, or the null space is empty. No jitter is added, no
-            pseudo-inverse taken.
+            collected on fewer tokens than d_in, or the null space is empty. No jitter is added but what
+            `Preservation.dead_ridge` asks for, no pseudo-inverse taken.
     """
-    return _factorised(moment, preservation, history, find_null_space(moment, preservation))
+    null_space = find_null_space(moment, preservation)
+    if null_space is not None or not preservation.dead_ridge:
+        return _factorised(moment, preservation, history, null_space)
+    try:
+        alive = _factorised(moment, preservation, None, None)
+    except InfeasibleError:
+        mean = moment.diagonal().to(torch.float64).mean().item() * preservation.weight
+        ridged = replace(preservation, ridge=preservation.ridge + preservation.dead_ridge * mean)
+        return replace(_factorised(moment, ridged, history, None), given=preservation)
+    return alive if history is None else alive.with_history(history)
 
 
 def _metric(
@@ -190,6 +211,14 @@ def _not_positive_definite(
         else f"coordinate {failed} of {d_in} is a combination of the ones before it"
     )
     ridge = max(1e-4 * diagonal.abs().mean().item(), 1e-12)
+    if silent:
+        # Counting goes on for ever without a unit that preserved text never makes fire.
+        return InfeasibleError(
+            f"The preservation metric A = {preservation.weight:g}*C + {preservation.ridge:g}*I (+ history) is not "
+            f"positive definite: {what}: these units never fire on preserved text, as a ReLU's may not, and more of it "
+            f"need not help. Add a ridge where that is so, `--set preservation.dead_ridge=1e-4`, or everywhere, "
+            f"`--set preservation.ridge={ridge:.0e}`."
+        )
     # A real hazard: massive activations spread the eigenvalues of C over ten orders of magnitude.
     precision = (
         ""
@@ -200,6 +229,7 @@ def _not_positive_definite(
     return InfeasibleError(
         f"The preservation metric A = {preservation.weight:g}*C + {preservation.ridge:g}*I (+ history) is not "
         f"positive definite: {what}, up to float64 rounding. A second moment of fewer than d_in = {d_in} independent "
-        f"tokens looks like this.{precision} Collect more tokens, e.g. `emendo moments collect --tokens {10 * d_in}`, "
-        f"or add a ridge, e.g. `--set preservation.ridge={ridge:.0e}`."
+        f"tokens looks like this.{precision} Collect more tokens (`--set moments.multiple=20` in an edit, "
+        f"`emendo moments collect --tokens {10 * d_in}` by itself), or add a ridge, e.g. "
+        f"`--set preservation.ridge={ridge:.0e}`."
     )

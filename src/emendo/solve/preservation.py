@@ -43,6 +43,8 @@ class Preservation:
             directions that together hold at most the share `threshold` of trace(C), which means the
             same on every model; ``"off"`` all of them.
         threshold: See `null_space`. AlphaEdit's code has 2e-2 (absolute), its paper's footnote 1e-2.
+        dead_ridge: A ridge that is added only where weight · C + ridge · I is singular, as where units of a ReLU never
+            fire on preserved text, relative to the mean diagonal of weight · C. 0 refuses such a C.
 
     Raises:
         InputError: A value is out of range, or weight and ridge are both zero.
@@ -55,9 +57,10 @@ class Preservation:
     ridge: float = 0.0
     null_space: NullSpaceRule = "off"
     threshold: float = 0.02
+    dead_ridge: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("weight", "ridge"):
+        for name in ("weight", "ridge", "dead_ridge"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise InputError(

@@ -3,13 +3,14 @@
 from emendo.plain_file import check_plain, read_plain_text
 from emendo.storage.cache_folder import entry_lock, file_sha256, is_sound, store_folder
 from emendo.storage.durable import flush, make_folder
+from emendo.storage.in_place import replaced_files
 from emendo.storage.tensor_file import (
     TensorFileFormat,
     read_tensor_file,
     read_tensor_file_header,
     write_tensor_file,
 )
-from emendo.storage.whole_file import write_bytes, write_text
+from emendo.storage.whole_file import write_bytes, write_json, write_text
 from emendo.storage.whole_folder import check_absent, whole_folder
 from emendo.storage.writable import check_room, check_writable, check_writable_file
 
@@ -28,9 +29,11 @@ __all__ = [
     "read_plain_text",
     "read_tensor_file",
     "read_tensor_file_header",
+    "replaced_files",
     "store_folder",
     "whole_folder",
     "write_bytes",
+    "write_json",
     "write_tensor_file",
     "write_text",
 ]

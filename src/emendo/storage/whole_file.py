@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from emendo.errors import OutputError
+from emendo import strict_json
+from emendo.errors import InputError, OutputError
+from emendo.printable import well_formed
 from emendo.storage.durable import give_name, make_folder, settle
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file; see `write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write a UTF-8 file for people, with what is no Unicode written out; see `write_bytes`."""
+    write_bytes(path, well_formed(text).encode("utf-8"))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON file that is held against what reading it gives before it appears; see `write_bytes`.
+
+    Raises:
+        InputError: The document could not be read again; names the place.
+    """
+    try:
+        content = strict_json.encoded(document, indent=2)
+    except InputError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {error}") from error
+    write_bytes(path, content + b"\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -124,6 +124,7 @@ def _parsed(info: dict[str, Any]) -> RecordedSolve:
             ridge=float(settings["preservation.ridge"]),
             null_space=settings["preservation.null_space"],
             threshold=float(settings["preservation.threshold"]),
+            dead_ridge=float(settings.get("preservation.dead_ridge", 0.0)),  # records of earlier versions have none
         ),
         fingerprint=str(info["moments"]["fingerprint"]),
     )

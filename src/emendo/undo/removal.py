@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.base_model import differences, in_words
 from emendo.distribution import Step, system_shares
 from emendo.errors import InfeasibleError, InputError, UndoError
 from emendo.shapes import DualKeys, Keys, Residuals
@@ -101,8 +102,10 @@ def _sequence_ids(updates: Sequence[ModelUpdate]) -> list[str]:
     """The identities of the updates, once they are known to be a sequence."""
     ids: list[str] = []
     for position, update in enumerate(updates):
-        if update.base.get("weights_sha256") != updates[0].base.get("weights_sha256"):
-            raise InputError(f"updates 0 and {position} have different base models; pass updates of one base")
+        if told := differences(updates[0].base, update.base):
+            raise InputError(
+                f"updates 0 and {position} have different base models ({in_words(told)}); pass updates of one base"
+            )
         if list(update.preceding) != ids:
             raise InputError(
                 f"update {position} was planned on {len(update.preceding)} earlier update(s) other than the "
@@ -206,7 +209,7 @@ def _check_metrics(name: str, solved: RecordedSolve, metrics: Mapping[int, Prepa
             raise InputError(
                 f"the metric of layer {layer} holds a history; pass the one without, metric.with_history(None)"
             )
-        if metric.preservation != solved.preservation:
+        if metric.asked != solved.preservation:
             raise UndoError(
                 f"{name} was solved with {solved.preservation}, found a metric of {metric.preservation} for layer "
                 f"{layer}; prepare it with those settings. {REPLAY}"

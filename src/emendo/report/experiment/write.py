@@ -12,7 +12,7 @@ from emendo.report.experiment.folder import Experiment, read_experiment
 from emendo.report.experiment.markdown import PLOTS, markdown_text
 from emendo.report.experiment.page import page
 from emendo.report.html import check_jinja
-from emendo.storage import check_writable, write_bytes, write_text
+from emendo.storage import check_writable, replaced_files, write_bytes, write_text
 
 
 def write_report(
@@ -38,9 +38,10 @@ def write_report(
     target = experiment.folder if out is None else Path(out).expanduser()
     check_writable(target)
     pictures = _draw_all(experiment, progress or Silent())
-    _write_plots(target / PLOTS, pictures)
-    write_text(target / "report.md", markdown_text(experiment, [picture.figure for picture in pictures]))
-    write_text(target / "report.html", page(experiment, pictures))
+    with replaced_files(target) as draft:
+        write_text(draft / "report.md", markdown_text(experiment, [picture.figure for picture in pictures]))
+        write_text(draft / "report.html", page(experiment, pictures))
+        _write_plots(target / PLOTS, pictures)
     return {"page": target / "report.html", "markdown": target / "report.md", "plots": target / PLOTS}
 
 
@@ -64,12 +65,12 @@ def _write_plots(folder: Path, pictures: list[Picture]) -> None:
         OutputError: The folder cannot be written.
     """
     names = {f"{picture.figure.name}.png": picture.png for picture in pictures}
+    with replaced_files(folder) as draft:
+        for name, content in names.items():
+            write_bytes(draft / name, content)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.png"):
             if old.name not in names:
                 old.unlink()
     except OSError as error:
         raise OutputError(f"cannot write {str(folder)!r}: {error}; choose a writable folder (--out)") from error
-    for name, content in names.items():
-        write_bytes(folder / name, content)

@@ -151,11 +151,11 @@ ROWS: dict[str, tuple[list[Any], list[str]]] = {
     "two slots": ([{**OTHER, "prompt": "{} and {}"}], ["found 2"]),
     "empty subject": ([{**OTHER, "subject": ""}], ["line 1: subject is empty"]),
     "empty target": ([{**OTHER, "target": "  "}], ["line 1: target is empty"]),
-    "subject a number": ([{**OTHER, "subject": 7}], ["subject must be a string", "int"]),
-    "field missing": ([{"prompt": "{} is"}], ["subject is missing", "target is missing"]),
+    "subject a number": ([{**OTHER, "subject": 7.5}], ["subject must be a string", "float"]),
+    "field missing": ([{"prompt": "{} is"}], ["no known format", "(subject, target missing here)"]),
     "repeated": ([OTHER, RECORD, OTHER], ["repeated", "#1", "#3"]),
     "contradicting": ([OTHER, {**OTHER, "target": "Rome"}], ["contradicting", "#2 → 'Rome'"]),
-    "nothing": ([""], ["holds no request"]),
+    "nothing": ([""], ["is empty"]),
 }
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "slot": (["--prompt", "The tower is in"], ["exactly one {}"]),

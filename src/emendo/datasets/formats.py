@@ -194,9 +194,15 @@ def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
         raise DatasetError(
             f"{source}: its rows are of no known format; fields of the first: {fields}. Known formats, by the fields "
             "that they need (docs/data.md; --format NAME reads the rows as that format):",
-            [f"{entry.name}: {', '.join(entry.has)}" for entry in _ALL],
+            [f"{entry.name}: {', '.join(entry.has)}{_lacking(entry, looked[0])}" for entry in _ALL],
         )
     return FORMATS[best]
+
+
+def _lacking(entry: DataFormat, row: Mapping[str, Any]) -> str:
+    """What a row lacks of a format that it has some of."""
+    missing = [name for name in entry.has if name not in row]
+    return f" ({', '.join(missing)} missing here)" if 0 < len(missing) < len(entry.has) else ""
 
 
 def recognised(row: Mapping[str, Any]) -> bool:

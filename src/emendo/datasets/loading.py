@@ -241,7 +241,7 @@ def _open_file(path: Path, name: str) -> tuple[dict[str, Any], Iterator[Row]]:
         hint = (
             f"; for a dataset of the hub write {PREFIX}{name}@COMMIT" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         )
-        raise DatasetError(f"cannot read the data set {name!r}: {error}{hint}") from error
+        raise DatasetError(f"cannot read the data set {name!r}: {error}{hint} (--requests, --data)") from error
     origin, rows = _open_text(decoded(data, name), name)
     return {**origin, "sha256": hashlib.sha256(data).hexdigest()}, rows
 

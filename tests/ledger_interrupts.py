@@ -122,6 +122,7 @@ def run(names: list[str], folder: Path, stride: int = 1, twice: int = 0, seed: i
     rng = random.Random(seed)
     original, counts = folder / "template", {}
     records = template(original)
+    gc.freeze()  # what was imported is not looked through after each interrupt
 
     def once(name: str, line: int, again: int) -> bool | None:
         at = folder / "ledger"

@@ -170,10 +170,10 @@ def test_compacted_weights_are_within_the_tolerance(tmp_path: Path, store: Momen
 
 def test_another_model_is_refused(tmp_path: Path, store: MomentStore) -> None:
     ledger, _ = begun(tmp_path / "a", store)
-    for other, what in ((build_tiny("llama", seed=1), "weights_sha256"), (build_tiny("gpt2"), "model_type gpt2")):
+    for other, what in ((build_tiny("llama", seed=1), "weights_sha256"), (build_tiny("gpt2"), "type: found gpt2")):
         with pytest.raises(BaseMismatchError, match=what):
             ledger.session(other, store=store)
-    with pytest.raises(BaseMismatchError, match=r"dtype float32.*dtype bfloat16.*--dtype float32"):
+    with pytest.raises(BaseMismatchError, match=r"dtype: found bfloat16, expected float32.*--dtype float32"):
         ledger.session(build_tiny("llama", dtype=torch.bfloat16), store=store)
 
 

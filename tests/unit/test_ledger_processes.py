@@ -215,10 +215,10 @@ def test_looking_loads_no_torch(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_at_any_line_leaves_before_or_after_and_says_which() -> None:
-    """Every 37th line here, once and twice; the script does every one."""
-    found = result(python(str(TESTS / "ledger_interrupts.py"), "--stride", "37", "--twice", "6"))
+    """Every 211th line here, once and twice; the script does every one."""
+    found = result(python(str(TESTS / "ledger_interrupts.py"), "--stride", "211", "--twice", "2"))
     assert set(found) == {"init", "edit", "replace", "revert", "checkout", "compact"}
-    assert all(counts["interrupts"] > 10 for counts in found.values())
+    assert all(counts["interrupts"] > 1 for counts in found.values())
 
 
 @pytest.mark.slow

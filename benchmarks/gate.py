@@ -1,10 +1,13 @@
-"""What the gate measures on good edits and on a collapsing sequence: the numbers behind its default limits.
+"""What the gate measures on sound and on bad edits: the numbers behind its default limits.
 
-    python benchmarks/collapse.py --out benchmarks/results/collapse.jsonl --updates updates rome emendo
-    python benchmarks/gate.py --updates updates --out benchmarks/results/gate.jsonl
+    python benchmarks/gate_sound.py --out edits
+    python benchmarks/gate_bad.py --out edits
+    python benchmarks/gate.py --edits edits --held-out --out benchmarks/results/gate_edits.jsonl
 
-Good edits: the first ten packaged demo facts in one batch, with each method of `--good`. The collapse: the update files
-of `collapse.py`, the first so many together. One line for each, the first describes the run.
+One line for each edit, with every check that needs no records (what an edit is for is measured where it is made), each
+kind of canary text, and with `--held-out` the kinds of `benchmarks/data/gate_texts.jsonl`, which the gate never sees. A
+run that is taken up measures only what is missing. `--only NAME ...` takes some edits, in that order.
+`benchmarks/results/gate.jsonl` is of an earlier gate, which had no texts.
 """
 
 from __future__ import annotations
@@ -12,55 +15,71 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from benchmarks.collapse import FACTS
+from benchmarks.gate_bad import load_edit
 from benchmarks.machine import describe_machine
-from emendo import EditRecord, EditRequest, EditSession, ModelUpdate, Plan, load, read_records
-from emendo.gate import default_config, run_gate
+from emendo import EditSession, ModelUpdate, load
+from emendo.gate import GateConfig, default_config, look_at_reference, run_gate
+from emendo.gate.look import Look
+
+HELD_OUT = Path(__file__).parent / "data" / "gate_texts.jsonl"
+WITHOUT_RECORDS = ("efficacy", "paraphrase", "neighborhood_flips", "neighborhood_lost")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--good", nargs="*", default=["emendo"])
-    parser.add_argument("--updates", type=Path, help="As collapse.py wrote them: a folder for each method.")
-    parser.add_argument("--prefixes", type=int, nargs="*", default=[2, 3, 8, 11])
+    parser.add_argument("--edits", type=Path, required=True, help="As gate_sound.py and gate_bad.py wrote them.")
+    parser.add_argument("--only", nargs="*", help="Names such as sound/10-0; default: all.")
+    parser.add_argument("--held-out", action="store_true", help="Also read texts that the gate does not have.")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    known = {json.loads(line).get("edit") for line in args.out.open(encoding="utf-8")} if args.out.exists() else set()
+    every = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in args.edits.glob("*/*/records.jsonl"))
+    names = [name for name in args.only or every if name not in known]
     session = EditSession(load("demo"))
-    facts = resources.files("emendo") / "data" / "demo_facts.jsonl"
-    with resources.as_file(facts) as path:
-        ten = read_records(path)[:10]
-    by_prompt = {record.request.text: record for record in read_records(FACTS)}
-    with args.out.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps({"machine": describe_machine(), "model": session.lm.name}) + "\n")
-        for method in args.good:
-            settings = {"target.precision": "bfloat16"}
-            plan = session.plan([record.request for record in ten], method, settings=settings)
-            write(stream, f"{method}, 10 facts in one batch", session, plan, ten)
-        for folder in sorted(args.updates.iterdir()) if args.updates else []:
-            updates = [ModelUpdate.load(path) for path in sorted(folder.iterdir())]
-            for count in args.prefixes:
-                records = [by_prompt[text(update)] for update in updates[:count]]
-                write(stream, f"{folder.name}, {count} edits one by one", session, updates[:count], records)
+    gates = [default_gate(), *([held_out_gate()] if args.held_out else [])]
+    befores = [look_at_reference(session, [], gate) for gate in gates]
+    with args.out.open("a", encoding="utf-8") as stream:
+        if not known:
+            print(json.dumps({"machine": describe_machine(), "model": session.lm.name}), file=stream)
+        for name in names:
+            row = {"edit": name, **measured(session, load_edit(args.edits / name)[0], gates, befores)}
+            print(json.dumps(row, ensure_ascii=False), file=stream, flush=True)
 
 
-def text(update: ModelUpdate) -> str:
-    """The plain prompt of the one fact of an update."""
-    request = update.info["requests"][0]
-    return EditRequest(request["prompt"], request["subject"], request["target"]).text
+def default_gate() -> GateConfig:
+    """The default gate without what needs records."""
+    config = default_config()
+    return config.model_copy(update={"checks": config.checks.model_copy(update=dict.fromkeys(WITHOUT_RECORDS))})
 
 
-def write(
-    stream: Any, run: str, session: EditSession, edit: Plan | Sequence[ModelUpdate], records: list[EditRecord]
-) -> None:
-    """One line: what the default gate measures."""
-    report = run_gate(session, edit, records, default_config())
-    checks = {check.name: {"measured": check.measured, "n": check.n} for check in report.checks}
-    stream.write(json.dumps({"run": run, "checks": checks, "seconds": report.seconds}) + "\n")
-    stream.flush()
+def held_out_gate() -> GateConfig:
+    """Only the texts that the gate does not have."""
+    checks = default_config().checks
+    text = {name: check if name.startswith("text_") else None for name, check in checks}
+    config = default_config()
+    canaries = config.canaries.model_copy(update={"files": [str(HELD_OUT)]})
+    return config.model_copy(update={"checks": checks.model_copy(update=text), "canaries": canaries})
+
+
+def measured(
+    session: EditSession, updates: Sequence[ModelUpdate], gates: Sequence[GateConfig], befores: Sequence[Look]
+) -> dict[str, Any]:
+    """What the gates measure on an edit."""
+    reports = [run_gate(session, updates, [], gate, before=before) for gate, before in zip(gates, befores, strict=True)]
+    row: dict[str, Any] = {
+        "checks": {check.name: check.measured for check in reports[0].checks},
+        "moved_most": reports[0].moved_most,
+        "seconds": reports[0].seconds,
+    }
+    for kind, report in zip(("texts", "held_out"), reports, strict=False):
+        row[kind] = {
+            topic.topic: {"ratio": topic.ratio, "kl": topic.kl, "flipped": topic.flipped, "confident": topic.confident}
+            for topic in report.topics
+        }
+    return row
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 
 import emendo.gate.look as look_module
 import emendo.gate.run as run_module
+import emendo.gate.topics as topics_module
 from emendo.errors import BaseMismatchError, GateConfigError, GateError, InputError, NumericalError
 from emendo.evaluate import distribution_shift, evaluate_records, next_token_log_probs, packaged_text, perplexity
 from emendo.gate import Check, GateConfig, default_text, read_canaries, run_gate, with_report
@@ -94,6 +95,7 @@ def test_measurements_are_those_of_the_library(session: EditSession, plan: Plan)
         "neighborhood_lost": held.count(False) / len(held) if held else None,
         "canary_kl_mean": shift.mean,
         "canary_kl_p99": shift.p99,
+        "canary_moved": sum(kl > 0.1 for kl in shift.kl) / len(canaries),
         "canary_flips": shift.flips,
         "perplexity_ratio": text_after / text,
         "norm_growth": max(layer.relative_norm for layer in plan.layers),
@@ -169,6 +171,72 @@ def test_norm_and_cost_are_those_of_the_dense_total(session: EditSession) -> Non
         assert change.relative_cost == pytest.approx(float(cost), rel=1e-9)
     largest = max(change.norm_growth for change in report.layers)
     assert report.checks[0].measured == largest
+
+
+# ---- kinds of text -------------------------------------------------------------------------------------------
+
+TEXTS = [
+    {"topic": "letters", "text": "The weather was calm that morning."},
+    {"topic": "letters", "text": "The weather turned."},
+    {"topic": "talk", "messages": [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi!"}]},
+]
+
+
+def own_texts(folder: Path, monkeypatch: pytest.MonkeyPatch, known: float = 10.0) -> GateConfig:
+    """A gate of own texts; tiny random models read none of them better than a guess, so the bar is moved for them."""
+    monkeypatch.setattr(topics_module, "KNOWN", known)
+    (folder / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in TEXTS))
+    checks = "".join(f"[checks.{name}]\nlimit = 9\n" for name in ("text_perplexity", "text_kl", "text_flips"))
+    return parse_config(f'{checks}[canaries]\nfiles = ["mine.jsonl"]\n', "mine.toml", folder)
+
+
+def test_each_kind_of_text_is_measured_on_its_own(
+    session: EditSession, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = own_texts(tmp_path, monkeypatch)
+    report = run_gate(session, plan, [], config)
+    assert [(topic.topic, topic.known) for topic in report.topics] == [("letters", True), ("talk", True)]
+    talk = "User: Hello!\nAssistant: Hi!"  # without a chat template
+
+    def nll() -> tuple[float, float]:
+        return perplexity(session.lm, TEXTS[0]["text"]).nll, perplexity(session.lm, talk).nll
+
+    _, before = nll()
+    with session.applied(plan.update):
+        _, after = nll()
+    found = report.topics[1]
+    assert (found.nll_before, found.nll_after) == pytest.approx((before, after), rel=1e-5)
+    assert found.tokens == len(session.lm.encode(talk)) - 1
+    values = {check.name: check.measured for check in report.checks}
+    assert values["text_perplexity"] == max(topic.ratio for topic in report.topics)
+    assert values["text_kl"] == max(topic.kl for topic in report.topics) > 0
+    document = json.loads(json.dumps(report.to_dict()))
+    assert [row["topic"] for row in document["texts"]] == ["letters", "talk"]
+    assert document["moved_most"] == report.moved_most
+    assert report.moved_most.startswith(max(report.topics, key=lambda topic: topic.kl).topic)
+
+
+def test_a_conversation_is_read_in_the_models_own_template(
+    session: EditSession, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = own_texts(tmp_path, monkeypatch)
+    template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    monkeypatch.setattr(session.lm.tokenizer, "chat_template", template)
+    text = "<s>user: Hello!</s><s>assistant: Hi!</s>"
+    (_, talk) = run_gate(session, plan, [], config).topics
+    assert talk.tokens == len(session.lm.encode_bare(text)) - 1
+    refusing = "{{ raise_exception('turns must alternate') }}"
+    monkeypatch.setattr(session.lm.tokenizer, "chat_template", refusing)
+    with pytest.raises(InputError, match="turns must alternate"):
+        run_gate(session, plan, [], config)
+
+
+def test_a_model_that_knows_none_of_the_texts_is_not_judged_by_them(
+    session: EditSession, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = run_gate(session, plan, [], own_texts(tmp_path, monkeypatch, known=topics_module.KNOWN))
+    assert {check.outcome for check in report.checks} == {"not measured, fail"}
+    assert not any(topic.known for topic in report.topics)
 
 
 # ---- what it is compared with --------------------------------------------------------------------------------
@@ -299,7 +367,7 @@ def test_an_edit_that_breaks_the_model_fails_every_check(
     with monkeypatch.context() as patched:
         patched.setattr(run_module, "look", look)
         report = run_gate(session, plan, RECORDS, EVERYTHING)
-    assert len(report.failures) == len(report.checks) == 10
+    assert len(report.failures) == len(report.checks) == len(type(EVERYTHING.checks).model_fields)
     assert all("the edit breaks the model" in check.words for check in report.checks)
     assert changes(before, model_state(session.lm)) == []
     overflowing = replace(plan.update.layers[0], residuals=plan.update.layers[0].residuals * 1e38 * 1e4)
@@ -416,7 +484,7 @@ def test_what_cannot_be_used_is_refused_before_the_model_is_loaded(emendo: Comma
     for options, words in (
         (["--force"], "add --gate default"),
         (["--gate", "missing.toml"], "cannot read a gate's configuration"),
-        (["--gate", str(tmp_path / "own.toml")], "cannot read canary prompts"),
+        (["--gate", str(tmp_path / "own.toml")], "cannot read canaries"),
     ):
         code, _, err = emendo(*edit, *options)
         assert (code, words in err) == (2, True), err

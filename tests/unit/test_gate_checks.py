@@ -8,8 +8,9 @@ from typing import Any, cast
 import pytest
 
 from emendo.evaluate import wilson_interval
-from emendo.gate.checks import AT_LEAST, Evidence, Measurement, broken, judge, measure
+from emendo.gate.checks import AT_LEAST, broken, judge, measure
 from emendo.gate.config import CheckConfig, Checks, ShareConfig, SuccessConfig, default_config
+from emendo.gate.evidence import Evidence, Measurement
 from emendo.gate.look import Look, begins_with
 from emendo.gate.report import Check, GateReport
 from emendo.models import ModelAdapter
@@ -71,7 +72,7 @@ def test_what_is_not_a_number_fails(name: str) -> None:
     assert not broken(name, config_of(name, 0.5, unmeasured="pass"), "overflow").passed
 
 
-SHARES = ("efficacy", "paraphrase", "neighborhood_flips", "neighborhood_lost", "canary_flips")
+SHARES = ("efficacy", "paraphrase", "neighborhood_flips", "neighborhood_lost", "canary_moved", "canary_flips")
 
 
 @pytest.mark.parametrize("name", SHARES)
@@ -115,7 +116,7 @@ def test_generated_text_begins_with_the_words_of_the_target(text: str, target: s
 
 
 def report(*checks: Check) -> GateReport:
-    return GateReport(checks, (), ("id",), "base", (), {}, {}, forced=False, seconds=1.0)
+    return GateReport(checks, (), ("id",), "base", (), (), {}, {}, forced=False, seconds=1.0)
 
 
 GOOD = judge("efficacy", SuccessConfig(limit=0.5), measured(1.0))

@@ -10,7 +10,7 @@ import pytest
 from emendo.datasets import read_records
 from emendo.errors import GateConfigError
 from emendo.gate import default_config, default_text, read_canaries, read_config
-from emendo.gate.canaries import PACKAGED, parse_canaries
+from emendo.gate.canaries import PACKAGED, CanaryText, parse_canaries
 from emendo.gate.checks import AT_LEAST
 from emendo.gate.config import Checks, MonitorConfig, SuccessConfig, parse_config
 
@@ -117,6 +117,32 @@ def test_no_packaged_canary_is_about_a_fact_that_is_edited_here(facts: str) -> N
     assert [(s, p) for s in subjects for p in prompts if s in p] == []
 
 
+KINDS = ("English", "Chinese", "Japanese", "Korean", "Spanish", "French", "German", "Russian", "Arabic", "Hindi")
+FORMS = ("code", "markup", "tables", "lists", "arithmetic", "chat", "long context")
+QUESTIONS = ("questions", "multiple choice", "completions")
+
+
+def test_the_packaged_texts_cover_languages_formats_and_questions() -> None:
+    texts = read_canaries([PACKAGED]).texts
+    topics = [text.topic for text in texts]
+    assert set(topics) == {*KINDS, *FORMS, *QUESTIONS}
+    size = {topic: sum(len(text.text.encode()) for text in texts if text.topic == topic) for topic in topics}
+    assert all(size[topic] >= 120 for topic in size if topic != "chat")
+    assert len({text.id for text in texts}) == len({(text.text, text.messages) for text in texts}) == len(texts)
+    assert all(text.messages for text in texts if text.topic == "chat")
+    assert {mark for mark in "，。：？“”、「」¿¡«»„،؟।" if not any(mark in text.text for text in texts)} == set()
+
+
+def test_own_texts_and_conversations_are_kinds_of_their_own() -> None:
+    rows = [
+        {"text": "Dear customer,", "topic": "letters"},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], "id": "hi"},
+    ]
+    letter, chat = parse_canaries("\n".join(map(json.dumps, rows)), "mine.jsonl")
+    assert letter == CanaryText("mine.jsonl:1", "letters", "Dear customer,")
+    assert chat == CanaryText("hi", "other", messages=(("system", "Be brief."), ("user", "Hi")))
+
+
 def test_own_canaries_join_the_packaged_ones(tmp_path: Path) -> None:
     known = read_canaries([PACKAGED]).prompts[0]
     rows = [
@@ -137,11 +163,12 @@ def test_own_canaries_join_the_packaged_ones(tmp_path: Path) -> None:
 
 def test_every_bad_canary_line_is_named() -> None:
     lines = ['{"prompt": 3}', "{", '["a"]', '{"id": "x"}', '{"prompt": " "}', '{"prompt": "a", "topc": "b"}']
-    lines += ['{"prompt": "\\ud800"}', '{"prompt": "fine"}']
+    lines += ['{"prompt": "\\ud800"}', '{"prompt": "fine"}', '{"text": ""}', '{"text": "a", "prompt": "b"}']
+    lines += ['{"messages": []}', '{"messages": [{"role": "bot", "content": "a"}]}', '{"messages": [{"role": "user"}]}']
     with pytest.raises(GateConfigError) as caught:
         parse_canaries("\n".join(lines), "mine.jsonl")
     found = caught.value.problems
-    assert [problem.split(":")[0] for problem in found] == [f"line {n}" for n in range(1, 8)]
+    assert [problem.split(":")[0] for problem in found] == [f"line {n}" for n in (*range(1, 8), *range(9, 14))]
     assert "did you mean 'topic'?" in found[5]
 
 

@@ -144,6 +144,8 @@ def show_gate(terminal: Terminal, report: GateReport) -> None:
             for check in report.checks
         ),
     )
+    if report.moved_most:
+        terminal.line(f"Text that moved most: {report.moved_most}.")
     if report.not_declared:
         terminal.line(f"Not checked, because the configuration does not declare it: {', '.join(report.not_declared)}.")
     if report.forced:

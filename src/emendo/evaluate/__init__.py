@@ -1,7 +1,8 @@
 """Judging a model, edited or not, on levels that are never named alike.
 
 Probability and argmax (`scoring`, `aggregate`), generated text (`generated`, `entropy`, `reference`), next-token
-distributions (`shift`), perplexity; further questions (`probes`, `zsre`); what a sequence of edits keeps (`retention`).
+distributions (`shift`, `text_shift`), perplexity; further questions (`probes`, `zsre`); what a sequence of edits keeps
+(`retention`).
 """
 
 from emendo.evaluate.aggregate import METRICS, EditScores
@@ -37,6 +38,7 @@ from emendo.evaluate.shift import (
     text_log_probs,
 )
 from emendo.evaluate.table import Means, mean_over_records
+from emendo.evaluate.text_shift import TextTokens, TokenShift, text_tokens, token_shift
 from emendo.evaluate.tokens import TokenScores, score_tokens, token_scores
 from emendo.evaluate.zsre import ZSRE_METRICS, ZsreScores, prediction_agreement, token_accuracy, zsre_means, zsre_scores
 
@@ -59,7 +61,9 @@ __all__ = [
     "Retention",
     "Share",
     "TargetScore",
+    "TextTokens",
     "TokenScores",
+    "TokenShift",
     "ZsreScores",
     "answered",
     "argmax_accuracy",
@@ -92,9 +96,11 @@ __all__ = [
     "score_targets",
     "score_tokens",
     "text_log_probs",
+    "text_tokens",
     "token_accuracy",
     "token_entropy",
     "token_scores",
+    "token_shift",
     "wilson_interval",
     "zsre_means",
     "zsre_scores",

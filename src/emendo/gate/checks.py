@@ -7,65 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-from emendo.evaluate import (
-    DistributionShift,
-    NextTokenLogProbs,
-    PromptScore,
-    distribution_shift,
-    wilson_interval,
+from emendo.evaluate import PromptScore
+from emendo.gate.canary_checks import (
+    canary_flips,
+    canary_kl_mean,
+    canary_kl_p99,
+    canary_moved,
+    flips,
+    text_flips,
+    text_kl,
+    text_perplexity,
 )
-from emendo.gate.config import CheckConfig, ShareConfig, SuccessConfig
-from emendo.gate.look import Look
+from emendo.gate.config import CheckConfig, MovedConfig, ShareConfig, SuccessConfig
+from emendo.gate.evidence import SHOWN, Evidence, Measurement, share_of
 from emendo.gate.report import Check
-from emendo.models import ModelAdapter
-from emendo.weight_change import LayerChange
 
 AT_LEAST = ("efficacy", "paraphrase")
 """Checks whose limit is the smallest value that passes; of the others it is the largest."""
-
-_SHOWN = 5
-"""Most prompts that a check lists."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Everything that checks read.
-
-    Attributes:
-        before: The reference.
-        after: The model with the edit.
-        layers: How far all updates together have moved each layer.
-        unpriced: Why `layers` has no relative cost; empty where it has.
-        adapter: The model, for the text of tokens.
-    """
-
-    before: Look
-    after: Look
-    layers: tuple[LayerChange, ...]
-    unpriced: str
-    adapter: ModelAdapter
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a check found, before its limit is looked at.
-
-    Attributes:
-        value: The number; None where it cannot be measured.
-        n: What it is a mean or share of.
-        words: What it is, or why there is no number.
-        interval: 95 % Wilson interval of a share.
-        details: What it is made of.
-    """
-
-    value: float | None
-    n: int
-    words: str
-    interval: tuple[float, float] | None = None
-    details: tuple[Mapping[str, Any], ...] = field(default=())
 
 
 def measure(name: str, config: CheckConfig, evidence: Evidence) -> Measurement:
@@ -79,6 +38,8 @@ def measure(name: str, config: CheckConfig, evidence: Evidence) -> Measurement:
     if name in AT_LEAST:
         assert isinstance(config, SuccessConfig)
         return _success(name, config, evidence)
+    if isinstance(config, MovedConfig):
+        return canary_moved(config, evidence)
     return _MEASURES[name](evidence)
 
 
@@ -133,10 +94,6 @@ def _verdict(config: CheckConfig, found: Measurement, judged: float, at_least: b
     return f"{number} {found.words}; {expected}, off by {abs(judged - config.limit):.3g}"
 
 
-def _share(hits: int, n: int, words: str, details: Sequence[Mapping[str, Any]] = ()) -> Measurement:
-    return Measurement(hits / n, n, f"({hits} {words})", wilson_interval(hits, n), tuple(details))
-
-
 # ---- what the edit is for --------------------------------------------------------------------------------------
 
 
@@ -160,7 +117,7 @@ def _success(name: str, config: SuccessConfig, evidence: Evidence) -> Measuremen
     left = len(outcomes) - len(known)
     words += f", {left} without target_true left out" if left else ""
     missed = [{"prompt": prompt} for prompt, hit in known if not hit]
-    return _share(len(known) - len(missed), len(known), words, missed[:_SHOWN])
+    return share_of(len(known) - len(missed), len(known), words, missed[:SHOWN])
 
 
 def _succeeds(
@@ -190,7 +147,7 @@ def _neighborhood_flips(evidence: Evidence) -> Measurement:
     before, after = evidence.before.neighborhood, evidence.after.neighborhood
     if before is None or after is None:
         return Measurement(None, 0, "no record has neighborhood_prompts (--requests FILE)")
-    return _flips(evidence.adapter, before, after, "neighbourhood prompts")
+    return flips(evidence.adapter, before, after, "neighbourhood prompts")
 
 
 def _neighborhood_lost(evidence: Evidence) -> Measurement:
@@ -207,51 +164,7 @@ def _neighborhood_lost(evidence: Evidence) -> Measurement:
         return Measurement(None, 0, "no neighbourhood prompt gave its record's target_true before (--requests FILE)")
     lost = [{"prompt": old.prompt} for old, new in held if new.target_true is not None and not new.target_true.argmax]
     words = f"of {len(held)} neighbourhood prompts that gave their true target no longer do"
-    return _share(len(lost), len(held), words, lost[:_SHOWN])
-
-
-def _canary_kl_mean(evidence: Evidence) -> Measurement:
-    return _canary_kl(evidence, "mean", lambda shift: shift.mean)
-
-
-def _canary_kl_p99(evidence: Evidence) -> Measurement:
-    return _canary_kl(evidence, "99th percentile", lambda shift: shift.p99)
-
-
-def _canary_kl(evidence: Evidence, which: str, read: Callable[[DistributionShift], float]) -> Measurement:
-    before, after = _canary_looks(evidence)
-    shift = distribution_shift(before, after)
-    order = sorted(range(len(shift.kl)), key=shift.kl.__getitem__, reverse=True)
-    details = tuple({"prompt": shift.places[i], "kl": shift.kl[i]} for i in order[:_SHOWN])
-    words = f"nats of KL(reference || edited), {which} of {len(shift.kl)} canary prompts"
-    return Measurement(read(shift), len(shift.kl), words, details=details)
-
-
-def _canary_flips(evidence: Evidence) -> Measurement:
-    return _flips(evidence.adapter, *_canary_looks(evidence), "canary prompts")
-
-
-def _canary_looks(evidence: Evidence) -> tuple[NextTokenLogProbs, NextTokenLogProbs]:
-    """Both looks at the canaries, which a look takes where a check of them is declared."""
-    before, after = evidence.before.canaries, evidence.after.canaries
-    assert before is not None
-    assert after is not None
-    return before, after
-
-
-def _flips(adapter: ModelAdapter, before: NextTokenLogProbs, after: NextTokenLogProbs, what: str) -> Measurement:
-    """Share of prompts with another most likely next token.
-
-    Not `distribution_shift`: where a fact is put in front of prompts, they differ before and after.
-    """
-    pairs = zip(before.places, before.top.tolist(), after.top.tolist(), strict=True)
-    flipped = [
-        {"prompt": prompt, "before": adapter.decode([old]), "after": adapter.decode([new])}
-        for prompt, old, new in pairs
-        if old != new
-    ]
-    n = len(before.places)
-    return _share(len(flipped), n, f"of {n} {what} are continued differently", flipped[:_SHOWN])
+    return share_of(len(lost), len(held), words, lost[:SHOWN])
 
 
 def _perplexity_ratio(evidence: Evidence) -> Measurement:
@@ -296,9 +209,12 @@ def _worst(values: Mapping[int, float]) -> int:
 _MEASURES: dict[str, Callable[[Evidence], Measurement]] = {
     "neighborhood_flips": _neighborhood_flips,
     "neighborhood_lost": _neighborhood_lost,
-    "canary_kl_mean": _canary_kl_mean,
-    "canary_kl_p99": _canary_kl_p99,
-    "canary_flips": _canary_flips,
+    "canary_kl_mean": canary_kl_mean,
+    "canary_kl_p99": canary_kl_p99,
+    "canary_flips": canary_flips,
+    "text_perplexity": text_perplexity,
+    "text_kl": text_kl,
+    "text_flips": text_flips,
     "perplexity_ratio": _perplexity_ratio,
     "norm_growth": _norm_growth,
     "relative_cost": _relative_cost,

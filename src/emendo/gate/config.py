@@ -67,6 +67,16 @@ class ShareConfig(CheckConfig):
     judge: Literal["estimate", "worst_end", "best_end"] = "estimate"
 
 
+class MovedConfig(ShareConfig):
+    """A check of the share of prompts that moved.
+
+    Attributes:
+        above: KL(reference ‖ edited) of the next token, in nats, above which a prompt counts as moved.
+    """
+
+    above: Amount = 0.1
+
+
 class SuccessConfig(ShareConfig):
     """A check of the share of prompts that give the new target.
 
@@ -88,7 +98,12 @@ class Checks(_Strict):
         neighborhood_lost: Share of the neighbourhood prompts that gave the true target by argmax and no longer do.
         canary_kl_mean: Mean over canary prompts of KL(reference ‖ edited) of the next token, in nats; at most.
         canary_kl_p99: Its 99th percentile.
+        canary_moved: Share of canary prompts whose KL is above the check's `above`; at most.
         canary_flips: Share of canary prompts with another most likely next token; at most.
+        text_perplexity: Perplexity of canary texts, edited over reference, of the kind where it is largest; at most.
+        text_kl: KL(reference ‖ edited) a token of canary texts, in nats, mean of the kind where it is largest; at most.
+        text_flips: Of the tokens of canary texts that the reference gave half or more of the probability, the share
+            with another most likely one, of the kind where it is largest; at most.
         perplexity_ratio: Perplexity of the packaged text, edited over reference; at most.
         norm_growth: ‖ΔW‖_F / ‖W‖_F of all updates together, in the layer where it is largest; at most.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ) of all updates together, in the layer where it is largest; at most.
@@ -100,7 +115,11 @@ class Checks(_Strict):
     neighborhood_lost: ShareConfig | None = None
     canary_kl_mean: CheckConfig | None = None
     canary_kl_p99: CheckConfig | None = None
+    canary_moved: MovedConfig | None = None
     canary_flips: ShareConfig | None = None
+    text_perplexity: CheckConfig | None = None
+    text_kl: CheckConfig | None = None
+    text_flips: CheckConfig | None = None
     perplexity_ratio: CheckConfig | None = None
     norm_growth: CheckConfig | None = None
     relative_cost: CheckConfig | None = None
@@ -109,6 +128,16 @@ class Checks(_Strict):
         """The checks to make, by name, in the order of reports."""
         found = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: check for name, check in found.items() if check is not None}
+
+    @property
+    def ask_prompts(self) -> bool:
+        """Whether a check is about canary prompts."""
+        return any((self.canary_kl_mean, self.canary_kl_p99, self.canary_moved, self.canary_flips))
+
+    @property
+    def read_texts(self) -> bool:
+        """Whether a check is about canary texts."""
+        return any((self.text_perplexity, self.text_kl, self.text_flips))
 
 
 class MonitorConfig(_Strict):
@@ -135,7 +164,7 @@ class MonitorConfig(_Strict):
 
 
 class Canaries(_Strict):
-    """Which canary prompts.
+    """Which canaries.
 
     Attributes:
         files: `PACKAGED`, and JSONL files of one's own, relative to the configuration.
@@ -151,7 +180,7 @@ class GateConfig(_Strict):
         reference: What the edited model is compared with: ``"base"``, the unedited model, so that small harms add up
             over a sequence of edits; or ``"current"``, the model with the updates that are in it already. Norm growth
             and relative cost are of all updates together either way.
-        canaries: Which canary prompts.
+        canaries: Which canary prompts and texts.
         checks: The checks and their limits.
         monitor: When the monitor of sequential editing warns.
     """

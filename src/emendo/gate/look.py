@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from emendo.evaluate import (
     NextTokenLogProbs,
     RecordScores,
+    TextTokens,
     evaluate_records,
     generate_texts,
     next_token_log_probs,
+    text_tokens,
 )
 from emendo.evaluate.matching import normalised_words
+from emendo.gate.canaries import CanarySet, CanaryText
 from emendo.gate.config import Checks
 from emendo.held_out import packaged_perplexity
 from emendo.models import ModelAdapter
@@ -34,6 +37,7 @@ class Look:
             the new target; the edited prompt first.
         neighborhood: What comes next after every neighbourhood prompt, in the order of the records.
         canaries: What comes next after every canary prompt.
+        texts: What is predicted at every token of the canary texts.
         perplexity: Of the packaged text.
         tokens: Predicted tokens behind it.
     """
@@ -42,6 +46,7 @@ class Look:
     generated: tuple[tuple[bool, ...], ...] | None = None
     neighborhood: NextTokenLogProbs | None = None
     canaries: NextTokenLogProbs | None = None
+    texts: TextTokens | None = None
     perplexity: float | None = None
     tokens: int = 0
 
@@ -49,7 +54,7 @@ class Look:
 def look(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],
-    canaries: Sequence[str],
+    canaries: CanarySet,
     checks: Checks,
     progress: Progress,
 ) -> Look:
@@ -58,7 +63,7 @@ def look(
     Args:
         adapter: The model.
         records: The facts with their probes, as the model is asked them in this state; may be none.
-        canaries: Canary prompts; may be none.
+        canaries: Canary prompts and texts; may be none.
         checks: What will be checked.
         progress: Told about the stages.
 
@@ -76,7 +81,8 @@ def look(
         scores=evaluate_records(adapter, records, progress=progress) if scored else None,
         generated=_generated(adapter, records, progress) if generates else None,
         neighborhood=_next_tokens(adapter, neighbors if checks.neighborhood_flips else [], progress),
-        canaries=_next_tokens(adapter, canaries, progress),
+        canaries=_next_tokens(adapter, canaries.prompts if checks.ask_prompts else [], progress),
+        texts=_texts(adapter, canaries.texts if checks.read_texts else (), progress),
         perplexity=None if text is None else text.value,
         tokens=0 if text is None else text.predicted_tokens,
     )
@@ -84,6 +90,10 @@ def look(
 
 def _next_tokens(adapter: ModelAdapter, prompts: Sequence[str], progress: Progress) -> NextTokenLogProbs | None:
     return next_token_log_probs(adapter, prompts, progress=progress) if prompts else None
+
+
+def _texts(adapter: ModelAdapter, texts: Sequence[CanaryText], progress: Progress) -> TextTokens | None:
+    return text_tokens(adapter, [text.encode(adapter) for text in texts], progress=progress) if texts else None
 
 
 def _generated(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from emendo.errors import GateError
+from emendo.gate.topics import TopicShift, moved_most
 from emendo.plan import Plan
 from emendo.update import ModelUpdate
 from emendo.weight_change import LayerChange
@@ -74,6 +75,7 @@ class GateReport:
         updates: Identities of the judged updates.
         reference: ``"base"`` or ``"current"``: what the edit was compared with.
         layers: How far all updates together have moved each layer.
+        topics: What the edit did to each kind of canary text; empty where none was read.
         canaries: SHA-256 of every canary file, by name.
         config: The configuration, as JSON values.
         forced: Whether somebody let a failing edit in.
@@ -85,6 +87,7 @@ class GateReport:
     updates: tuple[str, ...]
     reference: str
     layers: tuple[LayerChange, ...]
+    topics: tuple[TopicShift, ...]
     canaries: Mapping[str, str]
     config: Mapping[str, Any]
     forced: bool
@@ -114,6 +117,11 @@ class GateReport:
         lines = [f"{len(self.failures)} of {len(self.checks)} checks of the gate fail:"]
         return "\n".join([*lines, *(f"  {check.name}: {check.words}" for check in self.failures)])
 
+    @property
+    def moved_most(self) -> str:
+        """One line: which kind of text moved most, by how much and where; empty where none was read."""
+        return moved_most(self.topics) if self.topics else ""
+
     def override(self) -> GateReport:
         """The same report of a failing edit that somebody lets in all the same; of a passing one, itself."""
         return self if self.passed else replace(self, forced=True)
@@ -139,6 +147,8 @@ class GateReport:
             "checks": [check.to_dict() for check in self.checks],
             "not_declared": list(self.not_declared),
             "layers": [layer.to_dict() for layer in self.layers],
+            "texts": [topic.to_dict() for topic in self.topics],
+            "moved_most": self.moved_most,
             "canaries": dict(self.canaries),
             "config": dict(self.config),
         }

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from emendo.errors import CorpusError, InputError, MomentsError, NumericalError
 from emendo.gate.canaries import CanarySet, read_canaries
-from emendo.gate.checks import Evidence, broken, judge, measure
+from emendo.gate.checks import broken, judge, measure
 from emendo.gate.config import Checks, GateConfig, default_config
-from emendo.gate.look import look
+from emendo.gate.evidence import Evidence
+from emendo.gate.look import Look, look
 from emendo.gate.pricing import pricing
 from emendo.gate.report import Check, GateReport
+from emendo.gate.topics import TopicShift, topic_shifts
 from emendo.plan import Plan
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
@@ -27,6 +29,7 @@ def run_gate(
     records: Sequence[EditRecord],
     config: GateConfig | None = None,
     *,
+    before: Look | None = None,
     progress: Progress | None = None,
 ) -> GateReport:
     """Measure an edit and hold it against declared limits; nothing is written to the session's model.
@@ -37,6 +40,8 @@ def run_gate(
             judges the updates that the session holds.
         records: The edited facts with their probes; where there is none, what asks for them is "not measured".
         config: The checks and their limits; None takes the packaged ones.
+        before: The reference as `look_at_reference` saw it with the same records and configuration, where several
+            edits of one model are judged; None looks.
         progress: Told about the stages.
 
     Raises:
@@ -50,18 +55,46 @@ def run_gate(
     declared = config.checks.declared()
     canaries = _canaries(config)
     updates = _updates(session, edit, config)
-    checks, layers = _measured(session, edit, updates, records, canaries, config, progress)
+    if before is None:
+        before = look_at_reference(session, records, config, progress=progress)
+    checks, layers, topics = _measured(session, edit, updates, records, canaries, config, before, progress)
     return GateReport(
         checks=checks,
         not_declared=tuple(name for name in Checks.model_fields if name not in declared),
         updates=tuple(update.id for update in updates or session.applied_updates),
         reference=config.reference,
         layers=layers,
-        canaries={} if canaries is None else canaries.sources,
+        topics=topics,
+        canaries=canaries.sources,
         config=config.model_dump(mode="json", exclude={"monitor"}),
         forced=False,
         seconds=time.perf_counter() - begin,
     )
+
+
+def look_at_reference(
+    session: EditSession,
+    records: Sequence[EditRecord],
+    config: GateConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Look:
+    """What edits are compared with, measured once for several of them.
+
+    Args:
+        session: Holds the model; left as it was.
+        records: The facts that all of them will be asked after; may be none.
+        config: The checks; None takes the packaged ones.
+        progress: Told about the stages.
+
+    Raises:
+        GateConfigError: A canary file cannot be used.
+        InputError: A prompt cannot be scored.
+        NumericalError: The reference itself is broken.
+    """
+    config = config or default_config()
+    with session.preview_base() if config.reference == "base" else session.preview([]) as reference:
+        return look(reference, records, _canaries(config), config.checks, progress or Silent())
 
 
 def _measured(
@@ -69,32 +102,37 @@ def _measured(
     edit: Plan | ModelUpdate | Sequence[ModelUpdate],
     updates: Sequence[ModelUpdate],
     records: Sequence[EditRecord],
-    canaries: CanarySet | None,
+    canaries: CanarySet,
     config: GateConfig,
+    before: Look,
     progress: Progress,
-) -> tuple[tuple[Check, ...], tuple[LayerChange, ...]]:
-    """Every declared check, and how far the layers have moved."""
+) -> tuple[tuple[Check, ...], tuple[LayerChange, ...], tuple[TopicShift, ...]]:
+    """Every declared check, and how far the layers and the kinds of text have moved."""
     declared = config.checks.declared()
     asked = asked_after(edit.method.config, records) if isinstance(edit, Plan) else records
-    prompts = [] if canaries is None else canaries.prompts
     layers: tuple[LayerChange, ...] = ()
-    with session.preview_base() if config.reference == "base" else session.preview([]) as reference:
-        before = look(reference, records, prompts, config.checks, progress)
     try:
         with session.preview(updates) as edited:
             layers, unpriced = _changes(session, edit, updates, config.checks)
-            after = look(edited, asked, prompts, config.checks, progress)
+            after = look(edited, asked, canaries, config.checks, progress)
+        topics = _topics(canaries, before, after)
     except NumericalError as error:
-        return tuple(broken(name, check, str(error)) for name, check in declared.items()), layers
-    evidence = Evidence(before, after, layers, unpriced, session.lm)
-    return tuple(judge(name, check, measure(name, check, evidence)) for name, check in declared.items()), layers
+        return tuple(broken(name, check, str(error)) for name, check in declared.items()), layers, ()
+    evidence = Evidence(before, after, layers, unpriced, session.lm, topics)
+    return tuple(judge(name, check, measure(name, check, evidence)) for name, check in declared.items()), layers, topics
 
 
-def _canaries(config: GateConfig) -> CanarySet | None:
+def _canaries(config: GateConfig) -> CanarySet:
     checks = config.checks
-    if not any((checks.canary_kl_mean, checks.canary_kl_p99, checks.canary_flips)):
-        return None
+    if not (checks.ask_prompts or checks.read_texts):
+        return CanarySet((), {})
     return read_canaries(config.canaries.files, config.folder)
+
+
+def _topics(canaries: CanarySet, before: Look, after: Look) -> tuple[TopicShift, ...]:
+    if before.texts is None or after.texts is None:
+        return ()
+    return topic_shifts(canaries.texts, before.texts, after.texts)
 
 
 def _updates(

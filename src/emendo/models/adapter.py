@@ -364,6 +364,32 @@ class ModelAdapter:
         text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         return self.encode_bare(str(text))  # a template writes the special tokens itself
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of a whole conversation in the model's chat template.
+
+        Args:
+            messages: (role, content) of each turn.
+
+        Raises:
+            InputError: The tokenizer has no chat template, or its template refuses the conversation.
+        """
+        if not self.has_chat_template:
+            raise InputError(f"the tokenizer of {self.name!r} has no chat template; expected a model tuned for chat")
+        conversation = [{"role": role, "content": content} for role, content in messages]
+        try:
+            text = self.tokenizer.apply_chat_template(conversation, tokenize=False)
+        except Exception as error:  # a template is a program of the model's authors, and may raise anything
+            raise InputError(
+                f"the chat template of {self.name!r} refuses the conversation that begins with "
+                f"{messages[0][1][:60]!r}: {error}; expected turns in an order that the template takes"
+            ) from error
+        return self.encode_bare(str(text))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -52,7 +52,7 @@ def plant(sequences: Sequence[Sequence[int]]) -> Forest:
     previous: Sequence[int] = ()
     for index in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
         sequence = sequences[index]
-        kept = _common(previous, sequence)
+        kept = common_length(previous, sequence)
         for node in path[kept:]:
             ends[node] = len(tokens)
         del path[kept:]
@@ -81,7 +81,7 @@ def group_by_prefix(sequences: Sequence[Sequence[int]], token_budget: int) -> li
     previous: tuple[int, ...] = ()
     for index in sorted(range(len(sequences)), key=lambda i: (tuple(sequences[i]), i)):
         sequence = tuple(sequences[index])
-        new = len(sequence) - _common(previous, sequence)
+        new = len(sequence) - common_length(previous, sequence)
         if groups and nodes + new <= token_budget:
             groups[-1].append(index)
             nodes += new
@@ -92,7 +92,7 @@ def group_by_prefix(sequences: Sequence[Sequence[int]], token_budget: int) -> li
     return groups
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Number of tokens with which both begin."""
     for n, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:

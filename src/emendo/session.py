@@ -24,6 +24,7 @@ from emendo.methods.config import MomentSettings
 from emendo.models import ModelAdapter
 from emendo.models.contents import Contents, differing_layers, same_bits
 from emendo.moments import MomentStore, describe_for_method, obtain_for_method
+from emendo.numerics import pinned
 from emendo.pipeline import plan_edit, reference_norms
 from emendo.plan import Plan
 from emendo.progress import Progress
@@ -98,6 +99,7 @@ class EditSession:
         """Every value that `plan` would use, and where it comes from; nothing is computed."""
         return resolve_technique(method, self.lm, layers=layers, settings=settings)
 
+    @pinned()
     def plan(
         self,
         requests: Sequence[EditRequest],
@@ -127,6 +129,7 @@ class EditSession:
                 return self._plan_baseline(lm, requests, resolved)
             return self._plan_method(lm, requests, resolved)
 
+    @pinned()
     def apply(self, update: ModelUpdate) -> None:
         """Add an update to the model.
 
@@ -141,6 +144,7 @@ class EditSession:
             self.lm.contents.check()
             self._write(self._edits.after(update, self.lm))
 
+    @pinned()
     def rollback(self) -> None:
         """Take every update out: each touched matrix gets its original bytes back.
 
@@ -151,6 +155,7 @@ class EditSession:
             if self._edits.updates:  # else there may be edits of another session, which are not ours to forget
                 self._write(HeldEdits())
 
+    @pinned()
     def move_to(self, updates: Sequence[ModelUpdate]) -> None:
         """Bring the model to its base plus exactly these updates, in order; if one does not fit, nothing changes.
 
@@ -231,6 +236,7 @@ class EditSession:
         with self.lm.access.reading(), self._isolated(HeldEdits()) as lm:
             yield lm
 
+    @pinned()
     def second_moments(
         self, layers: Sequence[int], settings: MomentSettings
     ) -> tuple[dict[int, Moment], dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate.tokens import resolve_token_budget, token_scores
 from emendo.models import ModelAdapter, pack_by_tokens
+from emendo.numerics import pinned
 from emendo.progress import Progress, Silent
 
 WINDOW = 1024
@@ -41,6 +42,7 @@ def packaged_text() -> str:
     return file.read_text(encoding="utf-8")
 
 
+@pinned()
 def perplexity(
     adapter: ModelAdapter,
     text: str | Sequence[str],

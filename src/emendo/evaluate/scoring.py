@@ -11,10 +11,12 @@ from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
 from emendo.evaluate.tokens import TokenScores, score_tokens, scores_by_pair
 from emendo.models import ModelAdapter
+from emendo.numerics import pinned
 from emendo.progress import Progress
 from emendo.requests import EditRecord, Pair
 
 
+@pinned()
 def score_targets(
     adapter: ModelAdapter,
     pairs: Sequence[Pair],
@@ -81,6 +83,7 @@ class RecordScores:
         }
 
 
+@pinned()
 def evaluate_records(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],

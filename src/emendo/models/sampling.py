@@ -90,5 +90,5 @@ def draw(
 def row_uniforms(seed: int, row: int, length: int) -> Float[Tensor, " length"]:
     """The random numbers of one row; made on the CPU whatever the model's device, so that a seed means the same."""
     mixed = hashlib.sha256(f"{seed}:{row}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "big"))
-    return torch.rand(length, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(mixed[:4], "big"))
+    return torch.rand(length, generator=generator, dtype=torch.float32, device="cpu")

@@ -15,6 +15,7 @@ from emendo.moments.corpus import SAMPLE_ROWS
 from emendo.moments.second_moment import SecondMoment
 from emendo.moments.spec import Fingerprint, MomentSpec, canonical_json
 from emendo.moments.store import FORMAT, pack_triangle, unpack_triangle
+from emendo.numerics import pinned
 from emendo.progress import Progress, Silent
 from emendo.storage import read_tensor_file, write_tensor_file
 
@@ -25,6 +26,7 @@ CHECKPOINT_EVERY = 16
 """Forward passes between two saved states: at most this much work is lost."""
 
 
+@pinned()
 def collect_moments(
     adapter: ModelAdapter,
     layers: Sequence[int],

@@ -261,3 +261,23 @@ def test_the_card_says_what_was_edited_and_shows_text_as_text(tiny_llama: ModelA
     assert all(update.id in card for update in updates)
     assert "emmet, layers 1, 2" in card
     assert "base_model:" not in (write_adapter(tiny_llama, updates, tmp_path).path / "README.md").read_text()
+
+
+def test_two_adapters_in_peft_are_added_by_cat_and_by_svd_not_by_linear(tmp_path: Path) -> None:
+    """`linear` adds the A and the B of two adapters on their own: (B₁ + B₂)(A₁ + A₂), with two products too many."""
+    adapter = build_tiny("llama")
+    first, second = (random_update(adapter, {1: 3, 2: 2}, seed=seed) for seed in (1, 2))
+    served = PeftModel.from_pretrained(
+        copy.deepcopy(adapter.model), write_adapter(adapter, [first], tmp_path).path, adapter_name="first"
+    )
+    served.load_adapter(write_adapter(adapter, [second], tmp_path).path, adapter_name="second")
+    module = served.base_model.model.get_submodule(adapter.module_name(1))
+    parts = [module.get_delta_weight(name).double() for name in ("first", "second")]
+    crossed = sum(
+        module.lora_B[one].weight.double() @ module.lora_A[other].weight.double()
+        for one, other in (("first", "second"), ("second", "first"))
+    )
+    for kind, wanted in (("cat", sum(parts)), ("svd", sum(parts)), ("linear", sum(parts) + crossed)):
+        served.add_weighted_adapter(["first", "second"], [1.0, 1.0], kind, combination_type=kind, svd_rank=16)
+        torch.testing.assert_close(module.get_delta_weight(kind).double(), wanted, rtol=1e-4, atol=1e-6)
+    assert float(crossed.norm()) > 0.3 * float(sum(parts).norm())

@@ -47,6 +47,10 @@ class LayerReport:
         return asdict(self) | {"solves": [asdict(solved) for solved in self.solves]}
 
 
+_SHOWN = 3
+"""Facts that the short form of a plan names."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """An edit that has been worked out and not yet applied.
@@ -69,6 +73,12 @@ class Plan:
     targets: tuple[TargetTrace, ...]
     layers: tuple[LayerReport, ...]
     seconds: dict[str, float]
+
+    def __repr__(self) -> str:
+        facts = "; ".join(f"{request.text} → {request.target}" for request in self.requests[:_SHOWN])
+        more = f" and {len(self.requests) - _SHOWN} more" if len(self.requests) > _SHOWN else ""
+        count = f"{len(self.requests)} request(s)"
+        return f"<Plan by {self.method.config.name}, {count}: {facts:.200}{more}; {self.update!r}>"
 
 
 def layer_report(

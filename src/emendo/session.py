@@ -10,9 +10,9 @@ other thread. Plans and previews work on isolated modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from emendo.activations.target_memory import TargetMemory
 from emendo.baseline_plan import plan_baseline
@@ -28,13 +28,18 @@ from emendo.numerics import pinned
 from emendo.pipeline import plan_edit, reference_norms
 from emendo.plan import Plan
 from emendo.progress import Progress
-from emendo.requests import EditRequest, check_requests
+from emendo.requests import EditRecord, EditRequest, check_requests, requests_of
 from emendo.shapes import Moment, Weight
 from emendo.solve import PreparedLayer, output_power, prepare
 from emendo.techniques import ResolvedTechnique, Technique, resolve_technique
 from emendo.text import prefix_contexts
 from emendo.update import LayerUpdate, ModelUpdate
 from emendo.versions import versions
+
+Requests: TypeAlias = (
+    EditRequest | EditRecord | Mapping[str, Any] | Iterable[EditRequest | EditRecord | Mapping[str, Any]]
+)
+"""What a plan takes as facts."""
 
 
 class EditSession:
@@ -61,6 +66,11 @@ class EditSession:
         targets: TargetMemory | None = None,
         progress: Progress | None = None,
     ) -> None:
+        if not isinstance(lm, ModelAdapter):
+            raise InputError(
+                f"found a {type(lm).__name__} for the model; expected one from emendo.load(NAME) or, of a transformers "
+                "model and its tokenizer, emendo.wrap(model, tokenizer)"
+            )
         self.lm = lm
         self.seed = seed
         self.targets = targets
@@ -72,6 +82,11 @@ class EditSession:
         self._powers: dict[int, tuple[Moment, float]] = {}
         self._contexts: dict[tuple[str, int, str, tuple[str, ...]], tuple[str, ...]] = {}
         self._check_own()
+
+    def __repr__(self) -> str:
+        count = len(self.applied_updates)
+        held = f"{count} update(s) applied" if count else "no updates applied"
+        return f"<EditSession on {self.lm.name}: {held}, seed {self.seed}>"
 
     @property
     def _edits(self) -> HeldEdits:
@@ -102,7 +117,7 @@ class EditSession:
     @pinned()
     def plan(
         self,
-        requests: Sequence[EditRequest],
+        requests: Requests,
         method: str | Technique = "emendo",
         *,
         layers: Sequence[int] | None = None,
@@ -111,7 +126,7 @@ class EditSession:
         """Work out an edit on the model as it is now; nothing is changed, also after an error.
 
         Args:
-            requests: The facts to write.
+            requests: The facts to write: one or several requests, records, or dictionaries with their fields.
             method: Name or config of a method, or of a baseline (`emendo methods` lists both).
             layers: Edited layers; None takes the preset for the model, or the baseline's own.
             settings: Values by dotted name, such as ``{"target.steps": 20}``.
@@ -120,6 +135,7 @@ class EditSession:
             InputError: Requests, method, settings or layers cannot be used, or another session has edits in the model;
                 says which and why.
         """
+        requests = requests_of(requests)
         check_requests(requests)
         resolved = self.resolve(method, layers=layers, settings=settings)
         with self.lm.isolated() as lm:  # from here on nobody writes the weights
@@ -130,8 +146,8 @@ class EditSession:
             return self._plan_method(lm, requests, resolved)
 
     @pinned()
-    def apply(self, update: ModelUpdate) -> None:
-        """Add an update to the model.
+    def apply(self, update: ModelUpdate | Plan) -> None:
+        """Add an update, or that of a plan, to the model.
 
         Raises:
             BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
@@ -139,6 +155,7 @@ class EditSession:
             NumericalError: The weights would not be finite in the model's dtype.
             WeightsChangedError: Somebody else has changed the weights.
         """
+        update = _update(update)
         with self.lm.access.turn():
             self._check_own()
             self.lm.contents.check()
@@ -169,7 +186,7 @@ class EditSession:
             self._check_own()
             edits = HeldEdits()
             for update in updates:
-                edits = edits.after(update, self.lm)
+                edits = edits.after(_update(update), self.lm)
             if self._edits.updates or updates:
                 self._write(edits)
 
@@ -408,3 +425,18 @@ def _check_enough_tokens(record: Mapping[str, Any], d_in: int) -> None:
             "which an update would then use as if they were free; expected at least as many tokens as directions "
             "(--set moments.multiple=10), or a ridge (--set preservation.ridge=VALUE)"
         )
+
+
+def _update(given: object) -> ModelUpdate:
+    """The update that was handed over, by itself or in its plan.
+
+    Raises:
+        InputError: It is neither.
+    """
+    update = given.update if isinstance(given, Plan) else given
+    if not isinstance(update, ModelUpdate):
+        raise InputError(
+            f"found a {type(given).__name__} for the update; expected a ModelUpdate (ModelUpdate.load(PATH) reads one) "
+            "or a Plan"
+        )
+    return update

@@ -29,6 +29,9 @@ _FORMAT = TensorFileFormat(
 )
 
 
+_SHOWN = 6
+"""Layers that the short form of an update names."""
+
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What factors can be; anything else would fail in the middle of an edit, or give another ΔW without a word."""
 
@@ -69,6 +72,10 @@ class LayerUpdate:
                 f"layer {self.layer}: factors of dtype {', '.join(f'{dtype} ({n})' for n, dtype in dtypes.items())}; "
                 f"expected one for residuals and dual keys, and each of {', '.join(map(str, _DTYPES))}"
             )
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.tensors.items())
+        return f"<LayerUpdate of {self.module}, {shapes}, {self.residuals.dtype}>"
 
     @property
     def rank(self) -> int:
@@ -132,6 +139,13 @@ class ModelUpdate:
             raise InputError(
                 f"an update of layers {numbers} cannot be kept; expected each once, ascending: use merge_layers(parts)"
             )
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{part.layer} (rank {part.rank})" for part in self.layers[:_SHOWN])
+        more = f" and {len(self.layers) - _SHOWN} more" if len(self.layers) > _SHOWN else ""
+        after = f", after {len(self.preceding)} other update(s)" if self.preceding else ""
+        name = self.base.get("name", "an unnamed model")
+        return f"<ModelUpdate of {name}: layers {parts or 'none'}{more}, {self.nbytes / 1024:,.0f} KiB{after}>"
 
     @property
     def id(self) -> str:

@@ -1,5 +1,6 @@
 """What to edit: requests, records (a request with probes), their form as plain values, and validation."""
 
+from emendo.requests.given import requests_of
 from emendo.requests.hints import NAMES_ELSEWHERE, SLOT, shown
 from emendo.requests.joining import JOINS, Join, Pair, attaches, continuation, keeps_joint, spelled_as_stored, unspaced
 from emendo.requests.reading import record_from_dict
@@ -31,6 +32,7 @@ __all__ = [
     "continuation",
     "keeps_joint",
     "record_from_dict",
+    "requests_of",
     "same_text",
     "shown",
     "spelled_as_stored",

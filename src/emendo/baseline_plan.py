@@ -62,7 +62,12 @@ def plan_baseline(
     trained = time.perf_counter()
     before = {update.layer: update for update in earlier}
     weight = weights or adapter.weight
-    reports = tuple(trained_layer_report(update, weight(update.layer), before.get(update.layer)) for update in layers)
+    reports = tuple(
+        trained_layer_report(
+            update, weight(update.layer), before.get(update.layer), dtype=adapter.weight(update.layer).dtype
+        )
+        for update in layers
+    )
     info = {
         "requests": [request.to_dict() for request in requests],
         "method": baseline.to_dict(),

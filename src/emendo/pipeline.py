@@ -265,6 +265,7 @@ class _Run:
             self.prepared[layer].moment,
             self.start[layer],
             self.earlier.get(layer),
+            dtype=self.adapter.weight(layer).dtype,
             power=None if self.powers is None else self.powers[layer],
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from emendo.activations.targets import TargetTrace
+from emendo.models.rounding import at, kept_of, rounding
 from emendo.requests import EditRequest
 from emendo.shapes import Moment, Weight
 from emendo.solve import SolveStats, frobenius_norm, output_power, preservation_cost, retained_in_all
@@ -27,11 +28,13 @@ class LayerReport:
         relative_norm: ‖ΔW‖_F / ‖W‖_F.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ), W unedited: mean squared change of the layer's output on preserved
             keys, relative to the output's own mean square; None for a baseline, which collects no C.
-        written: Part of the wanted residuals that the finished update gives at its own keys, each request weighed by
-            what it wanted (its squared residual); 1 is all. None for a baseline, which has no keys, and where nothing
-            was wanted.
+        written: Part of the wanted residuals that the finished update, rounded to the model's dtype, gives at its own
+            keys, each request weighed by what it wanted (its squared residual); 1 is all. None for a baseline, which
+            has no keys, and where nothing was wanted.
         disturbed: Change of what earlier edits had written at their keys, relative to it, root mean square; None where
             there is nothing or their keys are not known.
+        kept: What rounding to the model's dtype leaves of the update: at the key where it leaves least, or of ΔW itself
+            where there are no keys; 1 is all. None where it is not known, or the update is zero.
     """
 
     layer: int
@@ -41,6 +44,7 @@ class LayerReport:
     relative_cost: float | None
     written: float | None
     disturbed: float | None
+    kept: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -89,6 +93,7 @@ def layer_report(
     weight: Weight,
     earlier: LayerUpdate | None,
     *,
+    dtype: torch.dtype,
     power: float | None = None,
 ) -> LayerReport:
     """Measure the finished update of a layer, made by a method.
@@ -100,6 +105,7 @@ def layer_report(
         moment: C, the mean second moment of the layer's preserved keys.
         weight: The weight that the update is added to, in float32 or better.
         earlier: Sum of the updates already in the model.
+        dtype: Of the model's weight.
         power: tr(W C Wᵀ) of the weight that the cost is relative to, which is as much work as a factorisation of C;
             None: it is worked out for `weight`.
     """
@@ -109,21 +115,29 @@ def layer_report(
     cost = preservation_cost(finished.residuals, finished.dual_keys, moment)
     assert solved.keys is not None  # made by a solve
     written = retained_in_all((finished.residuals, finished.dual_keys), solved.keys, solved.residuals)
+    lost = rounding(weight, finished, dtype)
+    if written is not None:
+        wanted = solved.residuals.double()
+        written += float((at(lost, solved.keys) * wanted).sum() / wanted.square().sum())
     return replace(
         trained_layer_report(finished, weight, earlier),
+        kept=kept_of(finished, lost, solved.keys),
         solves=tuple(stats),
         relative_cost=cost / (output_power(weight, moment) if power is None else power),
         written=written,
     )
 
 
-def trained_layer_report(update: LayerUpdate, weight: Weight, earlier: LayerUpdate | None) -> LayerReport:
+def trained_layer_report(
+    update: LayerUpdate, weight: Weight, earlier: LayerUpdate | None, *, dtype: torch.dtype | None = None
+) -> LayerReport:
     """Measure what is known of any update of a layer, such as a baseline's: no solve, no C, no keys.
 
     Args:
         update: The update that will be applied.
         weight: The weight that the update is added to, in float32 or better.
         earlier: Sum of the updates already in the model.
+        dtype: Of the model's weight; None leaves out what rounding to it keeps.
     """
     norm = frobenius_norm(update.residuals, update.dual_keys)
     return LayerReport(
@@ -134,6 +148,7 @@ def trained_layer_report(update: LayerUpdate, weight: Weight, earlier: LayerUpda
         relative_cost=None,
         written=None,
         disturbed=None if earlier is None else _disturbed(update, earlier),
+        kept=None if dtype is None else kept_of(update, rounding(weight, update, dtype), None),
     )
 
 

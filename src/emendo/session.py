@@ -23,6 +23,7 @@ from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.methods.config import MomentSettings
 from emendo.models import ModelAdapter
 from emendo.models.contents import Contents, differing_layers, same_bits
+from emendo.models.rounding import tell_of_rounding
 from emendo.moments import MomentStore, describe_for_method, obtain_for_method
 from emendo.numerics import pinned
 from emendo.pipeline import plan_edit, reference_norms
@@ -142,8 +143,11 @@ class EditSession:
             self._check_own()
             self.lm.contents.check()
             if isinstance(resolved, ResolvedBaseline):
-                return self._plan_baseline(lm, requests, resolved)
-            return self._plan_method(lm, requests, resolved)
+                plan = self._plan_baseline(lm, requests, resolved)
+            else:
+                plan = self._plan_method(lm, requests, resolved)
+        tell_of_rounding({report.layer: report.kept for report in plan.layers}, self.lm.dtype)
+        return plan
 
     @pinned()
     def apply(self, update: ModelUpdate | Plan) -> None:

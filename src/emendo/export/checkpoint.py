@@ -11,6 +11,7 @@ from emendo.export.card import checkpoint_card
 from emendo.export.chain import checked_chain
 from emendo.models import ModelAdapter, check_saveable, edited_weight, save_model
 from emendo.models.loading import dtype_named
+from emendo.models.rounding import kept_of, rounding, tell_of_rounding
 from emendo.storage import check_room, whole_folder
 from emendo.update import ModelUpdate
 
@@ -45,7 +46,8 @@ def write_checkpoint(
         NumericalError: A weight is not finite in the dtype of the files.
         OutputError: The folder cannot be written, or holds something.
     """
-    layers = [part.layer for part in checked_chain(adapter, updates)]
+    total = checked_chain(adapter, updates)
+    layers = [part.layer for part in total]
     chosen = dtype_named(dtype)
     check_saveable(adapter)
     path = Path(out).expanduser()
@@ -57,6 +59,11 @@ def write_checkpoint(
         for layer in layers
     }
     with whole_folder(path) as draft:
+        kept = {
+            part.layer: kept_of(part, rounding(adapter.weight(part.layer), part, chosen or adapter.dtype), part.keys)
+            for part in total
+        }
+        tell_of_rounding(kept, chosen or adapter.dtype)
         save_model(adapter, weights, draft, chosen)
         card = checkpoint_card(
             base_name or adapter.name, updates, dtype=str(chosen or adapter.dtype).removeprefix("torch.")

@@ -17,7 +17,10 @@ from emendo.printable import well_formed
 from emendo.session import EditSession
 from emendo.techniques import Technique, technique_named, with_settings
 from emendo.update import ModelUpdate
-from emendo.versions import versions
+from emendo.versions import processor, versions
+
+NOT_RECORDED = "not recorded"
+"""Of what an earlier Emendo did not look at."""
 
 
 class Planner(Protocol):
@@ -30,7 +33,7 @@ class Planner(Protocol):
         """Plan an edit on the model as it is, and add it to the model."""
 
     def environment(self) -> dict[str, str]:
-        """What can change a bit of a result: versions, device, threads."""
+        """What can change a bit of a result: versions, device, threads, instruction set and math libraries."""
 
 
 class SessionPlanner:
@@ -70,13 +73,14 @@ class SessionPlanner:
         return update
 
     def environment(self) -> dict[str, str]:
-        """Versions, device and threads of this process."""
+        """What computes in this process."""
         return environment(self.session)
 
 
 def environment(session: EditSession) -> dict[str, str]:
     """What can change a bit of what a session computes, beside its model and its settings."""
-    found = {**versions(), "device": str(session.lm.device), "threads": str(torch.get_num_threads())}
+    device = str(session.lm.device)
+    found = {**versions(), "device": device, "threads": str(torch.get_num_threads()), **processor(device)}
     return {name: well_formed(value) for name, value in found.items()}
 
 
@@ -111,13 +115,13 @@ def changed_environment(edits: Sequence[KeptEdit], now: dict[str, str]) -> dict[
     """Where the environment of a replay differs from that of the edits: then bits may differ too.
 
     Returns:
-        By name, the value of the edits and the present one.
+        By name, the value of the edits and the present one; what edits of an earlier Emendo did not record is said.
     """
     return {
-        name: [was, now.get(name, "")]
+        name: [edit.environment.get(name, NOT_RECORDED), now.get(name, "")]
         for edit in edits
-        for name, was in edit.environment.items()
-        if was != now.get(name, "")
+        for name in {**now, **edit.environment}
+        if edit.environment.get(name, NOT_RECORDED) != now.get(name, "")
     }
 
 

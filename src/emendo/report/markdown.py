@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from emendo.models.rounding import LEAST_KEPT
 from emendo.printable import printable
 from emendo.report.tables import added_ridge_note, layer_table, target_table, training_table
 
 NOT_JUDGED = "Nothing was judged: what this edit does to its facts, their neighbours and other text was not measured"
 """Said where a judgement would stand."""
+
+_ROUNDED = (
+    "**Rounding to the model's dtype loses part of this edit** (`kept by rounding`). Keep it as an adapter over the "
+    "unedited base (`emendo export peft`), or load and write the model in float32 (`--dtype float32`)."
+)
 
 SHOWN_SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 
@@ -37,6 +43,8 @@ def markdown_report(document: dict[str, Any]) -> str:
         lines += _gate(gate)
     lines += ["## What the edit does to each layer", ""]
     lines += _table(*layer_table(document)) if document["layers"] else _unwritten(document)
+    if any(layer.get("kept") is not None and layer["kept"] < LEAST_KEPT for layer in document["layers"]):
+        lines += [_ROUNDED, ""]
     if document["targets"]:
         lines += ["## Target search", "", *_table(*target_table(document))]
     if note := added_ridge_note(document):

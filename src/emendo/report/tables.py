@@ -23,6 +23,7 @@ def layer_table(document: Mapping[str, Any]) -> Rows:
         "‖ΔW‖/‖W‖": lambda layer: _figure(layer["relative_norm"], ".4f"),
         "tr(ΔCΔᵀ)/tr(WCWᵀ)": lambda layer: _figure(layer["relative_cost"], ".2e"),
         "written": lambda layer: _figure(layer["written"], ".3f"),
+        "kept by rounding": lambda layer: _rounded(layer.get("kept")),
         "disturbed": lambda layer: _figure(layer["disturbed"], ".4f"),
         "constraint error": lambda layer: _figure(_worst(layer, "constraint_error"), ".1e"),
         "effective λ": lambda layer: _figure(_first(layer, "effective_lambda"), "g"),
@@ -75,6 +76,11 @@ def training_table(document: Mapping[str, Any]) -> Rows:
 
 def _figure(value: float | None, form: str) -> str | None:
     return None if value is None else format(value, form)
+
+
+def _rounded(kept: float | None) -> str | None:
+    """What rounding leaves, where it takes anything that three digits show."""
+    return None if kept is None or kept >= 0.9995 else f"{kept:.3f}"
 
 
 def _worst(layer: Mapping[str, Any], name: str) -> float | None:

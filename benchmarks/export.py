@@ -31,9 +31,10 @@ from peft import PeftModel
 from torch import Tensor
 
 from benchmarks.machine import describe_machine
+from emendo.datasets import read_records
 from emendo.export import write_adapter, write_checkpoint
 from emendo.models import ModelAdapter, load
-from emendo.requests import EditRecord, read_records
+from emendo.requests import EditRecord
 from emendo.session import EditSession
 from emendo.text import align_edit
 from emendo.update import ModelUpdate

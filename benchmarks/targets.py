@@ -27,8 +27,7 @@ from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
 from emendo import EditRequest, ModelAdapter, load
 from emendo.activations.objective import Entry, target_problem
 from emendo.activations.targets import Targets, TargetSettings, find_targets
-from emendo.datasets import load_records
-from emendo.requests import parse_records
+from emendo.datasets import load_records, parse_records
 from emendo.text import prefix_contexts
 
 RULES = {

@@ -35,6 +35,6 @@ def random_update(
         seed: Of the factors.
         info: What it records.
     """
-    base = {"name": adapter.name, "weights_sha256": adapter.weights_digest()}
+    base = adapter.identity()
     parts = tuple(random_part(adapter, layer, ranks[layer], seed + 31 * layer) for layer in sorted(ranks))
     return ModelUpdate(parts, base, tuple(update.id for update in earlier), info)

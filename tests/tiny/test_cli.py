@@ -306,19 +306,17 @@ def test_a_numerical_failure_is_exit_code_1(
 def test_a_disk_that_fills_up_leaves_no_update_and_no_litter(
     emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename = os.replace
-
     def full(draft: str | Path, target: str | Path) -> None:
-        if Path(target).parent == tmp_path / "out":
-            raise OSError(28, "No space left on device")
-        rename(draft, target)
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    before = set(tmp_path.iterdir())
+    for rename in ("rename", "replace"):
+        monkeypatch.setattr(os, rename, full)
     code, out, err = emendo_call(emendo, model, tmp_path)
     assert code == 2
     assert "No space left" in err
     assert json.loads(out)["error"]["type"] == "OutputError"
-    assert list((tmp_path / "out").iterdir()) == []
+    assert set(tmp_path.iterdir()) == before
 
 
 # ---- moments -------------------------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ def test_another_configuration_in_the_same_folder_is_refused_in_words(run: Any, 
     with pytest.raises(ExperimentError, match="n was 4, and is now 8"):
         run(cell(data), config={"n": 8, "seed": 0})
     unfinish(tmp_path, cell(data))
-    with pytest.raises(ExperimentError, match="weights_sha256 was"):
+    with pytest.raises(ExperimentError, match="weights_sha256: found"):
         run(cell(data), config={"n": 4, "seed": 0}, adapter=build_tiny("llama", seed=1))
     write_records(Path(data), 6)
     with pytest.raises(ExperimentError, match="records was 10, and is now 6"):

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 import emendo.experiments.files as files
+import emendo.experiments.folder as folder
+import emendo.experiments.ground as ground
 import emendo.storage.tensor_file as tensor_file
 from emendo.experiments import Cell, Experiment, ExperimentConfig, Measures, comparable
 from emendo.moments import MomentStore
@@ -90,7 +92,8 @@ class Kill:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self.at, self.when = 0, -1, "before"
-        for module, name in ((files, "append_lines"), (files, "write_text"), (tensor_file, "save_file")):
+        writers = ((files, "append_lines"), (folder, "write_json"), (ground, "write_json"), (tensor_file, "save_file"))
+        for module, name in writers:
             monkeypatch.setattr(module, name, self._wrapped(name, getattr(module, name)))
         # The folder module has the function under its own name.
         monkeypatch.setattr("emendo.experiments.folder.append_lines", files.append_lines)

@@ -234,7 +234,7 @@ def test_updates_out_of_order_or_of_another_model(tiny_llama: ModelAdapter, tmp_
     for wrong in ([second], [second, first], [first, first]):
         with pytest.raises(BaseMismatchError, match=r"on top of \d earlier"):
             write_adapter(tiny_llama, wrong, tmp_path)
-    with pytest.raises(BaseMismatchError, match="load that model"):
+    with pytest.raises(BaseMismatchError, match="load the model that it is for"):
         write_adapter(build_tiny("llama", seed=1), [first], tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -62,7 +62,16 @@ def test_refusals(emendo: Command, model: str, files: tuple[str, str], tmp_path:
         ("peft", "--model", model, "--update", files[0], "--fold", "2", *out): "--fold",
         ("peft", "--model", model, "--update", files[0], "--out", files[0]): "is a file",
         ("checkpoint", "--model", model, "--update", files[0], "--dtype", "int4", *out): "unknown dtype",
-        ("checkpoint", "--model", model, "--model-dtype", "bfloat16", "--update", files[0], *out): "load that model",
+        (
+            "checkpoint",
+            "--model",
+            model,
+            "--model-dtype",
+            "bfloat16",
+            "--update",
+            files[0],
+            *out,
+        ): "load the model that it is for",
     }
     for arguments, words in cases.items():
         code, _, err = emendo("export", *arguments)

@@ -55,6 +55,8 @@ def test_the_pretraining_separator_comes_before_a_chat_models_eos(
     tiny_llama: ModelAdapter,
 ) -> None:
     tiny_llama.tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
+    assert separator_ids(tiny_llama) == [tiny_llama.tokenizer.eos_token_id]  # the model has no row for it yet
+    tiny_llama.model.resize_token_embeddings(len(tiny_llama.tokenizer))
     assert separator_ids(tiny_llama) == [tiny_llama.tokenizer.convert_tokens_to_ids("<|endoftext|>")]
 
 

@@ -144,6 +144,9 @@ def run_edit(
         out = out if gated.admitted else None
     stages = dict(terminal.seconds)
     document = report_document(plan, judgement, {**stages, "total after loading": time.perf_counter() - begin})
+    if judged:  # for once into the weights themselves, and out of them again
+        with session.applied(plan.update):
+            pass
     session.rollback()  # of the earlier edits of a ledger; otherwise there are none
     # Rolled back is checked on the bytes of every touched matrix.
     checked = session.verify_rolled_back()

@@ -34,7 +34,7 @@ class LayerReport:
         disturbed: Change of what earlier edits had written at their keys, relative to it, root mean square; None where
             there is nothing or their keys are not known.
         kept: What rounding to the model's dtype leaves of the update: at the key where it leaves least, or of ΔW itself
-            where there are no keys; 1 is all. None where it is not known, or the update is zero.
+            where there are no keys; 1 is all. None in float32 and finer, where it is not known, or the update is zero.
     """
 
     layer: int
@@ -121,7 +121,7 @@ def layer_report(
         written += float((at(lost, solved.keys) * wanted).sum() / wanted.square().sum())
     return replace(
         trained_layer_report(finished, weight, earlier),
-        kept=kept_of(finished, lost, solved.keys),
+        kept=kept_of(finished, lost, solved.keys, dtype),
         solves=tuple(stats),
         relative_cost=cost / (output_power(weight, moment) if power is None else power),
         written=written,
@@ -148,7 +148,7 @@ def trained_layer_report(
         relative_cost=None,
         written=None,
         disturbed=None if earlier is None else _disturbed(update, earlier),
-        kept=None if dtype is None else kept_of(update, rounding(weight, update, dtype), None),
+        kept=None if dtype is None else kept_of(update, rounding(weight, update, dtype), None, dtype),
     )
 
 

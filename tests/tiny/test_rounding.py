@@ -38,7 +38,7 @@ def test_written_is_what_is_in_the_model(dtype: torch.dtype, rate: float) -> Non
     assert report.written == pytest.approx(float((given * wanted).sum() / wanted.square().sum()), abs=1e-4)
     asked = part.at(part.keys)
     shares = (given * asked).sum(dim=1) / asked.square().sum(dim=1)
-    assert report.kept == pytest.approx(float(shares.min()), abs=1e-4)
+    assert report.kept == (None if dtype == torch.float32 else pytest.approx(float(shares.min()), abs=1e-4))
     assert plan.update.info["layers"][0]["written"] == report.written
 
 
@@ -64,4 +64,4 @@ def test_an_edit_that_rounding_leaves_is_not_spoken_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", EmendoWarning)
         plan = EditSession(build_tiny()).plan(FACTS, "emmet", settings=SETTINGS)
-    assert plan.layers[0].kept == pytest.approx(1, abs=1e-4)
+    assert plan.layers[0].kept is None  # nothing finer to go to

@@ -141,6 +141,36 @@ def test_a_write_waits_for_a_pass_that_is_under_way(session: EditSession) -> Non
     assert not torch.equal(found[1], base)
 
 
+def test_a_pass_that_one_write_held_back_is_waited_for_by_the_next(
+    session: EditSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has met its gate already, so the next write cannot hold it back: it must not begin before that pass ends."""
+    update, base = quick_plan(session, [EIFFEL], "memit", layers=[0, 1, 2]).update, logits(session.lm)
+    held, go_on, found, sleep = threading.Event(), threading.Event(), list[Tensor](), time.sleep
+
+    def slow(seconds: float) -> None:
+        if threading.current_thread() is passing:
+            held.set()
+            assert go_on.wait(60)
+        sleep(seconds)
+
+    passing = threading.Thread(target=lambda: found.append(logits(session.lm)))
+    monkeypatch.setattr("emendo.models.access.time.sleep", slow)
+    access = session.lm.access
+    with access.turn(), access.writing():
+        passing.start()
+        assert held.wait(60)
+    writer = threading.Thread(target=session.apply, args=(update,))
+    writer.start()
+    sleep(0.2)
+    assert writer.is_alive()
+    assert torch.equal(session.lm.weight(0), session.lm.base_weight(0))
+    go_on.set()
+    for thread in (passing, writer):
+        thread.join(60)
+    assert torch.equal(found[0], base)
+
+
 def test_an_error_in_a_pass_lets_the_write_go_on(session: EditSession) -> None:
     update = quick_plan(session, [EIFFEL]).update
     handle = session.lm.blocks[0].register_forward_pre_hook(lambda module, args: 1 / 0)

@@ -59,11 +59,12 @@ def write_checkpoint(
         for layer in layers
     }
     with whole_folder(path) as draft:
+        stored = chosen or adapter.dtype
         kept = {
-            part.layer: kept_of(part, rounding(adapter.weight(part.layer), part, chosen or adapter.dtype), part.keys)
+            part.layer: kept_of(part, rounding(adapter.weight(part.layer), part, stored), part.keys, stored)
             for part in total
         }
-        tell_of_rounding(kept, chosen or adapter.dtype)
+        tell_of_rounding(kept, stored)
         save_model(adapter, weights, draft, chosen)
         card = checkpoint_card(
             base_name or adapter.name, updates, dtype=str(chosen or adapter.dtype).removeprefix("torch.")

@@ -225,7 +225,8 @@ def _runs(decoder: nn.Module, frame: FrameType | None) -> bool:
     """Whether a thread is inside a forward pass of the decoder, and not held back at its beginning."""
     while frame is not None:
         if frame.f_code is _GATE_CODE:
-            return False
+            # The gate of a write that is over lets its thread go on, which then never meets the next write's gate.
+            return not frame.f_locals["self"].closed
         if frame.f_code is _CALL_CODE and frame.f_locals.get("self") is decoder:
             return True
         frame = frame.f_back

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 from transformers import __version__ as transformers_version
 
 COMPILED = "_orig_mod"
@@ -56,7 +57,9 @@ def config_record(config: Any, model: nn.Module) -> str:
         config: Of the decoder.
         model: The whole model.
     """
-    record = {"settings": _settings(config), "buffers": _buffers(model), "transformers": transformers_version}
+    sampling = GenerationConfig().to_dict()  # how text is sampled says nothing of the model
+    settings = {name: value for name, value in _settings(config).items() if name not in sampling}
+    record = {"settings": settings, "buffers": _buffers(model), "transformers": transformers_version}
     return json.dumps(record, sort_keys=True, default=str)
 
 

@@ -28,14 +28,19 @@ def rounding(weight: Weight, update: LayerUpdate, dtype: torch.dtype) -> Weight:
     return (weight + delta).to(dtype).to(weight) - weight.to(dtype).to(weight) - delta
 
 
-def kept_of(update: LayerUpdate, lost: Weight, keys: Keys | None) -> float | None:
+def kept_of(update: LayerUpdate, lost: Weight, keys: Keys | None, dtype: torch.dtype) -> float | None:
     """What rounding leaves of an update: ⟨ΔW' k, ΔW k⟩ / ⟨ΔW k, ΔW k⟩ at the key where that is least; ΔW' is rounded.
+
+    None for float32 and finer: what is lost there is no visible part of a model, and there is nothing finer to go to.
 
     Args:
         update: ΔW as factors.
         lost: ΔW' − ΔW.
         keys: Where to look; None: the same of the matrices themselves.
+        dtype: That it was rounded to.
     """
+    if dtype.itemsize >= torch.float32.itemsize:
+        return None
     if keys is None or not len(keys):
         delta = update.to(lost.device).delta().double()
         size = float(delta.square().sum())

@@ -47,7 +47,8 @@ def see(
 ) -> None:
     """Show what every single edit does: where it fires, what it writes, which answers it carries."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    from emendo.report.see.write import PAGE, check_packages, write_seen
+    from emendo.report.see.write import PAGE, write_seen
+    from emendo.report.trace.write import check_packages
     from emendo.storage import check_writable
 
     check_packages()

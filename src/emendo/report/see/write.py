@@ -7,24 +7,13 @@ from typing import Any
 
 from emendo import strict_json
 from emendo.printable import printable
-from emendo.report.experiment.drawing import check_matplotlib
-from emendo.report.html import check_jinja
 from emendo.report.see.document import Seen
 from emendo.report.see.page import answer_heat, crossing_heat, page
 from emendo.report.trace.picture import draw_heats
+from emendo.report.trace.write import check_packages
 from emendo.storage import write_bytes, write_text
 
 PAGE = "see.html"
-
-
-def check_packages() -> None:
-    """Refuse to begin without the packages that draw.
-
-    Raises:
-        ReportError: A package of the extra `report` is missing.
-    """
-    check_matplotlib()
-    check_jinja()
 
 
 def write_seen(folder: Path, seen: Seen, document: dict[str, Any]) -> dict[str, str]:

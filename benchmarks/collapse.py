@@ -8,7 +8,7 @@ far that the model still answers as written (by argmax, and by probability again
 neighbours, of facts that are never edited, that keep their true target. The first line describes the run.
 
 The facts are those whose subject opens the prompt: there its key lies on the attention sink, where an edit that holds
-at the plain prompt, such as ROME's, disturbs every text (docs/demo-model.md).
+at the plain prompt, such as ROME's, disturbs every text (docs/lab/demo-model.md).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from emendo.versions import versions
 
 SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 FAST = {"target.precision": "bfloat16"}
-"""On every method: the search finds the same targets in half the time (docs/performance.md)."""
+"""On every method: the search finds the same targets in half the time (docs/lab/performance.md)."""
 
 
 def measure(

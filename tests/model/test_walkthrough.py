@@ -1,4 +1,4 @@
-"""docs/walkthrough.md, run: every command as written, in order, in one shell and one new folder, on the demo model.
+"""docs/guides/served-model.md, run: every command as written, in order, in one shell and folder, on the demo model.
 
 A line of a `text` block has to be in what the block of commands before it printed. Hashes, times, sizes of files and
 numbers with a decimal point may differ, since they hang on the clock or on the last bits of a processor; `…` stands
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "walkthrough.md"
+PAGE = ROOT / "docs" / "guides" / "served-model.md"
 LEFT_OUT = "…"
 SIGNED = "root"  # who signed the records that the page shows
 

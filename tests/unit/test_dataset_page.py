@@ -1,4 +1,4 @@
-"""docs/data.md against the code: the table of formats, the fields of a record and the kinds of probes."""
+"""docs/reference/data.md against the code: the table of formats, the fields of a record and the kinds of probes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from emendo.datasets.formats import markdown_table
 from emendo.requests import FIELDS, PROBE_KINDS
 
-PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "data.md"
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def names(records: tuple[EditRecord, ...]) -> list[str]:
 
 
 def test_parts_are_those_of_the_published_runs() -> None:
-    """SHA-256 modulo 3, worked out by hand; facts of docs/methods.md were chosen so and must stay on their side."""
+    """SHA-256 modulo 3, worked out by hand; facts of docs/lab/methods.md were chosen so and must stay on their side."""
     assert [part_of(name) for name in ("Danielle Darrieux", "Toko Yasuda", "Louvre", "Apple A5")] == [
         "report",
         "report",

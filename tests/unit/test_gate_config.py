@@ -185,8 +185,8 @@ def test_a_canary_file_without_prompts_is_refused(content: bytes, tmp_path: Path
 
 
 def table_after(heading: str) -> dict[str, list[str]]:
-    """Rows of the first table of docs/gate.md whose header begins with `heading`, by their first cell."""
-    lines = (ROOT / "docs" / "gate.md").read_text().splitlines()
+    """Rows of the first table of docs/guides/gate.md whose header begins with `heading`, by their first cell."""
+    lines = (ROOT / "docs" / "guides" / "gate.md").read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |"))
     rows = {}
     for line in lines[start + 2 :]:

@@ -13,7 +13,7 @@ from emendo.errors import RequestError
 from emendo.requests import EditRecord, EditRequest, continuation, keeps_joint, record_from_dict
 from emendo.requests.joining import _CURRENCY, RULES, Rule, stored_join
 
-PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "data.md"
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

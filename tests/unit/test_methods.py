@@ -80,7 +80,7 @@ def test_a_borrowed_preset_names_the_method_that_it_is_of() -> None:
     "method", ["pmet", "alphaedit", "encore", "emendo", "rome", "emmet", "memit", "emmet-published"]
 )
 def test_only_what_was_measured_says_so(method: str) -> None:
-    """docs/demo-model.md compares settings of three methods; the others take theirs over."""
+    """docs/lab/demo-model.md compares settings of three methods; the others take theirs over."""
     origin = resolve_method(method, Shape(SMOLLM2_135M)).origins["layers"]  # type: ignore[arg-type]
     measured = method in ("emmet", "memit", "emmet-published")
     assert ("measured on held-apart facts" in origin) == measured

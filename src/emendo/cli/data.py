@@ -60,7 +60,7 @@ def _list_formats(terminal: Terminal) -> None:
             for entry in FORMATS.values()
         ),
     )
-    terminal.line("What becomes of the fields of each: docs/data.md")
+    terminal.line("What becomes of the fields of each: docs/reference/data.md")
     terminal.result(
         {
             "formats": {

@@ -31,7 +31,7 @@ def edit(
     subject: Annotated[str | None, typer.Option("--subject", help="What the fact is about.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The new continuation.")] = None,
     join: Annotated[
-        str, typer.Option("--join", help="Between prompt and target: auto, space or none (docs/data.md).")
+        str, typer.Option("--join", help="Between prompt and target: auto, space or none (docs/reference/data.md).")
     ] = "auto",
     target_true: Annotated[
         str | None, typer.Option("--target-true", help="The present continuation, to score against.")

@@ -193,7 +193,7 @@ def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
         fields = ", ".join(f"{name:.40}" for name in list(looked[0])[:20]) or "none"
         raise DatasetError(
             f"{source}: its rows are of no known format; fields of the first: {fields}. Known formats, by the fields "
-            "that they need (docs/data.md; --format NAME reads the rows as that format):",
+            "that they need (docs/reference/data.md; --format NAME reads the rows as that format):",
             [f"{entry.name}: {', '.join(entry.has)}{_lacking(entry, looked[0])}" for entry in _ALL],
         )
     return FORMATS[best]
@@ -220,7 +220,7 @@ def _spelt(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def markdown_table() -> str:
-    """The formats as docs/data.md lists them."""
+    """The formats as docs/reference/data.md lists them."""
     lines = ["| format | recognised by | what becomes of the fields | source | licence |", "|---|---|---|---|---|"]
     lines += [
         f"| `{entry.name}`: {entry.title} | {entry.recognised_by} | {entry.reads} | {entry.source} | {entry.licence} |"

@@ -40,7 +40,7 @@ def _check_probes(cell: Cell, records: Sequence[EditRecord]) -> None:
     if not any(record.probes for record in records):
         raise ExperimentError(
             f"none of the {len(records)} records of {cell.data!r} has a probe; leave the measure out "
-            "(measures.probes, --measure probes), or take a data set with probes (docs/data.md)"
+            "(measures.probes, --measure probes), or take a data set with probes (docs/reference/data.md)"
         )
     if not restores(cell.mode):
         return  # they are asked at the end, when every fact is written

@@ -83,7 +83,7 @@ class Record:
         message: Why.
         keep: Updates that stay active, from the first on.
         added: Updates that are active after those.
-        details: What belongs to the operation (see `docs/ledger.md`), as JSON values.
+        details: What belongs to the operation (see `docs/guides/ledger.md`), as JSON values.
     """
 
     number: int

@@ -34,8 +34,8 @@ _PMET = "PMET public code"
 _ENCORE = "ENCORE public code"
 _EASYEDIT_IDENTITY = "EasyEdit settings, with C = I as there (mom2_adjustment false)"
 _ALPHAEDIT_IDENTITY = "AlphaEdit public code, with C = I as there (mom2_adjustment false)"
-_MEASURED = "measured on held-apart facts, docs/demo-model.md"
-_BORROWED = "as measured for emmet and memit, docs/demo-model.md; not tuned for this method"
+_MEASURED = "measured on held-apart facts, docs/lab/demo-model.md"
+_BORROWED = "as measured for emmet and memit, docs/lab/demo-model.md; not tuned for this method"
 
 # SmolLM2 has no BOS token, so a subject that opens a prompt stands on the attention sink, whose key resembles no other.
 # Weighing the plain prompt like any context, instead of by one half, keeps that key from ruling the mean.

@@ -36,7 +36,7 @@ class Rule:
     """One case in which a target attaches to its prompt.
 
     Attributes:
-        name: What meets, for the table in ``docs/data.md``.
+        name: What meets, for the table in ``docs/reference/data.md``.
         example: A prompt and a target.
         before: Found at the end of the prompt.
         after: Matches the beginning of the target.

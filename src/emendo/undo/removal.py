@@ -45,7 +45,7 @@ def without(
 
     Exact for a model whose keys do not move, whose edited layers add to the measured value linearly, and whose targets
     stay what they were. A real model's upper keys depend on lower weights, and a new search would start from a model
-    without the removed edit: `docs/undo.md` measures the difference.
+    without the removed edit: `docs/guides/undo.md` measures the difference.
 
     Args:
         updates: Updates of one base in the order in which they were applied, from the first on.

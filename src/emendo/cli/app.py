@@ -20,6 +20,7 @@ from emendo.cli import (
     catalog,
     data,
     demo,
+    diff,
     edit,
     evaluate,
     experiment,
@@ -63,6 +64,7 @@ app.add_typer(updates.app, name="update")
 app.add_typer(export.app, name="export")
 app.command("trace")(trace.trace)
 app.command("see")(see.see)
+app.command("diff")(diff.diff)
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 

@@ -9,7 +9,8 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
-from emendo.errors import InputError, OutputError
+from emendo.cli.pages import check_place, load_update
+from emendo.errors import InputError
 
 if TYPE_CHECKING:
     from emendo.attribution import EditSet
@@ -48,20 +49,13 @@ def see(
     """Show what every single edit does: where it fires, what it writes, which answers it carries."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     from emendo.report.see.write import PAGE, write_seen
-    from emendo.report.trace.write import check_packages
-    from emendo.storage import check_writable
 
-    check_packages()
     questions = _questions(prompt, answer)
     if model is None and (questions or requests is not None or text is not None):
         raise InputError("--prompt, --requests and --text ask a model; add --model MODEL")
     if nodes < 1:
         raise InputError(f"the quadrature needs at least 1 point, found {nodes} (--nodes 16 is usual)")
-    check_writable(out)
-    if not overwrite and out != _OUT and (out / PAGE).exists():
-        raise OutputError(
-            f"{str(out)!r} holds a page already; choose another folder (--out) or replace it (--overwrite)"
-        )
+    check_place(out, PAGE, overwrite=overwrite or out == _OUT)
     found, sources = _updates(updates or [], ledger)
     records = _records(requests)
 
@@ -195,14 +189,12 @@ def _updates(paths: list[Path], ledger: Path | None) -> tuple[list[ModelUpdate],
         InputError: Nothing is named, or both are; or a file cannot be read.
     """
     from emendo.ledger import EditLedger
-    from emendo.update import ModelUpdate
 
     if bool(paths) == (ledger is not None):
         raise InputError("expected update files or folders, or --ledger LEDGER; not both")
     if ledger is not None:
         return list(EditLedger(ledger).updates()), [str(ledger)]
-    files = [path / "update.safetensors" if path.is_dir() else path for path in paths]
-    return [ModelUpdate.load(path) for path in files], [str(path) for path in paths]
+    return [load_update(path) for path in paths], [str(path) for path in paths]
 
 
 def _text(path: Path) -> str:

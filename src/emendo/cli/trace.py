@@ -9,7 +9,8 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
-from emendo.errors import InputError, OutputError
+from emendo.cli.pages import check_place
+from emendo.errors import InputError
 
 if TYPE_CHECKING:
     from emendo.tracing import Trace, TraceFact
@@ -52,12 +53,10 @@ def trace(
 ) -> None:
     """Show which states of a model carry a fact: causal tracing, exact in every cell."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    from emendo.report.trace.write import NAME, check_packages, document, write_trace_report
-    from emendo.storage import check_writable
+    from emendo.report.trace.write import NAME, document, write_trace_report
     from emendo.tracing import TraceSettings, packaged_subjects
     from emendo.tracing import trace as run_trace
 
-    check_packages()
     settings = TraceSettings(
         kinds=tuple(kind) if kind else ("hidden", "mlp", "attention"),  # type: ignore[arg-type]  # checked there
         corruption=corrupt,  # type: ignore[arg-type]
@@ -70,11 +69,7 @@ def trace(
         lead=lead,
     )
     found = _facts(prompt, subject, answer, facts)
-    check_writable(out)
-    if not overwrite and (out / NAME).exists():
-        raise OutputError(
-            f"{str(out)!r} holds a trace already; choose another folder (--out) or replace it (--overwrite)"
-        )
+    check_place(out, NAME, overwrite=overwrite)
     from emendo.models import load
 
     lm = load(model, device=device, dtype=dtype, progress=terminal)

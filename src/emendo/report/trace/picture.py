@@ -60,7 +60,7 @@ def _draw(axes: Any, heat: Heat, colours: list[list[tuple[float, float, float]]]
     axes.set_title(heat.title, fontsize=10)
     labels = [f"{text}*" if subject else text for text, subject in heat.rows]
     axes.set_yticks(range(len(labels)), [label.replace("$", r"\$") for label in labels])
-    axes.set_xlabel("layer")
+    axes.set_xlabel(heat.column)
 
 
 def _extent(scale: tuple[float, float]) -> tuple[float, float]:

@@ -1,0 +1,45 @@
+"""What the commands that write a page have in common: how they begin, and the updates that they are asked about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emendo.errors import OutputError
+
+if TYPE_CHECKING:
+    from emendo.update import ModelUpdate
+
+
+def check_place(out: Path, file: str, *, overwrite: bool) -> None:
+    """Refuse, before anything is computed, what would fail when the page is written.
+
+    Args:
+        out: Folder of the page.
+        file: Of it, the file that says that a result is there.
+        overwrite: Replace it.
+
+    Raises:
+        OutputError: The folder cannot be written, or holds a result.
+        ReportError: A package of the extra `report` is missing.
+    """
+    from emendo.report.trace.write import check_packages
+    from emendo.storage import check_writable
+
+    check_packages()
+    check_writable(out)
+    if not overwrite and (out / file).exists():
+        raise OutputError(
+            f"{str(out)!r} holds a result already ({file}); choose another folder (--out) or replace it (--overwrite)"
+        )
+
+
+def load_update(path: Path) -> ModelUpdate:
+    """The update of a file, or of a folder that `emendo edit` wrote.
+
+    Raises:
+        UpdateFileError: It is missing, damaged or something else.
+    """
+    from emendo.update import ModelUpdate
+
+    return ModelUpdate.load(path / "update.safetensors" if path.is_dir() else path)

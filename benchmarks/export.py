@@ -32,12 +32,12 @@ from torch import Tensor
 
 from benchmarks.machine import describe_machine
 from emendo.datasets import read_records
+from emendo.editing.session import EditSession
 from emendo.export import write_adapter, write_checkpoint
 from emendo.models import ModelAdapter, load
+from emendo.models.alignment import align_edit
 from emendo.requests import EditRecord
-from emendo.session import EditSession
-from emendo.text import align_edit
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 
 DATA = Path(__file__).parent / "data" / "dev_facts.jsonl"
 BF16 = torch.bfloat16

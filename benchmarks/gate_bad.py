@@ -23,7 +23,7 @@ from benchmarks.collapse import SETTINGS
 from benchmarks.gate_sound import keep
 from emendo import EditRecord, EditRequest, EditSession, ModelUpdate, load, read_records
 from emendo.errors import EmendoError
-from emendo.update import LayerUpdate
+from emendo.updates.update import LayerUpdate
 
 KEYS: dict[str, tuple[tuple[str, str], ...]] = {
     "chinese-comma": (("今天天气很好{}", "，"), ("他昨天来了{}", "，")),

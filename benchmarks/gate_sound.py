@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from emendo import EditRecord, EditRequest, EditSession, ModelUpdate, load, read_records
-from emendo.activations.target_memory import TargetMemory
+from emendo.editing.value_cache import TargetMemory
 
 FACTS = Path(__file__).parent / "data" / "dev_facts.jsonl"
 

@@ -36,15 +36,15 @@ from benchmarks import solve as solve_benchmark
 from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
 from benchmarks.targets import measure
 from emendo import EditRequest, ModelAdapter, wrap
-from emendo.activations.keys import extract_keys
-from emendo.activations.targets import find_targets
+from emendo.editing.contexts import prefix_contexts
+from emendo.editing.keys import extract_keys
+from emendo.editing.pipeline import plan_edit
+from emendo.editing.value_search import find_targets
 from emendo.errors import InfeasibleError
 from emendo.methods import ResolvedMethod, resolve_method
-from emendo.moments import MomentSpec, collect_moments
-from emendo.pipeline import plan_edit
 from emendo.shapes import Moment
 from emendo.solve import PreparedLayer, prepare
-from emendo.text import prefix_contexts
+from emendo.statistics import MomentSpec, collect_moments
 
 _TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 _LLAMA3 = {

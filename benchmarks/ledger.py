@@ -19,7 +19,7 @@ import torch
 from benchmarks.machine import describe_machine
 from emendo.ledger import EditLedger
 from emendo.requests import EditRequest
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 
 BASE = {"name": "tiny", "model_type": "llama", "weights_sha256": "a" * 64, "tokenizer_sha256": "b" * 64}
 METHOD = {"name": "emmet", "source": "", "settings": {"layers": [1]}, "origins": {}}

@@ -28,14 +28,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import emendo
 from benchmarks.machine import describe_machine
-from emendo.activations.target_memory import TargetMemory
-from emendo.baselines import BASELINES, baseline_named, baseline_records
 from emendo.cli.options import parse_layers, parse_settings
 from emendo.datasets import select
+from emendo.editing.baselines.fit import baseline_records
+from emendo.editing.value_cache import TargetMemory
 from emendo.evaluate import evaluate_records, packaged_text, perplexity
+from emendo.methods.baselines import BASELINES, baseline_named
 from emendo.requests import EditRecord
 from emendo.solve import frobenius_norm
-from emendo.update import merge_layers
+from emendo.updates.update import merge_layers
 from emendo.versions import versions
 
 SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")

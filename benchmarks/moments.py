@@ -26,9 +26,9 @@ from typing import Any
 import torch
 
 from emendo.models import ModelAdapter, load
-from emendo.moments import MomentSpec, SelfSampledCorpus, TextCorpus, collect_moments
-from emendo.moments.collect import TOKEN_BUDGET
-from emendo.moments.corpus import SAMPLE_ROWS
+from emendo.statistics import MomentSpec, SelfSampledCorpus, TextCorpus, collect_moments
+from emendo.statistics.collect import TOKEN_BUDGET
+from emendo.statistics.corpus import SAMPLE_ROWS
 from emendo.versions import versions
 
 

@@ -29,8 +29,8 @@ from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
 from emendo import EditRecord, ModelAdapter, load
 from emendo.datasets import load_records
 from emendo.evaluate import score_tokens
+from emendo.models.alignment import encode_target
 from emendo.models.tree import plant
-from emendo.text.alignment import encode_target
 
 Pair = tuple[str, str]
 

@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
 from emendo import EditRequest, ModelAdapter, load
-from emendo.activations.objective import Entry, target_problem
-from emendo.activations.targets import Targets, TargetSettings, find_targets
 from emendo.datasets import load_records, parse_records
-from emendo.text import prefix_contexts
+from emendo.editing.contexts import prefix_contexts
+from emendo.editing.objective import Entry, target_problem
+from emendo.editing.value_search import Targets, TargetSettings, find_targets
 
 RULES = {
     "published": TargetSettings(),

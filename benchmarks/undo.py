@@ -33,14 +33,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine, gemm_gflops
 from emendo import EditRequest, EditSession, ModelAdapter, ModelUpdate, load, read_records
-from emendo.activations.targets import Targets, find_targets
-from emendo.compose import fold
+from emendo.editing.value_search import Targets, find_targets
 from emendo.evaluate import score_targets
 from emendo.methods import MethodConfig, ResolvedMethod
-from emendo.moments import obtain_for_method
 from emendo.solve import PreparedLayer, prepare
-from emendo.undo import metric_layers, without
-from emendo.update import merge_layers
+from emendo.statistics import obtain_for_method
+from emendo.updates.fold import fold
+from emendo.updates.removal import metric_layers, without
+from emendo.updates.update import merge_layers
 
 FACTS = Path(__file__).parent / "data" / "dev_facts.jsonl"
 
@@ -68,7 +68,7 @@ def kept_targets(known: dict[tuple[str, int], Targets]) -> Iterator[None]:
             known[key] = find_targets(adapter, requests, contexts, layer, *rest)
         return known[key]
 
-    with patch("emendo.pipeline.find_targets", remembered):
+    with patch("emendo.editing.pipeline.find_targets", remembered):
         yield
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from emendo.experiments import Cell, Experiment, ExperimentConfig, Measures
 from emendo.models import load
-from emendo.moments import MomentStore
+from emendo.statistics import MomentStore
 
 NAMES = [
     "Anna Berg",

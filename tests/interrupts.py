@@ -14,7 +14,9 @@ import emendo
 from emendo.models.contents import WeightContents
 
 _ROOT = Path(emendo.__file__).parent
-_WRITERS = {str(_ROOT / name) for name in ("session.py", "models/contents.py", "models/access.py", "models/adapter.py")}
+_WRITERS = {
+    str(_ROOT / name) for name in ("editing/session.py", "models/contents.py", "models/access.py", "models/adapter.py")
+}
 """Where a model is written, and who may write it is settled."""
 
 

@@ -24,8 +24,9 @@ for entry in (Path(__file__).parents[1], Path(__file__).parents[1] / "src"):
     if str(entry) not in sys.path:
         sys.path.insert(0, str(entry))
 
-import emendo.ledger  # noqa: E402
 import emendo.storage  # noqa: E402
+
+import emendo.ledger  # noqa: E402
 from emendo.errors import LedgerError  # noqa: E402
 from emendo.ledger import EditLedger  # noqa: E402
 from tests.ledger_steps import SEEN_AFTER, edits_of, template  # noqa: E402

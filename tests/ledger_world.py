@@ -12,7 +12,7 @@ import torch
 
 from emendo.ledger import EditLedger, KeptEdit
 from emendo.requests import EditRequest
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 
 BASE = {
     "name": "world",

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from emendo.editing.plan import Plan
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore, obtain_for_method
-from emendo.plan import Plan
+from emendo.models.alignment import align_prompt
 from emendo.requests import EditRequest
-from emendo.text import align_prompt
+from emendo.statistics import MomentStore, obtain_for_method
 
 
 def close(found: Tensor, expected: Tensor, rtol: float = 1e-5) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.plan import Plan
 from emendo.requests import EditRequest
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 
 EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
 DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from emendo.models import ModelAdapter
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 
 
 def random_part(adapter: ModelAdapter, layer: int, rank: int, seed: int, scale: float = 0.3) -> LayerUpdate:

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from emendo.models import ModelAdapter
+from emendo.models.alignment import align_edit, align_prompt
 from emendo.requests import EditRequest
-from emendo.text import align_edit, align_prompt
 
 _LLAMA_LIKE = ("cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2")
 _LLAMA_LIKE += ("cohere2", "exaone4", "glm", "glm4", "ministral", "ministral3", "nemotron", "olmo", "olmo3", "smollm3")

@@ -21,33 +21,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emendo.baselines import BASELINES, BaselineConfig
     from emendo.datasets import read_records
+    from emendo.editing.plan import Plan
+    from emendo.editing.session import EditSession
     from emendo.errors import EmendoError, InputError
     from emendo.evaluate import evaluate_records
     from emendo.evaluate.perplexity import perplexity
     from emendo.methods import METHODS, MethodConfig
+    from emendo.methods.baseline_config import BaselineConfig
+    from emendo.methods.baselines import BASELINES
     from emendo.models import ModelAdapter, load, wrap
-    from emendo.plan import Plan
     from emendo.requests import EditRecord, EditRequest
-    from emendo.session import EditSession
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BASELINES": "emendo.baselines",
-    "BaselineConfig": "emendo.baselines",
+    "BASELINES": "emendo.methods",
+    "BaselineConfig": "emendo.methods",
     "EditRecord": "emendo.requests",
     "EditRequest": "emendo.requests",
-    "EditSession": "emendo.session",
+    "EditSession": "emendo.editing.session",
     "EmendoError": "emendo.errors",
     "InputError": "emendo.errors",
     "METHODS": "emendo.methods",
     "MethodConfig": "emendo.methods",
     "ModelAdapter": "emendo.models",
-    "ModelUpdate": "emendo.update",
-    "Plan": "emendo.plan",
+    "ModelUpdate": "emendo.updates",
+    "Plan": "emendo.editing.plan",
     "evaluate_records": "emendo.evaluate",
     "load": "emendo.models",
     "perplexity": "emendo.evaluate",

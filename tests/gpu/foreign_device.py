@@ -23,12 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from emendo.editing.session import EditSession
 from emendo.evaluate import evaluate_records, perplexity
 from emendo.methods import method_named
 from emendo.models import wrap
-from emendo.moments import MomentStore
 from emendo.requests import EditRecord, EditRequest
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 
 DEVICE = torch.device("privateuseone", 0)

@@ -16,16 +16,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from emendo.editing.pipeline import plan_edit
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
 from emendo.methods import resolve_method
 from emendo.models import ModelAdapter, wrap
-from emendo.moments import MomentStore, obtain_for_method
-from emendo.pipeline import plan_edit
-from emendo.plan import Plan
 from emendo.requests import EditRequest
-from emendo.session import EditSession
 from emendo.shapes import Moment
 from emendo.solve import prepare
-from emendo.update import ModelUpdate
+from emendo.statistics import MomentStore, obtain_for_method
+from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 
 REQUESTS = [

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.plan import Plan
 from emendo.requests import EditRequest
-from emendo.session import EditSession
-from emendo.update import ModelUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.update import ModelUpdate
 from tests.model_state import changes, model_state
 
 pytestmark = pytest.mark.slow

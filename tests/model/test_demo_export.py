@@ -10,10 +10,10 @@ import torch
 from peft import PeftModel
 
 from emendo.datasets import read_records
+from emendo.editing.session import EditSession
 from emendo.export import write_adapter
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ from typing import TypeAlias
 import pytest
 
 from emendo.cli.app import run
+from emendo.editing.session import EditSession
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 
 Command: TypeAlias = Callable[..., tuple[int, str, str]]

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from emendo.editing.contexts import FIXED_CONTEXTS
 from emendo.errors import InputError, RequestError
 from emendo.models import ModelAdapter
-from emendo.requests import EditRequest, Join
-from emendo.text import FIXED_CONTEXTS, AlignedEdit, align_edit, align_prompt, continuation, encode_target
+from emendo.models.alignment import AlignedEdit, align_edit, align_prompt, encode_target
+from emendo.requests import EditRequest, Join, continuation
 from tests.conftest import TRAINING_TEXT, build_tokenizer
 
 CORPUS = [*TRAINING_TEXT, "于巴黎 于巴 位于巴 黎罗 «Paris» “Rome” (Paris) Parisian Romans", "東京タワーはパリ にある。"]

@@ -8,8 +8,8 @@ import torch
 from emendo.errors import InputError
 from emendo.evaluate import answered
 from emendo.models import ModelAdapter
+from emendo.models.alignment import encode_target
 from emendo.requests import EditRecord, EditRequest
-from emendo.text.alignment import encode_target
 
 PROMPTS = ("The capital of {} is", "{} is located in the city of", "{}, a native speaker of", "I wrote about {} in")
 SUBJECTS = ("Japan", "The Eiffel Tower", "Danielle Darrieux")

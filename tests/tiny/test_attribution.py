@@ -24,12 +24,12 @@ from emendo.attribution import (
     stable_rank,
     strongest_firing,
 )
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
 from emendo.errors import InputError
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.plan import Plan
-from emendo.session import EditSession
-from emendo.text import encode_target
+from emendo.models.alignment import encode_target
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, REQUESTS, planned

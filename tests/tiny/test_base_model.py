@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from emendo import base_model
-from emendo.compose import merge
+from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, EmendoWarning, InputError
 from emendo.export import write_adapter, write_checkpoint
 from emendo.ledger import EditLedger
 from emendo.models import ModelAdapter
-from emendo.session import EditSession
-from emendo.undo import without
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates import base_model
+from emendo.updates.merge import merge
+from emendo.updates.removal import without
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.tiny.conftest import Command

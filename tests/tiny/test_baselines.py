@@ -12,26 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from emendo.baselines import (
-    BASELINES,
-    BaselineConfig,
-    InContextSettings,
-    LoraSettings,
-    apply_baseline_settings,
-    baseline_layers,
-    baseline_named,
-    baseline_records,
-    fit_baseline,
-    in_context_records,
-    lora,
-    training,
-)
+from emendo.editing.baselines import lora, training
+from emendo.editing.baselines.fit import baseline_records, fit_baseline
+from emendo.editing.baselines.in_context import in_context_records
 from emendo.errors import ConflictError, InputError, LayerError, MethodError, NumericalError, RequestError
 from emendo.evaluate import evaluate_records
+from emendo.methods.baseline_config import BaselineConfig, InContextSettings, LoraSettings, apply_baseline_settings
+from emendo.methods.baselines import BASELINES, baseline_layers, baseline_named
 from emendo.models import ModelAdapter
+from emendo.models.alignment import align_prompt
 from emendo.requests import EditRecord, EditRequest, Probe
-from emendo.text import align_prompt
-from emendo.update import LayerUpdate
+from emendo.updates.update import LayerUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 

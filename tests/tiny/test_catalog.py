@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from emendo.editing.session import EditSession
 from emendo.methods import METHODS, method_named
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.session import EditSession
-from emendo.update import ModelUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.naive_loop import apart, close

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from emendo.editing.session import EditSession
 from emendo.errors import WeightsChangedError
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, quick_plan
 

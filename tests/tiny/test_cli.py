@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from emendo.models.architecture import ARCHITECTURES
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.tiny.conftest import Command
 
@@ -264,7 +264,7 @@ def test_a_conflict_of_keys_is_bad_input(emendo: Command, model: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("stage", ["emendo.pipeline.find_targets", "emendo.report.judge", "emendo.models.load"])
+@pytest.mark.parametrize("stage", ["emendo.editing.pipeline.find_targets", "emendo.report.judge", "emendo.models.load"])
 def test_an_interrupt(stage: str, emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
@@ -288,14 +288,14 @@ def emendo_call(command: Command, model: str, tmp_path: Path) -> tuple[int, str,
 def test_a_numerical_failure_is_exit_code_1(
     emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emendo.activations.keys import EditKeys
-    from emendo.pipeline import extract_keys
+    from emendo.editing.keys import EditKeys
+    from emendo.editing.pipeline import extract_keys
 
     def spoilt(*args: Any, **kwargs: Any) -> dict[int, EditKeys]:
         found = extract_keys(*args, **kwargs)
         return {layer: EditKeys(keys.mean * float("nan"), keys.plain) for layer, keys in found.items()}
 
-    monkeypatch.setattr("emendo.pipeline.extract_keys", spoilt)
+    monkeypatch.setattr("emendo.editing.pipeline.extract_keys", spoilt)
     code, out, err = emendo_call(emendo, model, tmp_path)
     assert code == 1
     assert json.loads(out)["error"]["type"] == "NumericalError"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from emendo import __version__
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 from tests.tiny.conftest import Command
 from tests.tiny.test_cli import FACT, OTHER, QUICK, RECORD, check_refused, jsonl
 
@@ -68,7 +68,7 @@ def test_the_demo_can_be_run_again(
 
     monkeypatch.setattr("emendo.cli.demo.run_edit", run_edit)
     monkeypatch.setattr("emendo.models.load", lambda *_, **__: None)
-    monkeypatch.setattr("emendo.session.EditSession", lambda *_, **__: None)
+    monkeypatch.setattr("emendo.editing.session.EditSession", lambda *_, **__: None)
     for folder in ("out/demo", "other"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "update.safetensors").write_bytes(b"")

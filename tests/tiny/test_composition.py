@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from emendo.baselines import BASELINES
-from emendo.composition import Composition, by_axis, compose, plain_settings, single
 from emendo.methods import METHODS, MethodConfig
+from emendo.methods.baselines import BASELINES
 from emendo.methods.config import PostStep
-from emendo.techniques import technique_named
+from emendo.methods.table import Composition, by_axis, compose, plain_settings, single
+from emendo.methods.techniques import technique_named
 from tests.tiny.conftest import Command
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -51,7 +51,7 @@ class MoodyConfig(MethodConfig):
 
 
 def test_a_new_axis_shows_up_by_being_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emendo.composition.MethodConfig", MoodyConfig)
+    monkeypatch.setattr("emendo.methods.table.MethodConfig", MoodyConfig)
     calm, merry = MoodyConfig("calm", "a test"), MoodyConfig("merry", "a test", mood=Mood("red"))
     assert compose({"calm": calm}).alike["mood"] == {"colour": "grey"}
     table = compose({"calm": calm, "merry": merry})

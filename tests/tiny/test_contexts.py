@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from emendo.editing.contexts import FIXED_CONTEXTS, MEMIT_SEEDS, SCHEMES, prefix_contexts
 from emendo.errors import MethodError
 from emendo.models import ModelAdapter
-from emendo.text import FIXED_CONTEXTS, SCHEMES, prefix_contexts
-from emendo.text.contexts import MEMIT_SEEDS
 from tests.conftest import build_tiny
 
 SIZES = {"memit": 6, "rome": 21, "fixed": 6, "none": 1}

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from emendo.editing.session import EditSession
 from emendo.errors import InfeasibleError
 from emendo.ledger import EditLedger
 from emendo.methods import METHODS
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
 from emendo.solve import Preservation, prepare, solve
+from emendo.statistics import MomentStore
 from tests.conftest import ROWS, build_tiny, build_tokenizer, model_type_of, tiny_config
 from tests.tiny.conftest import Command
 

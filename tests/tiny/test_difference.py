@@ -10,11 +10,11 @@ import torch
 
 from emendo.attribution import State, difference
 from emendo.datasets.prompts import read_prompts
+from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, DatasetError, InputError
 from emendo.ledger import EditLedger
 from emendo.models import ModelAdapter, load
-from emendo.moments import MomentStore
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned, quick_plan

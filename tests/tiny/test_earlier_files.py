@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from emendo.editing.session import EditSession
 from emendo.models import load
-from emendo.session import EditSession
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 from tests.tiny.conftest import Command
 
 EARLIER = Path(__file__).parents[1] / "earlier"

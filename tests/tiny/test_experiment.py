@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-import emendo.activations.target_memory as target_memory
-from emendo.activations.targets import find_targets
+import emendo.editing.value_cache as target_memory
 from emendo.datasets import load_records, read_records
+from emendo.editing.session import EditSession
+from emendo.editing.value_search import find_targets
 from emendo.errors import ExperimentError, InfeasibleError, InputError
 from emendo.evaluate import evaluate_records, packaged_text, perplexity, probe_scores, zsre_scores
 from emendo.experiments import Cell, Experiment, Measures, comparable
@@ -21,10 +22,9 @@ from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground
 from emendo.experiments.scores import score_rows
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
 from emendo.progress import Silent
-from emendo.session import EditSession
-from emendo.update import LayerUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.update import LayerUpdate
 from tests.conftest import build_tiny
 from tests.experiment_cases import CHEAP, QUICK, cell, write_cases, write_records, write_zsre
 

@@ -17,10 +17,10 @@ import pytest
 import emendo.experiments.files as files
 import emendo.experiments.folder as folder
 import emendo.experiments.ground as ground
-import emendo.storage.tensor_file as tensor_file
+import emendo.io.tensor_file as tensor_file
+from emendo.editing.session import EditSession
 from emendo.experiments import Cell, Experiment, ExperimentConfig, Measures, comparable
-from emendo.moments import MomentStore
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.experiment_cases import cell, grid, run_file, summaries, write_records
 

@@ -15,12 +15,12 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, ExportError, InputError
 from emendo.export import RANKS, write_adapter
 from emendo.export.peft_adapter import lora_tensors, padded_rank
 from emendo.models import ModelAdapter
-from emendo.session import EditSession
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import ROWS, build_tiny
 from tests.random_updates import random_update
 

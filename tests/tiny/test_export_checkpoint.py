@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, ExportError, InputError, NumericalError, OutputError
 from emendo.export import write_checkpoint
 from emendo.models import ModelAdapter, load
-from emendo.session import EditSession
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import FAMILIES, build_tiny
 from tests.model_state import changes, model_state
 from tests.random_updates import random_update
@@ -276,7 +276,7 @@ def test_published_settings_that_are_only_warned_about_are_written_back(tmp_path
 def test_a_disk_without_room_is_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = build_tiny("llama")
     updates = chain(adapter)
-    monkeypatch.setattr("emendo.storage.writable.shutil.disk_usage", lambda at: SimpleNamespace(free=1000))
+    monkeypatch.setattr("emendo.io.writable.shutil.disk_usage", lambda at: SimpleNamespace(free=1000))
     with pytest.raises(OutputError, match=r"GiB are needed"):
         write_checkpoint(adapter, updates, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from emendo.activations.targets import find_targets
+from emendo.editing.session import EditSession
+from emendo.editing.value_search import find_targets
 from emendo.models import ModelAdapter, load, wrap
+from emendo.models.alignment import align_prompt
 from emendo.models.suffix import packed_attention, prefill, replay
-from emendo.moments import MomentStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
-from emendo.text import align_prompt
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import NOT_LINEAR, ROWS, VARIANTS, WRAPPED, build_tiny
 from tests.model_state import changes, model_state
 

@@ -13,16 +13,16 @@ import torch
 import emendo.gate.look as look_module
 import emendo.gate.run as run_module
 import emendo.gate.topics as topics_module
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, GateConfigError, GateError, InputError, NumericalError
 from emendo.evaluate import distribution_shift, evaluate_records, next_token_log_probs, packaged_text, perplexity
 from emendo.gate import Check, GateConfig, default_text, read_canaries, run_gate, with_report
 from emendo.gate.config import parse_config
 from emendo.ledger import EditLedger
-from emendo.moments import MomentStore
-from emendo.plan import Plan
 from emendo.requests import EditRecord
-from emendo.session import EditSession
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, quick_plan

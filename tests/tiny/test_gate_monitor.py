@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import emendo.gate.monitor as monitor_module
+from emendo.editing.session import EditSession
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate import distribution_shift, next_token_log_probs
 from emendo.gate import CollapseMonitor, GateConfig, read_canaries
 from emendo.gate.config import MonitorConfig
-from emendo.session import EditSession
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import TRAINING_TEXT
 from tests.model_state import changes, model_state
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, quick_plan

@@ -20,10 +20,10 @@ from emendo.evaluate import (
 from emendo.evaluate.entropy import _Sampled
 from emendo.evaluate.generated import GeneratedAnswer, GeneratedText
 from emendo.models import ModelAdapter
+from emendo.models.alignment import encode_target
 from emendo.models.generation import continue_rows
 from emendo.models.sampling import row_uniforms, sample_tokens
 from emendo.requests import EditRecord, EditRequest, Join, Probe
-from emendo.text.alignment import encode_target
 from tests.conftest import build_tiny
 
 PROMPTS = ["The capital of Japan is", "I wrote", "Danielle Darrieux, a native speaker of", "The capital of Japan is"]

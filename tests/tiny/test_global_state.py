@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from emendo.editing.session import EditSession
 from emendo.evaluate import perplexity
 from emendo.models.sampling import row_uniforms
-from emendo.moments import MomentStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 
 FACT = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from emendo.editing.session import EditSession
 from emendo.errors import HarnessError
 from emendo.models import ModelAdapter
 from emendo.models.identity import parameters_sha256
-from emendo.session import EditSession
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.tiny.conftest import Command
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'emendo[harness]'")
 
-from emendo.harness import compare, general_ability
+from emendo.evaluate.harness import compare, general_ability
 
 TASKS = Path(__file__).parents[2] / "experiments" / "harness"
 CITIES = ["Paris", "Rome", "Tokyo", "Bordeaux"]
@@ -209,7 +209,7 @@ filter_list:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_log_probabilities_have_single_precision_at_least(dtype: torch.dtype) -> None:
-    from emendo.harness import _live
+    from emendo.evaluate.harness import _live
 
     adapter = build_tiny("llama", dtype=dtype)
     (score,) = _live(adapter, 1)._loglikelihood_tokens([(("", ""), adapter.encode("The capital is"), [7])])

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from emendo import held_out
-from emendo.evaluate import Perplexity, packaged_text, perplexity
-from emendo.held_out import packaged_perplexity
+from emendo.evaluate import Perplexity, held_out, packaged_text, perplexity
+from emendo.evaluate.held_out import packaged_perplexity
 from emendo.models import ModelAdapter
 
 Measured = list[Perplexity]

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from emendo.activations.targets import Targets, find_targets
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
+from emendo.editing.value_search import Targets, find_targets
 from emendo.errors import InputError
-from emendo.moments import MomentStore
-from emendo.plan import Plan
 from emendo.requests import EditRequest
-from emendo.session import EditSession
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.naive_loop import Naive, apart, close
@@ -138,7 +138,7 @@ def fix_values(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
         return Targets(layer, torch.stack(rows), torch.stack(rows), ())
 
-    monkeypatch.setattr("emendo.pipeline.find_targets", fixed)
+    monkeypatch.setattr("emendo.editing.pipeline.find_targets", fixed)
 
 
 @pytest.mark.parametrize("s", [1.0, 0.25])

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from emendo.editing.session import EditSession
 from emendo.errors import EmendoError
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
-from emendo.update import ModelUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.interrupts import Interrupter
 from tests.model_state import changes, model_state

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from emendo.activations import keys as keys_module
-from emendo.activations.keys import KeySettings, context_weights, current_values, extract_keys
+from emendo.editing import keys as keys_module
+from emendo.editing.keys import KeySettings, context_weights, current_values, extract_keys
 from emendo.models import ModelAdapter
+from emendo.models.alignment import align_prompt
 from emendo.requests import EditRequest
-from emendo.text import align_prompt
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from emendo.activations.targets import Targets, find_targets
+from emendo.editing.plan import Plan
+from emendo.editing.value_search import Targets, find_targets
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.plan import Plan
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.naive_loop import Naive, apart, close
 from tests.quick_plans import REQUESTS, planned

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from emendo.editing.session import EditSession
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 
 REQUESTS = [

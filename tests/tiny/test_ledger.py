@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from emendo.baselines import BASELINES
-from emendo.baselines.presets import BASELINE_PRESETS
+from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, ConflictError, InputError, LedgerError, MethodError
 from emendo.ledger import EditLedger, History, KeptEdit, LedgerStore
 from emendo.ledger.replay import kept_technique
 from emendo.methods import METHODS, MethodConfig
+from emendo.methods.baseline_presets import BASELINE_PRESETS
+from emendo.methods.baselines import BASELINES
 from emendo.methods.presets import PRESETS
 from emendo.models import ModelAdapter
 from emendo.models.known import KnownModel, Preset
-from emendo.moments import MomentStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
-from emendo.undo import without
-from emendo.update import ModelUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.removal import without
+from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK
 from tests.tiny.conftest import Command

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from emendo.editing.session import EditSession
 from emendo.errors import InputError
 from emendo.requests import EditRecord
-from emendo.session import EditSession
 from tests.quick_plans import EIFFEL, JAPAN, QUICK
 
 BOTH = [EIFFEL, JAPAN]

@@ -11,7 +11,7 @@ import torch
 
 from emendo.errors import CorpusError, LayerError, MomentsError, NumericalError
 from emendo.models import ModelAdapter
-from emendo.moments import (
+from emendo.statistics import (
     MomentSpec,
     MomentStore,
     SelfSampledCorpus,
@@ -21,7 +21,7 @@ from emendo.moments import (
     obtain_for_method,
     obtain_moments,
 )
-from emendo.moments.packing import bos_ids
+from emendo.statistics.packing import bos_ids
 from tests.conftest import TRAINING_TEXT, build_tiny
 
 LAYERS = [1, 3]
@@ -79,7 +79,7 @@ def test_one_forward_pass_serves_all_layers_and_stops_above_the_highest(
     reached: list[int] = []
     top = tiny_llama.blocks[3].register_forward_pre_hook(lambda *_: reached.append(3))
     monkeypatch.setattr(tiny_llama, "run", counted)
-    monkeypatch.setattr("emendo.moments.collect.TOKEN_BUDGET", 64)
+    monkeypatch.setattr("emendo.statistics.collect.TOKEN_BUDGET", 64)
     collect_moments(tiny_llama, [0, 2], MomentSpec(text, tokens=200, **SHORT))
     top.remove()
     assert calls == [(0, 2)] * 4
@@ -139,8 +139,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("emendo.moments.collect.TOKEN_BUDGET", 48)
-    monkeypatch.setattr("emendo.moments.corpus.SAMPLE_ROWS", 8)
+    monkeypatch.setattr("emendo.statistics.collect.TOKEN_BUDGET", 48)
+    monkeypatch.setattr("emendo.statistics.corpus.SAMPLE_ROWS", 8)
     adapter = build_tiny("llama")
     corpus = text if source == "text" else SelfSampledCorpus()
     spec = MomentSpec(corpus, tokens=400, accumulate=accumulate, **SHORT)  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 def test_a_state_of_other_settings_is_never_resumed(
     text: TextCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emendo.moments.collect.TOKEN_BUDGET", 48)
+    monkeypatch.setattr("emendo.statistics.collect.TOKEN_BUDGET", 48)
     adapter = build_tiny("llama")
     with monkeypatch.context() as patch:
         interrupt_after(adapter, 5, patch)

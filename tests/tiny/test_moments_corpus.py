@@ -13,9 +13,9 @@ import torch
 from emendo.errors import CorpusError
 from emendo.models import ModelAdapter
 from emendo.models.sampling import draw
-from emendo.moments import DatasetCorpus, SelfSampledCorpus, TextCorpus, open_corpus
-from emendo.moments.packing import bos_ids, pack, separator_ids
-from emendo.moments.sample import sample_sequences
+from emendo.statistics import DatasetCorpus, SelfSampledCorpus, TextCorpus, open_corpus
+from emendo.statistics.packing import bos_ids, pack, separator_ids
+from emendo.statistics.sample import sample_sequences
 from tests.conftest import TRAINING_TEXT, build_tiny
 
 
@@ -79,7 +79,7 @@ def test_jsonl_holds_every_document_once_in_a_seeded_order(tiny_llama: ModelAdap
 def test_a_txt_file_is_one_document_in_file_order(
     tiny_llama: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emendo.moments.corpus._BLOCK_CHARACTERS", 60)
+    monkeypatch.setattr("emendo.statistics.corpus._BLOCK_CHARACTERS", 60)
     path = tmp_path / "book.txt"
     path.write_text("\n\n".join(TRAINING_TEXT), encoding="utf-8")
     found = all_sequences(TextCorpus(path), tiny_llama)
@@ -201,7 +201,7 @@ def test_sampled_sequences_start_as_the_model_expects(tiny: ModelAdapter, bos: b
 def test_a_sequence_depends_on_its_number_alone(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = SelfSampledCorpus(seed=9)
     whole = list(corpus.sequences(tiny_llama, length=12, count=20))
-    monkeypatch.setattr("emendo.moments.corpus.SAMPLE_ROWS", 8)
+    monkeypatch.setattr("emendo.statistics.corpus.SAMPLE_ROWS", 8)
     grouped = list(corpus.sequences(tiny_llama, length=12, count=20))
     resumed = list(corpus.sequences(tiny_llama, length=12, count=20, start=11))
     assert grouped == whole

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from emendo.editing.session import EditSession
 from emendo.errors import CorpusError, MomentsError
 from emendo.models import ModelAdapter
-from emendo.moments import MixturePart, MomentStore, obtain_for_method, parse_mixture
-from emendo.session import EditSession
+from emendo.statistics import MixturePart, MomentStore, obtain_for_method, parse_mixture
 from tests.conftest import TRAINING_TEXT, build_tiny
 from tests.naive_loop import Naive, apart, close
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, planned

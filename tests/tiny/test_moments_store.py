@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from emendo.errors import MomentsError, OutputError
 from emendo.models import ModelAdapter
-from emendo.moments import MomentSpec, MomentStore, SecondMoment, StoredMoment, obtain_moments, read_moment
-from emendo.moments.store import pack_triangle, packed_bytes, unpack_triangle
+from emendo.statistics import MomentSpec, MomentStore, SecondMoment, StoredMoment, obtain_moments, read_moment
+from emendo.statistics.store import pack_triangle, packed_bytes, unpack_triangle
 from tests.conftest import build_tiny
 
 SPEC = MomentSpec(tokens=90, length=16)
@@ -135,7 +135,7 @@ def test_damage_is_found_and_named(
 def test_a_damaged_unfinished_state_is_named(
     tiny_llama: ModelAdapter, store: MomentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emendo.moments.collect import partial_path
+    from emendo.statistics.collect import partial_path
 
     fingerprint = SPEC.fingerprint(tiny_llama, [1])
     path = partial_path(store.folder(fingerprint), fingerprint, [1])
@@ -187,7 +187,7 @@ def test_a_failed_write_leaves_nothing(
     def fails(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("emendo.storage.tensor_file.save_file", fails)
+    monkeypatch.setattr("emendo.io.tensor_file.save_file", fails)
     with pytest.raises(OutputError, match="EMENDO_HOME"):
         store.put(stored.moment, replace(stored.header, layer=2))
     assert sorted(store.root.rglob("*")) == before
@@ -205,7 +205,7 @@ def test_a_home_that_cannot_be_written_is_found_before_the_collection(
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMENDO_HOME", place)
-    monkeypatch.setattr("emendo.moments.obtain.collect_moments", lambda *args, **options: pytest.fail("collected"))
+    monkeypatch.setattr("emendo.statistics.obtain.collect_moments", lambda *args, **options: pytest.fail("collected"))
     with pytest.raises(OutputError, match=r"cannot write .*set EMENDO_HOME to a directory that can be written"):
         obtain_moments(tiny_llama, [1], MomentSpec(tokens=64, length=16))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -216,10 +216,10 @@ def test_a_disk_that_the_moments_do_not_fit_on(
 ) -> None:
     spec, store = MomentSpec(tokens=64, length=16), MomentStore(tmp_path)
     size = obtain_moments(tiny_llama, [1], spec, store)[1].path.stat().st_size
-    monkeypatch.setattr("emendo.moments.obtain.collect_moments", lambda *args, **options: pytest.fail("collected"))
+    monkeypatch.setattr("emendo.statistics.obtain.collect_moments", lambda *args, **options: pytest.fail("collected"))
     needed = packed_bytes(tiny_llama.d_in(2), "float64")
     assert size - 4000 < needed < size
-    monkeypatch.setattr("emendo.storage.writable.shutil.disk_usage", lambda at: SimpleNamespace(free=needed - 1))
+    monkeypatch.setattr("emendo.io.writable.shutil.disk_usage", lambda at: SimpleNamespace(free=needed - 1))
     with pytest.raises(OutputError, match=r"GiB are needed .*EMENDO_HOME"):
         obtain_moments(tiny_llama, [2], spec, store)
 
@@ -230,5 +230,5 @@ def test_a_home_that_cannot_be_written_serves_what_it_holds(
     """Moments may lie on a share that is mounted to be read."""
     spec, store = MomentSpec(tokens=64, length=16), MomentStore(tmp_path)
     expected = obtain_moments(tiny_llama, [1], spec, store)[1].mean()
-    monkeypatch.setattr("emendo.moments.obtain.check_writable", lambda *args: pytest.fail("asked for nothing"))
+    monkeypatch.setattr("emendo.statistics.obtain.check_writable", lambda *args: pytest.fail("asked for nothing"))
     assert torch.equal(obtain_moments(tiny_llama, [1], spec, store)[1].mean(), expected)

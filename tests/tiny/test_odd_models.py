@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, Phi3Config, PreTrainedModel
 
+from emendo.editing.session import EditSession
 from emendo.errors import InputError, NumericalError, SelfCheckError, UnsupportedModelError
 from emendo.export import write_checkpoint
 from emendo.models import ModelAdapter, wrap
 from emendo.models.generation import continue_rows
 from emendo.models.sampling import row_uniforms, sample_tokens
 from emendo.models.tree import plant, tree_hidden
-from emendo.session import EditSession
 from tests.conftest import FAMILIES, build_tiny, build_tokenizer, tiny_config
 from tests.model_state import changes, model_state
 from tests.random_updates import random_update

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from emendo.activations.keys import KeySettings, extract_keys
-from emendo.activations.targets import find_targets
-from emendo.distribution import Distribution, distribution_steps, searched_layers
+from emendo.editing.keys import KeySettings, extract_keys
+from emendo.editing.session import EditSession
+from emendo.editing.value_search import find_targets
 from emendo.errors import ConflictError, InfeasibleError, MethodError
 from emendo.methods import method_named
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
 from emendo.progress import Silent
 from emendo.requests import EditRequest
-from emendo.session import EditSession
 from emendo.solve import PreparedLayer
+from emendo.solve.distribution import Distribution, distribution_steps, searched_layers
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.naive_loop import Naive, close
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, planned
@@ -248,7 +248,7 @@ def test_keys_are_read_once_for_each_state_of_the_model(
         seen.append(1)
         return extract_keys(*args, **kwargs)
 
-    monkeypatch.setattr("emendo.pipeline.extract_keys", counted)
+    monkeypatch.setattr("emendo.editing.pipeline.extract_keys", counted)
     planned(build_tiny("llama"), store, REQUESTS, method, layers)
     assert len(seen) == reads
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
 from emendo.methods import METHODS
-from emendo.moments import MomentStore
-from emendo.plan import Plan
-from emendo.session import EditSession
-from emendo.update import LayerUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.update import LayerUpdate
 from tests.conftest import build_tiny
 from tests.naive_loop import apart, close
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from emendo.activations.targets import find_targets
+from emendo.editing.session import EditSession
+from emendo.editing.value_search import find_targets
 from emendo.errors import MethodError
 from emendo.methods import METHODS, method_named
-from emendo.moments import MomentStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import FAMILIES, VARIANTS, build_tiny
 from tests.naive_loop import Naive, apart, close
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned

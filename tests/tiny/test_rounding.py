@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from emendo.editing.session import EditSession
 from emendo.errors import EmendoWarning
 from emendo.export import write_checkpoint
 from emendo.requests import EditRequest
-from emendo.session import EditSession
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 
 FACTS = [

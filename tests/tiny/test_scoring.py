@@ -21,8 +21,8 @@ from emendo.evaluate import (
 )
 from emendo.evaluate import tokens as tokens_module
 from emendo.models import ModelAdapter
+from emendo.models.alignment import encode_target
 from emendo.requests import EditRecord, EditRequest
-from emendo.text.alignment import encode_target
 from tests.conftest import build_tiny
 
 PAIRS = [

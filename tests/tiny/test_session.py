@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from emendo.activations.keys import context_weights
-from emendo.activations.targets import find_targets
+from emendo.editing.contexts import prefix_contexts
+from emendo.editing.keys import context_weights
+from emendo.editing.session import EditSession
+from emendo.editing.value_search import find_targets
 from emendo.errors import BaseMismatchError, InfeasibleError, InputError, NumericalError, RequestError
 from emendo.methods import apply_settings
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore, obtain_for_method, read_moment
+from emendo.models.alignment import align_prompt
 from emendo.requests import EditRequest
-from emendo.session import EditSession
-from emendo.text import align_prompt, prefix_contexts
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.statistics import MomentStore, obtain_for_method, read_moment
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, quick_plan
@@ -274,7 +275,7 @@ def test_one_moment_and_one_factor_a_layer_are_kept(session: EditSession, monkey
         collected.append(1)
         return obtain_for_method(*args, **kwargs)
 
-    monkeypatch.setattr("emendo.session.obtain_for_method", counted)
+    monkeypatch.setattr("emendo.editing.session.obtain_for_method", counted)
     base = session.resolve("memit", layers=[1, 2], settings=QUICK).config
     first = session.preservation(base)
     other = session.preservation(apply_settings(base, {"preservation.weight": 7}))
@@ -426,7 +427,7 @@ def test_contexts_are_sampled_once_for_each_state_of_the_model(
         sampled.append(arguments)
         return prefix_contexts(*arguments)
 
-    monkeypatch.setattr("emendo.session.prefix_contexts", counting)
+    monkeypatch.setattr("emendo.editing.session.prefix_contexts", counting)
     session = EditSession(build_tiny("llama"), store=store)
     first = session.plan([EIFFEL], settings=settings)
     again = session.plan([EIFFEL], settings=settings)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from emendo.editing.session import EditSession
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, quick_plan
@@ -39,19 +39,19 @@ def failing(original: Callable[..., Any], at: int, error: type[BaseException]) -
 
 
 STAGES = {
-    "contexts": ("emendo.session.prefix_contexts", 1),
-    "moments": ("emendo.session.obtain_for_method", 1),
-    "factorisation of the second layer": ("emendo.session.prepare", 2),
-    "target problem": ("emendo.activations.targets.target_problem", 1),
-    "target search, first step": ("emendo.activations.targets._Search._update", 1),
-    "target search, third step": ("emendo.activations.targets._Search._update", 3),
-    "keys of the first layer": ("emendo.pipeline.extract_keys", 1),
-    "keys of the second layer": ("emendo.pipeline.extract_keys", 2),
-    "residual of the second layer": ("emendo.pipeline.current_values", 2),
-    "solve of the first layer": ("emendo.pipeline.solve", 1),
-    "solve of the last layer": ("emendo.pipeline.solve", 3),
-    "measures": ("emendo.pipeline.layer_report", 2),
-    "the update": ("emendo.pipeline.ModelUpdate", 1),
+    "contexts": ("emendo.editing.session.prefix_contexts", 1),
+    "moments": ("emendo.editing.session.obtain_for_method", 1),
+    "factorisation of the second layer": ("emendo.editing.session.prepare", 2),
+    "target problem": ("emendo.editing.value_search.target_problem", 1),
+    "target search, first step": ("emendo.editing.value_search._Search._update", 1),
+    "target search, third step": ("emendo.editing.value_search._Search._update", 3),
+    "keys of the first layer": ("emendo.editing.pipeline.extract_keys", 1),
+    "keys of the second layer": ("emendo.editing.pipeline.extract_keys", 2),
+    "residual of the second layer": ("emendo.editing.pipeline.current_values", 2),
+    "solve of the first layer": ("emendo.editing.pipeline.solve", 1),
+    "solve of the last layer": ("emendo.editing.pipeline.solve", 3),
+    "measures": ("emendo.editing.pipeline.layer_report", 2),
+    "the update": ("emendo.editing.pipeline.ModelUpdate", 1),
 }
 
 

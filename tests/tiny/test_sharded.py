@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from emendo.activations.targets import TargetSettings, find_targets
+from emendo.editing.session import EditSession
+from emendo.editing.value_search import TargetSettings, find_targets
 from emendo.errors import InputError, UnsupportedModelError
 from emendo.models import ModelAdapter, load, wrap
-from emendo.moments import MomentStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 

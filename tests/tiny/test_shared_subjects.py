@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from emendo.activations.targets import find_targets
+from emendo.editing.session import EditSession
+from emendo.editing.value_search import find_targets
 from emendo.errors import InfeasibleError, MethodError
-from emendo.moments import MomentStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.naive_loop import Naive, apart, close
 from tests.quick_plans import DARRIEUX, JAPAN, planned

@@ -23,8 +23,8 @@ from emendo.evaluate import (
 from emendo.evaluate import shift as shift_module
 from emendo.models import ModelAdapter
 from emendo.models import tree as tree_module
+from emendo.models.alignment import encode_target
 from emendo.requests import EditRecord, EditRequest, Probe
-from emendo.text.alignment import encode_target
 from tests.conftest import build_tiny
 
 PROMPTS = [

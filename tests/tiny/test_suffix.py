@@ -18,7 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from emendo.activations.targets import TargetSettings, find_targets
+from emendo.editing.value_search import TargetSettings, find_targets
 from emendo.errors import InputError
 from emendo.models import WRAPPERS, ModelAdapter, wrap
 from emendo.models.suffix import packed_attention, prefill, replay, select_rows

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from emendo.activations import targets
-from emendo.activations.targets import find_targets
+from emendo.editing import value_search as targets
+from emendo.editing.value_search import find_targets
 from emendo.errors import NumericalError, SelfCheckError
 from emendo.models import ModelAdapter
-from emendo.text import align_edit
+from emendo.models.alignment import align_edit
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.target_cases import CONTEXTS, LAYER, REQUESTS, SETTINGS

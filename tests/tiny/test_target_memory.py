@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-import emendo.activations.target_memory as target_memory
-from emendo.activations.target_memory import TargetMemory
-from emendo.activations.targets import TargetSettings, find_targets
+import emendo.editing.value_cache as target_memory
+from emendo.editing.session import EditSession
+from emendo.editing.value_cache import TargetMemory
+from emendo.editing.value_search import TargetSettings, find_targets
 from emendo.errors import InputError, TargetFileError
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, quick_plan
 

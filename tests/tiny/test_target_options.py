@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emendo.activations.keys import KeySettings, current_values, forward_values
-from emendo.activations.objective import Entry, Terms, target_problem
-from emendo.activations.targets import TargetSettings, find_targets, share_groups
+from emendo.editing.keys import KeySettings, current_values, forward_values
+from emendo.editing.objective import Entry, Terms, target_problem
+from emendo.editing.value_search import TargetSettings, find_targets, share_groups
 from emendo.errors import RequestError
+from emendo.models.alignment import align_edit, align_prompt
 from emendo.models.suffix import packed_attention
 from emendo.requests import EditRequest
-from emendo.text import align_edit, align_prompt
 from tests.conftest import FAMILIES, FLOAT32_ATTENTION, build_tiny
 from tests.model_state import changes, model_state
 from tests.target_cases import oracle

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emendo.activations.objective import Entry, Terms, target_problem
-from emendo.activations.targets import Targets, TargetSettings, find_targets
+from emendo.editing.objective import Entry, Terms, target_problem
+from emendo.editing.value_search import Targets, TargetSettings, find_targets
 from emendo.models import ModelAdapter
+from emendo.models.alignment import align_edit
 from emendo.models.suffix import packed_attention, replay
 from emendo.requests import EditRequest
-from emendo.text import align_edit
 from tests.conftest import FAMILIES, FLOAT32_ATTENTION, ROWS
 from tests.target_cases import CONTEXTS, LAYER, REQUESTS, SETTINGS, cached_tiny, close, oracle
 from tests.target_reference import SerialSearch, sentences_of, serial_search
@@ -223,7 +223,7 @@ def test_zero_delta_reproduces_the_untouched_model(family: str) -> None:
 
 
 def test_at_most_one_update_fewer_than_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    import emendo.activations.targets as module
+    import emendo.editing.value_search as module
 
     updates: list[int] = []
     update = module._Search._update

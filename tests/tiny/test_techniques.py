@@ -10,18 +10,20 @@ import pytest
 import torch
 
 import emendo as library
-from emendo.baselines import BASELINES, BaselineConfig, FineTuneSettings, baseline_named, in_context_records
+from emendo.editing.baselines.in_context import in_context_records
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
 from emendo.errors import InputError, MethodError, RequestError
 from emendo.evaluate import evaluate_records
 from emendo.methods import METHODS
+from emendo.methods.baseline_config import BaselineConfig, FineTuneSettings
+from emendo.methods.baselines import BASELINES, baseline_named
+from emendo.methods.techniques import technique_named
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore
-from emendo.plan import Plan
 from emendo.report import judge, layer_table, markdown_report, report_document
 from emendo.requests import EditRecord, EditRequest
-from emendo.session import EditSession
-from emendo.techniques import technique_named
-from emendo.update import ModelUpdate
+from emendo.statistics import MomentStore
+from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.tiny.conftest import Command

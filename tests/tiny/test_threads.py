@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from emendo.editing.session import EditSession
 from emendo.errors import InputError, ModelBusyError
 from emendo.evaluate import evaluate_records
 from emendo.gate import run_gate
 from emendo.models import ModelAdapter, wrap
-from emendo.moments import MomentStore
 from emendo.report import judge
 from emendo.requests import EditRecord
-from emendo.session import EditSession
+from emendo.statistics import MomentStore
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, QUICK, quick_plan
 

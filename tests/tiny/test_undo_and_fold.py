@@ -12,18 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import emendo.pipeline
-from emendo.activations.targets import Targets, find_targets
-from emendo.compose import fold, merge
+import emendo.editing.pipeline
+from emendo.editing.session import EditSession
+from emendo.editing.value_search import Targets, find_targets
 from emendo.errors import BaseMismatchError, UndoError
 from emendo.methods import ResolvedMethod
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore, obtain_for_method
 from emendo.requests import EditRequest
-from emendo.session import EditSession
 from emendo.solve import prepare
-from emendo.undo import metric_layers, without
-from emendo.update import ModelUpdate
+from emendo.statistics import MomentStore, obtain_for_method
+from emendo.updates.fold import fold
+from emendo.updates.merge import merge
+from emendo.updates.removal import metric_layers, without
+from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK
 

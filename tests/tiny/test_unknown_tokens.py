@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from emendo.activations.targets import TargetSettings, find_targets
+from emendo.editing.contexts import FIXED_CONTEXTS, prefix_contexts
+from emendo.editing.value_search import TargetSettings, find_targets
 from emendo.errors import InputError, MethodError, RequestError
 from emendo.evaluate import generate_texts, perplexity, score_targets
-from emendo.moments.corpus import SelfSampledCorpus
+from emendo.models.alignment import align_edit
 from emendo.requests import SLOT, EditRequest
-from emendo.text import FIXED_CONTEXTS, align_edit, prefix_contexts
+from emendo.statistics.corpus import SelfSampledCorpus
 from tests.conftest import build_tiny
 
 

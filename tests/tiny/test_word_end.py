@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emendo.activations.objective import Entry, Terms, target_problem
-from emendo.activations.target_memory import search_identity
-from emendo.activations.targets import TargetSettings, find_targets
+from emendo.editing.objective import Entry, Terms, target_problem
+from emendo.editing.value_cache import search_identity
+from emendo.editing.value_search import TargetSettings, find_targets
 from emendo.ledger.edits import KeptEdit
 from emendo.ledger.replay import kept_technique
 from emendo.methods import METHODS, MethodConfig, resolve_method
 from emendo.models import ModelAdapter, adding
+from emendo.models.alignment import align_edit
 from emendo.models.suffix import packed_attention
+from emendo.models.word_end import ends_in_word, word_end_tokens
 from emendo.requests import EditRequest
-from emendo.text import align_edit, ends_in_word, word_end_tokens
 from tests.conftest import FAMILIES, build_tiny
 
 CONTEXTS = ("{}", "The weather was calm. {}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from emendo.solve import PreparedLayer, Preservation, prepare
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 
 BASE = {"name": "linear", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32}
 FINGERPRINT = "f" * 64

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from emendo.baselines import BASELINES, apply_baseline_settings, baseline_named, resolve_baseline
-from emendo.baselines.presets import BASELINE_PRESETS, UNTUNED
+from emendo.methods.baseline_config import apply_baseline_settings
+from emendo.methods.baseline_presets import BASELINE_PRESETS, UNTUNED
+from emendo.methods.baseline_resolve import resolve_baseline
+from emendo.methods.baselines import BASELINES, baseline_named
 from emendo.models import ModelAdapter
 from emendo.models.known import GPT2_XL, GPT_J, SMOLLM2_135M, KnownModel
 

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from emendo.compose import break_even_rank, fold, merge, scale, survival
 from emendo.errors import BaseMismatchError, ConflictError, InputError, NumericalError, UndoError
 from emendo.solve import Preservation, prepare
-from emendo.undo import without
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.fold import break_even_rank, fold
+from emendo.updates.merge import merge, scale, survival
+from emendo.updates.removal import without
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.unit.sequences import BASE, D_IN, D_OUT, made, random, world
 
 

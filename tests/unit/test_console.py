@@ -8,7 +8,7 @@ import pytest
 
 from emendo.cli import console
 from emendo.cli.console import Terminal, shortened
-from emendo.printable import printable, printable_json
+from emendo.io.printable import printable, printable_json
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07 a\rb\x00\x7f\x9b31m\u202eevil\u2066\ud800"
 

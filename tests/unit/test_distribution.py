@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from emendo.distribution import distribution_steps, remaining_shares
 from emendo.errors import InfeasibleError, MethodError
 from emendo.solve import PreparedLayer, Preservation, prepare, solve
+from emendo.solve.distribution import distribution_steps, remaining_shares
 from tests.reference import emmet_delta, moment_with_condition
 
 D_IN, D_OUT, N, LAYERS = 16, 6, 4, 3

@@ -13,7 +13,10 @@ import torch
 
 from emendo.errors import InputError
 from emendo.experiments.files import append_lines
-from emendo.storage import TensorFileFormat, flush, whole_folder, write_bytes, write_tensor_file
+from emendo.io.durable import flush
+from emendo.io.tensor_file import TensorFileFormat, write_tensor_file
+from emendo.io.whole_file import write_bytes
+from emendo.io.whole_folder import whole_folder
 
 
 def tensor_file(path: Path) -> None:

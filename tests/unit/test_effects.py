@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from emendo.distribution import remaining_shares
 from emendo.errors import MethodError
 from emendo.methods import resolve_method
 from emendo.models import ModelAdapter
 from emendo.solve import Preservation, prepare, solve
+from emendo.solve.distribution import remaining_shares
 from tests.reference import moment_with_condition
 
 

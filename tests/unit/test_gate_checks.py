@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from emendo.editing.weight_change import LayerChange
 from emendo.evaluate import wilson_interval
 from emendo.gate.checks import AT_LEAST, broken, judge, measure
 from emendo.gate.config import CheckConfig, Checks, ShareConfig, SuccessConfig, default_config
@@ -14,7 +15,6 @@ from emendo.gate.evidence import Evidence, Measurement
 from emendo.gate.look import Look, begins_with
 from emendo.gate.report import Check, GateReport
 from emendo.models import ModelAdapter
-from emendo.weight_change import LayerChange
 
 ABOVE, BELOW = math.inf, -math.inf
 

@@ -13,11 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emendo import strict_json
 from emendo.datasets import json_rows, loading, parse_records, read_records
 from emendo.errors import InputError, NumericalError, RequestError, UpdateFileError
-from emendo.storage import TensorFileFormat, tensor_file, write_tensor_file
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.io import strict_json, tensor_file
+from emendo.io.tensor_file import TensorFileFormat, write_tensor_file
+from emendo.updates.update import LayerUpdate, ModelUpdate
 
 FORMAT = TensorFileFormat("emendo.update", 2, UpdateFileError, "")
 FUZZ = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-import emendo.storage.in_place as in_place
+import emendo.io.in_place as in_place
 from emendo.errors import InputError, OutputError
+from emendo.io.in_place import replaced_files
+from emendo.io.whole_file import write_bytes
 from emendo.report.folder import UPDATE_NAME, write_folder
-from emendo.storage import replaced_files, write_bytes
 from tests.ledger_world import fact, planned
 
 OLD = {"a": b"old a", "b": b"old b", "only old": b"1", "notes": b"somebody's"}

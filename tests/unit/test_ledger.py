@@ -13,7 +13,7 @@ import emendo.ledger.files as files_module
 from emendo.errors import BaseMismatchError, ConflictError, InputError, LedgerError, OutputError, RequestError
 from emendo.ledger import EditLedger
 from emendo.requests import EditRequest
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 from tests.ledger_world import BASE, WorldPlanner, WorldSession, add, fact, facts_of, new_ledger, planned
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from emendo.compose import merge
 from emendo.errors import LedgerError
 from emendo.ledger import EditLedger, History, Record
 from emendo.ledger.record import Active
+from emendo.updates.merge import merge
 from tests.ledger_world import BASE, METHOD, WorldPlanner, WorldSession, add, fact, facts_of, new_ledger, planned
 
 

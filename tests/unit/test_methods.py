@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from emendo.activations.keys import KeySettings
-from emendo.activations.targets import TargetSettings
+from emendo.editing.keys import KeySettings
+from emendo.editing.value_search import TargetSettings
 from emendo.errors import LayerError, MethodError
 from emendo.methods import METHODS, MethodConfig, apply_settings, method_named, resolve_method
 from emendo.methods.config import ContextSettings, Memorization, MomentSettings, PostStep

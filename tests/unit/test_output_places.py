@@ -16,7 +16,9 @@ import pytest
 
 from emendo.cli.app import main, run
 from emendo.errors import OutputError
-from emendo.storage import check_absent, check_room, check_writable, check_writable_file, writable
+from emendo.io import writable
+from emendo.io.whole_folder import check_absent
+from emendo.io.writable import check_room, check_writable, check_writable_file
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from emendo.experiments.cells import Measures
 from emendo.experiments.config import read_config as read_experiment
 from emendo.experiments.ground import held_out_text
 from emendo.gate import read_canaries, read_config
-from emendo.storage import check_plain, read_plain_text
+from emendo.io.plain_file import check_plain, read_plain_text
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emendo.errors import MomentsError, NumericalError
-from emendo.moments import SecondMoment
-from emendo.moments.second_moment import Accumulate
+from emendo.statistics import SecondMoment
+from emendo.statistics.second_moment import Accumulate
 
 D = 12
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emendo import strict_json
 from emendo.errors import InputError
-from emendo.printable import well_formed
+from emendo.io import strict_json
+from emendo.io.printable import well_formed
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:

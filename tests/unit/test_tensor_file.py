@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from emendo.errors import InputError, MomentsError, OutputError
-from emendo.storage import TensorFileFormat, read_tensor_file, read_tensor_file_header, write_tensor_file
-from emendo.storage import tensor_file as module
+from emendo.io import tensor_file as module
+from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, read_tensor_file_header, write_tensor_file
 
 FORMAT = TensorFileFormat("emendo.test", 3, MomentsError, "do it again")
 

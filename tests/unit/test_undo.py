@@ -15,8 +15,8 @@ from torch import Tensor
 
 from emendo.errors import InfeasibleError, InputError, UndoError
 from emendo.solve import PreparedLayer, extend_history
-from emendo.undo import metric_layers, without
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.removal import metric_layers, without
+from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.unit.sequences import D_IN, D_OUT, FINGERPRINT, World, made, preservation_of, random, settings_of, world
 
 SIZES = (2, 1, 3, 1)

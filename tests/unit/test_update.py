@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from emendo.errors import InputError, UpdateFileError
-from emendo.storage import TensorFileFormat, write_tensor_file
-from emendo.update import LayerUpdate, ModelUpdate, merge_layers
+from emendo.io.tensor_file import TensorFileFormat, write_tensor_file
+from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 BASE = {"name": "tiny", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32}
 

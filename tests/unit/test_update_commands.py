@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from emendo.cli.app import run
-from emendo.compose import fold, merge, scale
-from emendo.update import ModelUpdate
+from emendo.updates.fold import fold
+from emendo.updates.merge import merge, scale
+from emendo.updates.update import ModelUpdate
 from tests.unit.sequences import made, world
 
 Command = Callable[..., tuple[int, str, str]]

@@ -23,8 +23,8 @@ from torch import Tensor
 from emendo.attribution.edits import EditSet
 from emendo.errors import InputError
 from emendo.models import ModelAdapter
+from emendo.models.alignment import encode_target
 from emendo.models.factored import factored
-from emendo.text import encode_target
 
 _ROWS = 64
 """Rows of one forward pass."""

@@ -25,7 +25,7 @@ from emendo.models.batch import pack_by_tokens
 from emendo.models.edits import edited_weight
 from emendo.models.generation import Continuation, continue_rows
 from emendo.progress import Progress, Silent
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate
 
 Order: TypeAlias = Literal["continuation", "next-token"]
 

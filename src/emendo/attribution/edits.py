@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emendo.errors import InputError
 from emendo.shapes import DualKeys, Keys, Residuals
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from emendo.cli import (
 from emendo.cli.console import print_json
 from emendo.cli.sections import SectionedGroup
 from emendo.errors import EmendoError, EmendoWarning, InterruptError
-from emendo.printable import printable
+from emendo.io.printable import printable
 
 app = typer.Typer(
     name="emendo",

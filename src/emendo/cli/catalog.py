@@ -11,7 +11,7 @@ from emendo.cli.console import Terminal
 from emendo.cli.options import Json, Quiet
 
 if TYPE_CHECKING:
-    from emendo.techniques import Technique
+    from emendo.methods.techniques import Technique
 
 _PLAIN = "·"
 
@@ -26,9 +26,9 @@ def methods(
     if name is not None:
         _show_one(terminal, name)
         return
-    from emendo.baselines import BASELINES
-    from emendo.composition import compose
     from emendo.methods import METHODS
+    from emendo.methods.baselines import BASELINES
+    from emendo.methods.table import compose
 
     table = compose(METHODS)
     named = {"plain default": table.plain, **table.methods}
@@ -83,11 +83,11 @@ def _show_deviations(terminal: Terminal, deviations: Sequence[str]) -> None:
 
 def _show_one(terminal: Terminal, name: str) -> None:
     """Source, deviations, every setting, and the presets by model."""
-    from emendo.baselines.presets import BASELINE_PRESETS
-    from emendo.composition import plain_settings
     from emendo.methods import MethodConfig
+    from emendo.methods.baseline_presets import BASELINE_PRESETS
     from emendo.methods.presets import presets_of
-    from emendo.techniques import technique_named
+    from emendo.methods.table import plain_settings
+    from emendo.methods.techniques import technique_named
 
     technique = technique_named(name)
     described = _described(technique)
@@ -141,7 +141,7 @@ def _described(technique: Technique) -> dict[str, Any]:
 
 def _axis(axis: str, values: Mapping[str, Any]) -> str:
     """A cell: the value of an axis that is one, else a line for each setting."""
-    from emendo.composition import single
+    from emendo.methods.table import single
 
     if single(axis, values):
         return _text(values[axis])

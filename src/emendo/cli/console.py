@@ -15,8 +15,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from emendo import strict_json
-from emendo.printable import printable, printable_json
+from emendo.io import strict_json
+from emendo.io.printable import printable, printable_json
 
 _EVERY = 30.0
 """Seconds between two signs of life of a stage, where there is no bar."""

@@ -32,8 +32,8 @@ def demo(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.datasets import parse_records
+    from emendo.methods.techniques import asked_after, check_named
     from emendo.report import check_free
-    from emendo.techniques import asked_after, check_named
 
     technique = check_named(method, chosen_settings)
     overwrite = overwrite or out == _OUT  # so that the demo can be run again
@@ -42,8 +42,8 @@ def demo(
     records = parse_records(file.read_text(encoding="utf-8"), "demo_facts.jsonl")
     asked_after(technique, records)
 
+    from emendo.editing.session import EditSession
     from emendo.models import load
-    from emendo.session import EditSession
 
     terminal.message(f"Editing {len(records)} facts in SmolLM2-135M-Instruct with {method}")
     lm = load("demo", device=device, progress=terminal)

@@ -16,10 +16,10 @@ from emendo.cli.interrupts import truthful
 from emendo.errors import RequestError
 
 if TYPE_CHECKING:
+    from emendo.editing.session import EditSession
     from emendo.ledger.pending import PendingEdit
     from emendo.report import Judgement
     from emendo.requests import EditRecord, Join
-    from emendo.session import EditSession
 
 _MOST_SHOWN, _MOST_NAMED, _MOST_CHARACTERS = 20, 5, 100
 """Requests in the table of a plan, requests that a note names, characters of a cell."""
@@ -68,9 +68,9 @@ def edit(
     # Everything that can be refused is refused before the model is loaded.
     records = _records(terminal, prompt, subject, target, join, target_true, requests, format)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
+    from emendo.methods.techniques import asked_after, check_named
     from emendo.report import check_free
     from emendo.requests import check_requests
-    from emendo.techniques import asked_after, check_named
 
     check_requests([record.request for record in records])
     asked_after(check_named(method, chosen_settings), records)
@@ -79,8 +79,8 @@ def edit(
     ledgers.check_ledger(ledger, records, replace=replace, message=message, who=who)
     chosen_gate = gate.choose_gate(limits, force)
 
+    from emendo.editing.session import EditSession
     from emendo.models import load
-    from emendo.session import EditSession
 
     session = EditSession(load(model, device=device, dtype=dtype, progress=terminal), seed=seed, progress=terminal)
     if plan_only:
@@ -214,7 +214,7 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
         records: As the model is asked them, see `asked_after`.
         method: As `to_dict` of a resolved method or baseline gives it.
     """
-    from emendo.text import align_edit
+    from emendo.models.alignment import align_edit
 
     lm = session.lm
     read = []

@@ -18,7 +18,7 @@ from emendo.errors import ExperimentError
 
 if TYPE_CHECKING:
     from emendo.experiments import Cell, Experiment, Measures
-    from emendo.techniques import Technique
+    from emendo.methods.techniques import Technique
 
 
 def evaluate(
@@ -56,8 +56,8 @@ def evaluate(
     """Edit n records and score them, their paraphrases and neighbours, before and after."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
-    from emendo.storage import check_writable
-    from emendo.techniques import check_named
+    from emendo.io.writable import check_writable
+    from emendo.methods.techniques import check_named
 
     technique = check_named(method, chosen_settings)
     if out is not None:
@@ -135,7 +135,7 @@ def _check_records(cell: Cell, technique: Technique) -> None:
     from emendo.datasets import load_records
     from emendo.experiments.data import Source, select_records
     from emendo.experiments.questions import check_measures
-    from emendo.techniques import asked_after
+    from emendo.methods.techniques import asked_after
 
     loaded = load_records(cell.data)
     if cell.only_answered is not None:

@@ -11,7 +11,7 @@ from emendo.cli import options
 from emendo.cli.console import Terminal
 
 if TYPE_CHECKING:
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
 app = typer.Typer(
     help="Take edits to other programs: a PEFT adapter, a checkpoint, the Hugging Face Hub.",
@@ -49,7 +49,7 @@ def peft(
     """Write updates as one LoRA adapter that peft, transformers and vLLM load."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     updates = _updates(update)
-    from emendo.storage import check_writable
+    from emendo.io.writable import check_writable
 
     check_writable(out)
     from emendo.export import write_adapter
@@ -83,7 +83,8 @@ def checkpoint(
     """Write the whole edited model as a Hugging Face folder, which needs no Emendo."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     updates = _updates(update)
-    from emendo.storage import check_absent, check_writable
+    from emendo.io.whole_folder import check_absent
+    from emendo.io.writable import check_writable
 
     check_absent(out)
     check_writable(out)
@@ -129,6 +130,6 @@ def hub(
 
 def _updates(paths: list[Path]) -> list[ModelUpdate]:
     """The update files, read before a model is."""
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
     return [ModelUpdate.load(path) for path in paths]

@@ -13,11 +13,11 @@ from emendo.cli.console import Terminal
 from emendo.errors import GateError, InputError, UpdateFileError
 
 if TYPE_CHECKING:
+    from emendo.editing.plan import Plan
+    from emendo.editing.session import EditSession
     from emendo.gate import GateConfig, GateReport
-    from emendo.plan import Plan
     from emendo.requests import EditRecord
-    from emendo.session import EditSession
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
 Gate = Annotated[
     str | None,
@@ -65,8 +65,8 @@ def gate(
     updates = [_loaded(path) for path in update]
     records = _records(updates) if requests is None else facts.read_requests(terminal, requests, format)
 
+    from emendo.editing.session import EditSession
     from emendo.models import load
-    from emendo.session import EditSession
 
     lm = load(model, device=device, dtype=dtype, progress=terminal)
     session = EditSession(lm, seed=_seed(updates), progress=terminal)
@@ -179,7 +179,7 @@ def _check_canaries(config: GateConfig) -> None:
 
 
 def _loaded(path: Path) -> ModelUpdate:
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
     update = ModelUpdate.load(path)
     if not update.layers:

@@ -11,7 +11,7 @@ from emendo.cli import options
 from emendo.cli.console import Terminal
 
 if TYPE_CHECKING:
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
 _TASK_FOLDER = Path("experiments/harness")
 """Taken where the command runs in a checkout and names no other folder."""
@@ -42,8 +42,8 @@ def harness(
 ) -> None:
     """Measure general ability through lm-evaluation-harness; with --update, base against edited model."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    from emendo.storage import check_writable_file
-    from emendo.update import ModelUpdate
+    from emendo.io.writable import check_writable_file
+    from emendo.updates.update import ModelUpdate
 
     loaded = [ModelUpdate.load(path) for path in updates or []]
     if out is not None:
@@ -62,7 +62,7 @@ def harness(
     document = _measure(terminal, model, {"device": device, "dtype": dtype}, loaded, asked)
     _show(terminal, document)
     if out is not None:
-        from emendo.storage import write_json
+        from emendo.io.whole_file import write_json
 
         write_json(out, document)
         terminal.line(f"Every item: {out}")
@@ -73,9 +73,9 @@ def _measure(
     terminal: Terminal, model: str, where: dict[str, str], updates: list[ModelUpdate], asked: dict[str, Any]
 ) -> dict[str, Any]:
     """The base model, then with the updates in it; it is rolled back and that is checked."""
-    from emendo.harness import compare, general_ability
+    from emendo.editing.session import EditSession
+    from emendo.evaluate.harness import compare, general_ability
     from emendo.models import load
-    from emendo.session import EditSession
 
     session = EditSession(load(model, progress=terminal, **where), progress=terminal)
     base = general_ability(session.lm, progress=terminal, **asked)

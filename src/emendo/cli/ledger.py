@@ -16,10 +16,10 @@ from emendo.cli.interrupts import truthful
 from emendo.errors import LedgerError
 
 if TYPE_CHECKING:
+    from emendo.editing.session import EditSession
     from emendo.ledger import Active, EditLedger, History, Record
     from emendo.ledger.pending import PendingEdit
     from emendo.requests import EditRecord, EditRequest
-    from emendo.session import EditSession
 
 Folder = Annotated[Path, typer.Option("--ledger", envvar="EMENDO_LEDGER", help="Folder of the ledger.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="Beginning of an id that `emendo log` shows.")]
@@ -42,10 +42,10 @@ def init(
 ) -> None:
     """Make a ledger for a model."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
+    from emendo.io.strict_json import check_text
+    from emendo.io.writable import check_writable
     from emendo.ledger import EditLedger, LedgerStore
     from emendo.ledger.stamp import check_texts
-    from emendo.storage import check_writable
-    from emendo.strict_json import check_text
 
     check_writable(folder)
     LedgerStore(folder).check_free()
@@ -160,7 +160,7 @@ def checkout(
     history = _history(ledger)
     document: dict[str, Any] = {"ledger": str(ledger)}
     if out is not None:
-        from emendo.storage import check_writable_file
+        from emendo.io.writable import check_writable_file
 
         check_writable_file(out)
         update = _open(terminal, ledger, who, wait).merged(id)
@@ -235,9 +235,9 @@ def check_ledger(
         if replace:
             raise LedgerError("--replace is about the edits of a ledger; name it (--ledger FOLDER)")
         return
+    from emendo.io.writable import check_writable
     from emendo.ledger.conflicts import replaced_facts
     from emendo.ledger.stamp import check_texts
-    from emendo.storage import check_writable
 
     check_texts(who or "", message)
     check_writable(folder, "a ledger must be writable for an edit (--ledger)")
@@ -296,8 +296,8 @@ def _history(folder: Path) -> History:
 
 
 def _session(terminal: Terminal, model: str, device: str, dtype: str) -> EditSession:
+    from emendo.editing.session import EditSession
     from emendo.models import load
-    from emendo.session import EditSession
 
     return EditSession(load(model, device=device, dtype=dtype, progress=terminal), progress=terminal)
 
@@ -328,7 +328,7 @@ def _rows(history: History, active: Sequence[Active]) -> list[tuple[object, ...]
 
 
 def _text(value: object) -> str:
-    from emendo import strict_json
+    from emendo.io import strict_json
 
     text = value if isinstance(value, str) else strict_json.dumps(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "… (--json shows all)"

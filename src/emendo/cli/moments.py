@@ -40,7 +40,7 @@ def collect(
     chosen = options.parse_layers(layers)
     from emendo.methods import resolve_method
     from emendo.models import load
-    from emendo.moments import MomentSpec, MomentStore, obtain_moments, open_corpus
+    from emendo.statistics import MomentSpec, MomentStore, obtain_moments, open_corpus
 
     spec = MomentSpec(
         corpus=open_corpus(corpus, field=field, split=split, revision=revision, seed=seed),
@@ -84,7 +84,7 @@ def verify(json_output: options.Json = False, quiet: options.Quiet = False) -> N
 
 
 def _show(*, verified: bool, json_output: bool, quiet: bool) -> None:
-    from emendo.moments import MomentStore
+    from emendo.statistics import MomentStore
 
     terminal = Terminal(json_output=json_output, quiet=quiet)
     store = MomentStore()

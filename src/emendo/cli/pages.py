@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from emendo.errors import OutputError
 
 if TYPE_CHECKING:
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
 
 def check_place(out: Path, file: str, *, overwrite: bool) -> None:
@@ -23,8 +23,8 @@ def check_place(out: Path, file: str, *, overwrite: bool) -> None:
         OutputError: The folder cannot be written, or holds a result.
         ReportError: A package of the extra `report` is missing.
     """
+    from emendo.io.writable import check_writable
     from emendo.report.trace.write import check_packages
-    from emendo.storage import check_writable
 
     check_packages()
     check_writable(out)
@@ -40,6 +40,6 @@ def load_update(path: Path) -> ModelUpdate:
     Raises:
         UpdateFileError: It is missing, damaged or something else.
     """
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
     return ModelUpdate.load(path / "update.safetensors" if path.is_dir() else path)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from emendo.models import ModelAdapter
     from emendo.report.see.document import Answer, Probe
     from emendo.requests import EditRecord
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
 _OUT, _SHOWN, _LEFT_OUT = Path("out/see"), 20, 8
 _MOST_TEXT = 64 * 2**20

@@ -13,8 +13,8 @@ from emendo.cli.console import Terminal
 from emendo.errors import OutputError, UpdateFileError
 
 if TYPE_CHECKING:
-    from emendo.compose import Folded
-    from emendo.update import ModelUpdate
+    from emendo.updates.fold import Folded
+    from emendo.updates.update import ModelUpdate
 
 app = typer.Typer(
     help="Update files: show, merge, fold, scale.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -57,7 +57,7 @@ def merge(files: _Files, out: _Out, force: _Force = False, json_output: options.
     """Add updates of one base. Planned apart, they disturb each other: what is left of each is measured and shown."""
     terminal = Terminal(json_output=json_output)
     _check_out(out, force)
-    from emendo.compose import merge as merge_updates
+    from emendo.updates.merge import merge as merge_updates
 
     merged = merge_updates([_load(file) for file in files])
     parts = merged.info.get("merged", [])
@@ -99,7 +99,7 @@ def fold(
     """One update of the smallest rank in place of one or many, within a tolerance and never bit for bit."""
     terminal = Terminal(json_output=json_output)
     _check_out(out, force)
-    from emendo.compose import fold as fold_updates
+    from emendo.updates.fold import fold as fold_updates
 
     if tolerance is None and max_rank is None:
         tolerance = 1e-6
@@ -123,7 +123,7 @@ def scale(
     """An update times a number."""
     terminal = Terminal(json_output=json_output)
     _check_out(out, force)
-    from emendo.compose import scale as scale_update
+    from emendo.updates.merge import scale as scale_update
 
     scaled = scale_update(_load(file), factor)
     scaled.save(out)
@@ -165,7 +165,7 @@ def _common_name(layers: list[dict[str, Any]]) -> str | None:
 
 def _load(path: Path) -> ModelUpdate:
     from emendo.report.folder import UPDATE_NAME
-    from emendo.update import ModelUpdate
+    from emendo.updates.update import ModelUpdate
 
     folder = os.path.isdir(path)  # of os.path: False, not an error, for a path that no file can have
     file = path / UPDATE_NAME if folder else path
@@ -181,7 +181,7 @@ def _check_out(out: Path, force: bool) -> None:
     Raises:
         OutputError: There is something, or the folder cannot be written.
     """
-    from emendo.storage import check_writable_file
+    from emendo.io.writable import check_writable_file
 
     check_writable_file(out)
     if out.exists() and not force:
@@ -190,8 +190,8 @@ def _check_out(out: Path, force: bool) -> None:
 
 def _described(update: ModelUpdate) -> dict[str, Any]:
     """An update as JSON values, without its tensors."""
-    from emendo.compose import break_even_rank
     from emendo.solve import frobenius_norm
+    from emendo.updates.fold import break_even_rank
 
     info = update.info
     requests = info.get("requests", [])

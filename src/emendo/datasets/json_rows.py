@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from emendo import strict_json
 from emendo.errors import DatasetError
+from emendo.io import strict_json
 from emendo.requests import shown
 
 MOST_ROW = 2**20

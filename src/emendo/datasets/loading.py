@@ -25,7 +25,7 @@ from emendo.datasets.names import plain_names
 from emendo.datasets.rows import split_rows
 from emendo.datasets.wrapped import unwrap
 from emendo.errors import DatasetError, RequestError
-from emendo.plain_file import check_plain
+from emendo.io.plain_file import check_plain
 from emendo.requests import EditRecord, shown
 
 _SHOWN, _KINDS_SHOWN = 3, 6

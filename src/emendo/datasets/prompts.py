@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from emendo import strict_json
 from emendo.errors import DatasetError
-from emendo.plain_file import read_plain_text
+from emendo.io import strict_json
+from emendo.io.plain_file import read_plain_text
 
 
 def read_prompts(path: Path) -> list[str]:

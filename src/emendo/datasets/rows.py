@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from emendo import strict_yaml
 from emendo.datasets.csv_rows import header_of, table_rows
 from emendo.datasets.json_rows import LINE_END, Row, are_lines, line_rows, list_rows, object_rows, skip_blank
 from emendo.errors import DatasetError
+from emendo.io import strict_yaml
 
 _YAML = re.compile(r"---[ \t]*(?:[\r\n]|$)|-[ \t]+[\w\"'{&]|[A-Za-z_]\w*:(?:[ \t]|[\r\n]|$)")
 """How a list of mappings, or a mapping with rows below a key, begins."""

@@ -12,7 +12,7 @@ import torch
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate.tokens import resolve_token_budget, token_scores
 from emendo.models import ModelAdapter, pack_by_tokens
-from emendo.numerics import pinned
+from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 
 WINDOW = 1024

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from emendo.errors import InputError, NumericalError, SelfCheckError
 from emendo.models import ModelAdapter
+from emendo.models.alignment import encode_target
 from emendo.models.tree import Forest, group_by_prefix, plant, tree_hidden
 from emendo.progress import Progress, Silent
 from emendo.requests import Join, Pair
-from emendo.text.alignment import encode_target
 
 CPU_TOKEN_BUDGET = 512
 ACCELERATOR_TOKEN_BUDGET = 16_384

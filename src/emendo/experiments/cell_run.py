@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from emendo.activations.target_memory import TargetMemory
-from emendo.baselines import ResolvedBaseline
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
+from emendo.editing.value_cache import TargetMemory
+from emendo.editing.weight_change import WeightMeter
 from emendo.errors import EmendoError, InfeasibleError, NumericalError, SelfCheckError
 from emendo.evaluate import NextTokenLogProbs
 from emendo.experiments.cells import Cell
@@ -22,13 +24,11 @@ from emendo.experiments.meter import Meter
 from emendo.experiments.modes import batch_ranges, restores
 from emendo.experiments.scores import Row, holds, score_rows
 from emendo.experiments.summary import Final, make_summary
-from emendo.moments import MomentStore
-from emendo.plan import Plan
+from emendo.methods.baseline_resolve import ResolvedBaseline
+from emendo.methods.techniques import asked_after
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
-from emendo.session import EditSession
-from emendo.techniques import asked_after
-from emendo.weight_change import WeightMeter
+from emendo.statistics import MomentStore
 
 FINDINGS = (InfeasibleError, NumericalError, SelfCheckError)
 """Failures that say something about the method on these facts: a result, written down and not tried again."""

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from emendo import strict_yaml
 from emendo.datasets import Part
 from emendo.errors import ExperimentError
 from emendo.evaluate.answered import Level
 from emendo.experiments.cells import ADDED, Cell, Measures, Setting
 from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
-from emendo.storage import read_plain_text
+from emendo.io import strict_yaml
+from emendo.io.plain_file import read_plain_text
 from emendo.suggest import unknown_name
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from emendo.baselines import ResolvedBaseline
-from emendo.distribution import searched_layers
 from emendo.experiments.cells import Cell
 from emendo.experiments.modes import batch_ranges, restores
+from emendo.methods.baseline_resolve import ResolvedBaseline
+from emendo.methods.techniques import ResolvedTechnique
 from emendo.requests import EditRecord
-from emendo.techniques import ResolvedTechnique
+from emendo.solve.distribution import searched_layers
 
 
 @dataclass(frozen=True)

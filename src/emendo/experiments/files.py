@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emendo import strict_json
 from emendo.errors import ExperimentError, OutputError
-from emendo.storage import flush, make_folder, write_bytes
+from emendo.io import strict_json
+from emendo.io.durable import flush, make_folder
+from emendo.io.whole_file import write_bytes
 
 
 def write_lines(path: Path, rows: Sequence[Any]) -> None:

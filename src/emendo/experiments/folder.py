@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emendo.base_model import differences
 from emendo.errors import ExperimentError
 from emendo.experiments.files import append_lines, read_json, read_lines, write_lines
-from emendo.storage import write_json
-from emendo.update import ModelUpdate
+from emendo.io.whole_file import write_json
+from emendo.updates.base_model import differences
+from emendo.updates.update import ModelUpdate
 
 FORMAT, VERSION = "emendo.experiment", 1
 

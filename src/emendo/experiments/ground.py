@@ -20,9 +20,10 @@ from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.meter import Meter
 from emendo.experiments.questions import probe_rows, zsre_rows
 from emendo.experiments.scores import Row, score_rows
+from emendo.io.plain_file import read_plain_text
+from emendo.io.whole_file import write_json
 from emendo.models import ModelAdapter
 from emendo.requests import EditRecord
-from emendo.storage import read_plain_text, write_json
 
 SCORING = 2
 """Of what is asked of the unedited model and how it is scored: raised where a score, perplexity, text or entropy of the

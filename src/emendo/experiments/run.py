@@ -19,11 +19,11 @@ from emendo.experiments.meter import give_back
 from emendo.experiments.questions import check_measures
 from emendo.methods import ResolvedMethod
 from emendo.methods.config import MomentSettings
+from emendo.methods.techniques import ResolvedTechnique, asked_after, resolve_technique
 from emendo.models import ModelAdapter
-from emendo.moments import MomentStore, obtain_for_method
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
-from emendo.techniques import ResolvedTechnique, asked_after, resolve_technique
+from emendo.statistics import MomentStore, obtain_for_method
 
 Loader = Callable[[str], ModelAdapter]
 """From a model's name to the model."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from emendo import __version__
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 
 SHOWN_FACTS = 200
 """Facts that a card lists; the update files hold all of them."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from emendo.errors import ExportError, InputError
 from emendo.models import ModelAdapter, check_update
-from emendo.update import LayerUpdate, ModelUpdate, merge_layers
+from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 
 def checked_chain(adapter: ModelAdapter, updates: Sequence[ModelUpdate]) -> tuple[LayerUpdate, ...]:

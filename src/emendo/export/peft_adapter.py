@@ -20,13 +20,13 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from emendo.compose import fold
 from emendo.errors import ExportError, InputError
 from emendo.export.card import adapter_card
 from emendo.export.chain import checked_chain
+from emendo.io.whole_folder import whole_folder
 from emendo.models import ModelAdapter
-from emendo.storage import whole_folder
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.fold import fold
+from emendo.updates.update import LayerUpdate, ModelUpdate
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that servers accept: vLLM's `--max-lora-rank`, from 8 on."""

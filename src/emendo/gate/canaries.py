@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from emendo.errors import GateConfigError
+from emendo.io.plain_file import read_plain_text
 from emendo.models import ModelAdapter
-from emendo.storage import read_plain_text
 from emendo.suggest import unknown_name
 
 PACKAGED = "packaged"

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from emendo.errors import GateConfigError
 from emendo.gate.canaries import PACKAGED
-from emendo.storage import read_plain_text
+from emendo.io.plain_file import read_plain_text
 from emendo.suggest import unknown_name
 
 DEFAULT = "default"

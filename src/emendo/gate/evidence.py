@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from emendo.editing.weight_change import LayerChange
 from emendo.evaluate import DistributionShift, distribution_shift, wilson_interval
 from emendo.gate.look import Look
 from emendo.gate.topics import TopicShift
 from emendo.models import ModelAdapter
-from emendo.weight_change import LayerChange
 
 SHOWN = 5
 """Most prompts that a check lists."""

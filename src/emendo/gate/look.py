@@ -14,14 +14,14 @@ from emendo.evaluate import (
     next_token_log_probs,
     text_tokens,
 )
+from emendo.evaluate.held_out import packaged_perplexity
 from emendo.evaluate.matching import normalised_words
 from emendo.gate.canaries import CanarySet, CanaryText
 from emendo.gate.config import Checks
-from emendo.held_out import packaged_perplexity
 from emendo.models import ModelAdapter
+from emendo.models.alignment import encode_target
 from emendo.progress import Progress
 from emendo.requests import EditRecord, keeps_joint
-from emendo.text import encode_target
 
 _MORE_TOKENS = 2
 """Generated beyond the target's own, so that "Romeo" is not taken for "Rome"."""

@@ -21,15 +21,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emendo.editing.plan import Plan, trained_layer_report
+from emendo.editing.session import EditSession
+from emendo.editing.weight_change import WeightMeter
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate import distribution_shift, next_token_log_probs
 from emendo.gate.canaries import CanarySet, read_canaries
 from emendo.gate.config import GateConfig, default_config
 from emendo.gate.pricing import pricing
-from emendo.plan import Plan, trained_layer_report
-from emendo.session import EditSession
-from emendo.update import ModelUpdate, merge_layers
-from emendo.weight_change import WeightMeter
+from emendo.updates.update import ModelUpdate, merge_layers
 
 _WORDS = {
     "norm_growth": "all updates together over the norm of the weight, in the worst layer",

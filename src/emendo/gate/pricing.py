@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from emendo.editing.plan import Plan
 from emendo.methods import MethodConfig
 from emendo.methods.config import MomentSettings
-from emendo.plan import Plan
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 
 
 def pricing(edit: Plan | ModelUpdate) -> tuple[MomentSettings | None, str]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from emendo.editing.plan import Plan
+from emendo.editing.weight_change import LayerChange
 from emendo.errors import GateError
 from emendo.gate.topics import TopicShift, moved_most
-from emendo.plan import Plan
-from emendo.update import ModelUpdate
-from emendo.weight_change import LayerChange
+from emendo.updates.update import ModelUpdate
 
 Outcome = Literal["pass", "fail", "not measured, pass", "not measured, fail"]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
+from emendo.editing.weight_change import LayerChange, WeightMeter
 from emendo.errors import CorpusError, InputError, MomentsError, NumericalError
 from emendo.gate.canaries import CanarySet, read_canaries
 from emendo.gate.checks import broken, judge, measure
@@ -14,13 +17,10 @@ from emendo.gate.look import Look, look
 from emendo.gate.pricing import pricing
 from emendo.gate.report import Check, GateReport
 from emendo.gate.topics import TopicShift, topic_shifts
-from emendo.plan import Plan
+from emendo.methods.techniques import asked_after
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
-from emendo.session import EditSession
-from emendo.techniques import asked_after
-from emendo.update import ModelUpdate
-from emendo.weight_change import LayerChange, WeightMeter
+from emendo.updates.update import ModelUpdate
 
 
 def run_gate(

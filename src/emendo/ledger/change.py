@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from emendo.compose import fold
 from emendo.errors import LedgerError
 from emendo.ledger.edits import History, KeptEdit
 from emendo.ledger.files import check_file
@@ -19,8 +18,9 @@ from emendo.ledger.store import LedgerStore
 from emendo.methods import ResolvedMethod
 from emendo.solve import PreparedLayer
 from emendo.suggest import unknown_name
-from emendo.undo import metric_layers, without
-from emendo.update import ModelUpdate
+from emendo.updates.fold import fold
+from emendo.updates.removal import metric_layers, without
+from emendo.updates.update import ModelUpdate
 
 HOW = ("replay", "algebraic")
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emendo import strict_json
 from emendo.errors import LedgerError, OutputError
+from emendo.io import strict_json
 
 TEMPORARY = ".tmp-"
 """Beginning of the name of a file that is being written; what a killed operation leaves under it is swept."""

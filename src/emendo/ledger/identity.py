@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from emendo.base_model import check_same_base
+from emendo.editing.session import EditSession
 from emendo.ledger.edits import History
-from emendo.session import EditSession
+from emendo.updates.base_model import check_same_base
 
 
 def base_of(session: EditSession) -> dict[str, str]:

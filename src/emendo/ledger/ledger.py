@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from emendo import __version__
-from emendo.compose import merge
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
 from emendo.errors import LedgerError
 from emendo.ledger.change import State, fold_state, loaded, needs_planner, recalled, rewritten, stored, without_edit
 from emendo.ledger.conflicts import replaced_facts
@@ -29,12 +30,11 @@ from emendo.ledger.replay import Planner, SessionPlanner
 from emendo.ledger.stamp import check_texts, stamped
 from emendo.ledger.store import LedgerStore
 from emendo.ledger.verify import Verification, verify
+from emendo.methods.techniques import Technique
 from emendo.models import ModelAdapter
-from emendo.plan import Plan
 from emendo.requests import EditRequest, check_requests
-from emendo.session import EditSession
-from emendo.techniques import Technique
-from emendo.update import ModelUpdate
+from emendo.updates.merge import merge
+from emendo.updates.update import ModelUpdate
 
 TIMEOUT = 60.0
 """Seconds that a writer waits for another one."""

@@ -17,8 +17,8 @@ from io import FileIO
 from pathlib import Path
 
 from emendo.errors import LedgerBusyError, LedgerError
+from emendo.io.printable import well_formed
 from emendo.ledger.files import writing
-from emendo.printable import well_formed
 
 _POLL = 0.05  # seconds
 _NOTE = 500  # bytes of the holder's note that are read

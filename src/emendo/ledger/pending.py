@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emendo.editing.session import EditSession
 from emendo.errors import LedgerError
 from emendo.ledger.change import State, stored
 from emendo.ledger.edits import History
@@ -13,8 +14,7 @@ from emendo.ledger.replay import SessionPlanner, environment, fingerprint
 from emendo.ledger.stamp import stamped
 from emendo.ledger.store import LedgerStore
 from emendo.requests import EditRequest
-from emendo.session import EditSession
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 
 
 class PendingEdit:

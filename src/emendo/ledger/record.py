@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from emendo import strict_json
 from emendo.errors import LedgerError
+from emendo.io import strict_json
 from emendo.ledger.files import RESTORE, parse_json
 from emendo.requests import EditRequest
 

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
+from emendo.editing.session import EditSession
 from emendo.errors import LedgerError
+from emendo.io.printable import well_formed
 from emendo.ledger.edits import KeptEdit
 from emendo.methods import ADDED_SETTINGS, METHODS, apply_settings
-from emendo.printable import well_formed
-from emendo.session import EditSession
-from emendo.techniques import Technique, technique_named, with_settings
-from emendo.update import ModelUpdate
+from emendo.methods.techniques import Technique, technique_named, with_settings
+from emendo.updates.update import ModelUpdate
 from emendo.versions import processor, versions
 
 NOT_RECORDED = "not recorded"

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emendo.errors import InputError, LedgerError
+from emendo.io.strict_json import check_text
 from emendo.ledger.edits import History, kept_edit
 from emendo.ledger.record import MAKES_EDIT, Active, Record, as_read_back
-from emendo.strict_json import check_text
 
 
 def stamped(

@@ -9,10 +9,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from emendo.base_model import differences, in_words
 from emendo.errors import EmendoError, LedgerError
 from emendo.ledger.record import Active, Record, is_sha256
 from emendo.ledger.store import LedgerStore, advance, head_line
+from emendo.updates.base_model import differences, in_words
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Methods: named configurations of the engine, and the presets of models."""
+"""Methods and baselines by name: their settings, the presets of models, and where each value came from."""
 
 from emendo.methods.catalog import METHODS, method_named
 from emendo.methods.config import ADDED_SETTINGS, MethodConfig, apply_settings, read_settings

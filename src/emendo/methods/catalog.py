@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from emendo.activations.keys import KeySettings
-from emendo.activations.targets import TargetSettings
+from emendo.editing.keys import KeySettings
+from emendo.editing.value_search import TargetSettings
 from emendo.errors import MethodError
 from emendo.methods.config import ContextSettings, HistorySettings, Memorization, MethodConfig, PostStep
 from emendo.solve import Preservation

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from emendo.activations.keys import KeySettings
-from emendo.activations.targets import TargetSettings
-from emendo.distribution import Distribution, distribution_steps
+from emendo.editing.keys import KeySettings
+from emendo.editing.value_search import TargetSettings
 from emendo.errors import InputError, MethodError
 from emendo.methods.checks import check_ranges, check_together, check_types, leaves, parse
 from emendo.solve import Preservation
+from emendo.solve.distribution import Distribution, distribution_steps
 from emendo.suggest import unknown_setting
 
 ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0}

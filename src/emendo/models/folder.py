@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from emendo.errors import InputError, ModelNotFoundError
+from emendo.io.plain_file import check_plain, read_plain_text
+from emendo.io.strict_json import check_depth
 from emendo.models.declared import check_config_numbers, check_token_ids
-from emendo.storage import check_plain, read_plain_text
-from emendo.strict_json import check_depth
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

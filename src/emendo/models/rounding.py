@@ -9,7 +9,7 @@ import torch
 
 from emendo.errors import EmendoWarning
 from emendo.shapes import Keys, Residuals, Weight
-from emendo.update import LayerUpdate
+from emendo.updates.update import LayerUpdate
 
 LEAST_KEPT = 0.95
 """Share of an edit that rounding has to leave; below it the user is told."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from emendo.errors import ModelNotFoundError
+from emendo.io.plain_file import check_plain
 from emendo.models.folder import ADAPTER_CONFIG, CONFIG, check_settings
 from emendo.models.gguf_header import has_magic
-from emendo.storage import check_plain
 
 DEMO = "demo"
 

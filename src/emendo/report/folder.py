@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from emendo.editing.plan import Plan
 from emendo.errors import OutputError
-from emendo.plan import Plan
+from emendo.io.in_place import replaced_files
+from emendo.io.whole_file import write_json, write_text
+from emendo.io.writable import check_writable
 from emendo.report.judge import Judgement
 from emendo.report.markdown import markdown_report
-from emendo.storage import check_writable, replaced_files, write_json, write_text
-from emendo.update import ModelUpdate
+from emendo.updates.update import ModelUpdate
 
 UPDATE_NAME = "update.safetensors"
 _REPORTS = ("report.json", "report.md")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emendo.editing.plan import Plan
+from emendo.editing.session import EditSession
 from emendo.evaluate import RecordScores, evaluate_records
-from emendo.held_out import packaged_perplexity
+from emendo.evaluate.held_out import packaged_perplexity
+from emendo.methods.techniques import asked_after
 from emendo.models import ModelAdapter
-from emendo.plan import Plan
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
-from emendo.session import EditSession
-from emendo.techniques import asked_after
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def judge(
 ) -> Judgement:
     """Score and generate without the edit and with it; nothing is written to the session's model.
 
-    With the edit, records are asked as its method asks them (`emendo.techniques.asked_after`).
+    With the edit, records are asked as its method asks them (`emendo.methods.techniques.asked_after`).
 
     Args:
         session: Holds the model; the update is planned and not applied.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from emendo.io.printable import printable
 from emendo.models.rounding import LEAST_KEPT
-from emendo.printable import printable
 from emendo.report.tables import added_ridge_note, layer_table, target_table, training_table
 
 NOT_JUDGED = "Nothing was judged: what this edit does to its facts, their neighbours and other text was not measured"

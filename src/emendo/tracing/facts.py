@@ -9,8 +9,8 @@ from importlib import resources
 
 from emendo.errors import RequestError
 from emendo.models import ModelAdapter
+from emendo.models.alignment import encode_target
 from emendo.requests import SLOT, EditRecord
-from emendo.text import encode_target
 
 CLASSES = ("before", "first subject", "middle subject", "last subject", "first after", "further", "last")
 """Classes of positions over which facts are averaged, in the order of a text."""

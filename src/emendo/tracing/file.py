@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from emendo.errors import TraceError
-from emendo.storage import TensorFileFormat, read_tensor_file, write_tensor_file
+from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
 from emendo.tracing.result import FactTrace, KindTrace, Trace
 
 FORMAT = TensorFileFormat(

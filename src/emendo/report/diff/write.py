@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emendo import strict_json
-from emendo.printable import printable
+from emendo.io import strict_json
+from emendo.io.printable import printable
+from emendo.io.whole_file import write_bytes, write_text
 from emendo.report.diff.page import page, token_heat
 from emendo.report.trace.picture import draw_heats
 from emendo.report.trace.write import check_packages
-from emendo.storage import write_bytes, write_text
 
 PAGE = "diff.html"
 

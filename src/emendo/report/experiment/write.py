@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from emendo.errors import OutputError
+from emendo.io.in_place import replaced_files
+from emendo.io.whole_file import write_bytes, write_text
+from emendo.io.writable import check_writable
 from emendo.progress import Progress, Silent
 from emendo.report.experiment.drawing import Picture, check_matplotlib, draw
 from emendo.report.experiment.figures import figures_of
@@ -12,7 +15,6 @@ from emendo.report.experiment.folder import Experiment, read_experiment
 from emendo.report.experiment.markdown import PLOTS, markdown_text
 from emendo.report.experiment.page import page
 from emendo.report.html import check_jinja
-from emendo.storage import check_writable, replaced_files, write_bytes, write_text
 
 
 def write_report(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emendo import strict_json
-from emendo.printable import printable
+from emendo.io import strict_json
+from emendo.io.printable import printable
+from emendo.io.whole_file import write_bytes, write_text
 from emendo.report.see.document import Seen
 from emendo.report.see.page import answer_heat, crossing_heat, page
 from emendo.report.trace.picture import draw_heats
 from emendo.report.trace.write import check_packages
-from emendo.storage import write_bytes, write_text
 
 PAGE = "see.html"
 

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emendo import strict_json
-from emendo.printable import printable
+from emendo.io import strict_json
+from emendo.io.printable import printable
+from emendo.io.whole_file import write_bytes, write_text
 from emendo.report.experiment.drawing import check_matplotlib
 from emendo.report.html import check_jinja
 from emendo.report.trace.heat import average_heats, fact_heats
 from emendo.report.trace.page import page
 from emendo.report.trace.picture import draw_heats
 from emendo.report.trace.words import explain, fact_row, peaks
-from emendo.storage import write_bytes, write_text
 from emendo.tracing import Average, Trace, write_trace
 
 NAME = "trace.safetensors"

@@ -1,0 +1,94 @@
+"""The baselines' one way in: from requests to an update, leaving the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from emendo.editing.baselines.fine_tune import fine_tune
+from emendo.editing.baselines.in_context import in_context_records
+from emendo.editing.baselines.lora import fit_lora
+from emendo.editing.baselines.training import TrainingTrace
+from emendo.errors import NumericalError
+from emendo.methods.baseline_config import BaselineConfig, FineTuneSettings, InContextSettings, LoraSettings
+from emendo.methods.baselines import baseline_layers
+from emendo.models import ModelAdapter
+from emendo.progress import Progress
+from emendo.requests import EditRecord, EditRequest, check_requests
+from emendo.updates.update import LayerUpdate
+
+
+def fit_baseline(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    config: BaselineConfig,
+    *,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[tuple[LayerUpdate, ...], dict[str, Any]]:
+    """Work out a baseline's update; nothing is written to the model, and others may run it meanwhile.
+
+    The same requests, model and seed give the same update. No global random state is changed.
+
+    Args:
+        adapter: The model, in the state that the update is to be added to.
+        requests: The facts to write.
+        config: Which baseline, with its settings.
+        layers: Trained layers; None takes the baseline's own (`baseline_layers`).
+        seed: Of LoRA's initial A; nothing else is random.
+        progress: Told about the stage "training".
+
+    Returns:
+        One update a layer, ascending, and what was done, as JSON values. In-context editing changes no weights, so it
+        has no updates: its records go through `baseline_records`.
+
+    Raises:
+        RequestError: No request, or repeated or contradicting ones.
+        InputError: Layers, settings or a missing package; says which.
+        NumericalError: A loss or a factor is not finite.
+    """
+    check_requests(requests)
+    chosen, origin = baseline_layers(adapter, config, layers)
+    trace: dict[str, Any] = {
+        **config.to_dict(),
+        "layers": list(chosen),
+        "layers_from": origin,
+        "seed": seed,
+    }
+    if isinstance(config.own, InContextSettings):
+        return (), trace | {"passes": 0, "updates": 0, "losses": [], "stopped": "nothing to train"}
+    # The caller may be inside no_grad() or inference_mode().
+    with adapter.isolated() as own, torch.inference_mode(False), torch.enable_grad():
+        updates, training = _fit(own, requests, config.own, chosen, seed, progress)
+    for update in updates:
+        if not (update.residuals.isfinite().all() and update.dual_keys.isfinite().all()):
+            raise NumericalError(
+                f"the update of layer {update.layer} is not finite; expected finite weights. Lower "
+                f"--set {config.own.section}.learning_rate, or load the model with --dtype float32"
+            )
+    return updates, trace | training.to_dict()
+
+
+def _fit(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    settings: FineTuneSettings | LoraSettings,
+    layers: Sequence[int],
+    seed: int,
+    progress: Progress | None,
+) -> tuple[tuple[LayerUpdate, ...], TrainingTrace]:
+    if isinstance(settings, LoraSettings):
+        return fit_lora(adapter, requests, settings, layers, seed, progress)
+    return fine_tune(adapter, requests, settings, layers, progress)
+
+
+def baseline_records(records: Sequence[EditRecord], config: BaselineConfig) -> list[EditRecord]:
+    """The records by which a baseline is judged: with the fact in context, or as they are for all others.
+
+    Raises:
+        RequestError: A fact that cannot be put in front of a prompt.
+    """
+    return in_context_records(records, config.own) if isinstance(config.own, InContextSettings) else list(records)

@@ -1,0 +1,85 @@
+"""Plans of baselines: the same `Plan` that `pipeline.plan_edit` gives, from training instead of the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from emendo.editing.baselines.fit import fit_baseline
+from emendo.editing.plan import Plan, trained_layer_report
+from emendo.methods.baseline_resolve import ResolvedBaseline
+from emendo.methods.techniques import asked_after
+from emendo.models import ModelAdapter
+from emendo.progress import Progress
+from emendo.requests import EditRecord, EditRequest
+from emendo.shapes import Weight
+from emendo.updates.update import LayerUpdate, ModelUpdate
+
+_TOLD = ("name", "source", "deviations", "settings", "layers", "layers_from", "seed")
+"""What a trace repeats of the baseline and its settings."""
+
+
+def plan_baseline(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    baseline: ResolvedBaseline,
+    *,
+    seed: int = 0,
+    base: Mapping[str, str] | None = None,
+    preceding: Sequence[str] = (),
+    earlier: Sequence[LayerUpdate] = (),
+    weights: Callable[[int], Weight] | None = None,
+    record: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Work out a baseline's update; nothing is written to the model, and others may run it meanwhile.
+
+    Args:
+        adapter: The model, in the state that the update is to be added to.
+        requests: The facts to write.
+        baseline: Which one, with every value fixed for this model.
+        seed: Of LoRA's initial A.
+        base: Identity of the base model, stored with the update.
+        preceding: Identities of updates already applied to the model, stored with the update.
+        earlier: Sum of the updates already applied, one entry a layer.
+        weights: Present weight of a layer in float32 or better; None: the model's own. A function, because LoRA
+            trains every layer and their copies need not be in memory together.
+        record: More JSON values to store with the update.
+        progress: Told about the stages.
+
+    Returns:
+        The plan. In-context editing changes no weights: its update has no layers.
+
+    Raises:
+        RequestError: No request, repeated or contradicting ones, or a fact that cannot be put in context.
+        InputError: The baseline cannot run on this model, or a package is missing.
+        NumericalError: Something is not finite.
+    """
+    begin = time.perf_counter()
+    asked_after(baseline.config, [EditRecord(request) for request in requests])
+    chosen = baseline.layers or None  # a baseline without layers must not be given any
+    layers, trace = fit_baseline(adapter, requests, baseline.config, layers=chosen, seed=seed, progress=progress)
+    trained = time.perf_counter()
+    before = {update.layer: update for update in earlier}
+    weight = weights or adapter.weight
+    reports = tuple(
+        trained_layer_report(
+            update, weight(update.layer), before.get(update.layer), dtype=adapter.weight(update.layer).dtype
+        )
+        for update in layers
+    )
+    info = {
+        "requests": [request.to_dict() for request in requests],
+        "method": baseline.to_dict(),
+        "seed": seed,
+        "contexts": [],
+        "targets": [],
+        # What the training did; what it was told to do is in "method".
+        "training": {name: value for name, value in trace.items() if name not in _TOLD},
+        "layers": [report.to_dict() for report in reports],
+        **(record or {}),
+    }
+    update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)
+    seconds = {"training": trained - begin, "measures": time.perf_counter() - trained}
+    return Plan(update, tuple(requests), baseline, (), (), reports, seconds)

@@ -1,0 +1,391 @@
+"""The readable core: from requests to an update, leaving the model as it was.
+
+For each batch of requests (all at once, or one by one for ROME):
+
+1. search the target values v* (`activations.targets`) at the layers that the distribution aims at;
+2. for each step of the distribution, ascending: read the keys K of the step's layer and what is still missing at the
+   layer that it aims at, take the layer's share R of it (`distribution`), solve for the dual keys Q (`solve`), and
+   write ΔW = RᵀQ so that the next layer sees it;
+3. where the method keeps a history, make the written keys part of what the next batch preserves.
+
+All of it happens in an isolated model with its own weights in those layers (`models.isolation`). Then the post-step
+shapes each layer's sum, and the factors are returned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emendo.editing.contexts import prefix_contexts
+from emendo.editing.keys import EditKeys, KeySettings, current_values, extract_keys, forward_values
+from emendo.editing.plan import LayerReport, Plan, layer_report
+from emendo.editing.value_cache import TargetMemory
+from emendo.editing.value_search import Targets, TargetTrace, find_targets, share_groups
+from emendo.errors import InputError, NumericalError
+from emendo.methods import MethodConfig, ResolvedMethod
+from emendo.methods.config import PostStep
+from emendo.models import ModelAdapter
+from emendo.progress import Progress, Silent
+from emendo.requests import SLOT, EditRequest, check_requests
+from emendo.shapes import Weight
+from emendo.solve import (
+    PreparedLayer,
+    SolveStats,
+    cap_norm,
+    check_keys,
+    extend_history,
+    key_tolerance,
+    prune,
+    rect,
+    solve,
+)
+from emendo.solve.distribution import distribution_steps, remaining_shares, searched_layers
+from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
+
+
+def plan_edit(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    method: ResolvedMethod,
+    prepared: Mapping[int, PreparedLayer],
+    *,
+    seed: int = 0,
+    contexts_of: Callable[[str], tuple[str, ...]] | None = None,
+    base: Mapping[str, str] | None = None,
+    preceding: Sequence[str] = (),
+    earlier: Sequence[LayerUpdate] = (),
+    weights: Mapping[int, Weight] | None = None,
+    powers: Mapping[int, float] | None = None,
+    anchors: Mapping[int, Float[Tensor, " n"]] | None = None,
+    targets: TargetMemory | None = None,
+    record: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Work out an update; nothing is written to the model, and others may run it meanwhile.
+
+    Args:
+        adapter: The model, in the state that the update is to be added to.
+        requests: The facts to write.
+        method: How, with every value fixed for this model.
+        prepared: The factorised preservation metric of each written layer, without history.
+        seed: Of the sampled contexts.
+        contexts_of: Gives the contexts of a scheme, where they are known already; None samples them.
+        base: Identity of the base model, stored with the update.
+        preceding: Identities of updates already applied to the model, stored with the update.
+        earlier: Sum of the updates already applied, one entry a layer: the method's history.
+        weights: Present weights in float32 or better, where more is known of them than the model's dtype holds.
+        powers: tr(W₀ C W₀ᵀ) of the unedited weights, which the reports are relative to; None: that of the present ones.
+        anchors: Norms that a method with `target.norm_anchor` gives to the target values, by searched layer; None:
+            those that the model has now.
+        targets: Remembered searches on the unedited model, which the adapter must hold then. They are used where the
+            whole plan searches on it: a joint batch, or a single request.
+        record: More JSON values to store with the update.
+        progress: Told about the stages.
+
+    Raises:
+        RequestError: No request, or repeated or contradicting ones.
+        InfeasibleError: Equality was asked of keys that cannot hold it; names the requests.
+        InputError: The method needs the keys of earlier updates and they are not known.
+        NumericalError: Something is not finite.
+    """
+    check_requests(requests)
+    progress, watch, config = progress or Silent(), _Watch(), method.config
+    with watch("contexts"):
+        scheme = config.contexts.scheme
+        contexts = prefix_contexts(adapter, scheme, seed) if contexts_of is None else contexts_of(scheme)
+    if config.target.norm_anchor and anchors is None:
+        anchors = reference_norms(adapter, requests, config)
+    batches = [list(requests)] if config.batching == "joint" else [[request] for request in requests]
+    # Many batches are one stage, in requests; a single one shows its own stages.
+    inner = progress if len(batches) == 1 else Silent()
+    if len(batches) > 1:
+        progress.start("edits", len(requests))
+    done = 0
+    with adapter.isolated(config.written_layers) as own:
+        run = _Run(own, method, contexts, prepared, earlier, weights or {}, powers)
+        # The second of many batches is searched on the model that holds the first.
+        if targets is not None and len(batches) == 1 and targets.serves(requests, config.target):
+            run.find_targets = targets.find
+        for batch in batches:
+            norms = {layer: found[done : done + len(batch)] for layer, found in (anchors or {}).items()}
+            with watch("targets"):
+                aims = run.search(batch, norms, inner)
+            with watch("keys and solve"):
+                run.write(batch, aims, inner)
+            done += len(batch)
+            if len(batches) > 1:
+                progress.advance(len(batch))
+    if len(batches) > 1:
+        progress.finish()
+    with watch("measures"):
+        solved = merge_layers(run.parts)
+        layers = tuple(run.finish(update) for update in solved)
+        reports = tuple(run.report(update, before) for update, before in zip(layers, solved, strict=True))
+    info = {
+        "requests": [request.to_dict() for request in requests],
+        "method": method.to_dict(),
+        "seed": seed,
+        "contexts": list(contexts),
+        "targets": [_trace_to_dict(layer, trace) for layer, trace in run.traces],
+        "layers": [report.to_dict() for report in reports],
+        **(record or {}),
+    }
+    update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)
+    traces = tuple(trace for _, trace in run.traces)
+    return Plan(update, tuple(requests), method, contexts, traces, reports, watch.seconds)
+
+
+def reference_norms(
+    adapter: ModelAdapter, requests: Sequence[EditRequest], config: MethodConfig
+) -> dict[int, Float[Tensor, " n"]]:
+    """‖v₀‖ of every request at the layers where its target is searched, in the model's present state.
+
+    Args:
+        adapter: The model; for the norm anchor, unedited.
+        requests: The facts, in their plain prompts.
+        config: The method.
+
+    Source: NAS (arXiv 2602.02543).
+    """
+    plain = KeySettings(residual="plain")
+    return {
+        layer: current_values(adapter, requests, [SLOT], layer, config.target.site, plain).norm(dim=1)
+        for layer in searched_layers(config.distribution, config.layers)
+    }
+
+
+class _Run:
+    """One edit on its way: what is fixed, and what has been written so far."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        method: ResolvedMethod,
+        contexts: tuple[str, ...],
+        prepared: Mapping[int, PreparedLayer],
+        earlier: Sequence[LayerUpdate],
+        weights: Mapping[int, Weight],
+        powers: Mapping[int, float] | None = None,
+    ) -> None:
+        self.adapter, self.contexts, self.config = adapter, contexts, method.config
+        self.steps = distribution_steps(self.config.distribution, self.config.layers)
+        self.written = [step.layer for step in self.steps]
+        self.earlier = {update.layer: update for update in earlier if update.layer in self.written}
+        self.prepared, self.powers = dict(prepared), powers
+        self.start = {layer: _precise(weights.get(layer, adapter.weight(layer))) for layer in self.written}
+        self.exact = dict(self.start)
+        self.parts: list[LayerUpdate] = []
+        self.stats: dict[int, list[SolveStats]] = {layer: [] for layer in self.written}
+        self.traces: list[tuple[int, TargetTrace]] = []
+        self.find_targets: Callable[..., Targets] | None = None
+        # Factorised with the metric when they are first needed, after the search: a history is as large as C.
+        self.to_remember = list(self.earlier.values()) if self.config.history.weight else []
+        self._check_keys_known()
+
+    def search(
+        self, batch: Sequence[EditRequest], norms: Mapping[int, Float[Tensor, " n"]], progress: Progress
+    ) -> dict[int, Float[Tensor, "n d_model"]]:
+        """The values that the steps aim at, by layer."""
+        config = self.config
+        aims: dict[int, Tensor] = {}
+        for layer in searched_layers(config.distribution, config.layers):
+            search = self.find_targets or find_targets
+            targets = search(self.adapter, batch, self.contexts, layer, config.target, progress)
+            if config.target.norm_anchor:
+                targets = targets.anchored(norms[layer], share_groups(batch, config.target.shared))
+            aims[layer] = targets.value
+            self.traces += [(layer, trace) for trace in targets.traces]
+        later = [step.aim for step in self.steps if step.aim not in aims]
+        if later:
+            aims |= forward_values(self.adapter, batch, targets.layer, targets.delta, config.target.site, later)
+        return aims
+
+    def write(
+        self, batch: Sequence[EditRequest], aims: Mapping[int, Float[Tensor, "n d_model"]], progress: Progress
+    ) -> None:
+        """Write one batch into the model, layer by layer."""
+        config = self.config
+        self._remember()
+        groups = share_groups(batch, config.target.shared)
+        names = [" + ".join(batch[index].label for index in group) for group in groups]
+        s = config.memorization.strength(len(groups))
+        splits, first = self._splits(batch, groups, s, names)
+        written = []
+        progress.start("solve", len(self.steps))
+        try:
+            for step, split in zip(self.steps, splits, strict=True):
+                keys = self._keys(batch, groups, [step.layer])[step.layer] if first is None else first
+                first = None  # what is written changes the keys of every layer above
+                residuals = split(self._missing(batch, groups, step.aim, aims[step.aim]))
+                solution = solve(
+                    self.prepared[step.layer],
+                    keys.mean,
+                    s=s,
+                    constraint_keys=keys.plain if config.keys.constraint == "plain" else None,
+                    labels=names,
+                    tolerance=key_tolerance(self.adapter.dtype),
+                )
+                written.append(
+                    LayerUpdate(
+                        layer=step.layer,
+                        module=self.adapter.module_name(step.layer),
+                        residuals=residuals.float().cpu(),
+                        dual_keys=solution.dual_keys.float().cpu(),
+                        keys=(keys.plain if config.keys.constraint == "plain" else keys.mean).float().cpu(),
+                    )
+                )
+                self._add(written[-1])
+                self.stats[step.layer].append(solution.stats)
+                progress.advance()
+        finally:
+            progress.finish()
+        self.parts += written
+        if config.batching == "one_by_one" and config.history.weight:
+            self.to_remember += written
+
+    def finish(self, update: LayerUpdate) -> LayerUpdate:
+        """The layer's sum after the method's post-step."""
+        return _post_step(update, self.config.post, self.start[update.layer], self.earlier.get(update.layer))
+
+    def report(self, update: LayerUpdate, solved: LayerUpdate) -> LayerReport:
+        """What the finished update does to its layer."""
+        layer = update.layer
+        return layer_report(
+            update,
+            solved,
+            self.stats[layer],
+            self.prepared[layer].moment,
+            self.start[layer],
+            self.earlier.get(layer),
+            dtype=self.adapter.weight(layer).dtype,
+            power=None if self.powers is None else self.powers[layer],
+        )
+
+    def _splits(
+        self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], s: float, names: Sequence[str]
+    ) -> tuple[list[Any], EditKeys | None]:
+        """For each step, the function from what is missing to what its layer takes; and keys of the first, if read."""
+        if all(step.share is not None for step in self.steps):
+            return [lambda missing, share=step.share: missing * share for step in self.steps], None
+        found = self._keys(batch, groups, self.written)
+        keys, metrics = [found[layer].mean for layer in self.written], [self.prepared[layer] for layer in self.written]
+        for metric, own in zip(metrics, keys, strict=True):
+            check_keys(metric, own, s=s, labels=names, tolerance=key_tolerance(self.adapter.dtype))
+        shares = remaining_shares(metrics, keys, s)
+        return [lambda missing, share=share: share.to(missing) @ missing for share in shares], found[self.written[0]]
+
+    def _keys(
+        self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> dict[int, EditKeys]:
+        """Keys of every group at some layers."""
+        found = extract_keys(self.adapter, batch, self.contexts, layers, self.config.keys.average)
+        return {
+            layer: EditKeys(_group_means(keys.mean, groups), _group_means(keys.plain, groups))
+            for layer, keys in found.items()
+        }
+
+    def _missing(
+        self,
+        batch: Sequence[EditRequest],
+        groups: Sequence[Sequence[int]],
+        layer: int,
+        aim: Float[Tensor, "n d_model"],
+    ) -> Float[Tensor, "groups d_model"]:
+        """What the down-projection has yet to add for the model to hold `aim`."""
+        site = self.config.target.site
+        missing = aim - current_values(self.adapter, batch, self.contexts, layer, site, self.config.keys)
+        missing = _group_means(missing, groups)
+        return missing / self.adapter.mlp_scale if site == "resid_post" else missing
+
+    def _add(self, part: LayerUpdate) -> None:
+        """Bring an update into the model, summed before rounding to the model's dtype."""
+        if not (part.residuals.isfinite().all() and part.dual_keys.isfinite().all()):
+            raise NumericalError(
+                f"the update of layer {part.layer} is not finite; expected finite factors. Load the model with "
+                "--dtype float32, or use more tokens for the second moment (--set moments.multiple=20)"
+            )
+        exact = self.exact[part.layer]
+        self.exact[part.layer] = exact + part.to(exact.device).delta().to(exact)
+        self.adapter.write(part.layer, self.exact[part.layer])
+
+    def _check_keys_known(self) -> None:
+        for update in self.to_remember:
+            if update.keys is None:
+                raise InputError(
+                    f"history.weight={self.config.history.weight:g} preserves earlier edits by their keys, and an "
+                    f"update already in the model has none for layer {update.layer}; roll it back first, or leave "
+                    "history out (--set history.weight=0)"
+                )
+
+    def _remember(self) -> None:
+        """Keys written before the present batch become preserved keys."""
+        for update in self.to_remember:
+            assert update.keys is not None  # checked at the start, and made by a solve since
+            metric = self.prepared[update.layer]
+            history = extend_history(
+                metric.history, update.keys.to(metric.moment.device), weight=self.config.history.weight
+            )
+            self.prepared[update.layer] = metric.with_history(history)
+        self.to_remember = []
+
+
+def _post_step(update: LayerUpdate, post: PostStep, weight: Weight, earlier: LayerUpdate | None) -> LayerUpdate:
+    """Shape a finished update; its keys stay those that were written."""
+    residuals, dual_keys = update.residuals, update.dual_keys
+    if post.kind == "none":
+        return update
+    if post.kind == "rect":
+        residuals, dual_keys = rect(update.delta(), weight.float().cpu(), keep=post.keep)
+    elif post.kind == "cap":
+        residuals, dual_keys = cap_norm(residuals, dual_keys, weight, ratio=post.max_ratio)
+    else:
+        total = merge_layers([update] if earlier is None else [earlier, update])[0]
+        base = weight if earlier is None else weight - earlier.delta().to(weight)
+        residuals, dual_keys = prune(total.residuals, total.dual_keys, base, log_base=post.log_base)
+        if torch.equal(residuals, total.residuals.to(residuals)):
+            return update  # no singular value is above W₀'s largest
+        if earlier is not None:
+            residuals = torch.cat([residuals, -earlier.residuals.to(residuals)])
+            dual_keys = torch.cat([dual_keys, earlier.dual_keys.to(dual_keys)])
+    shaped = LayerUpdate(update.layer, update.module, residuals.float().cpu(), dual_keys.float().cpu(), update.keys)
+    return shaped.compacted()  # taking earlier updates back doubles their rows each time
+
+
+def _group_means(rows: Float[Tensor, "n d"], groups: Sequence[Sequence[int]]) -> Float[Tensor, "groups d"]:
+    if len(groups) == len(rows):
+        return rows
+    return torch.stack([rows[list(group)].mean(dim=0) for group in groups])
+
+
+def _precise(weight: Weight) -> Weight:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+
+
+def _trace_to_dict(layer: int, trace: TargetTrace) -> dict[str, Any]:
+    """A trace without its loss path, which is long and can be had from the plan."""
+    row = asdict(trace)
+    row["evaluations"] = len(row.pop("losses"))
+    return {"layer": layer, **row}
+
+
+class _Watch:
+    """Adds up wall time by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin

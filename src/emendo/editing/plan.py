@@ -1,0 +1,160 @@
+"""What planning an edit gives: the update, how it was found, and what it does to each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from emendo.editing.value_search import TargetTrace
+from emendo.methods.techniques import ResolvedTechnique
+from emendo.models.rounding import at, kept_of, rounding
+from emendo.requests import EditRequest
+from emendo.shapes import Moment, Weight
+from emendo.solve import SolveStats, frobenius_norm, output_power, preservation_cost, retained_in_all
+from emendo.updates.update import LayerUpdate, ModelUpdate
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What an edit does to one layer.
+
+    Attributes:
+        layer: Index of the block.
+        solves: Figures of each solve, one a batch; none for a baseline.
+        update_norm: ‖ΔW‖_F.
+        relative_norm: ‖ΔW‖_F / ‖W‖_F.
+        relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ), W unedited: mean squared change of the layer's output on preserved
+            keys, relative to the output's own mean square; None for a baseline, which collects no C.
+        written: Part of the wanted residuals that the finished update, rounded to the model's dtype, gives at its own
+            keys, each request weighed by what it wanted (its squared residual); 1 is all. None for a baseline, which
+            has no keys, and where nothing was wanted.
+        disturbed: Change of what earlier edits had written at their keys, relative to it, root mean square; None where
+            there is nothing or their keys are not known.
+        kept: What rounding to the model's dtype leaves of the update: at the key where it leaves least, or of ΔW itself
+            where there are no keys; 1 is all. None in float32 and finer, where it is not known, or the update is zero.
+    """
+
+    layer: int
+    solves: tuple[SolveStats, ...]
+    update_norm: float
+    relative_norm: float
+    relative_cost: float | None
+    written: float | None
+    disturbed: float | None
+    kept: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"solves": [asdict(solved) for solved in self.solves]}
+
+
+_SHOWN = 3
+"""Facts that the short form of a plan names."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An edit that has been worked out and not yet applied.
+
+    Attributes:
+        update: The factors, with everything below recorded in its `info`.
+        requests: The facts to write.
+        method: The method or baseline with every value fixed.
+        contexts: The prefix contexts that were used; none for a baseline.
+        targets: What the target search did, one entry a request (and searched layer, where there are several);
+            none for a baseline, whose training is in the update's `info`.
+        layers: What the edit does to each layer.
+        seconds: Wall time by stage.
+    """
+
+    update: ModelUpdate
+    requests: tuple[EditRequest, ...]
+    method: ResolvedTechnique
+    contexts: tuple[str, ...]
+    targets: tuple[TargetTrace, ...]
+    layers: tuple[LayerReport, ...]
+    seconds: dict[str, float]
+
+    def __repr__(self) -> str:
+        facts = "; ".join(f"{request.text} → {request.target}" for request in self.requests[:_SHOWN])
+        more = f" and {len(self.requests) - _SHOWN} more" if len(self.requests) > _SHOWN else ""
+        count = f"{len(self.requests)} request(s)"
+        return f"<Plan by {self.method.config.name}, {count}: {facts:.200}{more}; {self.update!r}>"
+
+
+def layer_report(
+    finished: LayerUpdate,
+    solved: LayerUpdate,
+    stats: Sequence[SolveStats],
+    moment: Moment,
+    weight: Weight,
+    earlier: LayerUpdate | None,
+    *,
+    dtype: torch.dtype,
+    power: float | None = None,
+) -> LayerReport:
+    """Measure the finished update of a layer, made by a method.
+
+    Args:
+        finished: The update that will be applied.
+        solved: The same before any post-step: one row for each key.
+        stats: Figures of its solves.
+        moment: C, the mean second moment of the layer's preserved keys.
+        weight: The weight that the update is added to, in float32 or better.
+        earlier: Sum of the updates already in the model.
+        dtype: Of the model's weight.
+        power: tr(W C Wᵀ) of the weight that the cost is relative to, which is as much work as a factorisation of C;
+            None: it is worked out for `weight`.
+    """
+    # Factors are small and C is not: they go to its device rather than it to theirs.
+    finished, solved = finished.to(weight.device), solved.to(weight.device)
+    earlier = None if earlier is None else earlier.to(weight.device)
+    cost = preservation_cost(finished.residuals, finished.dual_keys, moment)
+    assert solved.keys is not None  # made by a solve
+    written = retained_in_all((finished.residuals, finished.dual_keys), solved.keys, solved.residuals)
+    lost = rounding(weight, finished, dtype)
+    if written is not None:
+        wanted = solved.residuals.double()
+        written += float((at(lost, solved.keys) * wanted).sum() / wanted.square().sum())
+    return replace(
+        trained_layer_report(finished, weight, earlier),
+        kept=kept_of(finished, lost, solved.keys, dtype),
+        solves=tuple(stats),
+        relative_cost=cost / (output_power(weight, moment) if power is None else power),
+        written=written,
+    )
+
+
+def trained_layer_report(
+    update: LayerUpdate, weight: Weight, earlier: LayerUpdate | None, *, dtype: torch.dtype | None = None
+) -> LayerReport:
+    """Measure what is known of any update of a layer, such as a baseline's: no solve, no C, no keys.
+
+    Args:
+        update: The update that will be applied.
+        weight: The weight that the update is added to, in float32 or better.
+        earlier: Sum of the updates already in the model.
+        dtype: Of the model's weight; None leaves out what rounding to it keeps.
+    """
+    norm = frobenius_norm(update.residuals, update.dual_keys)
+    return LayerReport(
+        layer=update.layer,
+        solves=(),
+        update_norm=norm,
+        relative_norm=norm / float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
+        relative_cost=None,
+        written=None,
+        disturbed=None if earlier is None else _disturbed(update, earlier),
+        kept=None if dtype is None else kept_of(update, rounding(weight, update, dtype), None, dtype),
+    )
+
+
+def _disturbed(update: LayerUpdate, earlier: LayerUpdate) -> float | None:
+    if earlier.keys is None or not len(earlier.keys):
+        return None
+    before = earlier.at(earlier.keys)
+    size = float(before.norm())
+    return float(update.at(earlier.keys).norm()) / size if size else None

@@ -1,0 +1,446 @@
+"""A session: one model, the updates that are in it, and the way back.
+
+The model keeps the original of every matrix that is touched and its running sum W₀ + ΣΔ in float32 (float64 for a
+float64 model; `models.contents`). Weights are always the cast of that sum, so an update costs the same after a thousand
+others; rolling back copies the originals, so it is exact bit for bit.
+
+Only `apply`, `rollback`, `move_to`, `applied` and `at_base` write the model, each write whole or not at all for every
+other thread. Plans and previews work on isolated modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeAlias
+
+from emendo.editing.baselines.plan import plan_baseline
+from emendo.editing.contexts import prefix_contexts
+from emendo.editing.held_edits import HeldEdits
+from emendo.editing.pipeline import plan_edit, reference_norms
+from emendo.editing.plan import Plan
+from emendo.editing.value_cache import TargetMemory
+from emendo.errors import InfeasibleError, InputError
+from emendo.methods import MethodConfig, ResolvedMethod
+from emendo.methods.baseline_resolve import ResolvedBaseline
+from emendo.methods.config import MomentSettings
+from emendo.methods.techniques import ResolvedTechnique, Technique, resolve_technique
+from emendo.models import ModelAdapter
+from emendo.models.contents import Contents, differing_layers, same_bits
+from emendo.models.numerics import pinned
+from emendo.models.rounding import tell_of_rounding
+from emendo.progress import Progress
+from emendo.requests import EditRecord, EditRequest, check_requests, requests_of
+from emendo.shapes import Moment, Weight
+from emendo.solve import PreparedLayer, output_power, prepare
+from emendo.statistics import MomentStore, describe_for_method, obtain_for_method
+from emendo.updates.update import LayerUpdate, ModelUpdate
+from emendo.versions import versions
+
+Requests: TypeAlias = (
+    EditRequest | EditRecord | Mapping[str, Any] | Iterable[EditRequest | EditRecord | Mapping[str, Any]]
+)
+"""What a plan takes as facts."""
+
+
+class EditSession:
+    """Plans, applies and takes back edits of one model.
+
+    Args:
+        lm: The model, from `emendo.load` or `emendo.wrap`, with no edits in it.
+        seed: Of sampled contexts and self-sampled second moments.
+        store: Where second moments are cached; the default is under EMENDO_HOME.
+        targets: Target searches on the unedited model that are remembered; they are used while the session holds no
+            edits, by plans that search on the unedited model alone. None: every plan makes its own.
+        progress: Told about every long stage.
+
+    Raises:
+        InputError: Another session has edits in this model, or it is an isolated one.
+    """
+
+    def __init__(
+        self,
+        lm: ModelAdapter,
+        *,
+        seed: int = 0,
+        store: MomentStore | None = None,
+        targets: TargetMemory | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if not isinstance(lm, ModelAdapter):
+            raise InputError(
+                f"found a {type(lm).__name__} for the model; expected one from emendo.load(NAME) or, of a transformers "
+                "model and its tokenizer, emendo.wrap(model, tokenizer)"
+            )
+        self.lm = lm
+        self.seed = seed
+        self.targets = targets
+        self.progress = progress
+        self._store = store or MomentStore()
+        # One C and one factor a layer: each is d_in × d_in, which is gigabytes in a large model.
+        self._moments: dict[int, tuple[str, Moment]] = {}
+        self._prepared: dict[int, PreparedLayer] = {}
+        self._powers: dict[int, tuple[Moment, float]] = {}
+        self._contexts: dict[tuple[str, int, str, tuple[str, ...]], tuple[str, ...]] = {}
+        self._check_own()
+
+    def __repr__(self) -> str:
+        count = len(self.applied_updates)
+        held = f"{count} update(s) applied" if count else "no updates applied"
+        return f"<EditSession on {self.lm.name}: {held}, seed {self.seed}>"
+
+    @property
+    def _edits(self) -> HeldEdits:
+        """What this session has in the model; the model itself knows, also after an interrupt."""
+        now = self.lm.contents.now
+        return now.label if now.owner is self else HeldEdits()
+
+    @property
+    def applied_updates(self) -> tuple[ModelUpdate, ...]:
+        """Updates that are in the model now, in the order in which they were applied."""
+        return self._edits.updates
+
+    @property
+    def base(self) -> dict[str, str]:
+        """Identity of the unedited model."""
+        return self.lm.identity()
+
+    def resolve(
+        self,
+        method: str | Technique = "emendo",
+        *,
+        layers: Sequence[int] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> ResolvedTechnique:
+        """Every value that `plan` would use, and where it comes from; nothing is computed."""
+        return resolve_technique(method, self.lm, layers=layers, settings=settings)
+
+    @pinned()
+    def plan(
+        self,
+        requests: Requests,
+        method: str | Technique = "emendo",
+        *,
+        layers: Sequence[int] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Work out an edit on the model as it is now; nothing is changed, also after an error.
+
+        Args:
+            requests: The facts to write: one or several requests, records, or dictionaries with their fields.
+            method: Name or config of a method, or of a baseline (`emendo methods` lists both).
+            layers: Edited layers; None takes the preset for the model, or the baseline's own.
+            settings: Values by dotted name, such as ``{"target.steps": 20}``.
+
+        Raises:
+            InputError: Requests, method, settings or layers cannot be used, or another session has edits in the model;
+                says which and why.
+        """
+        requests = requests_of(requests)
+        check_requests(requests)
+        resolved = self.resolve(method, layers=layers, settings=settings)
+        with self.lm.isolated() as lm:  # from here on nobody writes the weights
+            self._check_own()
+            self.lm.contents.check()
+            if isinstance(resolved, ResolvedBaseline):
+                plan = self._plan_baseline(lm, requests, resolved)
+            else:
+                plan = self._plan_method(lm, requests, resolved)
+        tell_of_rounding({report.layer: report.kept for report in plan.layers}, self.lm.dtype)
+        return plan
+
+    @pinned()
+    def apply(self, update: ModelUpdate | Plan) -> None:
+        """Add an update, or that of a plan, to the model.
+
+        Raises:
+            BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
+            InputError: Another session has edits in this model.
+            NumericalError: The weights would not be finite in the model's dtype.
+            WeightsChangedError: Somebody else has changed the weights.
+        """
+        update = _update(update)
+        with self.lm.access.turn():
+            self._check_own()
+            self.lm.contents.check()
+            self._write(self._edits.after(update, self.lm))
+
+    @pinned()
+    def rollback(self) -> None:
+        """Take every update out: each touched matrix gets its original bytes back.
+
+        Raises:
+            WeightsChangedError: Somebody else has changed the weights, which would be lost; they are left as they are.
+        """
+        with self.lm.access.turn():
+            if self._edits.updates:  # else there may be edits of another session, which are not ours to forget
+                self._write(HeldEdits())
+
+    @pinned()
+    def move_to(self, updates: Sequence[ModelUpdate]) -> None:
+        """Bring the model to its base plus exactly these updates, in order; if one does not fit, nothing changes.
+
+        Raises:
+            BaseMismatchError: An update belongs to another model, or was planned on top of others than those before it.
+            InputError: Another session has edits in this model.
+            NumericalError: The weights would not be finite in the model's dtype.
+            WeightsChangedError: Somebody else has changed the weights.
+        """
+        with self.lm.access.turn():
+            self._check_own()
+            edits = HeldEdits()
+            for update in updates:
+                edits = edits.after(_update(update), self.lm)
+            if self._edits.updates or updates:
+                self._write(edits)
+
+    def accept_weights(self) -> None:
+        """Take the weights as they are now for those of the unedited model, as after training or merging an adapter.
+
+        Updates that are in the model are forgotten: they become part of the base and cannot be rolled back.
+
+        Raises:
+            InputError: Another session has edits in this model.
+        """
+        with self.lm.access.turn():
+            self._check_own()
+            self.lm.accept_weights()
+
+    def preservation(self, config: MethodConfig) -> dict[int, PreparedLayer]:
+        """The factorised preservation metric of every layer that a resolved method writes, as a plan uses it."""
+        return self._prepare(config)[0]
+
+    def applied(self, update: ModelUpdate) -> AbstractContextManager[None]:
+        """The update is in the model inside the context, and out of it afterwards, also after an error.
+
+        Everybody who runs the model meanwhile sees it; `preview` is the way to look at an update unseen.
+
+        Raises:
+            BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
+            InputError: Another session has edits in this model.
+            NumericalError: The weights would not be finite in the model's dtype.
+            WeightsChangedError: Somebody else has changed the weights; on leaving, they are left as they are.
+        """
+        return self._holding(lambda: self._edits.after(update, self.lm))
+
+    def at_base(self) -> AbstractContextManager[None]:
+        """The unedited weights inside the context; the session's updates are back afterwards, also after an error.
+
+        Everybody who runs the model meanwhile sees them; `preview_base` is the way to look at them unseen.
+
+        Raises:
+            WeightsChangedError: Somebody else has changed the weights; on leaving, they are left as they are.
+        """
+        return self._holding(HeldEdits)
+
+    @contextmanager
+    def preview(self, updates: Sequence[ModelUpdate]) -> Iterator[ModelAdapter]:
+        """A model that holds more updates, for this context alone: nothing is written to the session's own.
+
+        Args:
+            updates: What comes on top of what the session holds, in order.
+
+        Raises:
+            BaseMismatchError: An update belongs to another model, or was planned on top of others than those before it.
+            NumericalError: The weights would not be finite in the model's dtype.
+        """
+        with self.lm.access.reading():
+            edits = self._edits
+            for update in updates:
+                edits = edits.after(update, self.lm)
+            with self._isolated(edits) as lm:
+                yield lm
+
+    @contextmanager
+    def preview_base(self) -> Iterator[ModelAdapter]:
+        """The unedited model, for this context alone: nothing is written to the session's own."""
+        with self.lm.access.reading(), self._isolated(HeldEdits()) as lm:
+            yield lm
+
+    @pinned()
+    def second_moments(
+        self, layers: Sequence[int], settings: MomentSettings
+    ) -> tuple[dict[int, Moment], dict[str, Any]]:
+        """Mean second moments C of the unedited model: from the store, and collected where it has none.
+
+        Args:
+            layers: Layers whose keys they are of.
+            settings: Source and size.
+
+        Returns:
+            ``C [d_in, d_in]`` of each layer in float64, on the layer's device, not to be changed; and a record of
+            where they come from.
+
+        Raises:
+            CorpusError: The source cannot be read, or its text is too short.
+            MomentsError: A file of the store is damaged.
+        """
+        record = describe_for_method(self.lm, layers, settings, seed=self.seed)
+        known = {layer: found for layer in layers if (found := self._moments.get(layer)) is not None}
+        if any(layer not in known or known[layer][0] != record["fingerprint"] for layer in layers):
+            with self.preview_base() as lm:
+                moments, record = obtain_for_method(
+                    lm, layers, settings, seed=self.seed, store=self._store, progress=self.progress
+                )
+            for layer, moment in moments.items():
+                self._moments[layer] = record["fingerprint"], moment.to(self.lm.block_device(layer))
+        return {layer: self._moments[layer][1] for layer in layers}, record
+
+    def output_power(self, layer: int, moment: Moment) -> float:
+        """tr(W₀ C W₀ᵀ) of a layer's unedited weight; the last one of a layer is remembered.
+
+        Args:
+            layer: Index of the block.
+            moment: C, as `second_moments` gives it.
+        """
+        known = self._powers.get(layer)
+        if known is None or known[0] is not moment:
+            power = output_power(self.lm.base_weight(layer), moment)
+            known = self._powers[layer] = (moment, power)
+        return known[1]
+
+    def verify_rolled_back(self) -> dict[str, bool]:
+        """Whether the model is the unedited one bit for bit: by module name for every matrix that was ever touched.
+
+        A parameter that somebody else has changed is in it under its own name, as False.
+        """
+        lm = self.lm
+        changed = lm.contents.changed()
+        touched = {
+            lm.module_name(layer): same_bits(lm.weight(layer), original)
+            for layer, original in sorted(lm.contents.originals.items())
+        }
+        return touched | {name: False for name in changed if name.removesuffix(".weight") not in touched}
+
+    def _plan_method(self, lm: ModelAdapter, requests: Sequence[EditRequest], method: ResolvedMethod) -> Plan:
+        base, config = self.base, method.config
+        prepared, record = self._prepare(config)
+        anchors = None
+        if config.target.norm_anchor:
+            with self.preview_base() as unedited:
+                anchors = reference_norms(unedited, requests, config)
+        return plan_edit(
+            lm,
+            requests,
+            method,
+            prepared,
+            seed=self.seed,
+            contexts_of=lambda scheme: self._contexts_of(lm, scheme),
+            base=base,
+            preceding=self._edits.ids,
+            earlier=self._earlier,
+            weights={layer: self._exact(layer) for layer in config.written_layers},
+            powers={layer: self.output_power(layer, metric.moment) for layer, metric in prepared.items()},
+            anchors=anchors,
+            targets=None if self._edits.updates else self.targets,
+            record={"moments": record, "versions": versions(), **_added_ridges(prepared)},
+            progress=self.progress,
+        )
+
+    def _plan_baseline(self, lm: ModelAdapter, requests: Sequence[EditRequest], baseline: ResolvedBaseline) -> Plan:
+        return plan_baseline(
+            lm,
+            requests,
+            baseline,
+            seed=self.seed,
+            base=self.base,
+            preceding=self._edits.ids,
+            earlier=self._earlier,
+            weights=self._exact,
+            record={"moments": None, "versions": versions()},
+            progress=self.progress,
+        )
+
+    @property
+    def _earlier(self) -> tuple[LayerUpdate, ...]:
+        """Sum of the updates that are in the model."""
+        return tuple(part for _, part in sorted(self._edits.total.items()))
+
+    def _prepare(self, config: MethodConfig) -> tuple[dict[int, PreparedLayer], dict[str, Any]]:
+        """The factorised preservation metric of every layer; the last one is kept."""
+        moments, record = self.second_moments(config.written_layers, config.moments)
+        if not config.preservation.ridge:  # then every direction has to be priced by C
+            _check_enough_tokens(record, max(len(moment) for moment in moments.values()))
+        for layer, moment in moments.items():
+            known = self._prepared.get(layer)
+            if known is None or known.moment is not moment or known.asked != config.preservation:
+                self._prepared[layer] = prepare(moment, config.preservation)
+        return {layer: self._prepared[layer] for layer in config.written_layers}, record
+
+    def _contexts_of(self, lm: ModelAdapter, scheme: str) -> tuple[str, ...]:
+        """Prefix contexts, sampled once for each state of the model: they depend on its weights and the seed alone."""
+        key = (scheme, self.seed, lm.weights_digest(), self._edits.ids)
+        if key not in self._contexts:
+            self._contexts[key] = prefix_contexts(lm, scheme, self.seed)
+        return self._contexts[key]
+
+    def _check_own(self) -> None:
+        """Refuse a model whose edits are not those of this session."""
+        if self.lm.is_isolated:
+            raise InputError(
+                f"found an isolated view of {self.lm.name!r}, which lasts as long as its context; expected the model "
+                "itself, from emendo.load or emendo.wrap"
+            )
+        if self.lm.holds_edits and not self._edits.updates:
+            raise InputError(
+                f"{self.lm.name!r} holds edits of another session, so its base weights are unknown here; "
+                "call rollback() on that session first"
+            )
+
+    def _exact(self, layer: int) -> Weight:
+        """W₀ + ΣΔ of a layer as it is now, in float32 or better."""
+        return self._edits.weight(layer, self.lm)
+
+    def _contents(self, edits: HeldEdits) -> Contents:
+        return Contents(self, edits.exact, edits, bool(edits.updates))
+
+    def _write(self, edits: HeldEdits) -> None:
+        """Bring the model from the present edits to others; if writing fails, it is left as it was."""
+        self.lm.contents.change(self._contents(edits))
+
+    @contextmanager
+    def _holding(self, inside: Callable[[], HeldEdits]) -> Iterator[None]:
+        with self.lm.access.turn():
+            self._check_own()
+            contents = self._contents(inside())
+        with self.lm.contents.holding(contents):
+            yield
+
+    def _isolated(self, edits: HeldEdits) -> AbstractContextManager[ModelAdapter]:
+        """An isolated model with these edits in it instead of the present ones."""
+        exact = edits.exact
+        layers = differing_layers(self._edits.exact, exact)
+        weights = {layer: exact[layer] if layer in exact else self.lm.base_weight(layer) for layer in layers}
+        return self.lm.isolated(weights, edited=bool(edits.updates))
+
+
+def _added_ridges(prepared: Mapping[int, PreparedLayer]) -> dict[str, Any]:
+    """What a record says of layers whose C was singular (`Preservation.dead_ridge`); nothing where none was."""
+    found = {str(layer): metric.added_ridge for layer, metric in sorted(prepared.items()) if metric.added_ridge}
+    return {"added_ridge": found} if found else {}
+
+
+def _check_enough_tokens(record: Mapping[str, Any], d_in: int) -> None:
+    """Refuse a C that cannot have an inverse: rounding of float32 products can make it look as if it had one."""
+    tokens = record["tokens"] * len(record["corpus"].get("parts", [None]))
+    if tokens < d_in:
+        raise InfeasibleError(
+            f"a second moment of {tokens} tokens says nothing about {d_in - tokens} of {d_in} directions of the keys, "
+            "which an update would then use as if they were free; expected at least as many tokens as directions "
+            "(--set moments.multiple=10), or a ridge (--set preservation.ridge=VALUE)"
+        )
+
+
+def _update(given: object) -> ModelUpdate:
+    """The update that was handed over, by itself or in its plan.
+
+    Raises:
+        InputError: It is neither.
+    """
+    update = given.update if isinstance(given, Plan) else given
+    if not isinstance(update, ModelUpdate):
+        raise InputError(
+            f"found a {type(given).__name__} for the update; expected a ModelUpdate (ModelUpdate.load(PATH) reads one) "
+            "or a Plan"
+        )
+    return update

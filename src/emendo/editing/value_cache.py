@@ -1,0 +1,206 @@
+"""Target searches on the unedited model, made once and shared by every edit that asks for the same.
+
+v* depends on the weights, the request, the contexts, the layer and the target settings, and, in the last bits, on the
+requests that are searched beside it: products of other shapes round differently. So the requests of a memory have a
+fixed order and are searched in fixed chunks of it. What a search finds then depends neither on the batches in which
+the requests are written nor on who asks first, and a run that is taken up finds what it had found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emendo.editing.value_search import Targets, TargetSettings, TargetTrace, find_targets, share_groups
+from emendo.errors import InputError, TargetFileError
+from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
+from emendo.models import ModelAdapter
+from emendo.progress import Progress
+from emendo.requests import EditRequest, spelled_as_stored
+
+SEARCH = 2
+"""Of the search itself: raised where its loss, its rules or its alignment change what is found, so that no file of an
+earlier one is taken for its result. 2: PMET's rules as its public code has them."""
+
+_FORMAT = TensorFileFormat(
+    name="emendo.targets",
+    version=1,
+    error=TargetFileError,
+    remedy="delete it: the search is then made again",
+    destination="choose another folder for the experiment (--out)",
+)
+
+
+class TargetMemory:
+    """Finds targets of requests that are known from the beginning; every chunk of them is searched at most once.
+
+    Args:
+        requests: All requests that will be asked for, in the order in which they are searched.
+        folder: Where searches are kept and looked for; None: in memory alone.
+
+    Attributes:
+        served: Requests that it has answered for.
+        made: Requests that it has searched.
+        made_seconds: Wall time of these searches.
+        shared: Requests whose targets it found in the folder.
+        shared_seconds: What those searches had taken when they were made.
+
+    Raises:
+        InputError: A request is given twice.
+    """
+
+    def __init__(self, requests: Sequence[EditRequest], folder: Path | None = None) -> None:
+        self.requests = tuple(requests)
+        self.folder = folder
+        self.served = self.made = self.shared = 0
+        self.made_seconds = self.shared_seconds = 0.0
+        self._place = {request: number for number, request in enumerate(self.requests)}
+        self._known: dict[str, Targets] = {}
+        if len(self._place) < len(self.requests):
+            raise InputError(
+                f"{len(self.requests)} requests with {len(self._place)} different ones among them; expected each once"
+            )
+
+    def serves(self, requests: Sequence[EditRequest], settings: TargetSettings) -> bool:
+        """Whether this memory can answer for these requests.
+
+        Not where it does not know them, and not where several of them share one v* (`TargetSettings.shared`): that
+        depends on who is in the batch.
+        """
+        known = all(request in self._place for request in requests)
+        return known and len(share_groups(self.requests, settings.shared)) == len(self.requests)
+
+    def find(
+        self,
+        adapter: ModelAdapter,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        layer: int,
+        settings: TargetSettings,
+        progress: Progress | None = None,
+    ) -> Targets:
+        """The targets of some of the requests; arguments as of `find_targets`.
+
+        Raises:
+            InputError: The model holds edits, or this memory does not serve these requests.
+            TargetFileError: A file of the folder cannot be used.
+            NumericalError: See `find_targets`.
+        """
+        if adapter.holds_edits or not self.serves(requests, settings):
+            raise InputError(
+                "remembered targets are those of the unedited model, for the requests that the memory was made with, "
+                "each with a v* of its own; leave targets= out of the session, or roll back first"
+            )
+        self.served += len(requests)
+        places = [self._place[request] for request in requests]
+        size = settings.batch_size
+        found = {
+            number: self._chunk(adapter, number, contexts, layer, settings, progress)
+            for number in sorted({place // size for place in places})
+        }
+        rows = [(found[place // size], place % size) for place in places]
+        return Targets(
+            layer,
+            torch.stack([chunk.value[row] for chunk, row in rows]),
+            torch.stack([chunk.delta[row] for chunk, row in rows]),
+            tuple(chunk.traces[row] for chunk, row in rows),
+        )
+
+    def _chunk(
+        self,
+        adapter: ModelAdapter,
+        number: int,
+        contexts: Sequence[str],
+        layer: int,
+        settings: TargetSettings,
+        progress: Progress | None,
+    ) -> Targets:
+        """One chunk of the fixed order: known, read, or searched."""
+        chunk = self.requests[number * settings.batch_size : (number + 1) * settings.batch_size]
+        asked = search_identity(adapter, chunk, contexts, layer, settings)
+        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        if key in self._known:
+            return self._known[key]
+        path = None if self.folder is None else self.folder / f"{key[:24]}.safetensors"
+        if path is not None and path.exists():
+            self._known[key], seconds = _read(path, asked, adapter.device)
+            self.shared += len(chunk)
+            self.shared_seconds += seconds
+            return self._known[key]
+        begin = time.perf_counter()
+        targets = find_targets(adapter, chunk, contexts, layer, settings, progress)
+        seconds = time.perf_counter() - begin
+        self.made += len(chunk)
+        self.made_seconds += seconds
+        if path is not None:
+            _write(path, asked, targets, seconds)
+        self._known[key] = targets
+        return targets
+
+
+def search_identity(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layer: int,
+    settings: TargetSettings,
+) -> dict[str, Any]:
+    """All that the targets of one search depend on, as JSON values."""
+    return {
+        "search": SEARCH,
+        "weights": adapter.weights_digest(),
+        "config": adapter.config_digest(),
+        "tokenizer": adapter.tokenizer_digest(),
+        "device": adapter.device.type,
+        "layer": layer,
+        "settings": _settings_identity(settings),
+        "contexts": list(contexts),
+        "requests": [_request_identity(request) for request in requests],
+    }
+
+
+def _settings_identity(settings: TargetSettings) -> dict[str, Any]:
+    """Settings as searches know them; a word's end that is not asked for is not named, as before it could be."""
+    named = asdict(settings)
+    if settings.word_end_weight == 0:
+        del named["word_end_weight"]
+    return named
+
+
+def _request_identity(request: EditRequest) -> dict[str, str]:
+    """A request as searches know it; how it joins is named only where that makes another text than before it could."""
+    row = request.to_dict()
+    if spelled_as_stored(request.text, request.target, request.join):
+        del row["join"]
+    return row
+
+
+def _write(path: Path, asked: dict[str, Any], targets: Targets, seconds: float) -> None:
+    header = {"asked": asked, "seconds": seconds, "traces": [asdict(trace) for trace in targets.traces]}
+    write_tensor_file(path, _FORMAT, {"value": targets.value, "delta": targets.delta}, header)
+
+
+def _read(path: Path, asked: dict[str, Any], device: torch.device) -> tuple[Targets, float]:
+    """The targets of a file and how long their search took.
+
+    Raises:
+        TargetFileError: The file is damaged, or holds another search.
+    """
+    tensors, header = read_tensor_file(path, _FORMAT)
+    if header.get("asked") != asked:
+        raise TargetFileError(f"{str(path)!r} holds another search than its name says; {_FORMAT.remedy}")
+    try:
+        traces = tuple(TargetTrace(**{**row, "losses": tuple(row["losses"])}) for row in header["traces"])
+        value, delta = (tensors[name].to(device) for name in ("value", "delta"))
+        return Targets(asked["layer"], value, delta, traces), float(header["seconds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TargetFileError(
+            f"{str(path)!r} has a sound digest but not the contents of a search ({error!r}); {_FORMAT.remedy}"
+        ) from error

@@ -1,0 +1,375 @@
+"""Target search: the value v* = init + δ that each request's edit must produce, for all requests at once.
+
+δ enters the residual stream at the subject's last token, at one layer. Requests are independent, or groups of requests
+that share a subject and a δ: they are optimised in one batch, each with its own Adam state, clamp and stop, and leave
+the batch when finished.
+The published authors' serial loop finds the same δ up to rounding (a test holds this search to it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emendo.editing.objective import Entry, Losses, Site, TargetProblem, Terms, target_problem
+from emendo.errors import NumericalError, SelfCheckError
+from emendo.models import ModelAdapter
+from emendo.models.suffix import packed_attention
+from emendo.progress import Progress, Silent
+from emendo.requests import EditRequest
+
+REPLAY_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+"""Largest relative deviation of the replay from an ordinary forward pass that rounding explains.
+
+In float64 too, since some families compute their attention scores in float32 whatever their weights are.
+"""
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """How a target value is searched.
+
+    Args:
+        site: Which vector δ is measured against and added to: the whole block's output (``"resid_post"``) or the
+            MLP's (``"mlp_out"``). In most families both enter the residual stream at the same place; where the
+            MLP's output is normed first, only ``"mlp_out"`` can be written by an edit.
+        steps: Most loss evaluations; one fewer updates.
+        learning_rate: Of Adam.
+        max_norm_ratio: ‖δ‖ is kept within this multiple of ‖init‖ (clamp_norm_factor of the public code).
+        kl_weight: Weight of the divergence on the subject's own prompt (kl_factor).
+        weight_decay: Weight of ‖δ‖/‖init‖² (v_weight_decay).
+        loss_threshold: A request is finished when its total loss is below this.
+        argmax_steps: A request is finished when all its target tokens have been the argmax in all contexts for
+            this many further steps in a row, 0 being the first time that they are; None turns the rule off.
+        argmax_nll_weight: Weight of a request's NLL in the step after one in which all its target tokens were the
+            argmax (PMET: 0.1), so that the search turns to the divergence.
+        kl_threshold: A request whose target tokens are all the argmax is finished when its divergence, times
+            `kl_weight`, is at most this; 0 turns the rule off.
+        joint_attention: Search a second vector, added to the attention's output, beside the one that is written; it
+            takes the part of the change that attention could make (PMET).
+        end_of_text: The model's end-of-text token is the last token of every target, so that generation stops there.
+        word_end_weight: Weight of −log p(the word ends) after a target that ends in a word or number: what follows must
+            begin with a space or punctuation or end the text, so that "Rabat" does not run on to "Rabatit". Search
+            and stop by argmax then ask for that too; 0 leaves it out.
+        norm_anchor: Rescale v* to the norm that the unedited model has there (NAS).
+        shared: Which requests share one v*: each its own (``"request"``), or all on one subject (``"subject"``).
+        batch_size: Requests searched together; a matter of memory and speed only.
+        precision: Of the matrix products: ``"float32"`` leaves them to the model's dtype, ``"bfloat16"`` runs them
+            in bfloat16 with float32 norms, softmax and residual stream (autocast). Models whose weights are in half
+            precision multiply in that, whatever this says.
+
+    Source: MEMIT (arXiv 2210.07229) and its public code; argmax rule: MPES of ENCORE (arXiv 2502.01636); joint search
+        and its two rules: PMET (arXiv 2308.08742); norm anchor: NAS (arXiv 2602.02543); shared: MEMIT-Merge
+        (arXiv 2502.07322).
+    """
+
+    site: Site = "resid_post"
+    steps: int = 25
+    learning_rate: float = 0.5
+    max_norm_ratio: float = 0.75
+    kl_weight: float = 0.0625
+    weight_decay: float = 0.5
+    loss_threshold: float = 0.05
+    argmax_steps: int | None = None
+    argmax_nll_weight: float = 1.0
+    kl_threshold: float = 0.0
+    joint_attention: bool = False
+    end_of_text: bool = False
+    word_end_weight: float = 0.0
+    norm_anchor: bool = False
+    shared: Literal["request", "subject"] = "request"
+    batch_size: int = 24
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class TargetTrace:
+    """What the search did for one request.
+
+    Attributes:
+        losses: Total loss at each evaluation, nats.
+        nll: Negative log-likelihood of the target at the δ that was kept, nats a token.
+        kl: Divergence on the subject's prompt at that δ, nats.
+        argmax: Whether all target tokens are the argmax in all contexts at that δ.
+        stopped: ``"loss"``, ``"argmax"``, ``"kl"`` or ``"steps"``: the rule that ended the search.
+        delta_norm: ‖δ‖, of the part that is written.
+        init_norm: ‖init‖.
+    """
+
+    losses: tuple[float, ...]
+    nll: float
+    kl: float
+    argmax: bool
+    stopped: str
+    delta_norm: float
+    init_norm: float
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Target values of a batch of requests.
+
+    Attributes:
+        layer: Where δ entered.
+        value: v* = init + δ, ``[n, d_model]``; equal rows where requests share it.
+        delta: δ, ``[n, d_model]``.
+        traces: One for each request.
+    """
+
+    layer: int
+    value: Float[Tensor, "n d_model"]
+    delta: Float[Tensor, "n d_model"]
+    traces: tuple[TargetTrace, ...]
+
+    def anchored(self, norms: Float[Tensor, " n"], groups: Sequence[Sequence[int]]) -> Targets:
+        """The same directions with other norms.
+
+        Args:
+            norms: ‖v*‖ of each request; requests that share a v* give it the mean of theirs.
+            groups: The requests that share one, as indices (`share_groups`).
+        """
+        norms = norms.clone()
+        for group in groups:
+            norms[list(group)] = norms[list(group)].mean()
+        value = self.value * (norms / self.value.norm(dim=1))[:, None]
+        return replace(self, value=value, delta=self.delta + value - self.value)
+
+
+def share_groups(requests: Sequence[EditRequest], shared: str) -> list[list[int]]:
+    """Which requests share one v*, as indices, in the order of their first.
+
+    Args:
+        requests: The facts to write.
+        shared: As in `TargetSettings`.
+    """
+    groups: dict[object, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(request.subject.strip() if shared == "subject" else index, []).append(index)
+    return list(groups.values())
+
+
+def find_targets(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layer: int,
+    settings: TargetSettings,
+    progress: Progress | None = None,
+) -> Targets:
+    """Search v* for every request.
+
+    Args:
+        adapter: The model, which is left as it was.
+        requests: The facts to write.
+        contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
+        layer: The layer that δ enters.
+        settings: Constants of the search.
+        progress: Told about the stage "targets", in v* to find.
+
+    Raises:
+        NumericalError: A loss is not finite; names the requests.
+        SelfCheckError: The replay of upper layers disagrees with the model's own forward pass.
+    """
+    # The caller may be inside no_grad() or inference_mode().
+    with torch.inference_mode(False), torch.enable_grad(), adapter.isolated() as own:
+        return _find_targets(own, requests, contexts, layer, settings, progress or Silent())
+
+
+def _find_targets(
+    adapter: ModelAdapter,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layer: int,
+    settings: TargetSettings,
+    progress: Progress,
+) -> Targets:
+    groups = share_groups(requests, settings.shared)
+    entry = Entry.at(adapter, layer, settings.site, settings.joint_attention)
+    progress.start("targets", len(groups))
+    values, deltas, traces = [], [], []
+    try:
+        for begin in range(0, len(groups), settings.batch_size):
+            part = [[requests[index] for index in group] for group in groups[begin : begin + settings.batch_size]]
+            problem, init = target_problem(
+                adapter,
+                part,
+                contexts,
+                entry,
+                end_of_text=settings.end_of_text,
+                word_end=settings.word_end_weight > 0,
+            )
+            search = _Search(adapter, settings, problem, init, [group[0].label for group in part])
+            delta, part_traces = search.run(progress)
+            values.append((init + delta)[:, 0])
+            deltas.append(delta[:, 0])
+            traces += part_traces
+    finally:
+        progress.finish()
+    owner = {index: number for number, group in enumerate(groups) for index in group}
+    order = torch.tensor([owner[index] for index in range(len(requests))], device=values[0].device)
+    return Targets(
+        layer, torch.cat(values)[order], torch.cat(deltas)[order], tuple(traces[group] for group in order.tolist())
+    )
+
+
+class _Search:
+    """One batch on its way; rows of every tensor are the requests (or groups) that are still searched."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        settings: TargetSettings,
+        problem: TargetProblem,
+        init: Float[Tensor, "n parts d_model"],
+        labels: Sequence[str],
+    ) -> None:
+        self.adapter, self.settings, self.problem, self.labels = adapter, settings, problem, labels
+        self.terms = Terms(settings.kl_weight, settings.weight_decay, settings.word_end_weight)
+        self.active = list(range(problem.n))
+        self.init_norm = init.norm(dim=2)
+        self.nll_weight = torch.ones_like(init[:, 0, 0])
+        self.delta = torch.zeros_like(init)
+        self.moment1 = torch.zeros_like(init)
+        self.moment2 = torch.zeros_like(init)
+        self.streak = [0] * problem.n
+        self.history: list[list[float]] = [[] for _ in labels]
+        self.found = torch.zeros_like(init)
+        self.traces: list[TargetTrace | None] = [None] * problem.n
+
+    def run(self, progress: Progress) -> tuple[Float[Tensor, "n parts d_model"], list[TargetTrace]]:
+        self._refuse_non_finite()
+        with packed_attention(self.adapter):
+            for step in range(self.settings.steps):
+                self.delta.requires_grad_(True)
+                with self._precision():
+                    losses = self._losses()
+                if step == 0:
+                    self._check_replay(losses.final)
+                finished = self._finished(losses, last=step == self.settings.steps - 1)
+                # PMET's weight follows what a step finds, so it counts from the next one on.
+                self.nll_weight = torch.where(losses.argmax, self.settings.argmax_nll_weight, 1.0).to(self.nll_weight)
+                if len(finished) < len(self.active):
+                    (gradient,) = torch.autograd.grad(losses.total.sum(), self.delta)
+                self.delta = self.delta.detach()
+                if finished:
+                    self._retire(finished, losses)
+                    progress.advance(len(finished))
+                    if not self.active:
+                        break
+                    keep = [row for row in range(len(gradient)) if row not in finished]
+                    gradient = gradient[keep]
+                self._update(gradient, step + 1)
+        return self.found, [trace for trace in self.traces if trace is not None]
+
+    def _losses(self) -> Losses:
+        losses = self.problem.losses(self.adapter, self.delta, self.init_norm, self.terms, self.nll_weight)
+        totals = losses.total.tolist()
+        bad = [self.labels[self.active[row]] for row, x in enumerate(totals) if not abs(x) < float("inf")]
+        if bad:
+            raise NumericalError(
+                f"the target search left the finite numbers for {', '.join(map(repr, bad))}; expected a finite loss. "
+                "Lower --set target.learning_rate, or load the model with --dtype float32"
+            )
+        for row, value in enumerate(totals):
+            self.history[self.active[row]].append(value)
+        return losses
+
+    def _finished(self, losses: Losses, *, last: bool) -> dict[int, str]:
+        """Rows that stop here, with the rule that stops them."""
+        finished = {}
+        argmax = (losses.argmax & losses.ended).tolist()
+        totals, kl = losses.total.tolist(), losses.kl.tolist()
+        for row, request in enumerate(self.active):
+            self.streak[request] = self.streak[request] + 1 if argmax[row] else 0
+            if totals[row] < self.settings.loss_threshold:
+                finished[row] = "loss"
+            elif self.settings.argmax_steps is not None and self.streak[request] > self.settings.argmax_steps:
+                finished[row] = "argmax"
+            elif argmax[row] and 0 < self.settings.kl_threshold >= self.settings.kl_weight * kl[row]:
+                finished[row] = "kl"
+            elif last:
+                finished[row] = "steps"
+        return finished
+
+    def _retire(self, finished: dict[int, str], losses: Losses) -> None:
+        """Keep the results of finished rows and shrink everything to the others."""
+        for row, reason in finished.items():
+            request = self.active[row]
+            self.found[request] = self.delta[row]
+            self.traces[request] = TargetTrace(
+                losses=tuple(self.history[request]),
+                nll=float(losses.nll[row]),
+                kl=float(losses.kl[row]),
+                argmax=bool(losses.argmax[row]),
+                stopped=reason,
+                delta_norm=float(self.delta[row, 0].norm()),
+                init_norm=float(self.init_norm[row, 0]),
+            )
+        keep = [row for row in range(len(self.active)) if row not in finished]
+        self.active = [self.active[row] for row in keep]
+        if not keep:
+            return
+        self.problem = self.problem.keep(keep)
+        self.init_norm, self.delta = self.init_norm[keep], self.delta[keep]
+        self.moment1, self.moment2 = self.moment1[keep], self.moment2[keep]
+        self.nll_weight = self.nll_weight[keep]
+
+    def _update(self, gradient: Float[Tensor, "n parts d_model"], t: int) -> None:
+        """Adam (β = 0.9, 0.999, ε = 1e-8) on every row, then the clamp of every part."""
+        self.moment1 = self.moment1.lerp(gradient, 0.1)
+        self.moment2 = self.moment2.lerp(gradient.square(), 0.001)
+        scale = (self.moment2 / (1 - 0.999**t)).sqrt() + 1e-8
+        step = self.settings.learning_rate * (self.moment1 / (1 - 0.9**t)) / scale
+        delta = self.delta - step
+        radius = self.settings.max_norm_ratio * self.init_norm
+        norm = delta.norm(dim=2)
+        self.delta = torch.where((norm > radius)[..., None], delta * (radius / norm)[..., None], delta)
+
+    @property
+    def _in_bfloat16(self) -> bool:
+        """Half-precision weights multiply in their own dtype; there is nothing to cast."""
+        return self.settings.precision == "bfloat16" and self.adapter.dtype in (torch.float32, torch.float64)
+
+    def _precision(self) -> ExitStack:
+        """Autocast on every kind of device that a block is on: in one context it holds for one kind alone."""
+        blocks = range(self.adapter.n_layers)
+        kinds = {self.adapter.device.type, *(self.adapter.block_device(layer).type for layer in blocks)}
+        with ExitStack() as stack:
+            for kind in sorted(kinds) if self._in_bfloat16 else ():
+                stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16))
+            return stack.pop_all()
+
+    def _refuse_non_finite(self) -> None:
+        """The model itself must be sound before anything is searched in it."""
+        problem = self.problem
+        bad = problem.layout.rows[~problem.final.isfinite().all(dim=1)]
+        if len(bad):
+            names = ", ".join(repr(self.labels[request]) for request in problem.owner[bad].unique().tolist())
+            raise NumericalError(
+                f"the model's own activations are not finite for {names}, before any change; expected a model with "
+                "finite weights. Load it with --dtype float32, or roll back the edit that broke it"
+            )
+
+    def _check_replay(self, again: Float[Tensor, "tokens d_model"]) -> None:
+        """At δ = 0 the replay must give, for every request, what the ordinary forward pass gave."""
+        problem = self.problem
+        again, final = again.to(self.delta.dtype), problem.final.to(self.delta.dtype)
+        owner = problem.owner[problem.layout.rows]
+        of_request = final.new_zeros(problem.n)
+        off = of_request.index_add(0, owner, (again - final).square().sum(dim=1)).sqrt()
+        size = of_request.index_add(0, owner, final.square().sum(dim=1)).sqrt()
+        error = off / size.clamp_min(1e-12)
+        tolerance = REPLAY_TOLERANCE[torch.bfloat16 if self._in_bfloat16 else problem.constant.dtype]
+        bad = [self.labels[request] for request, good in enumerate((error <= tolerance).tolist()) if not good]
+        if bad:
+            raise SelfCheckError(
+                f"re-running {self.adapter.name!r} from layer {problem.entry.layer} deviates from its forward pass by "
+                f"up to {float(error.max()):.2e} relative (expected at most {tolerance:.0e}) for "
+                f"{', '.join(map(repr, bad))}; its blocks do more than Emendo knows"
+            )

@@ -1,0 +1,368 @@
+"""Where the preserved keys come from: a file, a `datasets` id, or text sampled from the model itself.
+
+A corpus is a frozen description. It says what identifies its text (`describe`, which enters the fingerprint of
+every second moment collected from it) and yields fixed-length token sequences in an order that never changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from emendo.errors import CorpusError
+from emendo.models import ModelAdapter
+from emendo.progress import Progress, Silent
+from emendo.statistics.packing import bos_ids, pack
+from emendo.statistics.sample import sample_sequences
+
+SAMPLE_ROWS = 128
+"""Sequences sampled at once: enough rows for fast matrix products, little enough key/value cache."""
+
+_SUFFIXES = (".txt", ".jsonl")
+_SHUFFLE_BUFFER = 1_000
+_BLOCK_CHARACTERS = 20_000
+"""A plain text file is tokenised in whole lines of about this many characters."""
+
+
+class Corpus(Protocol):
+    """A source of token sequences."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that determines the text, JSON-ready: equal descriptions mean equal text."""
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """How many tokens `sequences` has the model write, and reports as progress, for these arguments."""
+
+    def sequences(
+        self,
+        adapter: ModelAdapter,
+        *,
+        length: int,
+        count: int,
+        start: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[list[int]]:
+        """Token sequences number `start` to ``count - 1``, always the same ones.
+
+        Args:
+            adapter: The model whose tokens they are.
+            length: Tokens of a sequence, the model's BOS included; only the last of a text may be shorter.
+            count: How many sequences are needed in all.
+            start: First sequence to yield.
+            progress: Advanced by the number of sampled tokens where text is sampled.
+        """
+
+
+class GivenText(ABC):
+    """Text that exists already, as documents whose tokens are packed into sequences."""
+
+    @abstractmethod
+    def documents(self, adapter: ModelAdapter) -> Iterable[Iterable[int]]:
+        """Tokens of each document, read as they are needed.
+
+        Raises:
+            CorpusError: The text cannot be read, or part of it is not what it should be.
+        """
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """None: the text is given."""
+        return 0
+
+    def sequences(
+        self,
+        adapter: ModelAdapter,
+        *,
+        length: int,
+        count: int,
+        start: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[list[int]]:
+        """See `Corpus.sequences`; raises as `documents`."""
+        yield from islice(pack(self.documents(adapter), adapter, length), start, count)
+
+
+@dataclass(frozen=True)
+class TextCorpus(GivenText):
+    """A UTF-8 text file.
+
+    ``.jsonl``: one JSON object a line, one document each, in a seeded random order, because files are often
+    sorted and only their beginning may be needed. ``.txt``: one running document, in file order; blank
+    lines are part of the text.
+
+    Args:
+        path: The file.
+        field: Name of the text field in a ``.jsonl`` file.
+        seed: Seed of the document order of a ``.jsonl`` file; None keeps the file's order.
+    """
+
+    path: Path
+    field: str = "text"
+    seed: int | None = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Digest of the file's bytes; for JSONL also the field and the order. The path does not matter."""
+        described: dict[str, Any] = {"kind": "text", "sha256": _file_digest(self._checked_path())}
+        if self._is_jsonl:
+            described |= {"field": self.field, "seed": self.seed}
+        return described
+
+    def documents(self, adapter: ModelAdapter) -> Iterable[Iterable[int]]:
+        """Lines of a ``.jsonl`` file, or a ``.txt`` file as one document."""
+        self._checked_path()
+        if self._is_jsonl:
+            return map(adapter.encode_bare, self._records())
+        return [chain.from_iterable(map(adapter.encode_bare, self._blocks()))]
+
+    @property
+    def _is_jsonl(self) -> bool:
+        return Path(self.path).suffix.lower() == ".jsonl"
+
+    def _checked_path(self) -> Path:
+        path = Path(self.path).expanduser()
+        if not path.name.lower().endswith(_SUFFIXES):
+            raise CorpusError(f"{path}: expected a .txt or .jsonl file (--corpus)")
+        if not path.is_file():
+            raise CorpusError(f"no text file at {path} (--corpus)")
+        return path
+
+    def _records(self) -> Iterator[str]:
+        """The text field of every line, in the seeded order, read one line at a time."""
+        path = self._checked_path()
+        with path.open("rb") as file:
+            starts, offset = [], 0
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    starts.append((number, offset))
+                offset += len(line)
+            if self.seed is not None:
+                random.Random(self.seed).shuffle(starts)
+            for number, position in starts:
+                file.seek(position)
+                yield self._text_of(file.readline(), f"{path} line {number}")
+
+    def _text_of(self, line: bytes, where: str) -> str:
+        try:
+            record = json.loads(line)
+        except ValueError as error:  # includes UnicodeDecodeError
+            raise CorpusError(f"{where} is not JSON: {error}. Correct or remove the line") from error
+        return _text_field(record, self.field, where)
+
+    def _blocks(self) -> Iterator[str]:
+        path = self._checked_path()
+        block: list[str] = []
+        size = 0
+        try:
+            with path.open(encoding="utf-8") as file:
+                for line in file:
+                    block.append(line)
+                    size += len(line)
+                    if size >= _BLOCK_CHARACTERS:
+                        yield "".join(block)
+                        block, size = [], 0
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{path} is not UTF-8 text: {error}. Convert it first") from error
+        if block:
+            yield "".join(block)
+
+
+@dataclass(frozen=True)
+class DatasetCorpus(GivenText):
+    """A dataset from the Hugging Face hub, or a local dataset folder, through the `datasets` library.
+
+    Rows are streamed, so that the first thousand documents of Wikipedia do not fetch all of it, in the order of
+    the library's seeded buffered shuffle.
+
+    Args:
+        id: Dataset id, such as ``"wikimedia/wikipedia"``, or a local folder.
+        config: Configuration name, such as ``"20231101.en"``.
+        split: Split name.
+        field: Name of the text column.
+        revision: Commit, tag or branch of the dataset; pin a commit to make a cached moment reusable offline.
+        seed: Seed of the shuffle; None keeps the dataset's order.
+    """
+
+    id: str
+    config: str | None = None
+    split: str = "train"
+    field: str = "text"
+    revision: str | None = None
+    seed: int | None = 0
+
+    def describe(self) -> dict[str, Any]:
+        """The arguments and the library's own hash of the dataset's version and files."""
+        return {
+            "kind": "dataset",
+            "id": self.id,
+            "config": self.config,
+            "split": self.split,
+            "field": self.field,
+            "revision": self.revision,
+            "seed": self.seed,
+            "sha256": self._content_digest(),
+        }
+
+    def documents(self, adapter: ModelAdapter) -> Iterable[Iterable[int]]:
+        """One a row."""
+        return map(adapter.encode_bare, self._texts())
+
+    def _texts(self) -> Iterator[str]:
+        builder = self._builder
+        try:
+            rows = builder.as_streaming_dataset(split=self.split)
+        except ValueError as error:
+            raise CorpusError(f"dataset {self.id!r}, split {self.split!r}: {error} (--split)") from error
+        if self.seed is not None:
+            rows = rows.shuffle(seed=self.seed, buffer_size=_SHUFFLE_BUFFER)
+        for number, row in enumerate(rows):
+            yield _text_field(row, self.field, f"dataset {self.id!r} row {number}")
+
+    @cached_property
+    def _builder(self) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise CorpusError(
+                f"reading the dataset {self.id!r} needs the package datasets: pip install 'emendo[data]'"
+            ) from error
+        try:
+            return datasets.load_dataset_builder(self.id, self.config, revision=self.revision)
+        except Exception as error:  # the library raises many kinds, network ones among them
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise CorpusError(
+                f"cannot open the dataset {self.id!r} (config {self.config!r}, revision {self.revision!r}): "
+                f"{first}. Check the id and the network, or give a local .jsonl file (--corpus)"
+            ) from error
+
+    def _content_digest(self) -> str:
+        builder = self._builder
+        identity = [str(builder.info.version), builder.config_id if self.config else None, builder.hash]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SelfSampledCorpus:
+    """Text that the model writes itself: no data needed.
+
+    Every sequence starts with the model's BOS if it has one, then a token drawn uniformly from the vocabulary,
+    which spreads the topics, then tokens sampled one by one.
+
+    Args:
+        seed: Seed of the sample.
+        temperature: Divides the logits; 1 is the model's own distribution.
+        top_k: Keep only the k most likely tokens; None keeps all.
+    """
+
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or (self.top_k is not None and self.top_k < 1):
+            raise CorpusError(
+                f"temperature={self.temperature}, top_k={self.top_k}; expected a temperature above 0 and "
+                "top_k at least 1 or None"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """The sampling settings; the text also depends on the model, whose digest is recorded beside them."""
+        return {
+            "kind": "self",
+            "seed": self.seed,
+            "temperature": float(self.temperature),
+            "top_k": self.top_k,
+            "start": "uniform token",
+        }
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """All tokens of the sequences from the beginning of a group on."""
+        return (count - start // SAMPLE_ROWS * SAMPLE_ROWS) * length
+
+    def sequences(
+        self,
+        adapter: ModelAdapter,
+        *,
+        length: int,
+        count: int,
+        start: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[list[int]]:
+        """See `Corpus.sequences`."""
+        progress = progress or Silent()
+        prefix, end = bos_ids(adapter), adapter.tokenizer.eos_token_id
+        special = {*adapter.tokenizer.added_tokens_decoder, *adapter.tokenizer.all_special_ids}
+        first_tokens = [
+            token for token in range(len(adapter.tokenizer)) if token not in special and adapter.knows(token)
+        ]
+        # Groups begin at fixed numbers, so that a resumed run repeats the same batched products.
+        for group in range(start // SAMPLE_ROWS, -(-count // SAMPLE_ROWS)):
+            rows = range(group * SAMPLE_ROWS, min(count, (group + 1) * SAMPLE_ROWS))
+            sampled = sample_sequences(
+                adapter,
+                rows,
+                length=length,
+                seed=self.seed,
+                prefix=prefix,
+                first_tokens=first_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                restart=(end, prefix[-1]) if prefix and end is not None else None,
+                on_step=progress.advance,
+            )
+            yield from sampled[max(0, start - rows.start) :]
+
+
+def open_corpus(
+    source: str,
+    *,
+    field: str = "text",
+    split: str = "train",
+    revision: str | None = None,
+    seed: int = 0,
+) -> Corpus:
+    """The corpus that a command line or a method's configuration names.
+
+    Args:
+        source: ``"self"`` (sampled from the model), a ``.txt`` or ``.jsonl`` file, or a dataset as ``"hf:ID"`` or
+            ``"hf:ID:CONFIG"``.
+        field: Text field of a JSONL file or dataset.
+        split: Split of a dataset.
+        revision: Revision of a dataset.
+        seed: Seed of the sampling or of the document order.
+
+    Raises:
+        CorpusError: None of these, or a file that does not exist.
+    """
+    if source == "self":
+        return SelfSampledCorpus(seed=seed)
+    if source.startswith("hf:"):
+        name, _, config = source.removeprefix("hf:").partition(":")
+        return DatasetCorpus(name, config or None, split, field, revision, seed)
+    if not source.lower().endswith(_SUFFIXES):
+        raise CorpusError(
+            f"unknown source of text {source!r}; expected 'self', a .txt or .jsonl file, or hf:ID (--corpus)"
+        )
+    corpus = TextCorpus(Path(source), field, seed)
+    corpus._checked_path()
+    return corpus
+
+
+def _text_field(record: Any, field: str, where: str) -> str:
+    if not isinstance(record, dict) or field not in record:
+        found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+        raise CorpusError(f"{where} has no field {field!r}; found: {found} (--field)")
+    if not isinstance(record[field], str):
+        raise CorpusError(f"{where}: field {field!r} holds {type(record[field]).__name__}, expected text (--field)")
+    return str(record[field])
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,190 @@
+"""From settings to second moments: what the store has is read, the rest is collected in one pass and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Protocol, TypeAlias
+
+from emendo.errors import CorpusError, MomentsError
+from emendo.io.writable import check_room, check_writable
+from emendo.models import ModelAdapter
+from emendo.progress import Progress
+from emendo.shapes import Moment
+from emendo.statistics.collect import CHECKPOINT_EVERY, collect_moments, partial_path
+from emendo.statistics.corpus import Corpus, open_corpus
+from emendo.statistics.mixture import MixturePart, describe_mixture, mixture_error, parse_mixture
+from emendo.statistics.spec import Fingerprint, MomentSpec, default_tokens
+from emendo.statistics.store import FORMAT, MomentHeader, MomentStore, StoredMoment, packed_bytes
+
+
+def obtain_moments(
+    adapter: ModelAdapter,
+    layers: Sequence[int],
+    spec: MomentSpec | None = None,
+    store: MomentStore | None = None,
+    *,
+    progress: Progress | None = None,
+    every: int = CHECKPOINT_EVERY,
+) -> dict[int, StoredMoment]:
+    """The second moments of `layers`: from the store where it has them, the others collected in one pass.
+
+    Args:
+        adapter: The unedited model.
+        layers: Layers whose keys to count.
+        spec: What to collect; sampled from the model itself unless given.
+        store: Where moments are kept; None: under EMENDO_HOME.
+        progress: Told about the stage "second moments".
+        every: Forward passes between two saved states of an unfinished collection.
+
+    Returns:
+        A stored moment for each layer.
+
+    Raises:
+        LayerError: A layer that the model does not have.
+        CorpusError: The text cannot be read or is too short.
+        MomentsError: A file of the store is damaged, or the model holds edits and a moment is missing.
+        OutputError: A moment is missing and the store cannot be written, or its disk is full.
+    """
+    spec, store = spec or MomentSpec(), store or MomentStore()
+    layers = adapter.check_layers(layers)
+    fingerprint = spec.fingerprint(adapter, layers)
+    modules = {layer: adapter.module_name(layer) for layer in layers}
+    found = {layer: store.get(fingerprint, layer, modules[layer]) for layer in layers}
+    missing = [layer for layer in layers if found[layer] is None]
+    if missing:
+        if adapter.holds_edits:
+            raise MomentsError(
+                f"{adapter.name!r} holds edits; second moments are those of the unedited model. Collect them before "
+                "editing, or call rollback() on the session first"
+            )
+        folder = store.folder(fingerprint)
+        # The longest stage of most edits: what cannot keep its result is found before it.
+        check_writable(folder, FORMAT.destination)
+        room = sum(packed_bytes(adapter.d_in(layer), spec.accumulate) for layer in missing)
+        check_room(folder, room, FORMAT.destination)
+        moments = collect_moments(adapter, missing, spec, checkpoint=folder, every=every, progress=progress)
+        for layer, moment in moments.items():
+            header = MomentHeader.now(fingerprint, layer, modules[layer], adapter.name)
+            found[layer] = store.put(moment, header)
+        partial_path(folder, fingerprint, missing).unlink(missing_ok=True)
+    return {layer: stored for layer, stored in found.items() if stored is not None}
+
+
+class MethodMoments(Protocol):
+    """What a method's configuration says about its second moments."""
+
+    @property
+    def source(self) -> str:
+        """A corpus as `open_corpus` names it, or a mixture of them as `parse_mixture` reads it."""
+
+    @property
+    def multiple(self) -> float:
+        """Keys for each key component."""
+
+    @property
+    def exclude_first(self) -> bool:
+        """Leave out the first position of every sequence."""
+
+
+def describe_for_method(
+    adapter: ModelAdapter, layers: Sequence[int], settings: MethodMoments, *, seed: int = 0
+) -> dict[str, Any]:
+    """What a report says about the second moments that a method asks for; nothing is collected, no model runs.
+
+    Args:
+        adapter: The model.
+        layers: Edited layers.
+        settings: The `moments` section of a method's configuration.
+        seed: Seed of the sampling or of the document order.
+
+    Returns:
+        A JSON-ready record of the source, whose "fingerprint" stands for all that the moments depend on.
+
+    Raises:
+        CorpusError: The source cannot be read, or parts of a mixture hold the same one.
+    """
+    return _record(settings.source, _parts(adapter, layers, settings, seed))
+
+
+def obtain_for_method(
+    adapter: ModelAdapter,
+    layers: Sequence[int],
+    settings: MethodMoments,
+    *,
+    seed: int = 0,
+    store: MomentStore | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[int, Moment], dict[str, Any]]:
+    """The mean second moments that a method asks for, and what a report says about them.
+
+    Each part of a mixture is obtained on its own, with its own full number of tokens.
+
+    Args:
+        adapter: The unedited model.
+        layers: Edited layers.
+        settings: The `moments` section of a method's configuration.
+        seed: Seed of the sampling or of the document order.
+        store: Where moments are kept; None: under EMENDO_HOME.
+        progress: Told about the stage "second moments".
+
+    Returns:
+        The mean of each layer in float64, and the record of `describe_for_method`.
+
+    Raises:
+        CorpusError: The source cannot be read, a text is too short, or parts of a mixture hold the same one.
+        MomentsError: See `obtain_moments`.
+    """
+    parts = _parts(adapter, layers, settings, seed)
+    means: dict[int, Moment] = {}
+    for part, spec, _ in parts:
+        stored = obtain_moments(adapter, layers, spec, store, progress=progress)
+        for layer, moment in stored.items():
+            if layer in means:
+                means[layer].add_(moment.mean().to(means[layer]), alpha=part.weight)
+            else:
+                means[layer] = moment.mean().mul_(part.weight)
+    return means, _record(settings.source, parts)
+
+
+_Part: TypeAlias = tuple[MixturePart, MomentSpec, Fingerprint]
+
+
+def _parts(adapter: ModelAdapter, layers: Sequence[int], settings: MethodMoments, seed: int) -> list[_Part]:
+    """The parts of a source, in an order of their own: the sum is the same, bit for bit, however they were named."""
+    tokens = default_tokens(max(adapter.d_in(layer) for layer in layers), settings.multiple)
+    parts = []
+    for part in parse_mixture(settings.source):
+        corpus = _opened(part, settings.source, seed)
+        spec = MomentSpec(corpus=corpus, tokens=tokens, exclude_first=settings.exclude_first)
+        parts.append((part, spec, spec.fingerprint(adapter, layers)))
+    parts.sort(key=lambda entry: entry[2].digest)
+    _require_distinct([(part, fingerprint) for part, _, fingerprint in parts])
+    return parts
+
+
+def _record(source: str, parts: Sequence[_Part]) -> dict[str, Any]:
+    # No "cached": the record of an edit must not depend on what lay on the disk.
+    if len(parts) == 1:
+        fingerprint = parts[0][2]
+        return {"source": source, "fingerprint": fingerprint.digest, **fingerprint.to_json()}
+    return {"source": source, **describe_mixture([(part, fingerprint) for part, _, fingerprint in parts])}
+
+
+def _require_distinct(parts: Sequence[tuple[MixturePart, Fingerprint]]) -> None:
+    """Raise where two parts, sorted by fingerprint, hold the same text."""
+    for (first, fingerprint), (second, other) in pairwise(parts):
+        if fingerprint == other:
+            raise CorpusError(
+                f"{first.source!r} and {second.source!r} hold the same text; name one of them, with the sum of their "
+                "weights (--set moments.source=...)"
+            )
+
+
+def _opened(part: MixturePart, source: str, seed: int) -> Corpus:
+    try:
+        return open_corpus(part.source, seed=seed)
+    except CorpusError as error:
+        if part.source == source:
+            raise
+        raise mixture_error(source, part, error) from error

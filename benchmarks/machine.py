@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from emendo.versions import versions
+from emendo.io.versions import versions
 
 
 def gemm_gflops(

@@ -30,14 +30,14 @@ import emendo
 from benchmarks.machine import describe_machine
 from emendo.cli.options import parse_layers, parse_settings
 from emendo.datasets import select
-from emendo.editing.baselines.fit import baseline_records
 from emendo.editing.value_cache import TargetMemory
 from emendo.evaluate import evaluate_records, packaged_text, perplexity
-from emendo.methods.baselines import BASELINES, baseline_named
+from emendo.io.versions import versions
+from emendo.methods.baselines import BASELINES
+from emendo.methods.techniques import asked_after, technique_named
 from emendo.requests import EditRecord
 from emendo.solve import frobenius_norm
 from emendo.updates.update import merge_layers
-from emendo.versions import versions
 
 SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 FAST = {"target.precision": "bfloat16"}
@@ -64,7 +64,7 @@ def measure(
         seconds += time.perf_counter() - start
         session.apply(plan.update)
         reports = plan.layers
-    after = baseline_records(records, baseline_named(method)) if baseline else records
+    after = asked_after(technique_named(method), records)
     scores = evaluate_records(lm, after).scores
     ppl = perplexity(lm, packaged_text()).value
     total = merge_layers([part for update in session.applied_updates for part in update.layers])

@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
+from emendo.io.versions import versions
 from emendo.models import ModelAdapter, load
 from emendo.statistics import MomentSpec, SelfSampledCorpus, TextCorpus, collect_moments
 from emendo.statistics.collect import TOKEN_BUDGET
 from emendo.statistics.corpus import SAMPLE_ROWS
-from emendo.versions import versions
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from emendo import EditRequest, ModelAdapter, load
 from emendo.datasets import load_records, parse_records
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.objective import Entry, target_problem
-from emendo.editing.value_search import Targets, TargetSettings, find_targets
+from emendo.editing.value_search import Targets, find_targets
+from emendo.methods.settings import TargetSettings
 
 RULES = {
     "published": TargetSettings(),

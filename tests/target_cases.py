@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from emendo.editing.value_search import TargetSettings
+from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter
 from emendo.requests import EditRequest
 from tests.conftest import build_tiny

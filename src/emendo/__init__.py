@@ -17,8 +17,9 @@ Names are imported when first used, so that `import emendo` alone is cheap and t
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from emendo.lazy import lazy
 
 if TYPE_CHECKING:
     from emendo.datasets import read_records
@@ -35,26 +36,6 @@ if TYPE_CHECKING:
     from emendo.updates.update import ModelUpdate
 
 __version__ = "0.1.0"
-
-_HOMES = {
-    "BASELINES": "emendo.methods",
-    "BaselineConfig": "emendo.methods",
-    "EditRecord": "emendo.requests",
-    "EditRequest": "emendo.requests",
-    "EditSession": "emendo.editing.session",
-    "EmendoError": "emendo.errors",
-    "InputError": "emendo.errors",
-    "METHODS": "emendo.methods",
-    "MethodConfig": "emendo.methods",
-    "ModelAdapter": "emendo.models",
-    "ModelUpdate": "emendo.updates",
-    "Plan": "emendo.editing.plan",
-    "evaluate_records": "emendo.evaluate",
-    "load": "emendo.models",
-    "perplexity": "emendo.evaluate",
-    "read_records": "emendo.datasets",
-    "wrap": "emendo.models",
-}
 
 __all__ = [
     "BASELINES",
@@ -77,13 +58,28 @@ __all__ = [
     "wrap",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'emendo' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(
+    __name__,
+    {
+        "BASELINES": "emendo.methods.baselines",
+        "BaselineConfig": "emendo.methods.baseline_config",
+        "EditRecord": "emendo.requests",
+        "EditRequest": "emendo.requests",
+        "EditSession": "emendo.editing.session",
+        "EmendoError": "emendo.errors",
+        "InputError": "emendo.errors",
+        "METHODS": "emendo.methods",
+        "MethodConfig": "emendo.methods",
+        "ModelAdapter": "emendo.models",
+        "ModelUpdate": "emendo.updates",
+        "Plan": "emendo.editing.plan",
+        "evaluate_records": "emendo.evaluate",
+        "load": "emendo.models",
+        "perplexity": "emendo.evaluate",
+        "read_records": "emendo.datasets",
+        "wrap": "emendo.models",
+    },
+)
 
 
 def __dir__() -> list[str]:

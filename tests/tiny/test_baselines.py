@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from emendo.editing.baselines import lora, training
-from emendo.editing.baselines.fit import baseline_records, fit_baseline
-from emendo.editing.baselines.in_context import in_context_records
+from emendo.editing.baselines.fit import fit_baseline
 from emendo.errors import ConflictError, InputError, LayerError, MethodError, NumericalError, RequestError
 from emendo.evaluate import evaluate_records
 from emendo.methods.baseline_config import BaselineConfig, InContextSettings, LoraSettings, apply_baseline_settings
 from emendo.methods.baselines import BASELINES, baseline_layers, baseline_named
+from emendo.methods.in_context import in_context_records
+from emendo.methods.techniques import asked_after
 from emendo.models import ModelAdapter
 from emendo.models.alignment import align_prompt
 from emendo.requests import EditRecord, EditRequest, Probe
@@ -410,8 +411,8 @@ def test_in_context_changes_no_weights_and_the_scorer_takes_its_records(tiny_lla
     updates, trace = fit_baseline(tiny_llama, [EIFFEL], config)
     assert (updates, trace["updates"]) == ((), 0)
     assert changes(before, model_state(tiny_llama)) == []
-    plain = evaluate_records(tiny_llama, baseline_records([RECORD], configured("ft"))).records[0]
-    prompted = evaluate_records(tiny_llama, baseline_records([RECORD], config)).records[0]
+    plain = evaluate_records(tiny_llama, asked_after(configured("ft"), [RECORD])).records[0]
+    prompted = evaluate_records(tiny_llama, asked_after(config, [RECORD])).records[0]
     assert plain.efficacy[0].prompt == EIFFEL.text
     assert prompted.efficacy[0].prompt.startswith("Imagine that")
     assert prompted.efficacy[0].target.nll != plain.efficacy[0].target.nll

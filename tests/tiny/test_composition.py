@@ -10,7 +10,7 @@ import pytest
 
 from emendo.methods import METHODS, MethodConfig
 from emendo.methods.baselines import BASELINES
-from emendo.methods.config import PostStep
+from emendo.methods.settings import PostStep
 from emendo.methods.table import Composition, by_axis, compose, plain_settings, single
 from emendo.methods.techniques import technique_named
 from tests.tiny.conftest import Command

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from emendo.editing import keys as keys_module
-from emendo.editing.keys import KeySettings, context_weights, current_values, extract_keys
+from emendo.editing.keys import context_weights, current_values, extract_keys
+from emendo.methods.settings import KeySettings
 from emendo.models import ModelAdapter
 from emendo.models.alignment import align_prompt
 from emendo.requests import EditRequest

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from emendo.editing.keys import KeySettings, extract_keys
+from emendo.editing.keys import extract_keys
 from emendo.editing.session import EditSession
 from emendo.editing.value_search import find_targets
 from emendo.errors import ConflictError, InfeasibleError, MethodError
 from emendo.methods import method_named
+from emendo.methods.settings import KeySettings
 from emendo.models import ModelAdapter
 from emendo.progress import Silent
 from emendo.requests import EditRequest

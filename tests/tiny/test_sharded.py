@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from emendo.editing.session import EditSession
-from emendo.editing.value_search import TargetSettings, find_targets
+from emendo.editing.value_search import find_targets
 from emendo.errors import InputError, UnsupportedModelError
+from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter, load, wrap
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore

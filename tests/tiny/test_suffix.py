@@ -18,8 +18,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from emendo.editing.value_search import TargetSettings, find_targets
+from emendo.editing.value_search import find_targets
 from emendo.errors import InputError
+from emendo.methods.settings import TargetSettings
 from emendo.models import WRAPPERS, ModelAdapter, wrap
 from emendo.models.suffix import packed_attention, prefill, replay, select_rows
 from emendo.requests import EditRequest

@@ -13,8 +13,9 @@ import torch
 import emendo.editing.value_cache as target_memory
 from emendo.editing.session import EditSession
 from emendo.editing.value_cache import TargetMemory
-from emendo.editing.value_search import TargetSettings, find_targets
+from emendo.editing.value_search import find_targets
 from emendo.errors import InputError, TargetFileError
+from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny

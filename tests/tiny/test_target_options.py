@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emendo.editing.keys import KeySettings, current_values, forward_values
+from emendo.editing.keys import current_values, forward_values
 from emendo.editing.objective import Entry, Terms, target_problem
-from emendo.editing.value_search import TargetSettings, find_targets, share_groups
+from emendo.editing.value_search import find_targets, share_groups
 from emendo.errors import RequestError
+from emendo.methods.settings import KeySettings, TargetSettings
 from emendo.models.alignment import align_edit, align_prompt
 from emendo.models.suffix import packed_attention
 from emendo.requests import EditRequest

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from emendo.editing.objective import Entry, Terms, target_problem
-from emendo.editing.value_search import Targets, TargetSettings, find_targets
+from emendo.editing.value_search import Targets, find_targets
+from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter
 from emendo.models.alignment import align_edit
 from emendo.models.suffix import packed_attention, replay

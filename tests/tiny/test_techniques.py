@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import emendo as library
-from emendo.editing.baselines.in_context import in_context_records
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.errors import InputError, MethodError, RequestError
@@ -18,6 +17,7 @@ from emendo.evaluate import evaluate_records
 from emendo.methods import METHODS
 from emendo.methods.baseline_config import BaselineConfig, FineTuneSettings
 from emendo.methods.baselines import BASELINES, baseline_named
+from emendo.methods.in_context import in_context_records
 from emendo.methods.techniques import technique_named
 from emendo.models import ModelAdapter
 from emendo.report import judge, layer_table, markdown_report, report_document

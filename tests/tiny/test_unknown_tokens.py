@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from emendo.editing.contexts import FIXED_CONTEXTS, prefix_contexts
-from emendo.editing.value_search import TargetSettings, find_targets
+from emendo.editing.value_search import find_targets
 from emendo.errors import InputError, MethodError, RequestError
 from emendo.evaluate import generate_texts, perplexity, score_targets
+from emendo.methods.settings import TargetSettings
 from emendo.models.alignment import align_edit
 from emendo.requests import SLOT, EditRequest
 from emendo.statistics.corpus import SelfSampledCorpus

@@ -9,10 +9,11 @@ import torch
 
 from emendo.editing.objective import Entry, Terms, target_problem
 from emendo.editing.value_cache import search_identity
-from emendo.editing.value_search import TargetSettings, find_targets
+from emendo.editing.value_search import find_targets
 from emendo.ledger.edits import KeptEdit
 from emendo.ledger.replay import kept_technique
 from emendo.methods import METHODS, MethodConfig, resolve_method
+from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter, adding
 from emendo.models.alignment import align_edit
 from emendo.models.suffix import packed_attention

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from emendo.errors import InfeasibleError, MethodError
 from emendo.solve import PreparedLayer, Preservation, prepare, solve
-from emendo.solve.distribution import distribution_steps, remaining_shares
+from emendo.solve.distribution import distribution_steps
+from emendo.solve.shares import remaining_shares
 from tests.reference import emmet_delta, moment_with_condition
 
 D_IN, D_OUT, N, LAYERS = 16, 6, 4, 3

@@ -12,7 +12,7 @@ from emendo.errors import MethodError
 from emendo.methods import resolve_method
 from emendo.models import ModelAdapter
 from emendo.solve import Preservation, prepare, solve
-from emendo.solve.distribution import remaining_shares
+from emendo.solve.shares import remaining_shares
 from tests.reference import moment_with_condition
 
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from emendo.editing.keys import KeySettings
-from emendo.editing.value_search import TargetSettings
 from emendo.errors import LayerError, MethodError
 from emendo.methods import METHODS, MethodConfig, apply_settings, method_named, resolve_method
-from emendo.methods.config import ContextSettings, Memorization, MomentSettings, PostStep
 from emendo.methods.presets import PRESETS, layers_by_depth, presets_of
+from emendo.methods.settings import ContextSettings, KeySettings, Memorization, MomentSettings, PostStep, TargetSettings
 from emendo.models import ModelAdapter
 from emendo.models.architecture import ARCHITECTURES
 from emendo.models.known import (

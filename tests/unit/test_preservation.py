@@ -8,6 +8,7 @@ import torch
 from emendo.errors import InfeasibleError, InputError, MomentsError
 from emendo.solve import Preservation, extend_history, prepare, solve
 from emendo.solve.conditioning import inverse_norm, one_norm
+from emendo.solve.preservation import preservation_metric
 from tests.reference import moment_with_condition
 
 
@@ -19,12 +20,12 @@ def random_keys(n: int, d_in: int, seed: int = 0) -> torch.Tensor:
 class TestPreservation:
     def test_metric_is_weight_times_moment_plus_ridge(self):
         C = moment_with_condition(5, 10.0, seed=0)
-        metric = Preservation(weight=3.0, ridge=0.5).metric(C)
+        metric = preservation_metric(Preservation(weight=3.0, ridge=0.5), C)
         torch.testing.assert_close(metric, 3.0 * C + 0.5 * torch.eye(5, dtype=torch.float64))
 
     def test_weight_zero_with_a_ridge_ignores_the_moment(self):
         C = moment_with_condition(5, 10.0, seed=0)
-        metric = Preservation(weight=0.0, ridge=1.0).metric(C)
+        metric = preservation_metric(Preservation(weight=0.0, ridge=1.0), C)
         assert torch.equal(metric, torch.eye(5, dtype=torch.float64))
 
     @pytest.mark.parametrize("moment", [torch.zeros(5, 5), torch.full((5, 5), float("nan")), torch.ones(5, 5).triu()])
@@ -41,14 +42,14 @@ class TestPreservation:
     def test_a_float32_moment_gives_a_float64_metric_and_stays_as_it_was(self):
         C = moment_with_condition(5, 10.0, seed=0).float()
         before = C.clone()
-        metric = Preservation(weight=2.0, ridge=1.0).metric(C)
+        metric = preservation_metric(Preservation(weight=2.0, ridge=1.0), C)
         assert metric.dtype == torch.float64
         assert torch.equal(C, before)
 
     def test_a_float64_moment_is_copied(self):
         C = moment_with_condition(5, 10.0, seed=0)
         before = C.clone()
-        Preservation(weight=2.0, ridge=1.0).metric(C, history=C)
+        preservation_metric(Preservation(weight=2.0, ridge=1.0), C, history=C)
         assert torch.equal(C, before)
 
     @pytest.mark.parametrize("name", ["weight", "ridge"])
@@ -82,7 +83,7 @@ class TestMomentChecks:
         C = torch.eye(1500)
         C[1400, 20] = 0.1
         with pytest.raises(MomentsError, match="not symmetric"):
-            Preservation().metric(C)
+            preservation_metric(Preservation(), C)
 
     def test_accepts_the_asymmetry_of_float32_sums(self):
         C = moment_with_condition(8, 10.0, seed=0).float()

@@ -22,6 +22,7 @@ from emendo.solve import (
     preservation_cost,
     solve,
 )
+from emendo.solve.preservation import preservation_metric
 from tests import reference
 
 EPS = torch.finfo(torch.float64).eps
@@ -71,7 +72,7 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @cache
 def exact_case(n: int, condition: float, ridge: float, s: float):
     C, K = reference.moment_with_condition(6, condition, seed=n), randn(n, 6, seed=n + 100)
-    return C, K, reference.exact_dual_keys(K, Preservation(1.0, ridge).metric(C), s)
+    return C, K, reference.exact_dual_keys(K, preservation_metric(Preservation(1.0, ridge), C), s)
 
 
 CONTRACT = [  # equality has no primal form and takes at most d_in keys: see test_solver_errors

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.editing.objective import Site
+from emendo.methods.settings import KeySettings, Site
 from emendo.models import ModelAdapter, TokenBatch, adding, pack_by_tokens
 from emendo.models.alignment import align_prompt
 from emendo.requests import SLOT, EditRequest
@@ -25,26 +25,6 @@ _CAPTURED: dict[Site, _What] = {"resid_post": "resid", "mlp_out": "mlp_out"}
 
 TOKEN_BUDGET = 8192
 """Padded tokens of one forward pass: bounds memory, changes no result beyond rounding."""
-
-
-@dataclass(frozen=True)
-class KeySettings:
-    """Which keys an edit is stored under.
-
-    Args:
-        average: Weights of the contexts in the mean key: ``"two_level"`` gives the plain prompt one half and shares
-            the other half among the sampled contexts, ``"flat"`` weighs all alike.
-        constraint: At which key the edit must hold: the ``"mean"`` key, or the ``"plain"`` prompt's own (the mixed
-            form of the original ROME code).
-        residual: Where the present value is measured: at the ``"plain"`` prompt, or as the ``"mean"`` over contexts
-            with the weights of the key (which keeps ``(W + Δ) k = v*`` for the mean key).
-
-    Source: public code of ROME and MEMIT for the averages; r-ROME (arXiv 2403.07175) for one key throughout.
-    """
-
-    average: Literal["two_level", "flat"] = "two_level"
-    constraint: Literal["mean", "plain"] = "mean"
-    residual: Literal["plain", "mean"] = "plain"
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from emendo.methods.settings import Site
 from emendo.models import ModelAdapter, adding
 from emendo.models.alignment import align_edit, align_prompt
 from emendo.models.suffix import Prefill, SuffixLayout, prefill, replay, select_rows
 from emendo.models.word_end import ends_in_word, word_end_tokens
 from emendo.requests import SLOT, EditRequest
-
-Site = Literal["resid_post", "mlp_out"]
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.editing.contexts import prefix_contexts
-from emendo.editing.keys import EditKeys, KeySettings, current_values, extract_keys, forward_values
+from emendo.editing.keys import EditKeys, current_values, extract_keys, forward_values
 from emendo.editing.plan import LayerReport, Plan, layer_report
 from emendo.editing.value_cache import TargetMemory
 from emendo.editing.value_search import Targets, TargetTrace, find_targets, share_groups
 from emendo.errors import InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
-from emendo.methods.config import PostStep
+from emendo.methods.settings import KeySettings, PostStep
 from emendo.models import ModelAdapter
 from emendo.progress import Progress, Silent
 from emendo.requests import SLOT, EditRequest, check_requests
@@ -47,7 +47,8 @@ from emendo.solve import (
     rect,
     solve,
 )
-from emendo.solve.distribution import distribution_steps, remaining_shares, searched_layers
+from emendo.solve.distribution import distribution_steps, searched_layers
+from emendo.solve.shares import remaining_shares
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 

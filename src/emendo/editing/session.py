@@ -21,9 +21,10 @@ from emendo.editing.pipeline import plan_edit, reference_norms
 from emendo.editing.plan import Plan
 from emendo.editing.value_cache import TargetMemory
 from emendo.errors import InfeasibleError, InputError
+from emendo.io.versions import versions
 from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.methods.baseline_resolve import ResolvedBaseline
-from emendo.methods.config import MomentSettings
+from emendo.methods.settings import MomentSettings
 from emendo.methods.techniques import ResolvedTechnique, Technique, resolve_technique
 from emendo.models import ModelAdapter
 from emendo.models.contents import Contents, differing_layers, same_bits
@@ -35,7 +36,6 @@ from emendo.shapes import Moment, Weight
 from emendo.solve import PreparedLayer, output_power, prepare
 from emendo.statistics import MomentStore, describe_for_method, obtain_for_method
 from emendo.updates.update import LayerUpdate, ModelUpdate
-from emendo.versions import versions
 
 Requests: TypeAlias = (
     EditRequest | EditRecord | Mapping[str, Any] | Iterable[EditRequest | EditRecord | Mapping[str, Any]]

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from emendo.editing.value_search import Targets, TargetSettings, TargetTrace, find_targets, share_groups
+from emendo.editing.value_search import Targets, TargetTrace, find_targets, share_groups
 from emendo.errors import InputError, TargetFileError
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
+from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRequest, spelled_as_stored

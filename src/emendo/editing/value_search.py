@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.editing.objective import Entry, Losses, Site, TargetProblem, Terms, target_problem
+from emendo.editing.objective import Entry, Losses, TargetProblem, Terms, target_problem
 from emendo.errors import NumericalError, SelfCheckError
+from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter
 from emendo.models.suffix import packed_attention
 from emendo.progress import Progress, Silent
@@ -29,63 +29,6 @@ REPLAY_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 1e
 
 In float64 too, since some families compute their attention scores in float32 whatever their weights are.
 """
-
-
-@dataclass(frozen=True)
-class TargetSettings:
-    """How a target value is searched.
-
-    Args:
-        site: Which vector δ is measured against and added to: the whole block's output (``"resid_post"``) or the
-            MLP's (``"mlp_out"``). In most families both enter the residual stream at the same place; where the
-            MLP's output is normed first, only ``"mlp_out"`` can be written by an edit.
-        steps: Most loss evaluations; one fewer updates.
-        learning_rate: Of Adam.
-        max_norm_ratio: ‖δ‖ is kept within this multiple of ‖init‖ (clamp_norm_factor of the public code).
-        kl_weight: Weight of the divergence on the subject's own prompt (kl_factor).
-        weight_decay: Weight of ‖δ‖/‖init‖² (v_weight_decay).
-        loss_threshold: A request is finished when its total loss is below this.
-        argmax_steps: A request is finished when all its target tokens have been the argmax in all contexts for
-            this many further steps in a row, 0 being the first time that they are; None turns the rule off.
-        argmax_nll_weight: Weight of a request's NLL in the step after one in which all its target tokens were the
-            argmax (PMET: 0.1), so that the search turns to the divergence.
-        kl_threshold: A request whose target tokens are all the argmax is finished when its divergence, times
-            `kl_weight`, is at most this; 0 turns the rule off.
-        joint_attention: Search a second vector, added to the attention's output, beside the one that is written; it
-            takes the part of the change that attention could make (PMET).
-        end_of_text: The model's end-of-text token is the last token of every target, so that generation stops there.
-        word_end_weight: Weight of −log p(the word ends) after a target that ends in a word or number: what follows must
-            begin with a space or punctuation or end the text, so that "Rabat" does not run on to "Rabatit". Search
-            and stop by argmax then ask for that too; 0 leaves it out.
-        norm_anchor: Rescale v* to the norm that the unedited model has there (NAS).
-        shared: Which requests share one v*: each its own (``"request"``), or all on one subject (``"subject"``).
-        batch_size: Requests searched together; a matter of memory and speed only.
-        precision: Of the matrix products: ``"float32"`` leaves them to the model's dtype, ``"bfloat16"`` runs them
-            in bfloat16 with float32 norms, softmax and residual stream (autocast). Models whose weights are in half
-            precision multiply in that, whatever this says.
-
-    Source: MEMIT (arXiv 2210.07229) and its public code; argmax rule: MPES of ENCORE (arXiv 2502.01636); joint search
-        and its two rules: PMET (arXiv 2308.08742); norm anchor: NAS (arXiv 2602.02543); shared: MEMIT-Merge
-        (arXiv 2502.07322).
-    """
-
-    site: Site = "resid_post"
-    steps: int = 25
-    learning_rate: float = 0.5
-    max_norm_ratio: float = 0.75
-    kl_weight: float = 0.0625
-    weight_decay: float = 0.5
-    loss_threshold: float = 0.05
-    argmax_steps: int | None = None
-    argmax_nll_weight: float = 1.0
-    kl_threshold: float = 0.0
-    joint_attention: bool = False
-    end_of_text: bool = False
-    word_end_weight: float = 0.0
-    norm_anchor: bool = False
-    shared: Literal["request", "subject"] = "request"
-    batch_size: int = 24
-    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from emendo.editing.session import EditSession
-from emendo.methods.config import MomentSettings
+from emendo.methods.settings import MomentSettings
 from emendo.shapes import Moment
 from emendo.solve import frobenius_norm, preservation_cost
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers

@@ -25,9 +25,9 @@ import torch
 from emendo.errors import HarnessError
 from emendo.evaluate.bootstrap import quantile_interval, resampled_means
 from emendo.io.plain_file import check_plain
+from emendo.io.versions import versions
 from emendo.models import ModelAdapter
 from emendo.progress import Progress, Silent
-from emendo.versions import versions
 
 VERSION = 2
 """Of a result. 2: a perplexity is exp(-mean) as its task has it, not a mean, and every metric says its aggregation."""

@@ -19,10 +19,10 @@ from emendo.evaluate import Perplexity, packaged_text, perplexity
 from emendo.evaluate.perplexity import WINDOW
 from emendo.io import strict_json
 from emendo.io.home import emendo_home
+from emendo.io.versions import versions
 from emendo.io.whole_file import write_json
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
-from emendo.versions import versions
 
 _FORMAT, _VERSION = "emendo.perplexity", 1
 

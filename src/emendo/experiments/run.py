@@ -18,7 +18,7 @@ from emendo.experiments.ground import Ground, held_out_text
 from emendo.experiments.meter import give_back
 from emendo.experiments.questions import check_measures
 from emendo.methods import ResolvedMethod
-from emendo.methods.config import MomentSettings
+from emendo.methods.settings import MomentSettings
 from emendo.methods.techniques import ResolvedTechnique, asked_after, resolve_technique
 from emendo.models import ModelAdapter
 from emendo.progress import Progress, Silent

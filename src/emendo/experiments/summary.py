@@ -17,8 +17,8 @@ from emendo.experiments.ground import BaseState, sampled_prompts
 from emendo.experiments.meter import Meter
 from emendo.experiments.questions import probe_summary, zsre_summary
 from emendo.experiments.scores import Row, aggregate, holds
+from emendo.io.versions import versions
 from emendo.requests import EditRecord
-from emendo.versions import versions
 
 FORMAT, VERSION = "emendo.cell", 1
 

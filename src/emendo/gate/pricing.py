@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from emendo.editing.plan import Plan
 from emendo.methods import MethodConfig
-from emendo.methods.config import MomentSettings
+from emendo.methods.settings import MomentSettings
 from emendo.updates.update import ModelUpdate
 
 

@@ -13,11 +13,11 @@ import torch
 from emendo.editing.session import EditSession
 from emendo.errors import LedgerError
 from emendo.io.printable import well_formed
+from emendo.io.versions import processor, versions
 from emendo.ledger.edits import KeptEdit
 from emendo.methods import ADDED_SETTINGS, METHODS, apply_settings
 from emendo.methods.techniques import Technique, technique_named, with_settings
 from emendo.updates.update import ModelUpdate
-from emendo.versions import processor, versions
 
 NOT_RECORDED = "not recorded"
 """Of what an earlier Emendo did not look at."""

@@ -5,9 +5,13 @@ Like those of methods they are for baselines of the catalog as they stand there 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from emendo.methods.baseline_config import BaselineConfig
-from emendo.models import ModelAdapter
 from emendo.models.known import GPT2_XL, GPT_J, KnownModel, Preset
+
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
 
 # Both models also have 25 steps and a learning rate of 5e-4 there, which are the baselines' own values.
 _ROME = "ROME's settings for FT (hparams/FT), as EasyEdit has them"

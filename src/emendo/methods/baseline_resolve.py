@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emendo.methods.baseline_config import BaselineConfig, apply_baseline_settings
 from emendo.methods.baseline_presets import UNTUNED, baseline_preset
 from emendo.methods.baselines import BASELINES, baseline_layers
-from emendo.models import ModelAdapter
+
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
 
 
 @dataclass(frozen=True)

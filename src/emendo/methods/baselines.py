@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from emendo.errors import MethodError
 from emendo.methods.baseline_config import BaselineConfig, FineTuneSettings, InContextSettings, LoraSettings
-from emendo.models import ModelAdapter
 from emendo.suggest import unknown_name
+
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
 
 _TEACHER_FORCED = (
     "every target token is scored after the tokens before it; the public code scores all of them at the prompt's last "

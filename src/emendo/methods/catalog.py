@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from emendo.editing.keys import KeySettings
-from emendo.editing.value_search import TargetSettings
 from emendo.errors import MethodError
-from emendo.methods.config import ContextSettings, HistorySettings, Memorization, MethodConfig, PostStep
-from emendo.solve import Preservation
+from emendo.methods.config import MethodConfig
+from emendo.methods.settings import (
+    ContextSettings,
+    HistorySettings,
+    KeySettings,
+    Memorization,
+    PostStep,
+    TargetSettings,
+)
+from emendo.solve.settings import Preservation
 from emendo.suggest import unknown_name
 
 _ROME_TARGET = TargetSettings(site="mlp_out", steps=20, max_norm_ratio=4)

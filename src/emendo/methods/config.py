@@ -6,95 +6,27 @@ Nothing here runs. `catalog.py` holds the named methods, `presets.py` the publis
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from emendo.editing.keys import KeySettings
-from emendo.editing.value_search import TargetSettings
 from emendo.errors import InputError, MethodError
 from emendo.methods.checks import check_ranges, check_together, check_types, leaves, parse
-from emendo.solve import Preservation
+from emendo.methods.settings import (
+    ContextSettings,
+    HistorySettings,
+    KeySettings,
+    Memorization,
+    MomentSettings,
+    PostStep,
+    TargetSettings,
+)
 from emendo.solve.distribution import Distribution, distribution_steps
+from emendo.solve.settings import Preservation
 from emendo.suggest import unknown_setting
 
 ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0}
 """Settings that methods have got since edits are kept, with the value at which an edit is what it was without them."""
-
-
-@dataclass(frozen=True)
-class ContextSettings:
-    """Which prefix contexts prompts are put in; schemes as in `emendo.text.prefix_contexts`."""
-
-    scheme: Literal["memit", "rome", "fixed", "none"] = "memit"
-
-
-@dataclass(frozen=True)
-class MomentSettings:
-    """Where the second moment of preserved keys comes from.
-
-    Args:
-        source: ``"self"`` (text sampled from the model), a ``.txt`` or ``.jsonl`` file, or a Hugging Face data set as
-            ``"hf:ID"`` or ``"hf:ID:CONFIG"``.
-        multiple: Tokens as a multiple of d_in.
-        exclude_first: Leave out the first position of every sequence, where many models keep an outlier.
-    """
-
-    source: str = "self"
-    multiple: float = 10
-    exclude_first: bool = False
-
-
-@dataclass(frozen=True)
-class Memorization:
-    """How firmly an edit must hold.
-
-    Args:
-        s: 0 for equality, above 0 for least squares with that weight on the dual diagonal.
-        equality_alone: A single request is memorized with equality whatever `s` is.
-    """
-
-    s: float = 0.0
-    equality_alone: bool = False
-
-    def strength(self, n: int) -> float:
-        """The s that `n` requests are solved with."""
-        return 0.0 if n == 1 and self.equality_alone else self.s
-
-
-@dataclass(frozen=True)
-class HistorySettings:
-    """What earlier edits in the model count in the preservation metric: H = weight · Σ kᵀk over their keys.
-
-    Args:
-        weight: 0 for none. With ``1/s`` (1 for MEMIT) an earlier edit counts exactly like one of the present batch.
-
-    Source: sequential MEMIT and the cache of AlphaEdit (arXiv 2410.02355); ENCORE (arXiv 2502.01636).
-    """
-
-    weight: float = 0.0
-
-
-@dataclass(frozen=True)
-class PostStep:
-    """What is done to the finished update of each layer.
-
-    Args:
-        kind: ``"none"``; ``"rect"`` keeps the entries that change their weight most, relatively; ``"prune"`` damps
-            singular values of the total update (earlier ones included) above the largest of W₀; ``"cap"`` scales the
-            update to a largest Frobenius norm.
-        keep: Share of the entries that ``"rect"`` keeps.
-        log_base: Of the logarithm that ``"prune"`` damps with.
-        max_ratio: Largest ‖ΔW‖/‖W‖ that ``"cap"`` leaves.
-
-    Source: RECT (arXiv 2401.04700), PRUNE (arXiv 2405.16821).
-    """
-
-    kind: Literal["none", "rect", "prune", "cap"] = "none"
-    keep: float = 0.4
-    log_base: float = math.e
-    max_ratio: float = 0.1
 
 
 @dataclass(frozen=True)

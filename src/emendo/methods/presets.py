@@ -5,10 +5,9 @@ They are for methods that are called by their name; `resolve.py` says what they 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emendo.methods.config import MethodConfig
-from emendo.models import ModelAdapter
 from emendo.models.known import (
     GPT2_LARGE,
     GPT2_MEDIUM,
@@ -24,6 +23,9 @@ from emendo.models.known import (
     KnownModel,
     Preset,
 )
+
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
 
 _ROME = "ROME public code"
 _MEMIT = "MEMIT public code"

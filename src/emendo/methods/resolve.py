@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emendo.errors import MethodError
 from emendo.methods.catalog import METHODS, method_named
 from emendo.methods.config import MethodConfig, apply_settings
 from emendo.methods.effects import check_effects
 from emendo.methods.presets import layers_by_depth, preset_for
-from emendo.models import ModelAdapter, has_dead_units
+from emendo.models.architecture import has_dead_units
+
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
 
 _DEAD_RIDGE = 1e-4
 

@@ -7,17 +7,19 @@ tells them apart before planning.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from emendo.editing.baselines.fit import baseline_records
 from emendo.errors import MethodError
 from emendo.methods import METHODS, MethodConfig, ResolvedMethod, apply_settings, read_settings, resolve_method
-from emendo.methods.baseline_config import BaselineConfig, apply_baseline_settings
+from emendo.methods.baseline_config import BaselineConfig, InContextSettings, apply_baseline_settings
 from emendo.methods.baseline_resolve import ResolvedBaseline, resolve_baseline
 from emendo.methods.baselines import BASELINES
-from emendo.models import ModelAdapter
+from emendo.methods.in_context import in_context_records
 from emendo.requests import EditRecord
 from emendo.suggest import unknown_name
+
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
 
 Technique: TypeAlias = MethodConfig | BaselineConfig
 ResolvedTechnique: TypeAlias = ResolvedMethod | ResolvedBaseline
@@ -99,4 +101,6 @@ def asked_after(technique: Technique, records: Sequence[EditRecord]) -> list[Edi
     Raises:
         RequestError: A fact that cannot be put in front of a prompt.
     """
-    return baseline_records(records, technique) if isinstance(technique, BaselineConfig) else list(records)
+    if isinstance(technique, BaselineConfig) and isinstance(technique.own, InContextSettings):
+        return in_context_records(records, technique.own)
+    return list(records)

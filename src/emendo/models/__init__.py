@@ -1,13 +1,44 @@
 """Models: the only place that knows Hugging Face module names."""
 
-from emendo.models.adapter import ModelAdapter
-from emendo.models.architecture import ARCHITECTURES, WRAPPERS, ArchitectureSpec, has_dead_units
-from emendo.models.batch import TokenBatch, pack_by_tokens
-from emendo.models.edits import check_update, edited_weight
-from emendo.models.hooks import Capture, adding
-from emendo.models.loading import load, wrap
-from emendo.models.refusals import REFUSALS
-from emendo.models.saving import check_saveable, save_model
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emendo.lazy import lazy
+
+if TYPE_CHECKING:
+    from emendo.models.adapter import (
+        ModelAdapter,
+    )
+    from emendo.models.architecture import (
+        ARCHITECTURES,
+        WRAPPERS,
+        ArchitectureSpec,
+        has_dead_units,
+    )
+    from emendo.models.batch import (
+        TokenBatch,
+        pack_by_tokens,
+    )
+    from emendo.models.edits import (
+        check_update,
+        edited_weight,
+    )
+    from emendo.models.hooks import (
+        Capture,
+        adding,
+    )
+    from emendo.models.loading import (
+        load,
+        wrap,
+    )
+    from emendo.models.refusals import (
+        REFUSALS,
+    )
+    from emendo.models.saving import (
+        check_saveable,
+        save_model,
+    )
 
 __all__ = [
     "ARCHITECTURES",
@@ -27,3 +58,25 @@ __all__ = [
     "save_model",
     "wrap",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "ARCHITECTURES": "emendo.models.architecture",
+        "ArchitectureSpec": "emendo.models.architecture",
+        "Capture": "emendo.models.hooks",
+        "ModelAdapter": "emendo.models.adapter",
+        "REFUSALS": "emendo.models.refusals",
+        "TokenBatch": "emendo.models.batch",
+        "WRAPPERS": "emendo.models.architecture",
+        "adding": "emendo.models.hooks",
+        "check_saveable": "emendo.models.saving",
+        "check_update": "emendo.models.edits",
+        "edited_weight": "emendo.models.edits",
+        "has_dead_units": "emendo.models.architecture",
+        "load": "emendo.models.loading",
+        "pack_by_tokens": "emendo.models.batch",
+        "save_model": "emendo.models.saving",
+        "wrap": "emendo.models.loading",
+    },
+)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from emendo.models.adapter import ModelAdapter
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,50 @@ gives Q, and the cost functions measure ΔW without forming it. A null space (Al
 Nothing here knows a model, a tokenizer or a config.
 """
 
-from emendo.solve.costs import frobenius_norm, output_power, preservation_cost
-from emendo.solve.feasibility import KEY_TOLERANCE, key_tolerance
-from emendo.solve.metric import PreparedLayer, prepare
-from emendo.solve.null_space import NullSpace
-from emendo.solve.postprocess import cap_norm, prune, rect, retained, retained_in_all
-from emendo.solve.preservation import NullSpaceRule, Preservation, extend_history
-from emendo.solve.solver import Form, Solution, SolveStats, check_keys, solve
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emendo.lazy import lazy
+
+if TYPE_CHECKING:
+    from emendo.solve.costs import (
+        frobenius_norm,
+        output_power,
+        preservation_cost,
+    )
+    from emendo.solve.feasibility import (
+        KEY_TOLERANCE,
+        key_tolerance,
+    )
+    from emendo.solve.metric import (
+        PreparedLayer,
+        prepare,
+    )
+    from emendo.solve.null_space import (
+        NullSpace,
+    )
+    from emendo.solve.postprocess import (
+        cap_norm,
+        prune,
+        rect,
+        retained,
+        retained_in_all,
+    )
+    from emendo.solve.preservation import (
+        extend_history,
+    )
+    from emendo.solve.settings import (
+        NullSpaceRule,
+        Preservation,
+    )
+    from emendo.solve.solver import (
+        Form,
+        Solution,
+        SolveStats,
+        check_keys,
+        solve,
+    )
 
 __all__ = [
     "KEY_TOLERANCE",
@@ -44,3 +81,30 @@ __all__ = [
     "retained_in_all",
     "solve",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "Form": "emendo.solve.solver",
+        "KEY_TOLERANCE": "emendo.solve.feasibility",
+        "NullSpace": "emendo.solve.null_space",
+        "NullSpaceRule": "emendo.solve.settings",
+        "PreparedLayer": "emendo.solve.metric",
+        "Preservation": "emendo.solve.settings",
+        "Solution": "emendo.solve.solver",
+        "SolveStats": "emendo.solve.solver",
+        "cap_norm": "emendo.solve.postprocess",
+        "check_keys": "emendo.solve.solver",
+        "extend_history": "emendo.solve.preservation",
+        "frobenius_norm": "emendo.solve.costs",
+        "key_tolerance": "emendo.solve.feasibility",
+        "output_power": "emendo.solve.costs",
+        "prepare": "emendo.solve.metric",
+        "preservation_cost": "emendo.solve.costs",
+        "prune": "emendo.solve.postprocess",
+        "rect": "emendo.solve.postprocess",
+        "retained": "emendo.solve.postprocess",
+        "retained_in_all": "emendo.solve.postprocess",
+        "solve": "emendo.solve.solver",
+    },
+)

@@ -17,14 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from emendo.errors import InfeasibleError, MethodError
-from emendo.shapes import Keys
-from emendo.solve import PreparedLayer
-from emendo.solve.feasibility import REMEDY
+from emendo.errors import MethodError
 from emendo.suggest import unknown_name
 
 Distribution = Literal["single", "even", "sqrt", "ends", "replay", "optimal"]
@@ -86,49 +79,3 @@ def searched_layers(distribution: Distribution, layers: Sequence[int]) -> tuple[
     if distribution == "ends":
         return tuple(dict.fromkeys((layers[0], layers[-1])))
     return (layers[0],) if distribution == "replay" else (layers[-1],)
-
-
-@torch.no_grad()
-def remaining_shares(prepared: Sequence[PreparedLayer], keys: Sequence[Keys], s: float) -> list[Float[Tensor, "n n"]]:
-    """For each layer, the matrix from what is missing before it to what it contributes: Dₗ (Σ_{m ≥ l} Dₘ)⁻¹.
-
-    Args:
-        prepared: The layers' metrics, in the order of writing.
-        keys: The layers' keys, read before any of them is written.
-        s: Memorization strength, 0 for equality.
-
-    Returns:
-        One float64 matrix a layer, ``contribution = matrix @ missing``; the last is the identity.
-
-    Raises:
-        InfeasibleError: The keys are dependent at all layers together.
-    """
-    own = []
-    for layer, layer_keys in zip(prepared, keys, strict=True):
-        whitened = layer.whiten(layer_keys)
-        gram = whitened @ whitened.T
-        gram.diagonal().add_(s)
-        own.append(gram.cpu())
-    return system_shares(own)
-
-
-@torch.no_grad()
-def system_shares(systems: Sequence[Float[Tensor, "n n"]]) -> list[Float[Tensor, "n n"]]:
-    """`remaining_shares` from the layers' systems Dₗ = Kₗ Aₗ⁻¹ Kₗᵀ + s I, in the order of writing.
-
-    Raises:
-        InfeasibleError: Their sum is singular: the keys are dependent at all layers together.
-    """
-    shares: list[Tensor] = []
-    total = torch.zeros_like(systems[-1])
-    for gram in reversed(systems):
-        total = total + gram
-        # D T⁻¹ = (T⁻¹ D)ᵀ, both symmetric.
-        factor, info = torch.linalg.cholesky_ex(total)
-        if info.item():
-            raise InfeasibleError(
-                "the optimal distribution needs independent keys, and these are not, even over all layers together. "
-                f"{REMEDY} Under least squares, take a larger --set memorization.s"
-            )
-        shares.append(torch.cholesky_solve(gram, factor).T)
-    return shares[::-1]

@@ -12,7 +12,8 @@ from emendo.errors import InfeasibleError
 from emendo.shapes import Keys, Moment
 from emendo.solve.conditioning import inverse_norm, one_norm
 from emendo.solve.null_space import NullSpace, find_null_space
-from emendo.solve.preservation import Preservation
+from emendo.solve.preservation import preservation_metric
+from emendo.solve.settings import Preservation
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,7 @@ def _metric(
     moment: Moment, preservation: Preservation, history: Moment | None, null_space: NullSpace | None
 ) -> Float[Tensor, "r r"]:
     if null_space is None:
-        return preservation.metric(moment, history)
+        return preservation_metric(preservation, moment, history)
     return null_space.metric(preservation, moment, history)
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from emendo.errors import InfeasibleError
 from emendo.shapes import Keys, Moment
-from emendo.solve.preservation import Preservation, check_history, check_moment
+from emendo.solve.preservation import check_history, check_moment
+from emendo.solve.settings import Preservation
 
 
 @dataclass(frozen=True, eq=False)

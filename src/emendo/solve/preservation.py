@@ -9,16 +9,12 @@ directions priceless: an update does not use them at all (see `null_space.py`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 
 from emendo.errors import InputError, MomentsError
 from emendo.shapes import Keys, Moment
-
-NullSpaceRule: TypeAlias = Literal["off", "absolute", "energy"]
-"""Which directions an update may use at all: every one, or those in which preserved keys hardly vary."""
+from emendo.solve.settings import Preservation
 
 SYMMETRY_TOLERANCE = 1e-6
 """Largest |M − Mᵀ| allowed, relative to the largest |M|: float32 sums stay below it."""
@@ -26,90 +22,34 @@ SYMMETRY_TOLERANCE = 1e-6
 _ROWS = 1024  # rows checked at a time, so that checking 14336² entries needs no second copy
 
 
-@dataclass(frozen=True)
-class Preservation:
-    """f(C) = weight · C + ridge · I, and +∞ on C's eigenvectors outside the null space.
+def preservation_metric(preservation: Preservation, moment: Moment, history: Moment | None = None) -> Moment:
+    """The metric A = weight · C + ridge · I + H, in all directions: `prepare` leaves out those that are closed.
 
-    MEMIT's λ (``mom2_update_weight``) is ``weight`` where the memorization strength s is 1;
-    ENCORE's norm constraint λₙ is ``ridge``; ``weight=0, ridge=1`` replaces C by the identity;
-    ``weight=0, ridge=10, null_space="absolute"`` at s = 1 is AlphaEdit.
+    Args:
+        preservation: f.
+        moment: C, the mean second moment, in any floating dtype. With ``weight=0`` only its size
+            and device are read, so that any square matrix will do.
+        history: H, as `extend_history` makes it; None where no edit came before.
 
-    Attributes:
-        weight: How much the preserved keys count. It multiplies the mean moment E[k kᵀ], never a
-            sum over tokens.
-        ridge: How much the squared Frobenius norm of the update counts.
-        null_space: ``"absolute"`` lets the update use only eigenvectors of the mean moment C whose
-            eigenvalue is below `threshold`; ``"energy"`` only the largest set of smallest-eigenvalue
-            directions that together hold at most the share `threshold` of trace(C), which means the
-            same on every model; ``"off"`` all of them.
-        threshold: See `null_space`. AlphaEdit's code has 2e-2 (absolute), its paper's footnote 1e-2.
-        dead_ridge: A ridge that is added only where weight · C + ridge · I is singular, as where units of a ReLU never
-            fire on preserved text, relative to the mean diagonal of weight · C. 0 refuses such a C.
+    Returns:
+        A new float64 matrix on the moment's device. Of its two triangles the solver reads the
+        lower one only.
 
     Raises:
-        InputError: A value is out of range, or weight and ridge are both zero.
-
-    Source: MEMIT (arXiv 2210.07229) eq. 14 and 15 for the weight, ENCORE (arXiv 2502.01636) for the
-        ridge, AlphaEdit (arXiv 2410.02355) for the null space and the absolute threshold.
+        MomentsError: The moment is not a finite symmetric matrix.
+        InputError: The history is not one, or has another size.
     """
-
-    weight: float = 1.0
-    ridge: float = 0.0
-    null_space: NullSpaceRule = "off"
-    threshold: float = 0.02
-    dead_ridge: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("weight", "ridge", "dead_ridge"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0.0):
-                raise InputError(
-                    f"preservation.{name} is {value}; expected a finite number of at least 0. "
-                    f"Set it with `--set preservation.{name}=1.0`."
-                )
-        if self.null_space not in ("off", "absolute", "energy"):
-            raise InputError(f"preservation.null_space is {self.null_space!r}; expected 'off', 'absolute' or 'energy'.")
-        most = 1.0 if self.null_space == "energy" else math.inf
-        if not (math.isfinite(self.threshold) and 0.0 < self.threshold <= most):
-            expected = "a share above 0 and at most 1" if self.null_space == "energy" else "a finite number above 0"
-            raise InputError(
-                f"preservation.threshold is {self.threshold}; expected {expected}. "
-                "Set it with `--set preservation.threshold=0.02`."
-            )
-        if self.weight == 0.0 and self.ridge == 0.0:
-            where = "" if self.null_space == "off" else " inside the null space"
-            raise InputError(
-                f"preservation.weight and preservation.ridge are both 0, so nothing would be preserved{where}. "
-                "Set one of them, e.g. `--set preservation.weight=1.0` or `--set preservation.ridge=10`."
-            )
-
-    def metric(self, moment: Moment, history: Moment | None = None) -> Moment:
-        """The metric A = weight · C + ridge · I + H, in all directions: `prepare` leaves out those that are closed.
-
-        Args:
-            moment: C, the mean second moment, in any floating dtype. With ``weight=0`` only its size
-                and device are read, so that any square matrix will do.
-            history: H, as `extend_history` makes it; None where no edit came before.
-
-        Returns:
-            A new float64 matrix on the moment's device. Of its two triangles the solver reads the
-            lower one only.
-
-        Raises:
-            MomentsError: The moment is not a finite symmetric matrix.
-            InputError: The history is not one, or has another size.
-        """
-        if self.weight == 0.0:
-            _check_square(moment, "second moment", MomentsError)
-            metric = torch.zeros(moment.shape, dtype=torch.float64, device=moment.device)
-        else:
-            check_moment(moment)
-            metric = moment.detach().to(torch.float64, copy=True).mul_(self.weight)
-        metric.diagonal().add_(self.ridge)
-        if history is not None:
-            check_history(history, moment)
-            metric.add_(history.detach().to(metric))
-        return metric
+    if preservation.weight == 0.0:
+        _check_square(moment, "second moment", MomentsError)
+        metric = torch.zeros(moment.shape, dtype=torch.float64, device=moment.device)
+    else:
+        check_moment(moment)
+        metric = moment.detach().to(torch.float64, copy=True).mul_(preservation.weight)
+    metric.diagonal().add_(preservation.ridge)
+    if history is not None:
+        check_history(history, moment)
+        metric.add_(history.detach().to(metric))
+    return metric
 
 
 def extend_history(history: Moment | None, keys: Keys, *, weight: float = 1.0) -> Moment:

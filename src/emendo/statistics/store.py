@@ -25,10 +25,10 @@ from torch import Tensor
 from emendo.errors import MomentsError
 from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, read_tensor_file_header, write_tensor_file
+from emendo.io.versions import versions
 from emendo.shapes import Moment
 from emendo.statistics.second_moment import SecondMoment
 from emendo.statistics.spec import Fingerprint
-from emendo.versions import versions
 
 FORMAT = TensorFileFormat(
     name="emendo.moment",

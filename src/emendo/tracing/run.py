@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from emendo.errors import RequestError, TraceError
+from emendo.io.versions import versions
 from emendo.models import ModelAdapter
 from emendo.progress import Progress, Silent
 from emendo.tracing.check import check_cell
@@ -23,7 +24,6 @@ from emendo.tracing.grid import EXACT, Grid, trace_grid
 from emendo.tracing.result import FactTrace, KindTrace, Trace
 from emendo.tracing.runs import Runs, answered_token, run_both
 from emendo.tracing.settings import TraceSettings
-from emendo.versions import versions
 
 LONGEST = 256
 """Most tokens of a prompt: the cost of a full grid grows with their square."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from emendo.errors import InputError, UndoError
-from emendo.solve import Preservation
 from emendo.solve.distribution import Distribution, Step, distribution_steps
+from emendo.solve.settings import Preservation
 from emendo.updates.update import ModelUpdate
 
 REPLAY = (

@@ -20,7 +20,8 @@ from torch import Tensor
 from emendo.errors import InfeasibleError, InputError, UndoError
 from emendo.shapes import DualKeys, Keys, Residuals
 from emendo.solve import PreparedLayer, frobenius_norm
-from emendo.solve.distribution import Step, system_shares
+from emendo.solve.distribution import Step
+from emendo.solve.shares import system_shares
 from emendo.updates.base_model import differences, in_words
 from emendo.updates.history import History, LayerGram
 from emendo.updates.measured import MeasuredChange

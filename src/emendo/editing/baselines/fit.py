@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from emendo.editing.baselines.fine_tune import fine_tune
-from emendo.editing.baselines.in_context import in_context_records
 from emendo.editing.baselines.lora import fit_lora
 from emendo.editing.baselines.training import TrainingTrace
 from emendo.errors import NumericalError
@@ -16,7 +15,7 @@ from emendo.methods.baseline_config import BaselineConfig, FineTuneSettings, InC
 from emendo.methods.baselines import baseline_layers
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
-from emendo.requests import EditRecord, EditRequest, check_requests
+from emendo.requests import EditRequest, check_requests
 from emendo.updates.update import LayerUpdate
 
 
@@ -43,7 +42,7 @@ def fit_baseline(
 
     Returns:
         One update a layer, ascending, and what was done, as JSON values. In-context editing changes no weights, so it
-        has no updates: its records go through `baseline_records`.
+        has no updates: its records go through `methods.techniques.asked_after`.
 
     Raises:
         RequestError: No request, or repeated or contradicting ones.
@@ -83,12 +82,3 @@ def _fit(
     if isinstance(settings, LoraSettings):
         return fit_lora(adapter, requests, settings, layers, seed, progress)
     return fine_tune(adapter, requests, settings, layers, progress)
-
-
-def baseline_records(records: Sequence[EditRecord], config: BaselineConfig) -> list[EditRecord]:
-    """The records by which a baseline is judged: with the fact in context, or as they are for all others.
-
-    Raises:
-        RequestError: A fact that cannot be put in front of a prompt.
-    """
-    return in_context_records(records, config.own) if isinstance(config.own, InContextSettings) else list(records)

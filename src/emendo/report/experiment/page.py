@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from emendo.io.versions import versions
 from emendo.report.experiment import facts as provenance
 from emendo.report.experiment import tables
 from emendo.report.experiment.axes import label_of, telling
@@ -14,7 +15,6 @@ from emendo.report.experiment.folder import Cell, Experiment
 from emendo.report.experiment.measures import EFFECTS, GENERATED, SCORES, SOLVE
 from emendo.report.experiment.text import shown
 from emendo.report.html import render
-from emendo.versions import versions
 
 OPEN_SAMPLES = 1
 """Cells whose generations stand open on the page; the others unfold."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from emendo.io.versions import versions
 from emendo.report.heat import Heat, group_of, shown_token, values_of
 from emendo.report.html import render
 from emendo.report.see.document import Seen, mean_crossing
-from emendo.versions import versions
 
 MOST_EDITS = 60
 """Edits whose firing at one another's keys is drawn."""

@@ -1,0 +1,161 @@
+"""The settings of methods, one dataclass for each axis of the engine. `config.py` puts them together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Site = Literal["resid_post", "mlp_out"]
+"""The vector that a value is searched for: the block's output or the MLP's."""
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """Which prefix contexts prompts are put in; schemes as in `emendo.text.prefix_contexts`."""
+
+    scheme: Literal["memit", "rome", "fixed", "none"] = "memit"
+
+
+@dataclass(frozen=True)
+class KeySettings:
+    """Which keys an edit is stored under.
+
+    Args:
+        average: Weights of the contexts in the mean key: ``"two_level"`` gives the plain prompt one half and shares
+            the other half among the sampled contexts, ``"flat"`` weighs all alike.
+        constraint: At which key the edit must hold: the ``"mean"`` key, or the ``"plain"`` prompt's own (the mixed
+            form of the original ROME code).
+        residual: Where the present value is measured: at the ``"plain"`` prompt, or as the ``"mean"`` over contexts
+            with the weights of the key (which keeps ``(W + Δ) k = v*`` for the mean key).
+
+    Source: public code of ROME and MEMIT for the averages; r-ROME (arXiv 2403.07175) for one key throughout.
+    """
+
+    average: Literal["two_level", "flat"] = "two_level"
+    constraint: Literal["mean", "plain"] = "mean"
+    residual: Literal["plain", "mean"] = "plain"
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """How a target value is searched.
+
+    Args:
+        site: Which vector δ is measured against and added to: the whole block's output (``"resid_post"``) or the
+            MLP's (``"mlp_out"``). In most families both enter the residual stream at the same place; where the
+            MLP's output is normed first, only ``"mlp_out"`` can be written by an edit.
+        steps: Most loss evaluations; one fewer updates.
+        learning_rate: Of Adam.
+        max_norm_ratio: ‖δ‖ is kept within this multiple of ‖init‖ (clamp_norm_factor of the public code).
+        kl_weight: Weight of the divergence on the subject's own prompt (kl_factor).
+        weight_decay: Weight of ‖δ‖/‖init‖² (v_weight_decay).
+        loss_threshold: A request is finished when its total loss is below this.
+        argmax_steps: A request is finished when all its target tokens have been the argmax in all contexts for
+            this many further steps in a row, 0 being the first time that they are; None turns the rule off.
+        argmax_nll_weight: Weight of a request's NLL in the step after one in which all its target tokens were the
+            argmax (PMET: 0.1), so that the search turns to the divergence.
+        kl_threshold: A request whose target tokens are all the argmax is finished when its divergence, times
+            `kl_weight`, is at most this; 0 turns the rule off.
+        joint_attention: Search a second vector, added to the attention's output, beside the one that is written; it
+            takes the part of the change that attention could make (PMET).
+        end_of_text: The model's end-of-text token is the last token of every target, so that generation stops there.
+        word_end_weight: Weight of −log p(the word ends) after a target that ends in a word or number: what follows must
+            begin with a space or punctuation or end the text, so that "Rabat" does not run on to "Rabatit". Search
+            and stop by argmax then ask for that too; 0 leaves it out.
+        norm_anchor: Rescale v* to the norm that the unedited model has there (NAS).
+        shared: Which requests share one v*: each its own (``"request"``), or all on one subject (``"subject"``).
+        batch_size: Requests searched together; a matter of memory and speed only.
+        precision: Of the matrix products: ``"float32"`` leaves them to the model's dtype, ``"bfloat16"`` runs them
+            in bfloat16 with float32 norms, softmax and residual stream (autocast). Models whose weights are in half
+            precision multiply in that, whatever this says.
+
+    Source: MEMIT (arXiv 2210.07229) and its public code; argmax rule: MPES of ENCORE (arXiv 2502.01636); joint search
+        and its two rules: PMET (arXiv 2308.08742); norm anchor: NAS (arXiv 2602.02543); shared: MEMIT-Merge
+        (arXiv 2502.07322).
+    """
+
+    site: Site = "resid_post"
+    steps: int = 25
+    learning_rate: float = 0.5
+    max_norm_ratio: float = 0.75
+    kl_weight: float = 0.0625
+    weight_decay: float = 0.5
+    loss_threshold: float = 0.05
+    argmax_steps: int | None = None
+    argmax_nll_weight: float = 1.0
+    kl_threshold: float = 0.0
+    joint_attention: bool = False
+    end_of_text: bool = False
+    word_end_weight: float = 0.0
+    norm_anchor: bool = False
+    shared: Literal["request", "subject"] = "request"
+    batch_size: int = 24
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class MomentSettings:
+    """Where the second moment of preserved keys comes from.
+
+    Args:
+        source: ``"self"`` (text sampled from the model), a ``.txt`` or ``.jsonl`` file, or a Hugging Face data set as
+            ``"hf:ID"`` or ``"hf:ID:CONFIG"``.
+        multiple: Tokens as a multiple of d_in.
+        exclude_first: Leave out the first position of every sequence, where many models keep an outlier.
+    """
+
+    source: str = "self"
+    multiple: float = 10
+    exclude_first: bool = False
+
+
+@dataclass(frozen=True)
+class Memorization:
+    """How firmly an edit must hold.
+
+    Args:
+        s: 0 for equality, above 0 for least squares with that weight on the dual diagonal.
+        equality_alone: A single request is memorized with equality whatever `s` is.
+    """
+
+    s: float = 0.0
+    equality_alone: bool = False
+
+    def strength(self, n: int) -> float:
+        """The s that `n` requests are solved with."""
+        return 0.0 if n == 1 and self.equality_alone else self.s
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """What earlier edits in the model count in the preservation metric: H = weight · Σ kᵀk over their keys.
+
+    Args:
+        weight: 0 for none. With ``1/s`` (1 for MEMIT) an earlier edit counts exactly like one of the present batch.
+
+    Source: sequential MEMIT and the cache of AlphaEdit (arXiv 2410.02355); ENCORE (arXiv 2502.01636).
+    """
+
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class PostStep:
+    """What is done to the finished update of each layer.
+
+    Args:
+        kind: ``"none"``; ``"rect"`` keeps the entries that change their weight most, relatively; ``"prune"`` damps
+            singular values of the total update (earlier ones included) above the largest of W₀; ``"cap"`` scales the
+            update to a largest Frobenius norm.
+        keep: Share of the entries that ``"rect"`` keeps.
+        log_base: Of the logarithm that ``"prune"`` damps with.
+        max_ratio: Largest ‖ΔW‖/‖W‖ that ``"cap"`` leaves.
+
+    Source: RECT (arXiv 2401.04700), PRUNE (arXiv 2405.16821).
+    """
+
+    kind: Literal["none", "rect", "prune", "cap"] = "none"
+    keep: float = 0.4
+    log_base: float = math.e
+    max_ratio: float = 0.1

@@ -42,6 +42,10 @@ LOOK = "import sys; print(sorted(name for name in {heavy!r} if name in sys.modul
                 ["--help"],
                 ["data", "--formats"],
                 ["edit", "--help"],
+                ["methods"],
+                ["methods", "emendo"],
+                ["methods", "ft-l"],
+                ["models"],
                 ["moments", "--help"],
                 ["moments", "collect", "--help"],
             )

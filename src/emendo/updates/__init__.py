@@ -2,7 +2,7 @@
 
 Sums of factors are exact; folding is exact to a stated tolerance. What a sum of updates that were planned apart does to
 each of them is measured (`survival`), because it is not the edit that planning them together would have given.
-`without` takes an update out of a sequence by algebra on what the updates store; `docs/undo.md` derives it.
+`without` takes an update out of a sequence by algebra on what the updates store; `docs/guides/undo.md` derives it.
 """
 
 from emendo.updates.fold import Folded, FoldedLayer, Sizes, break_even_rank, fold

@@ -107,7 +107,7 @@ def test_one_in_full(name: str, emendo: Command) -> None:
     settings = json.loads(json.dumps(technique.settings()))
     assert document["settings"] == {setting: value for setting, value in settings.items() if setting != "layers"}
     assert document["kind"] == ("baseline" if name in BASELINES else "method")
-    code, text, err = emendo("methods", name)
+    code, text, err = emendo("methods", name, "--all")
     assert (code, err) == (0, "")
     for setting in document["settings"]:
         assert setting in text

@@ -346,7 +346,7 @@ NOWHERE = [
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("lorra", "lora"), ("FT-L", "ft-l"), ("incontext", "in-context"), ("memmit", "memit")]
+    ("name", "near"), [("lorra", "lora"), ("FTL", "ft-l"), ("incontext", "in-context"), ("memmit", "memit")]
 )
 def test_an_unknown_name_lists_methods_and_baselines(name: str, near: str, session: EditSession) -> None:
     with pytest.raises(MethodError, match=f"did you mean '{near}'") as raised:

@@ -218,7 +218,7 @@ def test_several_layers_need_a_distribution(tiny_llama: ModelAdapter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("memitt", "memit"), ("EMMET", ""), ("r_rome", "r-rome"), ("", ""), ("x" * 99, "")]
+    ("name", "near"), [("memitt", "memit"), ("EMMMET", "emmet"), ("r_rome", "r-rome"), ("", ""), ("x" * 99, "")]
 )
 def test_unknown_methods(name: str, near: str) -> None:
     with pytest.raises(MethodError, match="unknown method") as caught:

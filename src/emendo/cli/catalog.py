@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emendo.cli.console import Terminal
 from emendo.cli.options import Json, Quiet
+from emendo.errors import MethodError
 
 if TYPE_CHECKING:
     from emendo.methods.techniques import Technique
@@ -18,14 +20,19 @@ _PLAIN = "·"
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method or baseline, in full.")] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Of one method: the settings that it leaves alone too.")
+    ] = False,
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """List the editing methods axis by axis, and the baselines; or show one of them in full."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     if name is not None:
-        _show_one(terminal, name)
+        _show_one(terminal, name, show_all=show_all)
         return
+    if show_all:
+        raise MethodError("--all shows every setting of one method; name it (emendo methods NAME --all)")
     from emendo.methods import METHODS
     from emendo.methods.baselines import BASELINES
     from emendo.methods.table import compose
@@ -81,10 +88,11 @@ def _show_deviations(terminal: Terminal, deviations: Sequence[str]) -> None:
         terminal.line(f"  deviation: {deviation}")
 
 
-def _show_one(terminal: Terminal, name: str) -> None:
-    """Source, deviations, every setting, and the presets by model."""
+def _show_one(terminal: Terminal, name: str, *, show_all: bool) -> None:
+    """Source, deviations, settings with what they mean, and the presets by model."""
     from emendo.methods import MethodConfig
     from emendo.methods.baseline_presets import BASELINE_PRESETS
+    from emendo.methods.explained import EXPLAINED
     from emendo.methods.presets import presets_of
     from emendo.methods.table import plain_settings
     from emendo.methods.techniques import technique_named
@@ -100,12 +108,12 @@ def _show_one(terminal: Terminal, name: str) -> None:
             "source": preset.source,
         }
         for model, preset in (
-            presets_of(technique) if isinstance(technique, MethodConfig) else BASELINE_PRESETS.get(name, {})
+            presets_of(technique) if isinstance(technique, MethodConfig) else BASELINE_PRESETS.get(technique.name, {})
         ).items()
     }
     terminal.line(f"{technique.name}: {technique.source}")
     _show_deviations(terminal, technique.deviations)
-    _show_settings(terminal, described["settings"], plain_settings() if is_method else {})
+    _show_settings(terminal, described["settings"], plain_settings() if is_method else {}, show_all=show_all)
     if presets:
         terminal.wide_table(
             "Presets by model, for every model of its shape",
@@ -116,16 +124,40 @@ def _show_one(terminal: Terminal, name: str) -> None:
             ],
         )
     terminal.line("Layers and values for your model, each with its origin: emendo edit ... --plan-only")
-    terminal.result({**described, "kind": "method" if is_method else "baseline", "presets": presets})
+    meanings = {name: asdict(EXPLAINED[name]) for name in described["settings"]}
+    kind = "method" if is_method else "baseline"
+    terminal.result({**described, "kind": kind, "meanings": meanings, "presets": presets})
 
 
-def _show_settings(terminal: Terminal, settings: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Every setting, beside its plain default where there is one."""
-    rows = [
-        (name, _text(value), *([_PLAIN if value == plain[name] else _text(plain[name])] if plain else []))
-        for name, value in settings.items()
-    ]
-    terminal.table("Settings", ("setting", "value", *(["plain default"] if plain else [])), rows)
+def _show_settings(
+    terminal: Terminal, settings: Mapping[str, Any], plain: Mapping[str, Any], *, show_all: bool
+) -> None:
+    """Settings with what they mean; those that differ from the plain default first, or alone."""
+    changed = [name for name in settings if not plain or settings[name] != plain[name]]
+    kept = [name for name in settings if name not in changed]
+    terminal.table(
+        "Settings" if not plain or show_all else "Settings that differ from the plain default",
+        ("setting", "meaning"),
+        (
+            (_assigned(name, settings[name], plain.get(name, settings[name])), _meaning(name))
+            for name in [*changed, *(kept if show_all else [])]
+        ),
+    )
+    if kept and not show_all:
+        terminal.line(f"{len(kept)} more are at the plain default. All of them: --all")
+
+
+def _assigned(name: str, value: Any, plain: Any) -> str:
+    """A setting as --set takes it, and the plain default if that is another."""
+    return f"{name}={_text(value)}" + ("" if value == plain else f"\n  plain default: {_text(plain)}")
+
+
+def _meaning(name: str) -> str:
+    """What a setting does, and what other code calls it."""
+    from emendo.methods.explained import EXPLAINED
+
+    setting = EXPLAINED[name]
+    return f"{setting.meaning} [{setting.elsewhere}]" if setting.elsewhere else setting.meaning
 
 
 def _described(technique: Technique) -> dict[str, Any]:

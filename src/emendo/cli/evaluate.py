@@ -66,7 +66,7 @@ def evaluate(
         model=model,
         data=data,
         n=n,
-        method=method,
+        method=technique.name,
         mode=mode,
         batch_size=batch_size,
         schedule=schedule,

@@ -16,6 +16,7 @@ from emendo.experiments.cells import ADDED, Cell, Measures, Setting
 from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
 from emendo.io import strict_yaml
 from emendo.io.plain_file import read_plain_text
+from emendo.methods.techniques import canonical_name
 from emendo.suggest import unknown_name
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -212,7 +213,7 @@ class ExperimentConfig(BaseModel):
         return Cell(
             model=model,
             data=self.data,
-            method=method,
+            method=canonical_name(method),
             settings=dict(settings),
             layers=None if layers is None else tuple(layers),
             mode=mode,

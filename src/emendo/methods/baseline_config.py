@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 
 from emendo.errors import MethodError
-from emendo.suggest import unknown_setting
+from emendo.methods.explained import unknown_setting
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from emendo.errors import MethodError
 from emendo.methods.baseline_config import BaselineConfig, FineTuneSettings, InContextSettings, LoraSettings
-from emendo.suggest import unknown_name
+from emendo.suggest import look_up
 
 if TYPE_CHECKING:
     from emendo.models import ModelAdapter
@@ -55,14 +55,12 @@ BASELINES: dict[str, BaselineConfig] = {baseline.name: baseline for baseline in 
 
 
 def baseline_named(name: str) -> BaselineConfig:
-    """The named baseline.
+    """The named baseline, whatever the case of its letters.
 
     Raises:
         MethodError: Unknown name, with the nearest known one.
     """
-    if name not in BASELINES:
-        raise MethodError(unknown_name("baseline", name, BASELINES, "--method"))
-    return BASELINES[name]
+    return look_up("baseline", name, BASELINES, "--method")
 
 
 def baseline_layers(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from emendo.errors import MethodError
 from emendo.methods.config import MethodConfig
 from emendo.methods.settings import (
     ContextSettings,
@@ -18,7 +17,7 @@ from emendo.methods.settings import (
     TargetSettings,
 )
 from emendo.solve.settings import Preservation
-from emendo.suggest import unknown_name
+from emendo.suggest import look_up
 
 _ROME_TARGET = TargetSettings(site="mlp_out", steps=20, max_norm_ratio=4)
 _EACH_EDIT = HistorySettings(weight=1.0)
@@ -193,11 +192,9 @@ METHODS: dict[str, MethodConfig] = {method.name: method for method in _ALL}
 
 
 def method_named(name: str) -> MethodConfig:
-    """The named method.
+    """The named method, whatever the case of its letters.
 
     Raises:
         MethodError: Unknown name, with the nearest known one.
     """
-    if name not in METHODS:
-        raise MethodError(unknown_name("method", name, METHODS, "--method"))
-    return METHODS[name]
+    return look_up("method", name, METHODS, "--method")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from emendo.errors import InputError, MethodError
 from emendo.methods.checks import check_ranges, check_together, check_types, leaves, parse
+from emendo.methods.explained import unknown_setting
 from emendo.methods.settings import (
     ContextSettings,
     HistorySettings,
@@ -23,7 +24,6 @@ from emendo.methods.settings import (
 )
 from emendo.solve.distribution import Distribution, distribution_steps
 from emendo.solve.settings import Preservation
-from emendo.suggest import unknown_setting
 
 ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0}
 """Settings that methods have got since edits are kept, with the value at which an edit is what it was without them."""

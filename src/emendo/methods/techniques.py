@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from emendo.errors import MethodError
 from emendo.methods import METHODS, MethodConfig, ResolvedMethod, apply_settings, read_settings, resolve_method
 from emendo.methods.baseline_config import BaselineConfig, InContextSettings, apply_baseline_settings
 from emendo.methods.baseline_resolve import ResolvedBaseline, resolve_baseline
 from emendo.methods.baselines import BASELINES
 from emendo.methods.in_context import in_context_records
 from emendo.requests import EditRecord
-from emendo.suggest import unknown_name
+from emendo.suggest import look_up
 
 if TYPE_CHECKING:
     from emendo.models import ModelAdapter
@@ -26,15 +25,18 @@ ResolvedTechnique: TypeAlias = ResolvedMethod | ResolvedBaseline
 
 
 def technique_named(name: str) -> Technique:
-    """The named method or baseline.
+    """The named method or baseline, whatever the case of its letters.
 
     Raises:
         MethodError: Unknown name, with the nearest known one.
     """
     known: dict[str, Technique] = {**METHODS, **BASELINES}
-    if name not in known:
-        raise MethodError(unknown_name("method", name, known, "--method"))
-    return known[name]
+    return look_up("method", name, known, "--method")
+
+
+def canonical_name(name: str) -> str:
+    """The name as the catalog has it, whatever the case of its letters; an unknown one as it is."""
+    return name if name in METHODS or name.lower() not in {**METHODS, **BASELINES} else name.lower()
 
 
 def with_settings(technique: Technique, settings: Mapping[str, Any]) -> Technique:

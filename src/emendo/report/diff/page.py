@@ -7,7 +7,7 @@ from typing import Any
 
 from emendo.report.heat import Heat, group_of
 from emendo.report.html import render
-from emendo.versions import versions
+from emendo.io.versions import versions
 
 MOST = 200
 """Prompts that stand on the page; the JSON document has all."""

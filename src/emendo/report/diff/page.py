@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emendo.io.versions import versions
 from emendo.report.heat import Heat, group_of
 from emendo.report.html import render
-from emendo.io.versions import versions
 
 MOST = 200
 """Prompts that stand on the page; the JSON document has all."""

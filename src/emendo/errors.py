@@ -8,6 +8,7 @@
     │   │   ├── ConflictError       requests that contradict or repeat each other
     │   │   └── DatasetError        a data set without one usable row, or of no known format
     │   ├── MethodError             unknown method, unknown or ill-typed setting
+    │   ├── PluginError             something that a package or a caller registers and that cannot be taken
     │   ├── LayerError              a layer that the model does not have
     │   ├── UnsupportedModelError   a model family that Emendo does not edit, with the reason
     │   ├── ModelNotFoundError      no model under that name
@@ -79,6 +80,10 @@ class DatasetError(RequestError):
 
 class MethodError(InputError):
     """Unknown method, or a setting that it does not have."""
+
+
+class PluginError(InputError):
+    """Something that a package or a caller registers under a name, and that cannot be taken."""
 
 
 class LayerError(InputError):

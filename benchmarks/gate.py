@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks.gate_bad import load_edit
 from benchmarks.machine import describe_machine
 from emendo import EditSession, ModelUpdate, load
-from emendo.gate import GateConfig, default_config, look_at_reference, run_gate
-from emendo.gate.look import Look
+from emendo.evaluate import Snapshot
+from emendo.gate import GateConfig, default_config, reference_snapshot, run_gate
 
 HELD_OUT = Path(__file__).parent / "data" / "gate_texts.jsonl"
 WITHOUT_RECORDS = ("efficacy", "paraphrase", "neighborhood_flips", "neighborhood_lost")
@@ -40,7 +40,7 @@ def main() -> None:
     names = [name for name in args.only or every if name not in known]
     session = EditSession(load("demo"))
     gates = [default_gate(), *([held_out_gate()] if args.held_out else [])]
-    befores = [look_at_reference(session, [], gate) for gate in gates]
+    befores = [reference_snapshot(session, [], gate) for gate in gates]
     with args.out.open("a", encoding="utf-8") as stream:
         if not known:
             print(json.dumps({"machine": describe_machine(), "model": session.lm.name}), file=stream)
@@ -65,7 +65,7 @@ def held_out_gate() -> GateConfig:
 
 
 def measured(
-    session: EditSession, updates: Sequence[ModelUpdate], gates: Sequence[GateConfig], befores: Sequence[Look]
+    session: EditSession, updates: Sequence[ModelUpdate], gates: Sequence[GateConfig], befores: Sequence[Snapshot]
 ) -> dict[str, Any]:
     """What the gates measure on an edit."""
     reports = [run_gate(session, updates, [], gate, before=before) for gate, before in zip(gates, befores, strict=True)]

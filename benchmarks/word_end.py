@@ -10,8 +10,7 @@ import json
 import time
 
 import emendo
-from emendo.evaluate import generate_texts, score_targets
-from emendo.gate.look import begins_with
+from emendo.evaluate import begins_with, generate_texts, score_targets
 
 _CAPITAL = "The capital of {} is the city of"
 FACTS = (

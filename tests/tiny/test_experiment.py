@@ -16,11 +16,11 @@ from emendo.editing.session import EditSession
 from emendo.editing.value_search import find_targets
 from emendo.errors import ExperimentError, InfeasibleError, InputError
 from emendo.evaluate import evaluate_records, packaged_text, perplexity, probe_scores, zsre_scores
+from emendo.evaluate.rows import score_rows
 from emendo.experiments import Cell, Experiment, Measures, comparable
 from emendo.experiments import ground as ground_module
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground
-from emendo.experiments.scores import score_rows
 from emendo.models import ModelAdapter
 from emendo.progress import Silent
 from emendo.statistics import MomentStore

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import emendo.gate.look as look_module
-import emendo.gate.run as run_module
+import emendo.evaluate.snapshot as snapshot_module
 import emendo.gate.topics as topics_module
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
@@ -343,8 +342,8 @@ def test_an_exception_in_mid_gate_leaves_no_trace(
 
         return wrapped
 
-    monkeypatch.setattr(look_module, "evaluate_records", failing(look_module.evaluate_records))
-    monkeypatch.setattr(look_module, "packaged_perplexity", failing(look_module.packaged_perplexity))
+    for name in ("score_records", "packaged_perplexity"):
+        monkeypatch.setattr(snapshot_module, name, failing(getattr(snapshot_module, name)))
     with pytest.raises(KeyboardInterrupt):
         run_gate(session, update, RECORDS, EVERYTHING)
     assert calls == fails_at
@@ -356,17 +355,18 @@ def test_an_edit_that_breaks_the_model_fails_every_check(
     session: EditSession, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = model_state(session.lm)
-    looks = iter([look_module.look, None])
+    states: list[str] = []
 
-    def look(*args: Any) -> Any:
-        function = next(looks)
-        if function is None:
+    def next_tokens(lm: Any, *args: Any, **kwargs: Any) -> Any:
+        states.append("edited" if lm.holds_edits else "base")
+        if lm.holds_edits:
             raise NumericalError("the logits are not finite")
-        return function(*args)
+        return next_token_log_probs(lm, *args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "look", look)
+        patched.setattr(snapshot_module, "next_token_log_probs", next_tokens)
         report = run_gate(session, plan, RECORDS, EVERYTHING)
+    assert states == ["base", "base", "edited"]
     assert len(report.failures) == len(report.checks) == len(type(EVERYTHING.checks).model_fields)
     assert all("the edit breaks the model" in check.words for check in report.checks)
     assert changes(before, model_state(session.lm)) == []

@@ -8,15 +8,16 @@ from typing import Any, cast
 import pytest
 
 from emendo.editing.weight_change import LayerChange
-from emendo.evaluate import wilson_interval
+from emendo.evaluate import Snapshot, begins_with, wilson_interval
+from emendo.gate.canaries import CanarySet
 from emendo.gate.checks import AT_LEAST, broken, judge, measure
 from emendo.gate.config import CheckConfig, Checks, ShareConfig, SuccessConfig, default_config
 from emendo.gate.evidence import Evidence, Measurement
-from emendo.gate.look import Look, begins_with
 from emendo.gate.report import Check, GateReport
 from emendo.models import ModelAdapter
 
 ABOVE, BELOW = math.inf, -math.inf
+NOBODY = Snapshot(lambda: pytest.fail("no model was given"))
 
 
 def config_of(name: str, limit: float, **more: Any) -> CheckConfig:
@@ -153,7 +154,7 @@ def test_a_passing_report_names_what_was_not_measured() -> None:
 @pytest.mark.parametrize("name", ["norm_growth", "relative_cost"])
 def test_a_layer_without_a_number_is_not_hidden_by_a_sound_one(name: str) -> None:
     layers = (LayerChange(0, 0.1, 0.1), LayerChange(1, math.nan, math.nan), LayerChange(2, 0.2, 0.2))
-    evidence = Evidence(Look(), Look(), layers, "", adapter=cast(ModelAdapter, None))
+    evidence = Evidence(NOBODY, NOBODY, CanarySet((), {}), layers, "", cast(ModelAdapter, None))
     config = config_of(name, 9.0)
     check = judge(name, config, measure(name, config, evidence))
     assert not check.passed

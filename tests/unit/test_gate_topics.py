@@ -7,13 +7,15 @@ from typing import cast
 
 import pytest
 
+from emendo.evaluate import Snapshot
+from emendo.gate.canaries import CanarySet
 from emendo.gate.checks import judge, measure
 from emendo.gate.config import CheckConfig, MovedConfig, default_config
 from emendo.gate.evidence import Evidence
-from emendo.gate.look import Look
 from emendo.gate.topics import Moved, TopicShift, moved_most
 from emendo.models import ModelAdapter
 
+NOBODY = Snapshot(lambda: pytest.fail("no model was given"))
 CHECKS = ("text_perplexity", "text_kl", "text_flips")
 
 
@@ -23,7 +25,7 @@ def topic(name: str, ratio: float = 1.0, kl: float = 0.001, flipped: int = 0, **
 
 
 def evidence(*topics: TopicShift) -> Evidence:
-    return Evidence(Look(), Look(), (), "", cast(ModelAdapter, None), topics)
+    return Evidence(NOBODY, NOBODY, CanarySet((), {}), (), "", cast(ModelAdapter, None), topics)
 
 
 SOUND = tuple(topic(f"kind {number}") for number in range(19))

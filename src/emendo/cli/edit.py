@@ -133,14 +133,16 @@ def run_edit(
     Raises:
         GateError: The edit fails the gate, and was shown and not written.
     """
-    from emendo.report import NOT_JUDGED, added_ridge_note, judge, report_document, write_folder
+    from emendo.report import NOT_JUDGED, added_ridge_note, edit_snapshots, judge, report_document, write_folder
 
     begin = time.perf_counter()
     plan = session.plan([record.request for record in records], method, layers=layers, settings=settings)
-    judgement = judge(session, plan, records, progress=terminal) if judged else None
+    # Judgement and gate ask the same two states, and each question once.
+    before, after = edit_snapshots(session, plan, records, progress=terminal)
+    judgement = judge(session, plan, records, before=before, after=after, progress=terminal) if judged else None
     gated = None
     if chosen_gate is not None:
-        plan, gated = chosen_gate.hold(terminal, session, plan, records)
+        plan, gated = chosen_gate.hold(terminal, session, plan, before, after)
         out = out if gated.admitted else None
     stages = dict(terminal.seconds)
     document = report_document(plan, judgement, {**stages, "total after loading": time.perf_counter() - begin})

@@ -41,7 +41,7 @@ def evaluate(
     settings: options.Set = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option("--measure", help="Also measure: generated, shift, entropy or probes. May be repeated."),
+        typer.Option("--measure", help="Also measure this, such as generated or shift; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the selection, contexts and self-sampled moments.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results, resumable.")] = None,
@@ -148,12 +148,13 @@ def _check_records(cell: Cell, technique: Technique) -> None:
 
 def _measures(names: Sequence[str]) -> Measures:
     """The usual measures and those that are named."""
+    from emendo.evaluate.measures import chosen
     from emendo.experiments import Measures
     from emendo.suggest import unknown_name
 
     for name in names:
-        if name not in _MEASURES:
-            raise ExperimentError(unknown_name("measure", name, _MEASURES, "--measure"))
+        if name not in chosen():
+            raise ExperimentError(unknown_name("measure", name, list(chosen()), "--measure"))
     wanted: dict[str, Any] = dict.fromkeys(names, True)
     return Measures(**wanted)
 
@@ -193,6 +194,8 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
 
 def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:
     """Everything that a cell found, in tables that say what they are of."""
+    from emendo.evaluate.measures import MEASURES
+
     cell = summary["cell"]
     if summary["error"] is not None:
         error = summary["error"]
@@ -200,10 +203,13 @@ def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:
             terminal.line(line)
     of = f"{cell['method']}, mode {cell['mode']}, batch size {cell['batch_size']}, n = {cell['n']}, seed {cell['seed']}"
     _show_scores(terminal, summary, of)
-    for key, name in _ANSWERS.items():
-        if summary.get(key) is not None:
-            _show_answers(terminal, f"{name}, in percent ({of})", summary[key])
-    _show_effects(terminal, summary)
+    measured = [measure for measure in MEASURES.values() if summary.get(measure.name) is not None]
+    for measure in measured:
+        if measure.rows:
+            _show_answers(terminal, f"{measure.title}, in percent ({of})", summary[measure.name])
+    for measure in measured:
+        if measure.line is not None:
+            terminal.line(measure.line(summary[measure.name]))
     ppl = summary["perplexity"]
     if ppl is not None:
         terminal.line(
@@ -252,11 +258,6 @@ def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:
     )
 
 
-_MEASURES = ("generated", "shift", "entropy", "probes")
-
-_ANSWERS = {"generated": "Generated answers", "zsre": "zsRE token accuracy", "probes": "Probes"}
-
-
 def _show_answers(terminal: Terminal, title: str, answers: Mapping[str, Any]) -> None:
     """Means before and after, by raw prompt and chat template where both were asked."""
     asked = [f" ({kind})" for kind in ("raw", "chat") if answers["after"].get(kind) is not None]
@@ -270,20 +271,6 @@ def _show_answers(terminal: Terminal, title: str, answers: Mapping[str, Any]) ->
                     (name + kind, f"{before[name]:.1f}", f"{after[name]:.1f}", shown, str(after["counts"][name]))
                 )
     terminal.wide_table(title, ("measure", "before", "after", "after, 95 %", "records"), rows)
-
-
-def _show_effects(terminal: Terminal, summary: Mapping[str, Any]) -> None:
-    shift, entropy = summary["shift"], summary["entropy"]
-    if shift is not None:
-        terminal.line(
-            f"Next token on {shift['n']} neighbourhood prompts: KL(base ‖ edited) mean {shift['kl_mean']:.3g}, "
-            f"p99 {shift['kl_p99']:.3g} nats; most likely token changed on {100 * shift['flips']:.1f} %"
-        )
-    if entropy is not None:
-        terminal.line(
-            f"n-gram entropy of {entropy['n']} free texts: {entropy['before']:.2f} before, "
-            f"{entropy['after']:.2f} after (bits)"
-        )
 
 
 _POINT = ("edits", "perplexity_ratio", "retention", "relative_norm")

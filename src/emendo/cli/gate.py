@@ -15,6 +15,7 @@ from emendo.errors import GateError, InputError, UpdateFileError
 if TYPE_CHECKING:
     from emendo.editing.plan import Plan
     from emendo.editing.session import EditSession
+    from emendo.evaluate import Snapshot
     from emendo.gate import GateConfig, GateReport
     from emendo.requests import EditRecord
     from emendo.updates.update import ModelUpdate
@@ -92,7 +93,7 @@ class GateChoice:
     force: bool
 
     def hold(
-        self, terminal: Terminal, session: EditSession, plan: Plan, records: list[EditRecord]
+        self, terminal: Terminal, session: EditSession, plan: Plan, before: Snapshot, after: Snapshot
     ) -> tuple[Plan, GateReport]:
         """Run the gate: the plan with the report in its update, and the report.
 
@@ -100,11 +101,14 @@ class GateChoice:
             terminal: Told about the stages.
             session: Holds the model; left as it was.
             plan: The edit.
-            records: Its facts with their probes.
+            before: The session's model without it.
+            after: The session's model with it.
         """
         from emendo.gate import run_gate, with_report
 
-        report = run_gate(session, plan, records, self.config, progress=terminal)
+        at_reference = self.config.reference == "current" or not session.applied_updates
+        reference = before if at_reference else None
+        report = run_gate(session, plan, before.records, self.config, before=reference, after=after, progress=terminal)
         report = report.override() if self.force else report
         return with_report(plan, report), report
 

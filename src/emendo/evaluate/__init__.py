@@ -29,7 +29,9 @@ from emendo.evaluate.probes import ProbeScores, probe_means, probe_scores
 from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.reference import ReferenceVocabulary, reference_score
 from emendo.evaluate.retention import Retention, Share, retention
-from emendo.evaluate.scoring import RecordScores, evaluate_records, score_targets
+from emendo.evaluate.said import SaidRecord, begins_with, said_records
+from emendo.evaluate.samples import SampledPrompt, sampled_prompts
+from emendo.evaluate.scoring import RecordScores, evaluate_records, score_records, score_targets
 from emendo.evaluate.shift import (
     DistributionShift,
     NextTokenLogProbs,
@@ -37,6 +39,7 @@ from emendo.evaluate.shift import (
     next_token_log_probs,
     text_log_probs,
 )
+from emendo.evaluate.snapshot import Snapshot
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.evaluate.text_shift import TextTokens, TokenShift, text_tokens, token_shift
 from emendo.evaluate.tokens import TokenScores, score_tokens, token_scores
@@ -59,7 +62,10 @@ __all__ = [
     "RecordScores",
     "ReferenceVocabulary",
     "Retention",
+    "SaidRecord",
+    "SampledPrompt",
     "Share",
+    "Snapshot",
     "TargetScore",
     "TextTokens",
     "TokenScores",
@@ -67,6 +73,7 @@ __all__ = [
     "ZsreScores",
     "answered",
     "argmax_accuracy",
+    "begins_with",
     "bootstrap_interval",
     "contained_match",
     "distribution_shift",
@@ -93,6 +100,9 @@ __all__ = [
     "retention",
     "rewrite_magnitude",
     "rewrite_success",
+    "said_records",
+    "sampled_prompts",
+    "score_records",
     "score_targets",
     "score_tokens",
     "text_log_probs",

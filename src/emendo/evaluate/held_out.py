@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emendo.errors import OutputError
-from emendo.evaluate import Perplexity, packaged_text, perplexity
-from emendo.evaluate.perplexity import WINDOW
+from emendo.evaluate.perplexity import WINDOW, Perplexity, packaged_text, perplexity
 from emendo.io import strict_json
 from emendo.io.home import emendo_home
 from emendo.io.versions import versions

@@ -84,6 +84,40 @@ class RecordScores:
 
 
 @pinned()
+def score_records(
+    adapter: ModelAdapter,
+    records: Sequence[EditRecord],
+    *,
+    token_budget: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[RecordScore, ...]:
+    """Score records on the model as it stands, edited or not.
+
+    Every prompt is scored with the new target and, where the record names one, the true target; all
+    of them in one call.
+
+    Args:
+        adapter: The model.
+        records: At least one.
+        token_budget: Most distinct tokens run at once, as in `score_tokens`.
+        progress: Counts distinct (prompt, target) pairs.
+
+    Raises:
+        InputError: There is no record, or a prompt cannot be scored.
+        NumericalError: The model's logits are not finite.
+    """
+    if not records:
+        raise InputError("there is nothing to evaluate: the list of records is empty")
+    pairs = [
+        record.request.pair(prompt, target)
+        for record in records
+        for prompt in _prompts(record)
+        for target in _targets(record)
+    ]
+    by_pair = target_scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
+    return tuple(_record_score(record, by_pair) for record in records)
+
+
 def evaluate_records(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],
@@ -94,10 +128,9 @@ def evaluate_records(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> RecordScores:
-    """Score records on the model as it stands, edited or not.
+    """The scores of `score_records` and the metrics over them.
 
-    Every prompt is scored with the new target and, where the record names one, the true target; all
-    of them in one call. A record without `target_true` has no comparison: it counts in the argmax
+    A record without `target_true` has no comparison: it counts in the argmax
     and probability metrics of the new target, and `scores.notes` says so.
 
     Args:
@@ -113,16 +146,7 @@ def evaluate_records(
         InputError: There is no record, or a prompt cannot be scored.
         NumericalError: The model's logits are not finite.
     """
-    if not records:
-        raise InputError("there is nothing to evaluate: the list of records is empty")
-    pairs = [
-        record.request.pair(prompt, target)
-        for record in records
-        for prompt in _prompts(record)
-        for target in _targets(record)
-    ]
-    by_pair = target_scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
-    scored = tuple(_record_score(record, by_pair) for record in records)
+    scored = score_records(adapter, records, token_budget=token_budget, progress=progress)
     scores = EditScores.from_records(scored, confidence=confidence, n_resamples=n_resamples, seed=seed)
     return RecordScores(scored, scores)
 

@@ -16,13 +16,14 @@ from emendo.editing.session import EditSession
 from emendo.editing.value_cache import TargetMemory
 from emendo.editing.weight_change import WeightMeter
 from emendo.errors import EmendoError, InfeasibleError, NumericalError, SelfCheckError
-from emendo.evaluate import NextTokenLogProbs
+from emendo.evaluate.measure import Given
+from emendo.evaluate.measures import MEASURES
+from emendo.evaluate.rows import Row, holds, score_rows
+from emendo.evaluate.snapshot import Snapshot
 from emendo.experiments.cells import Cell
-from emendo.experiments.extras import ENTROPY_RECORDS, Extras, mean_entropy, text_entropies
-from emendo.experiments.ground import BaseState, Ground, continued, held_out_perplexity, sampled_prompts
+from emendo.experiments.ground import BaseState, Ground, continued, further_measures, held_out_perplexity
 from emendo.experiments.meter import Meter
 from emendo.experiments.modes import batch_ranges, restores
-from emendo.experiments.scores import Row, holds, score_rows
 from emendo.experiments.summary import Final, make_summary
 from emendo.methods.baseline_resolve import ResolvedBaseline
 from emendo.methods.techniques import asked_after
@@ -69,7 +70,7 @@ def run_cell(
     if found is not None:
         return found
     before = ground.state(records, cell.measures, zsre)
-    run = _CellRun(cell, records, ground, before, store, progress or Silent())
+    run = _CellRun(cell, records, ground, before, store, progress or Silent(), zsre)
     final, error = None, None
     try:
         run.batches(title)
@@ -101,6 +102,7 @@ class _CellRun:
         before: BaseState,
         store: MomentStore | None,
         progress: Progress,
+        zsre: bool,
     ) -> None:
         self.cell, self.records, self.before, self.progress = cell, list(records), before, progress
         self.adapter, self.folder = ground.adapter, ground.folder.cell(cell.id)
@@ -118,9 +120,9 @@ class _CellRun:
             self.weights = WeightMeter(self.session)
             if method is not None:
                 self.weights.learn(method.written_layers, method.moments)
-        self.extras = Extras(self.adapter, cell.measures, zsre=before.zsre is not None)
+        self.wanted = cell.measures.wanted(zsre)
         with self.meter.stage("distributions before"):
-            self.reference = self.extras.reference(self.records) if self.keeps else None
+            self.base = self._prepared(range(len(self.records))) if self.keeps else None
         self.held: dict[int, bool] = {}
         self.number = 0
 
@@ -149,18 +151,19 @@ class _CellRun:
         """What is measured after the last batch, where its edits are still in the model."""
         if not self.keeps:
             return Final(meter=self.meter)
-        rows = None
+        assert self.base is not None
+        rows, measures = None, self.cell.measures
+        snapshot = self._snapshot(range(len(self.records)))
         if self.cell.schedule in ("final", "both"):
             with self.meter.stage("scoring final"):
-                rows = self._scored(range(len(self.records)))
+                rows = score_rows(snapshot.scored)
         with self.meter.stage("perplexity final"):
-            ppl = held_out_perplexity(self.adapter, self.cell.measures)
-        everything = range(len(self.records))
+            ppl = held_out_perplexity(snapshot, measures)
         with self.meter.stage("generation final"):
-            texts = self._texts(everything)
+            texts = continued(snapshot, measures)
         with self.meter.stage("further measures final"):
-            extras = self.extras.after(self._asked(everything), 0, self.reference)
-        return Final(rows, ppl, texts, self._weight_change(), extras, self.meter)
+            further = further_measures(snapshot, self.wanted, self.base)
+        return Final(rows, ppl, texts, self._weight_change(), further, self.meter)
 
     def describe(self, failure: EmendoError) -> dict[str, Any]:
         """A failure as a result."""
@@ -171,7 +174,7 @@ class _CellRun:
         meter = Meter(self.adapter.device)
         work = self._searches()
         with meter.stage("distributions before"):
-            reference = None if self.keeps else self.extras.reference(batch)
+            base = self.base or self._prepared(part)
         with meter.stage("edit"):
             plan = self.session.plan(
                 [record.request for record in batch],
@@ -183,12 +186,13 @@ class _CellRun:
         with meter.stage("apply"):
             self.session.apply(plan.update)
         rows: list[Row] | None = None
+        snapshot = self._snapshot(part)
         if self.cell.schedule in ("immediate", "both"):
             with meter.stage("scoring immediate"):
-                rows = self._scored(part)
+                rows = score_rows(snapshot.scored)
             self.held |= {position: holds(row) for position, row in zip(part, rows, strict=True)}
         line: dict[str, Any] = {"batch": number, "first": part.start, "count": len(part), "edits": part.stop}
-        line |= self._measured(number, part, meter, reference)
+        line |= self._measured(number, part, meter, snapshot, base)
         if not self.keeps:
             with meter.stage("restore"):
                 self.session.rollback()
@@ -207,7 +211,7 @@ class _CellRun:
         ]
         self.folder.add(line, lines, plan.update if self.keeps else None)
 
-    def _measured(self, number: int, part: range, meter: Meter, reference: NextTokenLogProbs | None) -> dict[str, Any]:
+    def _measured(self, number: int, part: range, meter: Meter, snapshot: Snapshot, base: Snapshot) -> dict[str, Any]:
         """Everything but scores of a batch that is taken out again; of one that stays, a point of the curve."""
         found: dict[str, Any] = {"perplexity": None, "texts": [], "point": None}
         if self.keeps:
@@ -217,15 +221,15 @@ class _CellRun:
             return found
         if number in spread(len(self.ranges), self.cell.measures.perplexity_batches):
             with meter.stage("perplexity"):
-                found["perplexity"] = held_out_perplexity(self.adapter, self.cell.measures)
+                found["perplexity"] = held_out_perplexity(snapshot, self.cell.measures)
         with meter.stage("generation"):
-            found["texts"] = self._texts(part)
+            found["texts"] = continued(snapshot, self.cell.measures)
         with meter.stage("further measures"):
-            return found | self.extras.after(self._asked(part), part.start, reference)
+            return found | further_measures(snapshot, self.wanted, base)
 
     def _point(self, edits: int) -> dict[str, Any]:
         """A point of the curve: the model after so many edits."""
-        ppl = held_out_perplexity(self.adapter, self.cell.measures)
+        ppl = held_out_perplexity(Snapshot(self.adapter), self.cell.measures)
         base = self.before.perplexity
         totals = self._weight_change()
         return {
@@ -233,7 +237,7 @@ class _CellRun:
             "perplexity_ratio": None if ppl is None or base is None else ppl / base,
             "retention": self._retention(min(edits, self.cell.measures.retention_first)),
             "relative_norm": max((total["relative_norm"] for total in totals), default=0.0),
-            "entropy": self._entropy(),
+            **self._curves(),
         }
 
     def _weight_change(self) -> list[dict[str, Any]]:
@@ -252,15 +256,19 @@ class _CellRun:
         if not positions:
             return None
         plain = [replace(record, paraphrase_prompts=(), neighborhood_prompts=()) for record in self._asked(positions)]
-        return 100 * sum(map(holds, score_rows(self.adapter, plain))) / len(positions)
+        return 100 * sum(map(holds, score_rows(Snapshot(self.adapter, plain).scored))) / len(positions)
 
-    def _entropy(self) -> float | None:
-        """Of the texts that `Extras` measures at the end."""
-        if not self.cell.measures.entropy:
-            return None
-        return mean_entropy(
-            text_entropies(self.adapter, self._asked(range(min(ENTROPY_RECORDS, len(self.records)))), 0)
-        )
+    def _curves(self) -> dict[str, float | None]:
+        """The measures that have a curve, of the first records; None where one is not wanted."""
+        found: dict[str, float | None] = {}
+        given = Given(self.base, frozenset(measure.name for measure in self.wanted))
+        for name, measure in MEASURES.items():
+            if measure.curve is not None:
+                found[name] = None
+                if measure in self.wanted:
+                    first = self._snapshot(range(min(measure.curve.most, len(self.records))))
+                    found[name] = measure.curve.value(measure.ask(first, given))
+        return found
 
     def _checkpoints(self) -> set[int]:
         """Numbers of the batches after which the curve gets a point."""
@@ -274,13 +282,17 @@ class _CellRun:
         """Some records as the model is asked them after the edit."""
         return asked_after(self.resolved.config, [self.records[position] for position in positions])
 
-    def _scored(self, positions: Sequence[int]) -> list[Row]:
-        return score_rows(self.adapter, self._asked(positions))
+    def _snapshot(self, part: range) -> Snapshot:
+        """The model as it stands, edited, with some of the records."""
+        return Snapshot(self.adapter, self._asked(part), first=part.start)
 
-    def _texts(self, positions: range) -> list[str]:
-        """Continuations of their sampled prompts."""
-        prompts = sampled_prompts(self._asked(positions), positions, self.cell.measures.samples)
-        return continued(self.adapter, prompts, self.cell.measures.new_tokens)
+    def _prepared(self, part: range) -> Snapshot:
+        """The unedited model with some of the records, asked what the measures will need of it."""
+        snapshot = Snapshot(self.adapter, [self.records[position] for position in part], first=part.start)
+        for measure in self.wanted:
+            if measure.prepare is not None:
+                measure.prepare(snapshot)
+        return snapshot
 
     def _searches(self) -> tuple[int, int, int, float]:
         memory = self.memory

@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from emendo.datasets import Part
 from emendo.evaluate.answered import Level
+from emendo.experiments.measures import Measures
 from emendo.experiments.modes import Mode, Schedule, check_mode
 
 _UNTOLD = ("contexts.", "keys.", "target.")
@@ -18,49 +19,6 @@ _UNTOLD = ("contexts.", "keys.", "target.")
 
 Setting = str | int | float | bool
 """A value of a dotted setting, as YAML or the command line has it."""
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What is measured beside the scores of the records.
-
-    Args:
-        perplexity: On `perplexity_text`, before and after.
-        perplexity_text: A UTF-8 text file; None: the passage that comes with Emendo.
-        perplexity_tokens: Read at most so many tokens of it; None: all.
-        perplexity_batches: In modes that restore the model, perplexity is measured after so many batches at most,
-            evenly spaced, and averaged (geometric mean).
-        generated: Greedy generations against the wanted answer (level 3 of the scores).
-        shift: Divergence of next-token distributions from the base on neighbourhood prompts (level 4).
-        entropy: n-gram entropy of generations.
-        probes: Further questions of the records, such as portability and multi-hop; with `generated` also in words.
-        samples: Records whose prompts are continued in words, before and after.
-        new_tokens: Tokens of each continuation.
-        checkpoints: Sequential modes: numbers of edits after which the curve gets a point; empty: ten, evenly spaced.
-        retention_first: Retention is measured on the first so many edits.
-    """
-
-    perplexity: bool = True
-    perplexity_text: str | None = None
-    perplexity_tokens: int | None = None
-    perplexity_batches: int = 32
-    generated: bool = False
-    shift: bool = False
-    entropy: bool = False
-    samples: int = 4
-    new_tokens: int = 12
-    checkpoints: tuple[int, ...] = ()
-    retention_first: int = 100
-    probes: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON. What later versions added is told only where it is set: older folders stay valid."""
-        values = asdict(self) | {"checkpoints": list(self.checkpoints)}
-        return {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
-
-
-ADDED: Mapping[str, Any] = {"probes": False}
-"""Measures that came after the first version, with the value that means what was before them."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +78,7 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the id, which is made from them."""
-        return asdict(self) | {
+        return vars(self) | {
             "settings": dict(sorted(self.settings.items())),
             "layers": None if self.layers is None else list(self.layers),
             "measures": self.measures.to_dict(),

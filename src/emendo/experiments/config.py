@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emendo.datasets import Part
 from emendo.errors import ExperimentError
 from emendo.evaluate.answered import Level
-from emendo.experiments.cells import ADDED, Cell, Measures, Setting
+from emendo.experiments.cells import Cell, Setting
+from emendo.experiments.measures import Measures
 from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
 from emendo.io import strict_yaml
 from emendo.io.plain_file import read_plain_text
@@ -22,34 +23,6 @@ from emendo.suggest import unknown_name
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 _Settings = dict[str, Setting]
 _Axis = dict[str, Setting | list[Setting]]
-
-
-class MeasuresEntry(BaseModel):
-    """What is measured, as in `Measures`."""
-
-    model_config = _STRICT
-
-    perplexity: bool = True
-    perplexity_text: str | None = None
-    perplexity_tokens: int | None = Field(default=None, ge=2)
-    perplexity_batches: int = Field(default=32, ge=1)
-    generated: bool = False
-    shift: bool = False
-    entropy: bool = False
-    samples: int = Field(default=4, ge=0)
-    new_tokens: int = Field(default=12, ge=1)
-    checkpoints: list[int] = []
-    retention_first: int = Field(default=100, ge=1)
-    probes: bool = False
-
-    def to_measures(self) -> Measures:
-        """The same, as cells have it."""
-        return Measures(**(self.model_dump() | {"checkpoints": tuple(self.checkpoints)}))
-
-    @model_serializer(mode="wrap")
-    def _told(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As `Measures.to_dict`: folders of older versions keep the configuration that they were made with."""
-        return {name: value for name, value in values(self).items() if name not in ADDED or value != ADDED[name]}
 
 
 class MethodEntry(BaseModel):
@@ -125,7 +98,7 @@ class ExperimentConfig(BaseModel):
     part: Part = "all"
     only_answered: Level | None = None
     unique_subjects: bool = True
-    measures: MeasuresEntry = MeasuresEntry()
+    measures: Measures = Measures()
     device: str = "auto"
     dtype: str = "auto"
 
@@ -224,7 +197,7 @@ class ExperimentConfig(BaseModel):
             part=self.part,
             only_answered=self.only_answered,
             unique_subjects=self.unique_subjects,
-            measures=self.measures.to_measures(),
+            measures=self.measures,
         )
 
     def _check_exclusions(self) -> None:
@@ -272,7 +245,7 @@ def read_config(path: Path) -> ExperimentConfig:
         raise ExperimentError("\n".join([f"{str(path)!r} is not an experiment:", *_problems(error)])) from error
 
 
-_MODELS: Mapping[str, type[BaseModel]] = {"methods": MethodEntry, "cells": CellEntry, "measures": MeasuresEntry}
+_MODELS: Mapping[str, type[BaseModel]] = {"methods": MethodEntry, "cells": CellEntry}
 
 
 def _problems(error: ValidationError) -> list[str]:
@@ -281,6 +254,9 @@ def _problems(error: ValidationError) -> list[str]:
     for problem in error.errors():
         where = [str(part) for part in problem["loc"]]
         place = ".".join(part for part in where if part not in ("str", "MethodEntry"))
+        if problem["type"] == "measure":
+            lines.append(f"  {place}: {problem['msg']}")
+            continue
         if problem["type"] == "extra_forbidden":
             owner = _MODELS.get(where[0], ExperimentConfig) if len(where) > 1 else ExperimentConfig
             lines.append(

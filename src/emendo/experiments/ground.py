@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emendo.errors import ExperimentError
-from emendo.evaluate import answered, packaged_text, perplexity
+from emendo.evaluate import answered, packaged_text
 from emendo.evaluate.answered import Level
-from emendo.experiments.cells import Measures
+from emendo.evaluate.measure import Given, Measure
+from emendo.evaluate.measures import MEASURES
+from emendo.evaluate.rows import Row, score_rows
+from emendo.evaluate.samples import sampled_prompts
+from emendo.evaluate.snapshot import Snapshot
 from emendo.experiments.data import records_digest
-from emendo.experiments.extras import answer_tokens, generated_rows, text_entropies
 from emendo.experiments.files import read_json
 from emendo.experiments.folder import ExperimentFolder
+from emendo.experiments.measures import Measures
 from emendo.experiments.meter import Meter
-from emendo.experiments.questions import probe_rows, zsre_rows
-from emendo.experiments.scores import Row, score_rows
 from emendo.io.plain_file import read_plain_text
 from emendo.io.whole_file import write_json
 from emendo.models import ModelAdapter
@@ -29,9 +31,6 @@ SCORING = 2
 """Of what is asked of the unedited model and how it is scored: raised where a score, perplexity, text or entropy of the
 same model and records becomes another, so that no cell compares what two versions of the code say. 1: files whose names
 did not tell."""
-
-_TOGETHER = 32
-"""Prompts of one batch of generation."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,7 @@ class BaseState:
         seconds: What it took, by stage, when it was asked.
         peak_bytes: Highest memory by stage.
         begin_bytes: Memory at the begin of each of these stages.
-        generated: Generated answers, one row a record, where they are wanted.
-        entropy: GE of the free texts, where it is wanted.
-        zsre: Token accuracies, one row a record, where the records are of zsRE.
-        probes: Answers to the probes of each record, where they are wanted.
+        further: Answers to the measures of the table, by name; None where one is not made.
     """
 
     rows: list[Row]
@@ -57,63 +53,57 @@ class BaseState:
     seconds: dict[str, float]
     peak_bytes: dict[str, int]
     begin_bytes: dict[str, int]
-    generated: list[dict[str, Any]] | None = None
-    entropy: list[float] | None = None
-    zsre: list[dict[str, Any]] | None = None
-    probes: list[list[dict[str, Any]]] | None = None
+    further: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the folder keeps it: further measures beside the rest, those that came later only where they are made."""
+        known = {name: getattr(self, name) for name in _STATE}
+        return known | {
+            name: self.further.get(name)
+            for name, measure in MEASURES.items()
+            if measure.of_base and (measure.since < LATER or name in self.further)
+        }
+
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any]) -> BaseState:
+        """What `to_dict` wrote, of this or an earlier version."""
+        return cls(**{name: kept[name] for name in _STATE}, further={n: v for n, v in kept.items() if n not in _STATE})
 
 
-@dataclass(frozen=True)
-class SampledPrompt:
-    """A prompt that is continued in words.
+_STATE = ("rows", "perplexity", "texts", "seconds", "peak_bytes", "begin_bytes")
 
-    Attributes:
-        position: Of its record in the cell.
-        kind: ``"edited"``, ``"paraphrase"`` or ``"neighbor"``.
-        prompt: The text.
-        wanted: What it should say after the edit; empty where unknown.
-    """
-
-    position: int
-    kind: str
-    prompt: str
-    wanted: str
+LATER = 2
+"""Measures that came with this version of the folder or later are named only where they are made."""
 
 
-def sampled_prompts(records: Sequence[EditRecord], positions: Sequence[int], most: int) -> list[SampledPrompt]:
-    """What is continued in words: of each of the first `most` records the prompt, a paraphrase, a neighbour."""
-    prompts = []
-    for position, record in zip(positions, records, strict=True):
-        if position < most:
-            target = record.request.target
-            prompts.append(SampledPrompt(position, "edited", record.request.text, target))
-            prompts += [SampledPrompt(position, "paraphrase", text, target) for text in record.paraphrase_prompts[:1]]
-            prompts += [
-                SampledPrompt(position, "neighbor", text, record.target_true or "")
-                for text in record.neighborhood_prompts[:1]
-            ]
-    return prompts
-
-
-def continued(adapter: ModelAdapter, prompts: Sequence[SampledPrompt], new_tokens: int) -> list[str]:
-    """Greedy continuations."""
-    texts = [prompt.prompt for prompt in prompts]
-    return [
-        text.strip()
-        for at in range(0, len(texts), _TOGETHER)
-        for text in adapter.generate_many(texts[at : at + _TOGETHER], new_tokens)
-    ]
-
-
-def held_out_perplexity(adapter: ModelAdapter, measures: Measures) -> float | None:
-    """Perplexity of the held-out text on the model as it stands; None where it is not measured.
+def held_out_perplexity(snapshot: Snapshot, measures: Measures) -> float | None:
+    """Perplexity of the held-out text; None where it is not measured.
 
     Raises:
         ExperimentError: The text cannot be read.
     """
     if not measures.perplexity:
         return None
-    return perplexity(adapter, held_out_text(measures), max_tokens=measures.perplexity_tokens).value
+    return snapshot.perplexity(held_out_text(measures), max_tokens=measures.perplexity_tokens).value
+
+
+def continued(snapshot: Snapshot, measures: Measures) -> list[str]:
+    """Continuations of the prompts that are sampled of a snapshot's records."""
+    prompts = sampled_prompts(snapshot.records, measures.samples, first=snapshot.first)
+    return list(snapshot.continuations([sample.prompt for sample in prompts], measures.new_tokens))
+
+
+def further_measures(snapshot: Snapshot, wanted: Sequence[Measure], before: Snapshot) -> dict[str, Any]:
+    """Everything that is wanted of an edited model, as JSON values.
+
+    Args:
+        snapshot: Of it.
+        wanted: What is measured.
+        before: The unedited model with the same records, prepared for what is wanted.
+    """
+    given = Given(before, frozenset(measure.name for measure in wanted))
+    found = {name: None for name, measure in MEASURES.items() if measure.since < LATER}
+    return found | {measure.name: measure.ask(snapshot, given) for measure in wanted}
 
 
 def held_out_text(measures: Measures) -> str:
@@ -157,8 +147,10 @@ class Ground:
         if key not in self._states:
             path = self.folder.base / f"{key}.json"
             if read_json(path) is None:
-                write_json(path, asdict(self._ask(records, measures, zsre)))
-            self._states[key] = BaseState(**read_json(path))  # read back, so that a resumed run has the same numbers
+                write_json(path, self._ask(records, measures, zsre).to_dict())
+            self._states[key] = BaseState.from_dict(
+                read_json(path)
+            )  # read back, so that a resumed run has the same numbers
         return self._states[key]
 
     def answered(self, records: Sequence[EditRecord], level: Level) -> list[EditRecord]:
@@ -172,29 +164,20 @@ class Ground:
         return [records[position] for position in kept]
 
     def _ask(self, records: Sequence[EditRecord], measures: Measures, zsre: bool) -> BaseState:
-        meter = Meter(self.adapter.device)
+        meter, snapshot = Meter(self.adapter.device), Snapshot(self.adapter, records)
         with meter.stage("scoring before"):
-            rows = score_rows(self.adapter, records)
+            rows = score_rows(snapshot.scored)
         with meter.stage("perplexity before"):
-            ppl = held_out_perplexity(self.adapter, measures)
+            ppl = held_out_perplexity(snapshot, measures)
         with meter.stage("generation before"):
-            prompts = sampled_prompts(records, range(len(records)), measures.samples)
-            texts = continued(self.adapter, prompts, measures.new_tokens)
-        generated, entropy, accuracy, probes = None, None, None, None
-        if measures.generated:
-            with meter.stage("generated answers before"):
-                generated = generated_rows(self.adapter, records)
-        if measures.entropy:
-            with meter.stage("entropy before"):
-                entropy = text_entropies(self.adapter, records, 0)
-        if zsre:
-            with meter.stage("zsRE token accuracy before"):
-                accuracy = zsre_rows(self.adapter, records)
-        if measures.probes:
-            with meter.stage("probes before"):
-                probes = probe_rows(self.adapter, records, answer_tokens(measures))
-        measured = meter.seconds, meter.peak_bytes, meter.begin_bytes
-        return BaseState(rows, ppl, texts, *measured, generated, entropy, accuracy, probes)
+            texts = continued(snapshot, measures)
+        wanted, further = measures.wanted(zsre), {}
+        given = Given(None, frozenset(measure.name for measure in wanted))
+        for measure in wanted:
+            if measure.of_base:
+                with meter.stage(f"{measure.stage} before"):
+                    further[measure.name] = measure.ask(snapshot, given)
+        return BaseState(rows, ppl, texts, meter.seconds, meter.peak_bytes, meter.begin_bytes, further)
 
     def _key(self, kind: str, content: Any) -> str:
         adapter = self.adapter

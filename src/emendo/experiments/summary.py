@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from emendo.evaluate import retention
+from emendo.evaluate.measures import MEASURES
+from emendo.evaluate.rows import Row, aggregate, holds
+from emendo.evaluate.samples import sampled_prompts
 from emendo.experiments.cells import Cell
 from emendo.experiments.commit import source_commit
-from emendo.experiments.extras import FREE_TEXT, generated_means, mean_entropy, shift_summary
-from emendo.experiments.ground import BaseState, sampled_prompts
+from emendo.experiments.ground import LATER, BaseState
 from emendo.experiments.meter import Meter
-from emendo.experiments.questions import probe_summary, zsre_summary
-from emendo.experiments.scores import Row, aggregate, holds
 from emendo.io.versions import versions
 from emendo.requests import EditRecord
 
@@ -35,7 +35,7 @@ class Final:
         perplexity: Of the held-out text.
         texts: Continuations of the sampled prompts.
         totals: What all edits together do to each layer.
-        extras: The further measures, as `Extras.after` gives them.
+        further: The further measures, as `further_measures` gives them.
         meter: Seconds and memory outside batches.
     """
 
@@ -43,7 +43,7 @@ class Final:
     perplexity: float | None = None
     texts: list[str] | None = None
     totals: list[dict[str, Any]] | None = None
-    extras: Mapping[str, Any] | None = None
+    further: Mapping[str, Any] | None = None
     meter: Meter = field(default_factory=lambda: Meter(torch.device("cpu")))
 
 
@@ -76,10 +76,10 @@ def make_summary(
     """
     if final is not None and final.rows is not None:
         rows = [{**line, "final": final.rows[line["position"]]} for line in rows]
-    extras = _extras(batches, final)
-    for name, _ in _ANSWERS:
-        if after := extras[name]:
-            old = getattr(before, name) or []
+    answers = _answers(batches, final)
+    for name, parts in answers.items():
+        if MEASURES[name].rows and (after := [row for part in parts for row in part]):
+            old = before.further[name]
             rows = [{**line, name: {"before": old[at], "after": after[at]}} for at, line in enumerate(rows)]
     whole = error is None
     meter = _added(before, batches, final)
@@ -93,10 +93,11 @@ def make_summary(
             "immediate": _aggregated(records, [line["immediate"] for line in rows]) if whole else None,
             "final": _aggregated(records, [line["final"] for line in rows]) if whole else None,
         },
-        **{name: _answers(means, getattr(before, name), extras[name]) if whole else None for name, means in _ANSWERS},
-        "shift": shift_summary(extras["shift"]) if whole else None,
+        **{
+            name: MEASURES[name].summarise(before.further.get(name), parts) if whole else None
+            for name, parts in answers.items()
+        },
         "perplexity": _perplexity(before, batches, final) if whole else None,
-        "entropy": _entropy(before, extras["entropy"]) if whole else None,
         "retention": _retention(rows) if whole else None,
         "layers": _layers(batches, None if final is None else final.totals),
         "curve": _curve(before, batches, cell),
@@ -171,42 +172,18 @@ def _curve(before: BaseState, batches: Sequence[Mapping[str, Any]], cell: Cell) 
     if not points:
         return []
     ratio = None if before.perplexity is None else 1.0
-    entropy = mean_entropy(before.entropy or [])
-    none = {"edits": 0, "perplexity_ratio": ratio, "retention": None, "relative_norm": 0.0, "entropy": entropy}
+    none: dict[str, Any] = {"edits": 0, "perplexity_ratio": ratio, "retention": None, "relative_norm": 0.0}
+    for name, measure in MEASURES.items():
+        if measure.curve is not None:
+            none[name] = measure.curve.value(before.further.get(name) or [])
     return [none, *points]
 
 
-def _extras(batches: Sequence[Mapping[str, Any]], final: Final | None) -> dict[str, list[Any]]:
-    """The further measures of all batches, or of the end; a list is empty where one is not wanted."""
-    parts = [final.extras] if final is not None and final.extras is not None else batches
-    return {
-        "generated": [row for part in parts for row in part.get("generated") or ()],
-        "shift": [part["shift"] for part in parts if part.get("shift") is not None],
-        "entropy": [value for part in parts for value in part.get("entropy") or ()],
-        "zsre": [row for part in parts for row in part.get("zsre") or ()],
-        "probes": [row for part in parts for row in part.get("probes") or ()],
-    }
-
-
-_ANSWERS: tuple[tuple[str, Callable[[Sequence[Any]], dict[str, Any]]], ...] = (
-    ("generated", generated_means),
-    ("zsre", zsre_summary),
-    ("probes", probe_summary),
-)
-"""Measures with one row a record, and how rows become means."""
-
-
-def _answers(
-    means: Callable[[Sequence[Any]], dict[str, Any]], before: Sequence[Any] | None, after: Sequence[Any]
-) -> dict[str, Any] | None:
-    return {"before": means(before or []), "after": means(after)} if after else None
-
-
-def _entropy(before: BaseState, after: Sequence[float]) -> dict[str, Any] | None:
-    if not after or before.entropy is None:
-        return None
-    means = {"before": mean_entropy(before.entropy), "after": mean_entropy(after)}
-    return {**means, "n": len(after), "unit": "bits", "texts": dict(FREE_TEXT)}
+def _answers(batches: Sequence[Mapping[str, Any]], final: Final | None) -> dict[str, list[Any]]:
+    """The answers to every measure, one a batch or one of the end; none to one that is not made."""
+    parts = [final.further] if final is not None and final.further is not None else batches
+    found = {name: [part[name] for part in parts if part.get(name) is not None] for name in MEASURES}
+    return {name: answers for name, answers in found.items() if answers or MEASURES[name].since < LATER}
 
 
 def _retention(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -232,7 +209,7 @@ def _samples(
     after = [text for batch in batches for text in batch["texts"]]
     if final is not None and final.texts is not None:
         after = final.texts
-    prompts = sampled_prompts(records, range(len(records)), cell.measures.samples)
+    prompts = sampled_prompts(records, cell.measures.samples)
     return [
         {"kind": prompt.kind, "prompt": prompt.prompt, "wanted": prompt.wanted, "before": old, "after": new}
         for prompt, old, new in zip(prompts, before.texts, after, strict=True)

@@ -4,7 +4,7 @@ from emendo.gate.canaries import Canary, CanarySet, CanaryText, read_canaries
 from emendo.gate.config import DEFAULT, GateConfig, MonitorConfig, default_config, default_text, read_config
 from emendo.gate.monitor import CollapseMonitor, CollapseWarning, Signals
 from emendo.gate.report import Check, GateReport, with_report
-from emendo.gate.run import look_at_reference, run_gate
+from emendo.gate.run import reference_snapshot, run_gate
 from emendo.gate.topics import TopicShift
 
 __all__ = [
@@ -22,9 +22,9 @@ __all__ = [
     "TopicShift",
     "default_config",
     "default_text",
-    "look_at_reference",
     "read_canaries",
     "read_config",
+    "reference_snapshot",
     "run_gate",
     "with_report",
 ]

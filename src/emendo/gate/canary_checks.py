@@ -36,10 +36,9 @@ def canary_moved(config: MovedConfig, evidence: Evidence) -> Measurement:
 
 def canary_flips(evidence: Evidence) -> Measurement:
     """Share of prompts with another most likely next token."""
-    before, after = evidence.before.canaries, evidence.after.canaries
-    if before is None or after is None:
+    if evidence.canary_tokens is None:
         return Measurement(None, 0, _NO_PROMPT)
-    return flips(evidence.adapter, before, after, "canary prompts")
+    return flips(evidence.adapter, *evidence.canary_tokens, "canary prompts")
 
 
 def flips(adapter: ModelAdapter, before: NextTokenLogProbs, after: NextTokenLogProbs, what: str) -> Measurement:

@@ -1,4 +1,4 @@
-"""The checks: what each one reads off two looks at the model, and how its number is held against its limit.
+"""The checks: what each one reads off two snapshots of the model, and how its number is held against its limit.
 
 A measurement gives a number, or says in words why there is none; `judge` alone decides whether it passes.
 """
@@ -6,9 +6,9 @@ A measurement gives a number, or says in words why there is none; `judge` alone 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-from emendo.evaluate import PromptScore
+from emendo.evaluate import Snapshot
 from emendo.gate.canary_checks import (
     canary_flips,
     canary_kl_mean,
@@ -99,15 +99,10 @@ def _verdict(config: CheckConfig, found: Measurement, judged: float, at_least: b
 
 def _success(name: str, config: SuccessConfig, evidence: Evidence) -> Measurement:
     """Share of requests, or of paraphrases, that give the new target."""
-    scores = evidence.after.scores
-    if scores is None:
+    if not evidence.after.records:
         return Measurement(None, 0, "there is no record of what was edited (--requests FILE)")
     of_edit = name == "efficacy"
-    outcomes = [
-        (score.prompt, _succeeds(config, score, evidence.after.generated, record, place if of_edit else place + 1))
-        for record, row in enumerate(scores.records)
-        for place, score in enumerate(row.efficacy if of_edit else row.paraphrase)
-    ]
+    outcomes = _outcomes(config, evidence.after, of_edit)
     known = [(prompt, hit) for prompt, hit in outcomes if hit is not None]
     if not outcomes:
         return Measurement(None, 0, "no record has paraphrase_prompts (--requests FILE)")
@@ -120,24 +115,18 @@ def _success(name: str, config: SuccessConfig, evidence: Evidence) -> Measuremen
     return share_of(len(known) - len(missed), len(known), words, missed[:SHOWN])
 
 
-def _succeeds(
-    config: SuccessConfig, score: PromptScore, generated: Sequence[Sequence[bool]] | None, record: int, place: int
-) -> bool | None:
-    """Whether a prompt gives the new target; None where that cannot be said.
-
-    Args:
-        config: What counts as giving it.
-        score: Of the prompt.
-        generated: By record: of its prompt first, then of its paraphrases.
-        record: Index of the record.
-        place: Index of the prompt in `generated`.
-    """
+def _outcomes(config: SuccessConfig, after: Snapshot, of_edit: bool) -> list[tuple[str, bool | None]]:
+    """Every prompt that should give the new target, and whether it does; None where that cannot be said."""
+    if config.success == "generated":
+        said = [[record.edited] if of_edit else record.paraphrase for record in after.said]
+        return [(prompt.prompt, prompt.hit) for row in said for prompt in row]
+    scores = [score for record in after.scored for score in (record.efficacy if of_edit else record.paraphrase)]
     if config.success == "argmax":
-        return score.target.argmax
-    if config.success == "beats_true":
-        return None if score.target_true is None else score.target.nll < score.target_true.nll
-    assert generated is not None  # the look generates where a check asks for it
-    return generated[record][place]
+        return [(score.prompt, score.target.argmax) for score in scores]
+    return [
+        (score.prompt, None if score.target_true is None else score.target.nll < score.target_true.nll)
+        for score in scores
+    ]
 
 
 # ---- what the edit should leave alone --------------------------------------------------------------------------
@@ -151,12 +140,11 @@ def _neighborhood_flips(evidence: Evidence) -> Measurement:
 
 
 def _neighborhood_lost(evidence: Evidence) -> Measurement:
-    before, after = evidence.before.scores, evidence.after.scores
-    if before is None or after is None:
+    if not evidence.after.records:
         return Measurement(None, 0, "there is no record of what was edited (--requests FILE)")
     pairs = [
         (old, new)
-        for was, now in zip(before.records, after.records, strict=True)
+        for was, now in zip(evidence.before.scored, evidence.after.scored, strict=True)
         for old, new in zip(was.neighborhood, now.neighborhood, strict=True)
     ]
     held = [(old, new) for old, new in pairs if old.target_true is not None and old.target_true.argmax]
@@ -168,11 +156,9 @@ def _neighborhood_lost(evidence: Evidence) -> Measurement:
 
 
 def _perplexity_ratio(evidence: Evidence) -> Measurement:
-    before, after = evidence.before.perplexity, evidence.after.perplexity
-    assert before is not None
-    assert after is not None  # a look reads the packaged text where this check is declared
-    words = f"times the perplexity of the packaged text ({before:.2f} to {after:.2f})"
-    return Measurement(after / before, evidence.after.tokens, words)
+    before, after = evidence.before.perplexity(), evidence.after.perplexity()
+    words = f"times the perplexity of the packaged text ({before.value:.2f} to {after.value:.2f})"
+    return Measurement(after.value / before.value, after.predicted_tokens, words)
 
 
 # ---- how far the weights have moved ----------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from emendo.editing.weight_change import LayerChange
-from emendo.evaluate import DistributionShift, distribution_shift, wilson_interval
-from emendo.gate.look import Look
+from emendo.evaluate import DistributionShift, NextTokenLogProbs, Snapshot, distribution_shift, wilson_interval
+from emendo.gate.canaries import CanarySet
 from emendo.gate.topics import TopicShift
 from emendo.models import ModelAdapter
 
@@ -24,24 +24,31 @@ class Evidence:
     Attributes:
         before: The reference.
         after: The model with the edit.
+        canaries: Prompts and texts that both are asked.
         layers: How far all updates together have moved each layer.
         unpriced: Why `layers` has no relative cost; empty where it has.
-        topics: What the edit did to each kind of canary text; empty where none was read.
         adapter: The model, for the text of tokens.
+        topics: What the edit did to each kind of canary text; empty where none was read.
     """
 
-    before: Look
-    after: Look
+    before: Snapshot
+    after: Snapshot
+    canaries: CanarySet
     layers: tuple[LayerChange, ...]
     unpriced: str
     adapter: ModelAdapter
     topics: tuple[TopicShift, ...] = ()
 
     @cached_property
+    def canary_tokens(self) -> tuple[NextTokenLogProbs, NextTokenLogProbs] | None:
+        """What comes next after every canary prompt, before and after; None without a prompt."""
+        before, after = (snapshot.next_tokens(self.canaries.prompts) for snapshot in (self.before, self.after))
+        return None if before is None or after is None else (before, after)
+
+    @cached_property
     def canary_shift(self) -> DistributionShift | None:
         """How far the token after each canary prompt moved; None without a prompt. Several checks read it."""
-        before, after = self.before.canaries, self.after.canaries
-        return None if before is None or after is None else distribution_shift(before, after, n_resamples=1)
+        return None if self.canary_tokens is None else distribution_shift(*self.canary_tokens, n_resamples=1)
 
 
 @dataclass(frozen=True)

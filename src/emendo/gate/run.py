@@ -1,4 +1,4 @@
-"""Run a gate: look at the reference, look at the model with the edit, hold the difference against the limits."""
+"""Run a gate: ask the reference and the model with the edit, and compare the difference with the limits."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.editing.weight_change import LayerChange, WeightMeter
 from emendo.errors import CorpusError, InputError, MomentsError, NumericalError
+from emendo.evaluate import Snapshot, TextTokens
 from emendo.gate.canaries import CanarySet, read_canaries
 from emendo.gate.checks import broken, judge, measure
 from emendo.gate.config import Checks, GateConfig, default_config
 from emendo.gate.evidence import Evidence
-from emendo.gate.look import Look, look
 from emendo.gate.pricing import pricing
 from emendo.gate.report import Check, GateReport
 from emendo.gate.topics import TopicShift, topic_shifts
@@ -29,7 +29,8 @@ def run_gate(
     records: Sequence[EditRecord],
     config: GateConfig | None = None,
     *,
-    before: Look | None = None,
+    before: Snapshot | None = None,
+    after: Snapshot | None = None,
     progress: Progress | None = None,
 ) -> GateReport:
     """Measure an edit and hold it against declared limits; nothing is written to the session's model.
@@ -40,8 +41,9 @@ def run_gate(
             judges the updates that the session holds.
         records: The edited facts with their probes; where there is none, what asks for them is "not measured".
         config: The checks and their limits; None takes the packaged ones.
-        before: The reference as `look_at_reference` saw it with the same records and configuration, where several
-            edits of one model are judged; None looks.
+        before: The reference with the same records (`reference_snapshot`), where several edits of one model are judged
+            or others ask it too; None begins one.
+        after: The model with the edit, likewise, with the records as it is asked them; None begins one.
         progress: Told about the stages.
 
     Raises:
@@ -55,9 +57,10 @@ def run_gate(
     declared = config.checks.declared()
     canaries = _canaries(config)
     updates = _updates(session, edit, config)
-    if before is None:
-        before = look_at_reference(session, records, config, progress=progress)
-    checks, layers, topics = _measured(session, edit, updates, records, canaries, config, before, progress)
+    before = before or reference_snapshot(session, records, config, progress=progress)
+    asked = asked_after(edit.method.config, records) if isinstance(edit, Plan) else records
+    after = after or Snapshot(lambda: session.preview(updates), asked, progress=progress)
+    checks, layers, topics = _measured(session, edit, updates, canaries, config, before, after)
     return GateReport(
         checks=checks,
         not_declared=tuple(name for name in Checks.model_fields if name not in declared),
@@ -72,54 +75,76 @@ def run_gate(
     )
 
 
-def look_at_reference(
+def reference_snapshot(
     session: EditSession,
     records: Sequence[EditRecord],
     config: GateConfig | None = None,
     *,
     progress: Progress | None = None,
-) -> Look:
-    """What edits are compared with, measured once for several of them.
+) -> Snapshot:
+    """What edits are compared with; several of them may share it, which then ask it once.
 
     Args:
-        session: Holds the model; left as it was.
+        session: Holds the model; left as it was. With ``reference = "current"``, its updates have to stay the same.
         records: The facts that all of them will be asked after; may be none.
-        config: The checks; None takes the packaged ones.
+        config: Says what the reference is; None takes the packaged one.
         progress: Told about the stages.
-
-    Raises:
-        GateConfigError: A canary file cannot be used.
-        InputError: A prompt cannot be scored.
-        NumericalError: The reference itself is broken.
     """
     config = config or default_config()
-    with session.preview_base() if config.reference == "base" else session.preview([]) as reference:
-        return look(reference, records, _canaries(config), config.checks, progress or Silent())
+    if config.reference == "base":
+        return Snapshot(session.preview_base, records, progress=progress)
+    return Snapshot(session.lm, records, progress=progress)
 
 
 def _measured(
     session: EditSession,
     edit: Plan | ModelUpdate | Sequence[ModelUpdate],
     updates: Sequence[ModelUpdate],
-    records: Sequence[EditRecord],
     canaries: CanarySet,
     config: GateConfig,
-    before: Look,
-    progress: Progress,
+    before: Snapshot,
+    after: Snapshot,
 ) -> tuple[tuple[Check, ...], tuple[LayerChange, ...], tuple[TopicShift, ...]]:
     """Every declared check, and how far the layers and the kinds of text have moved."""
-    declared = config.checks.declared()
-    asked = asked_after(edit.method.config, records) if isinstance(edit, Plan) else records
+    declared, checks = config.checks.declared(), config.checks
+    _ask(before, canaries, checks)
+    if before.records and checks.neighborhood_lost:
+        _ = before.scored
     layers: tuple[LayerChange, ...] = ()
     try:
-        with session.preview(updates) as edited:
-            layers, unpriced = _changes(session, edit, updates, config.checks)
-            after = look(edited, asked, canaries, config.checks, progress)
-        topics = _topics(canaries, before, after)
+        with session.preview(updates):  # refuses what does not fit, also where no check asks the model
+            layers, unpriced = _changes(session, edit, updates, checks)
+        _ask(after, canaries, checks)
+        if after.records and any((checks.efficacy, checks.paraphrase, checks.neighborhood_lost)):
+            _ = after.scored
+        topics = _topics(canaries, before, after) if checks.read_texts else ()
     except NumericalError as error:
         return tuple(broken(name, check, str(error)) for name, check in declared.items()), layers, ()
-    evidence = Evidence(before, after, layers, unpriced, session.lm, topics)
+    evidence = Evidence(before, after, canaries, layers, unpriced, session.lm, topics)
     return tuple(judge(name, check, measure(name, check, evidence)) for name, check in declared.items()), layers, topics
+
+
+def _ask(snapshot: Snapshot, canaries: CanarySet, checks: Checks) -> None:
+    """Ask what the checks compare between two states, so that a state without finite numbers shows here."""
+    if checks.neighborhood_flips:
+        _ = snapshot.neighborhood
+    if checks.ask_prompts:
+        snapshot.next_tokens(canaries.prompts)
+    if checks.read_texts and canaries.texts:
+        _read(snapshot, canaries)
+    if checks.perplexity_ratio:
+        snapshot.perplexity()
+
+
+def _read(snapshot: Snapshot, canaries: CanarySet) -> TextTokens:
+    texts = canaries.texts
+    return snapshot.text_tokens(texts, lambda model: [tuple(text.encode(model)) for text in texts])
+
+
+def _topics(canaries: CanarySet, before: Snapshot, after: Snapshot) -> tuple[TopicShift, ...]:
+    if not canaries.texts:
+        return ()
+    return topic_shifts(canaries.texts, _read(before, canaries), _read(after, canaries))
 
 
 def _canaries(config: GateConfig) -> CanarySet:
@@ -127,12 +152,6 @@ def _canaries(config: GateConfig) -> CanarySet:
     if not (checks.ask_prompts or checks.read_texts):
         return CanarySet((), {})
     return read_canaries(config.canaries.files, config.folder)
-
-
-def _topics(canaries: CanarySet, before: Look, after: Look) -> tuple[TopicShift, ...]:
-    if before.texts is None or after.texts is None:
-        return ()
-    return topic_shifts(canaries.texts, before.texts, after.texts)
 
 
 def _updates(

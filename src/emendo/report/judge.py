@@ -9,11 +9,9 @@ from typing import Any
 
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
-from emendo.evaluate import RecordScores, evaluate_records
-from emendo.evaluate.held_out import packaged_perplexity
+from emendo.evaluate import RecordScores, Snapshot, sampled_prompts
 from emendo.methods.techniques import asked_after
-from emendo.models import ModelAdapter
-from emendo.progress import Progress, Silent
+from emendo.progress import Progress
 from emendo.requests import EditRecord
 
 
@@ -82,6 +80,8 @@ def judge(
     *,
     shown: int = 12,
     new_tokens: int = 8,
+    before: Snapshot | None = None,
+    after: Snapshot | None = None,
     progress: Progress | None = None,
 ) -> Judgement:
     """Score and generate without the edit and with it; nothing is written to the session's model.
@@ -92,41 +92,43 @@ def judge(
         session: Holds the model; the update is planned and not applied.
         plan: The edit to judge.
         records: The edited facts with their probes.
-        shown: Records whose prompts are continued in words: the prompt, a paraphrase and a neighbour of each.
+        shown: Records whose prompts are continued in words: the prompt, a paraphrase and a neighbor of each.
         new_tokens: Tokens of each continuation.
+        before: The model without the edit, where others ask it too (`edit_snapshots`).
+        after: The model with it, likewise.
         progress: Told about the stages.
     """
     begin = time.perf_counter()
-    progress = progress or Silent()
-    asked = asked_after(plan.method.config, records)
-
-    def look(lm: ModelAdapter, records: Sequence[EditRecord]) -> tuple[RecordScores, float, list[str]]:
-        scores = evaluate_records(lm, records, progress=progress)
-        ppl = packaged_perplexity(lm, progress=progress).value
-        prompts = [prompt for _, prompt, _ in _prompts(records[:shown])]
-        progress.start("generation", len(prompts))
-        texts: list[str] = []
-        for at in range(0, len(prompts), 32):
-            texts += lm.generate_many(prompts[at : at + 32], new_tokens)
-            progress.advance(len(prompts[at : at + 32]))
-        progress.finish()
-        return scores, ppl, texts
-
-    before, ppl_before, texts_before = look(session.lm, records)
-    with session.preview([plan.update]) as edited:
-        after, ppl_after, texts_after = look(edited, asked)
+    if before is None or after is None:
+        before, after = edit_snapshots(session, plan, records, progress=progress)
+    scores_before, ppl_before, texts_before = _asked(before, shown, new_tokens)
+    scores_after, ppl_after, texts_after = _asked(after, shown, new_tokens)
     samples = tuple(
-        Sample(kind, prompt, wanted, old.strip(), new.strip())
-        for (kind, prompt, wanted), old, new in zip(_prompts(records[:shown]), texts_before, texts_after, strict=True)
+        Sample(one.kind, one.prompt, one.wanted, old, new)
+        for one, old, new in zip(sampled_prompts(records, shown), texts_before, texts_after, strict=True)
     )
-    return Judgement(before, after, ppl_before, ppl_after, samples, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return Judgement(scores_before, scores_after, ppl_before, ppl_after, samples, seconds)
 
 
-def _prompts(records: Sequence[EditRecord]) -> list[tuple[str, str, str]]:
-    """Kind, prompt and wanted answer of everything that is continued in words."""
-    prompts = []
-    for record in records:
-        prompts.append(("edited", record.request.text, record.request.target))
-        prompts += [("paraphrase", text, record.request.target) for text in record.paraphrase_prompts[:1]]
-        prompts += [("neighbor", text, record.target_true or "") for text in record.neighborhood_prompts[:1]]
-    return prompts
+def edit_snapshots(
+    session: EditSession, plan: Plan, records: Sequence[EditRecord], *, progress: Progress | None = None
+) -> tuple[Snapshot, Snapshot]:
+    """The session's model without an edit and with it, each asked once by everybody who needs to know.
+
+    Args:
+        session: Holds the model; what it holds must not change as long as the snapshots are asked.
+        plan: The edit.
+        records: Its facts with their probes; with the edit they are asked as its method asks them.
+        progress: Told about the stages.
+    """
+    asked = asked_after(plan.method.config, records)
+    return (
+        Snapshot(session.lm, records, progress=progress),
+        Snapshot(lambda: session.preview([plan.update]), asked, progress=progress),
+    )
+
+
+def _asked(snapshot: Snapshot, shown: int, new_tokens: int) -> tuple[RecordScores, float, tuple[str, ...]]:
+    prompts = [sample.prompt for sample in sampled_prompts(snapshot.records, shown)]
+    return snapshot.scores, snapshot.perplexity().value, snapshot.continuations(prompts, new_tokens)

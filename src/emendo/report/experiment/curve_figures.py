@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emendo.evaluate import wilson_interval
+from emendo.evaluate.measures import MEASURES
 from emendo.report.experiment.axes import FACETS, label_of, telling
 from emendo.report.experiment.figure import MOST_LINES, Figure, Line, Panel, n_text, note, seed_text
 from emendo.report.experiment.folder import Cell, entry, number, rows
@@ -90,7 +91,11 @@ _CURVES = (
         "Perplexity and generation entropy along the sequence",
         (
             _Measure("perplexity of held-out text", "× base", _field("perplexity_ratio")),
-            _Measure("entropy of generated text", "bits", _field("entropy")),
+            *(
+                _Measure(measure.curve.title, measure.curve.unit, _field(name))
+                for name, measure in MEASURES.items()
+                if measure.curve is not None
+            ),
         ),
     ),
 )

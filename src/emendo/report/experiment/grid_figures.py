@@ -13,9 +13,7 @@ from emendo.report.experiment.measures import (
     ARGMAX,
     COST,
     END,
-    GENERATED,
-    GENERATED_CHAT,
-    GENERATED_RAW,
+    PANELS,
     PROBABILITY,
     SCORES,
     SIDE_EFFECTS,
@@ -52,12 +50,15 @@ _SCORE_GROUPS: tuple[_Group, ...] = (
     ("argmax", "Scores (argmax)", ARGMAX),
 )
 _RUN_GROUPS: tuple[_Group, ...] = (
-    ("generated-raw", "Generated answers, raw prompt", GENERATED_RAW),
-    ("generated-chat", "Generated answers, chat template", GENERATED_CHAT),
+    *PANELS,
     ("side-effects", "Side effects", SIDE_EFFECTS),
     ("solve", "Constraint error, condition and key overlap", SOLVE),
     ("cost", "Time and memory", COST),
 )
+
+
+_OF_BASE = [measure for _, _, measures in PANELS for measure in measures]
+"""Measures that have a value before the edits."""
 
 
 # ---- along an axis of the grid ---------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def _sweep(
     panels = []
     for measure in measures:
         found = [Line(label, _points(axis, line, measure, schedule)) for label, line in drawn.items()]
-        if scores or measure in GENERATED:
+        if scores or measure in _OF_BASE:
             found.insert(0, Line(BASELINE, _mean_points(_points(axis, cells, measure, "before"))))
         if any(line.points for line in found if line.label != BASELINE):
             kept = tuple(line for line in found if line.points)

@@ -9,7 +9,7 @@ from emendo.report.experiment import tables
 from emendo.report.experiment.axes import label_of, telling
 from emendo.report.experiment.figure import Figure
 from emendo.report.experiment.folder import Cell, Experiment
-from emendo.report.experiment.measures import EFFECTS, GENERATED, SCORES, SOLVE
+from emendo.report.experiment.measures import explained
 from emendo.report.experiment.tables import Entry, Table
 from emendo.report.experiment.text import markdown, shown
 
@@ -38,7 +38,7 @@ def markdown_text(experiment: Experiment, figures: Sequence[Figure]) -> str:
         if cell.summary:
             lines += _cell(cell, names)
     lines += ["## What the columns mean", ""]
-    lines += [f"* **{markdown(m.label)}**: {markdown(m.meaning)}" for m in (*SCORES, *GENERATED, *EFFECTS, *SOLVE[:3])]
+    lines += [f"* **{markdown(m.label)}**: {markdown(m.meaning)}" for m in explained(experiment.done)]
     return "\n".join(lines) + "\n"
 
 

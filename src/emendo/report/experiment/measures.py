@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from emendo.evaluate.measure import SIDE_EFFECTS as PANEL_OF_EFFECTS
+from emendo.evaluate.measure import Column
+from emendo.evaluate.measures import MEASURES
 from emendo.report.experiment.folder import Cell, entry, number, rows
 
 SCHEDULES = ("before", "immediate", "final")
@@ -140,20 +143,22 @@ def _at(path: str) -> Callable[[Cell, str], Value | None]:
     return read
 
 
-def _flips(cell: Cell, schedule: str) -> Value | None:
-    value, count = cell.number("shift.flips"), cell.number("shift.n")
-    if value is None:
-        return None
-    low, high = _bounds(cell.get("shift.flips_interval"))
-    scaled = (None if low is None else 100 * low, None if high is None else 100 * high)
-    return Value(100 * value, *scaled, None if count is None else int(count))
+def of_column(column: Column) -> Measure:
+    """A column of the table of measures, as reports read it."""
 
+    def read(cell: Cell, schedule: str) -> Value | None:
+        at = {"when": "before" if schedule == "before" else "after"}
+        value = cell.number(column.value.format(**at))
+        if value is None:
+            return None
+        low, high = _bounds(cell.get(column.interval.format(**at)))
+        if low is not None and high is not None:
+            low, high = column.scale * low, column.scale * high
+        count = cell.number(column.count.format(**at)) if column.count else None
+        return Value(column.scale * value, low, high, None if count is None else int(count))
 
-def _kl(cell: Cell, schedule: str) -> Value | None:
-    value, count = cell.number("shift.kl_mean"), cell.number("shift.n")
-    if value is None:
-        return None
-    return Value(value, *_bounds(cell.get("shift.kl_interval")), None if count is None else int(count))
+    shown = {name: getattr(column, name) for name in ("meaning", "bounds", "counted", "spread")}
+    return Measure(column.key, column.label, column.unit, read, column.form, **shown)
 
 
 def _of_layers(name: str) -> Callable[[Cell, str], Value | None]:
@@ -184,60 +189,35 @@ ARGMAX = (
 SCORES = (*PROBABILITY, *ARGMAX)
 
 
-def _generated(kind: str, group: str) -> Callable[[Cell, str], Value | None]:
-    """Share of generated texts that contain the answer; "before" is of the base, anything else of the edited model."""
+PANELS: tuple[tuple[str, str, tuple[Measure, ...]], ...] = tuple(
+    (panel.name, panel.title, tuple(map(of_column, panel.columns)))
+    for measure in MEASURES.values()
+    for panel in measure.panels
+    if panel.name != PANEL_OF_EFFECTS
+)
+"""Name, title and columns of every figure that a measure of the table has for itself."""
 
-    def read(cell: Cell, schedule: str) -> Value | None:
-        found = cell.get(f"generated.{'before' if schedule == 'before' else 'after'}.{kind}")
-        name = f"{group}_contained"
-        if not isinstance(found, dict) or (value := number(found.get(name))) is None:
-            return None
-        count = _count(found, name)
-        return Value(value, *_bounds(entry(found, f"intervals.{name}")), count)
-
-    return read
-
-
-def _generated_measures(kind: str, how: str) -> tuple[Measure, ...]:
-    answers = {"efficacy": ("edited", "new"), "paraphrase": ("paraphrase", "new"), "neighborhood": ("neighbor", "true")}
-    return tuple(
-        Measure(
-            *(f"{kind}_{group}", f"{name}, {kind}", "%", _generated(kind, group), ".1f"),
-            meaning=f"greedy text after the {name} prompt, {how}, contains the {target} target",
-            bounds=(-3, 103),
-            counted="records",
-            spread="bootstrap over records",
-        )
-        for group, (name, target) in answers.items()
+SHARES: tuple[tuple[str, tuple[Measure, ...]], ...] = tuple(
+    (
+        f"{measure.title} {{when}} the edits ({measure.share})",
+        tuple(of_column(column) for panel in measure.panels for column in panel.columns),
     )
-
-
-GENERATED_RAW = _generated_measures("raw", "asked by the raw prompt")
-GENERATED_CHAT = _generated_measures("chat", "asked through the chat template")
-GENERATED = (*GENERATED_RAW, *GENERATED_CHAT)
-
-_PLACES = "next-token predictions"
+    for measure in MEASURES.values()
+    if measure.rows and measure.panels
+)
+"""Title and columns of every measure that has a table before and one after the edits."""
 
 SIDE_EFFECTS = (
     Measure(
         *("perplexity", "perplexity", "× base", _at("perplexity.ratio"), ".4f"),
         meaning="perplexity of held-out text, edited over base model; 1 is unchanged",
     ),
-    Measure(
-        *("kl", "KL", "nats", _kl, ".4f"),
-        meaning="mean KL(base ‖ edited) of the next token",
-        counted=_PLACES,
-        spread="bootstrap over predictions",
-    ),
-    Measure(
-        *("flips", "flips", "%", _flips, ".2f"),
-        meaning="next-token predictions whose most likely token changed",
-        counted=_PLACES,
-        spread="Wilson over predictions",
-    ),
-    Measure(
-        *("entropy", "entropy", "bits", _at("entropy.after"), ".2f"),
-        meaning="n-gram entropy of generated text after the edit; it falls where a model repeats itself",
+    *(
+        of_column(column)
+        for measure in MEASURES.values()
+        for panel in measure.panels
+        if panel.name == PANEL_OF_EFFECTS
+        for column in panel.columns
     ),
 )
 WEIGHTS = (
@@ -274,3 +254,17 @@ COST = (
 )
 EFFECTS = (*SIDE_EFFECTS, *WEIGHTS, *COST)
 """Measures of the whole run, beside the scores in every table."""
+
+
+def explained(cells: Sequence[Cell]) -> list[Measure]:
+    """Every measure that a report explains; what later versions added, where a cell has it."""
+    later = [
+        of_column(column)
+        for measure in MEASURES.values()
+        for panel in measure.panels
+        for column in panel.columns
+        if measure.rows and measure.since >= 2
+    ]
+    absent = {m.key for m in later if all(m.read(cell, "after") is None for cell in cells)}
+    shares = [m for _, columns in SHARES for m in columns if m.key not in absent]
+    return [*SCORES, *shares, *EFFECTS, *SOLVE[:3]]

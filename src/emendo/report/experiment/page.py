@@ -12,7 +12,7 @@ from emendo.report.experiment import tables
 from emendo.report.experiment.axes import label_of, telling
 from emendo.report.experiment.drawing import Picture
 from emendo.report.experiment.folder import Cell, Experiment
-from emendo.report.experiment.measures import EFFECTS, GENERATED, SCORES, SOLVE
+from emendo.report.experiment.measures import explained
 from emendo.report.experiment.text import shown
 from emendo.report.html import render
 
@@ -45,7 +45,7 @@ def page(experiment: Experiment, pictures: Sequence[Picture]) -> str:
         plots=[_plot(picture) for picture in pictures],
         cells=[_cell(cell, names) for cell in experiment.cells if cell.summary],
         open_samples=OPEN_SAMPLES,
-        measures=[*SCORES, *GENERATED, *EFFECTS, *SOLVE[:3]],
+        measures=explained(experiment.done),
         emendo=versions()["emendo"],
     )
 

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from emendo.evaluate.measures import MEASURES
 from emendo.report.experiment.axes import axis_value, label_of, telling
 from emendo.report.experiment.folder import Cell, Experiment, number, rows
-from emendo.report.experiment.measures import EFFECTS, GENERATED, SCORES, Measure
+from emendo.report.experiment.measures import EFFECTS, SCORES, SHARES, Measure
 from emendo.report.experiment.text import shown
 
 
@@ -50,7 +51,13 @@ _LEADS = (Column("cell"), Column("n", "records scored"), Column("seed"))
 
 _BASE_EFFECTS: tuple[tuple[str, str, str], ...] = (
     ("perplexity", "perplexity.before", ".2f"),
-    ("entropy", "entropy.before", ".2f"),
+    *(
+        (column.label, column.base, column.form)
+        for measure in MEASURES.values()
+        for panel in measure.panels
+        for column in panel.columns
+        if column.base
+    ),
 )
 
 
@@ -66,23 +73,24 @@ def score_tables(experiment: Experiment) -> list[Table]:
         for schedule in ("immediate", "final"):
             if any(cell.get(f"scores.{schedule}") for cell in cells):
                 tables.append(_score_table(mode, schedule, cells, names))
-    return tables + _generated_tables(done, [*names, "mode"])
+    return tables + _share_tables(done, [*names, "mode"])
 
 
-def _generated_tables(done: Sequence[Cell], names: Sequence[str]) -> list[Table]:
-    """Generated answers before and after, where they were asked for."""
+def _share_tables(done: Sequence[Cell], names: Sequence[str]) -> list[Table]:
+    """Measures of the table with a mean over records, before and after, where they were asked for."""
     tables = []
-    for when in ("before", "after"):
-        measures = _used(GENERATED, done, when)
-        asked = [cell for cell in done if any(measure.read(cell, when) is not None for measure in measures)]
-        body = [
-            (Entry(_name(cell, names)), *_counted(cell, "before"), *(_entry(m, cell, when) for m in measures))
-            for cell in asked
-        ]
-        if body:
-            title = f"Generated answers {when} the edits (greedy text contains the answer)"
-            note = "Under a share: 95 % bootstrap interval over records."
-            tables.append(Table(title, (*_LEADS, *map(_column, measures)), tuple(body), note))
+    for title, columns in SHARES:
+        for when in ("before", "after"):
+            measures = _used(columns, done, when)
+            asked = [cell for cell in done if any(measure.read(cell, when) is not None for measure in measures)]
+            body = [
+                (Entry(_name(cell, names)), *_counted(cell, "before"), *(_entry(m, cell, when) for m in measures))
+                for cell in asked
+            ]
+            if body:
+                note = "Under a share: 95 % bootstrap interval over records."
+                heads = (*_LEADS, *map(_column, measures))
+                tables.append(Table(title.format(when=when), heads, tuple(body), note))
     return tables
 
 

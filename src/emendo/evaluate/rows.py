@@ -10,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from emendo.evaluate import EditScores, PromptScore, RecordScore, TargetScore, evaluate_records
-from emendo.models import ModelAdapter
+from emendo.evaluate.aggregate import EditScores
+from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
 from emendo.requests import EditRecord
 
 Row: TypeAlias = dict[str, dict[str, list[Any] | None]]
 
 _GROUPS = {"edited": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighborhood"}
-_FEW_RESAMPLES = 1
-"""The bootstrap is made once, over all records of a cell."""
 
 
-def score_rows(adapter: ModelAdapter, records: Sequence[EditRecord]) -> list[Row]:
-    """One row for each record, on the model as it stands."""
-    scored = evaluate_records(adapter, records, n_resamples=_FEW_RESAMPLES).records
+def score_rows(scored: Sequence[RecordScore]) -> list[Row]:
+    """One row for each scored record."""
     return [{name: _columns(getattr(record, attribute)) for name, attribute in _GROUPS.items()} for record in scored]
 
 

@@ -17,11 +17,12 @@ import emendo.evaluate.snapshot as snapshot_module
 from emendo.editing.session import EditSession
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate import Snapshot, evaluate_records, next_token_log_probs, packaged_text, perplexity
-from emendo.evaluate.measure import Given, Measure
-from emendo.evaluate.measures import MEASURES
-from emendo.experiments import Cell, Experiment, Measures
+from emendo.evaluate.measure import Column, Given, Measure, Panel
+from emendo.evaluate.measures import MEASURES, register_measure
+from emendo.experiments import Cell, Experiment, ExperimentConfig, Measures
 from emendo.models import ModelAdapter
 from emendo.report.experiment import read_experiment
+from emendo.report.experiment.tables import score_tables
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
@@ -140,9 +141,16 @@ def _mean_length(before: Any, parts: Any) -> dict[str, Any] | None:
     return {"before": sum(before) / len(before), "after": sum(after) / len(after)} if after else None
 
 
-def test_a_new_measure_is_one_entry(tmp_path: Path, store: MomentStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = Measure("length", "characters of a greedy text", "length", _length, _mean_length, rows=True)
-    monkeypatch.setitem(MEASURES, "length", entry)
+@pytest.fixture
+def length() -> Iterator[Measure]:
+    column = Column("length", "length", "characters", "length.after", ".1f", "characters of a greedy text")
+    panels = (Panel("length", "Length", (column,)),)
+    title = {"title": "Length", "share": "greedy text"}
+    yield register_measure(Measure("length", "", "length", _length, _mean_length, rows=True, panels=panels, **title))
+    MEASURES.unregister("length")
+
+
+def test_a_new_measure_is_one_entry(length: Measure, tmp_path: Path, store: MomentStore) -> None:
     data = write_records(tmp_path / "records.jsonl")
     plain, measured = Measures(**CHEAP), Measures(**CHEAP, length=True)
     assert "length" not in plain.to_dict()
@@ -152,5 +160,10 @@ def test_a_new_measure_is_one_entry(tmp_path: Path, store: MomentStore, monkeypa
     assert set(found["length"]) == {"before", "after"}
     assert found["length"]["before"] > 0
     assert "length" not in other
-    (line, *_) = read_experiment(tmp_path / "out").cells[0].records
+    experiment = read_experiment(tmp_path / "out")
+    (line, *_) = experiment.cells[0].records
     assert set(line["length"]) == {"before", "after"}
+    (table,) = [table for table in score_tables(experiment) if table.title == "Length after the edits (greedy text)"]
+    assert [row[-1].text for row in table.rows] == [f"{found['length']['after']:.1f}"]
+    config = {"name": "x", "data": data, "n": 2, "methods": ["emmet"], "measures": {"length": True}}
+    assert ExperimentConfig.model_validate(config).expand()[0].measures.to_dict()["length"] is True

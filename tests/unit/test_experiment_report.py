@@ -17,7 +17,7 @@ from emendo.report.experiment.axes import across_modes, sweeps, telling
 from emendo.report.experiment.figures import figures_of
 from emendo.report.experiment.folder import Cell, number
 from emendo.report.experiment.markdown import markdown_text
-from emendo.report.experiment.measures import EFFECTS, END, SCORES, score
+from emendo.report.experiment.measures import END, SCORES, effects, score
 from emendo.report.experiment.page import page
 from emendo.report.experiment.tables import score_tables, state_table
 from emendo.report.experiment.text import markdown, shown
@@ -227,7 +227,7 @@ def test_what_is_not_measured_is_a_dash(tmp_path: Path) -> None:
     row = dict(zip([column.label for column in table.columns], table.rows[0], strict=True))
     assert (row["NS"].text, row["S"].text) == ("–", "–")
     assert row["ES"].interval == ""
-    assert not {measure.label for measure in EFFECTS} & row.keys()
+    assert not {measure.label for measure in effects()} & row.keys()
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -456,4 +456,4 @@ def test_any_text_can_be_shown(text: str) -> None:
 
 
 def test_every_score_has_a_meaning() -> None:
-    assert all(measure.meaning for measure in (*SCORES, *EFFECTS))
+    assert all(measure.meaning for measure in (*SCORES, *effects()))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from emendo.errors import ExperimentError
 from emendo.evaluate.entropy import entropy_of_records
 from emendo.evaluate.generated import GENERATED_METRICS, GeneratedAnswer, generation_scores
 from emendo.evaluate.measure import SIDE_EFFECTS, Column, Curve, Given, Measure, Panel
@@ -21,6 +22,7 @@ from emendo.evaluate.snapshot import Snapshot
 from emendo.evaluate.table import mean_over_records
 from emendo.evaluate.zsre import ZsreRecord, zsre_means, zsre_scores
 from emendo.models import ModelAdapter
+from emendo.registry import Registry
 
 ANSWER_TOKENS = 32
 """Most tokens of a generated answer."""
@@ -265,9 +267,9 @@ def _probe(row: Mapping[str, Any]) -> ProbeScore:
 
 # ---- the table -------------------------------------------------------------------------------------------------
 
-MEASURES: dict[str, Measure] = {
-    measure.name: measure
-    for measure in (
+MEASURES: Registry[Measure] = Registry(
+    "measure",
+    (
         Measure(
             name="generated",
             meaning="greedy generations contain the wanted answer, raw and through the chat template",
@@ -361,9 +363,26 @@ MEASURES: dict[str, Measure] = {
                 f"{found['after']:.2f} after (bits)"
             ),
         ),
-    )
-}
+    ),
+    of=Measure,
+    group="emendo.measures",
+    option="--measure",
+    error=ExperimentError,
+)
 """Every measure by its name, in the order of summaries."""
+
+
+def register_measure(measure: Measure, *, replace: bool = False) -> Measure:
+    """Add a measure of one's own: configurations, ``--measure``, summaries and reports then have it.
+
+    Args:
+        measure: The entry.
+        replace: Take the place of a registered one of the same name.
+
+    Raises:
+        PluginError: The name is taken.
+    """
+    return MEASURES.register(measure, replace=replace)
 
 
 def chosen() -> dict[str, Measure]:

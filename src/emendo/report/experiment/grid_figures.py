@@ -13,13 +13,13 @@ from emendo.report.experiment.measures import (
     ARGMAX,
     COST,
     END,
-    PANELS,
     PROBABILITY,
     SCORES,
-    SIDE_EFFECTS,
     SOLVE,
     Measure,
     Value,
+    own_figures,
+    side_effects,
 )
 from emendo.report.experiment.text import shortened
 
@@ -49,16 +49,15 @@ _SCORE_GROUPS: tuple[_Group, ...] = (
     ("scores", "Scores (probability)", PROBABILITY),
     ("argmax", "Scores (argmax)", ARGMAX),
 )
-_RUN_GROUPS: tuple[_Group, ...] = (
-    *PANELS,
-    ("side-effects", "Side effects", SIDE_EFFECTS),
-    ("solve", "Constraint error, condition and key overlap", SOLVE),
-    ("cost", "Time and memory", COST),
-)
 
 
-_OF_BASE = [measure for _, _, measures in PANELS for measure in measures]
-"""Measures that have a value before the edits."""
+def _run_groups() -> list[_Group]:
+    return [
+        *own_figures(),
+        ("side-effects", "Side effects", side_effects()),
+        ("solve", "Constraint error, condition and key overlap", SOLVE),
+        ("cost", "Time and memory", COST),
+    ]
 
 
 # ---- along an axis of the grid ---------------------------------------------------------------------------------
@@ -80,7 +79,7 @@ def sweep_figures(axis: Axis, lines: Mapping[str, Sequence[Cell]], place: str, s
         for schedule in _schedules(cells)
         for name, title, group in _SCORE_GROUPS
     ]
-    wanted += [(name, title, group, "final") for name, title, group in _RUN_GROUPS]
+    wanted += [(name, title, group, "final") for name, title, group in _run_groups()]
     figures = [
         _sweep(name + by, f"{title} against {axis.label}", axis, lines, group, schedule, place)
         for name, title, group, schedule in wanted
@@ -101,10 +100,11 @@ def _sweep(
     drawn = dict(list(lines.items())[:MOST_LINES])
     cells = [cell for line in drawn.values() for cell in line]
     scores = measures[0] in SCORES
+    of_base = {measure.key for _, _, own in own_figures() for measure in own}  # they have a value before the edits
     panels = []
     for measure in measures:
         found = [Line(label, _points(axis, line, measure, schedule)) for label, line in drawn.items()]
-        if scores or measure in _OF_BASE:
+        if scores or measure.key in of_base:
             found.insert(0, Line(BASELINE, _mean_points(_points(axis, cells, measure, "before"))))
         if any(line.points for line in found if line.label != BASELINE):
             kept = tuple(line for line in found if line.points)

@@ -189,36 +189,48 @@ ARGMAX = (
 SCORES = (*PROBABILITY, *ARGMAX)
 
 
-PANELS: tuple[tuple[str, str, tuple[Measure, ...]], ...] = tuple(
-    (panel.name, panel.title, tuple(map(of_column, panel.columns)))
-    for measure in MEASURES.values()
-    for panel in measure.panels
-    if panel.name != PANEL_OF_EFFECTS
-)
-"""Name, title and columns of every figure that a measure of the table has for itself."""
+def own_figures() -> list[tuple[str, str, tuple[Measure, ...]]]:
+    """Name, title and columns of every figure that a measure of the table has for itself."""
+    return [
+        (panel.name, panel.title, tuple(map(of_column, panel.columns)))
+        for measure in MEASURES.values()
+        for panel in measure.panels
+        if panel.name != PANEL_OF_EFFECTS
+    ]
 
-SHARES: tuple[tuple[str, tuple[Measure, ...]], ...] = tuple(
-    (
-        f"{measure.title} {{when}} the edits ({measure.share})",
-        tuple(of_column(column) for panel in measure.panels for column in panel.columns),
-    )
-    for measure in MEASURES.values()
-    if measure.rows and measure.panels
-)
-"""Title and columns of every measure that has a table before and one after the edits."""
 
-SIDE_EFFECTS = (
-    Measure(
-        *("perplexity", "perplexity", "× base", _at("perplexity.ratio"), ".4f"),
-        meaning="perplexity of held-out text, edited over base model; 1 is unchanged",
-    ),
-    *(
+def shares() -> list[tuple[str, tuple[Measure, ...]]]:
+    """Title and columns of every measure that has a table before and one after the edits."""
+    return [
+        (
+            f"{measure.title} {{when}} the edits ({measure.share})",
+            tuple(of_column(column) for panel in measure.panels for column in panel.columns),
+        )
+        for measure in MEASURES.values()
+        if measure.rows and measure.panels
+    ]
+
+
+def side_effects() -> tuple[Measure, ...]:
+    """What an edit does to everything that it is not about."""
+    found = [
         of_column(column)
         for measure in MEASURES.values()
         for panel in measure.panels
         if panel.name == PANEL_OF_EFFECTS
         for column in panel.columns
-    ),
+    ]
+    return (_PERPLEXITY, *found)
+
+
+def effects() -> tuple[Measure, ...]:
+    """Measures of the whole run, beside the scores in every table."""
+    return (*side_effects(), *WEIGHTS, *COST)
+
+
+_PERPLEXITY = Measure(
+    *("perplexity", "perplexity", "× base", _at("perplexity.ratio"), ".4f"),
+    meaning="perplexity of held-out text, edited over base model; 1 is unchanged",
 )
 WEIGHTS = (
     Measure(
@@ -252,8 +264,6 @@ COST = (
     Measure(*("seconds", "seconds", "s", _seconds, ".1f"), meaning="all stages of the cell together"),
     Measure(*("peak", "peak memory", "GiB", _peak, ".2f"), meaning="largest memory of the process"),
 )
-EFFECTS = (*SIDE_EFFECTS, *WEIGHTS, *COST)
-"""Measures of the whole run, beside the scores in every table."""
 
 
 def explained(cells: Sequence[Cell]) -> list[Measure]:
@@ -266,5 +276,5 @@ def explained(cells: Sequence[Cell]) -> list[Measure]:
         if measure.rows and measure.since >= 2
     ]
     absent = {m.key for m in later if all(m.read(cell, "after") is None for cell in cells)}
-    shares = [m for _, columns in SHARES for m in columns if m.key not in absent]
-    return [*SCORES, *shares, *EFFECTS, *SOLVE[:3]]
+    known = [m for _, columns in shares() for m in columns if m.key not in absent]
+    return [*SCORES, *known, *effects(), *SOLVE[:3]]

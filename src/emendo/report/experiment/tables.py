@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from emendo.evaluate.measures import MEASURES
 from emendo.report.experiment.axes import axis_value, label_of, telling
 from emendo.report.experiment.folder import Cell, Experiment, number, rows
-from emendo.report.experiment.measures import EFFECTS, SCORES, SHARES, Measure
+from emendo.report.experiment.measures import SCORES, Measure, effects, shares
 from emendo.report.experiment.text import shown
 
 
@@ -49,16 +49,12 @@ class Table:
 
 _LEADS = (Column("cell"), Column("n", "records scored"), Column("seed"))
 
-_BASE_EFFECTS: tuple[tuple[str, str, str], ...] = (
-    ("perplexity", "perplexity.before", ".2f"),
-    *(
-        (column.label, column.base, column.form)
-        for measure in MEASURES.values()
-        for panel in measure.panels
-        for column in panel.columns
-        if column.base
-    ),
-)
+
+def _base_effects() -> list[tuple[str, str, str]]:
+    """Label, path and form of every number that the unedited model has for itself."""
+    columns = (column for measure in MEASURES.values() for panel in measure.panels for column in panel.columns)
+    own = [(column.label, column.base, column.form) for column in columns if column.base]
+    return [("perplexity", "perplexity.before", ".2f"), *own]
 
 
 def score_tables(experiment: Experiment) -> list[Table]:
@@ -79,7 +75,7 @@ def score_tables(experiment: Experiment) -> list[Table]:
 def _share_tables(done: Sequence[Cell], names: Sequence[str]) -> list[Table]:
     """Measures of the table with a mean over records, before and after, where they were asked for."""
     tables = []
-    for title, columns in SHARES:
+    for title, columns in shares():
         for when in ("before", "after"):
             measures = _used(columns, done, when)
             asked = [cell for cell in done if any(measure.read(cell, when) is not None for measure in measures)]
@@ -96,7 +92,7 @@ def _share_tables(done: Sequence[Cell], names: Sequence[str]) -> list[Table]:
 
 def _before_table(cells: Sequence[Cell]) -> Table:
     """The base model on the records of the cells; cells on the same records have one row."""
-    extra = [(Column(name, "of the base model"), _base_effect(path, form)) for name, path, form in _BASE_EFFECTS]
+    extra = [(Column(name, "of the base model"), _base_effect(path, form)) for name, path, form in _base_effects()]
     scored = [cell for cell in cells if cell.get("scores.before")]
     rows_of = dict.fromkeys(_base_row(cell, [read for _, read in extra]) for cell in scored)
     columns = (*_LEADS, *map(_column, SCORES), *(column for column, _ in extra))
@@ -107,7 +103,7 @@ def _score_table(mode: str, schedule: str, cells: Sequence[Cell], names: Sequenc
     scored = [cell for cell in cells if cell.get(f"scores.{schedule}")]
     # Perplexity, KL and the like are measured on the model as the run leaves it.
     last = schedule == "final" or not any(cell.get("scores.final") for cell in cells)
-    measures = (*SCORES, *(_used(EFFECTS, scored, schedule) if last else ()))
+    measures = (*SCORES, *(_used(effects(), scored, schedule) if last else ()))
     body = (
         (Entry(_name(cell, names)), *_counted(cell, schedule), *(_entry(m, cell, schedule) for m in measures))
         for cell in scored

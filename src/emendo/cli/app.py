@@ -27,6 +27,7 @@ from emendo.cli import (
     export,
     gate,
     harness,
+    layers,
     ledger,
     moments,
     report,
@@ -63,6 +64,7 @@ app.command("data")(data.data)
 app.add_typer(updates.app, name="update")
 app.add_typer(export.app, name="export")
 app.command("trace")(trace.trace)
+app.command("layers")(layers.layers)
 app.command("see")(see.see)
 app.command("diff")(diff.diff)
 app.command("methods")(catalog.methods)

@@ -12,7 +12,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *("init", "log", "show", "revert", "checkout", "verify", "compact"),
     ),
     "Check edits and take them elsewhere": ("gate", "harness", "update", "export"),
-    "Look inside": ("trace", "see", "diff"),
+    "Look inside": ("trace", "layers", "see", "diff"),
     "Look up": ("methods", "models", "moments"),
 }
 """Commands by heading, in the order in which they are listed."""

@@ -110,7 +110,7 @@ class EditScores:
         if not records:
             raise InputError("there is nothing to aggregate: the list of scored records is empty")
         check_bootstrap(confidence, n_resamples)
-        table = np.array([[row[name] for name in _COLUMNS] for row in map(_record_row, records)])
+        table = np.array([[row[name] for name in _COLUMNS] for row in map(record_measures, records)])
         defined = np.isfinite(table)
         values = _with_score(column_means(table, np.ones((1, len(records)))))[0]
         counts = dict(zip(_COLUMNS, defined.sum(axis=0).tolist(), strict=True))
@@ -149,7 +149,7 @@ class EditScores:
         }
 
 
-def _record_row(record: RecordScore) -> dict[str, float]:
+def record_measures(record: RecordScore) -> dict[str, float]:
     """Every metric of one record as a share; NaN where the record does not define it."""
     row: dict[str, float] = dict.fromkeys(_COLUMNS, math.nan)
     groups = (("E", record.efficacy), ("P", record.paraphrase), ("N", record.neighborhood))

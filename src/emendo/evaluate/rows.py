@@ -31,11 +31,21 @@ def aggregate(records: Sequence[EditRecord], rows: Sequence[Row]) -> EditScores:
         records: Whose rows they are.
         rows: One for each record.
     """
+    return EditScores.from_records(record_scores(records, rows))
+
+
+def record_scores(records: Sequence[EditRecord], rows: Sequence[Row]) -> list[RecordScore]:
+    """Rows as what they were made from; prompts have no texts.
+
+    Args:
+        records: Whose rows they are.
+        rows: One for each record.
+    """
     scored = []
     for record, row in zip(records, rows, strict=True):
         groups = {attribute: _prompts(row[name]) for name, attribute in _GROUPS.items()}
         scored.append(RecordScore(record.request.label, record.request.target, record.target_true, **groups))
-    return EditScores.from_records(scored)
+    return scored
 
 
 def holds(row: Row) -> bool:

@@ -197,6 +197,7 @@ class _CellRun:
             with meter.stage("restore"):
                 self.session.rollback()
         line |= {"layers": [report.to_dict() for report in plan.layers], "work": self._work(plan, work)}
+        line |= {"targets": _targets(plan, len(batch)), "leverage": self._leverage(plan, len(batch))}
         line |= {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes, "begin_bytes": meter.begin_bytes}
         lines = [
             {
@@ -294,6 +295,20 @@ class _CellRun:
                 measure.prepare(snapshot)
         return snapshot
 
+    def _leverage(self, plan: Plan, edits: int) -> dict[str, list[float]] | None:
+        """Leverage k A⁻¹ kᵀ of every edit's key by layer, A without earlier edits; None where rows are no edits."""
+        parts = plan.update.layers
+        if isinstance(self.resolved, ResolvedBaseline) or any(
+            part.keys is None or len(part.keys) != edits for part in parts
+        ):
+            return None
+        prepared = self.session.preservation(self.resolved.config)
+        return {
+            str(part.layer): prepared[part.layer].leverage(part.keys).tolist()
+            for part in parts
+            if part.keys is not None
+        }
+
     def _searches(self) -> tuple[int, int, int, float]:
         memory = self.memory
         return memory.served, memory.made, memory.shared, memory.shared_seconds
@@ -306,6 +321,13 @@ class _CellRun:
             "shared_searches": shared,
             "shared_seconds": seconds,
         }
+
+
+def _targets(plan: Plan, edits: int) -> list[dict[str, float]] | None:
+    """What the target search found for every edit; None where it was not one search for each."""
+    if len(plan.targets) != edits:
+        return None
+    return [{"nll": found.nll, "delta_norm": found.delta_norm, "init_norm": found.init_norm} for found in plan.targets]
 
 
 def spread(count: int, most: int) -> set[int]:

@@ -210,6 +210,10 @@ class Experiment:
             self._sources[name] = read_source(name)
         return self._sources[name]
 
+    def records(self, cell: Cell) -> list[EditRecord]:
+        """The records of a cell, in the order in which they are edited; loads its model."""
+        return self._records(cell, self._ground_of(cell.model))
+
     def _records(self, cell: Cell, ground: Ground) -> list[EditRecord]:
         return select_records(self._source(cell.data), cell, ground.answered)
 

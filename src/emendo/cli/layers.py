@@ -1,0 +1,76 @@
+"""`emendo layers`: which layers of a model take an edit, measured, with a causal trace beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emendo.cli import options
+from emendo.cli.console import Terminal
+from emendo.cli.pages import check_place
+
+_OUT = Path("out/layers")
+
+
+def layers(
+    model: options.Model,
+    facts: Annotated[str, typer.Option("--facts", help="Facts with paraphrases and neighbours, such as CounterFact.")],
+    n: Annotated[int, typer.Option("--n", help="Facts that are edited and traced.")] = 32,
+    chosen: Annotated[
+        str | None, typer.Option("--layers", help="Layers to try, such as 1,3,5 or 0-9; default: nine, evenly spread.")
+    ] = None,
+    window: Annotated[int, typer.Option("--window", help="Also edit so many layers around each of them together.")] = 0,
+    method: options.Method = "emmet",
+    setting: options.Set = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Edits written together.")] = 1,
+    part: Annotated[str, typer.Option("--part", help="dev, report or all: the subject-disjoint split.")] = "dev",
+    only_answered: Annotated[bool, typer.Option("--only-answered", help="Only facts that the model answers.")] = False,
+    samples: Annotated[int, typer.Option("--samples", help="Of the trace: corrupted runs of each fact.")] = 10,
+    trace_window: Annotated[int, typer.Option("--trace-window", help="Of the trace: layers restored together.")] = 10,
+    seed: options.Seed = 0,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results; an interrupted run goes on in it.")] = _OUT,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find the layers that take an edit: a measured sweep, and what a causal trace would have said."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    from emendo.report.layers import PAGE
+
+    check_place(out, PAGE, overwrite=overwrite)
+    from emendo.experiments.layer_study import CHEAP, StudySettings, layer_study
+
+    named = options.parse_layers(chosen)
+    settings = StudySettings(
+        layers=None if named is None else tuple(named),
+        window=window,
+        method=method,
+        settings=options.parse_settings(setting),
+        n=n,
+        batch_size=batch_size,
+        part=part,  # type: ignore[arg-type]  # checked where records are selected
+        only_answered=only_answered,
+        seed=seed,
+        trace=replace(CHEAP, samples=samples, window=trace_window),
+    )
+    from emendo.models import load
+    from emendo.report.layers import document, write_layers
+    from emendo.report.layers.words import explained, traced, verdict
+    from emendo.report.layers.write import EXPLAINED, SWEPT, TRACED, swept
+
+    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    study = layer_study(lm, facts, settings, folder=out, progress=terminal)
+    described = document(study)
+    paths = write_layers(out, described, study.trace)
+    terminal.wide_table("Sweep (* cannot be told from the best)", SWEPT, swept(described))
+    terminal.wide_table("What the trace alone would say", TRACED, traced(described))
+    terminal.wide_table("What explains an edit of one fact at one layer", EXPLAINED, explained(described))
+    for line in verdict(described):
+        terminal.line(line)
+    terminal.line(f"Page: {paths['page']}")
+    terminal.result({**described, "files": paths})

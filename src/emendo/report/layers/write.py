@@ -16,7 +16,7 @@ from emendo.report.line_picture import draw_panels
 from emendo.report.lines import placed
 from emendo.report.trace.write import check_packages
 from emendo.tracing import Trace, write_trace
-from emendo.versions import versions
+from emendo.io.versions import versions
 
 PAGE = "layers.html"
 

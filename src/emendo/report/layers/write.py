@@ -8,6 +8,7 @@ from typing import Any
 
 from emendo.io import strict_json
 from emendo.io.printable import printable
+from emendo.io.versions import versions
 from emendo.io.whole_file import write_bytes, write_text
 from emendo.report.html import render
 from emendo.report.layers.panels import panels
@@ -16,7 +17,6 @@ from emendo.report.line_picture import draw_panels
 from emendo.report.lines import placed
 from emendo.report.trace.write import check_packages
 from emendo.tracing import Trace, write_trace
-from emendo.io.versions import versions
 
 PAGE = "layers.html"
 

@@ -17,10 +17,11 @@ import numpy as np
 from emendo.datasets import Part
 from emendo.errors import ExperimentError
 from emendo.evaluate.aggregate import record_measures
-from emendo.experiments.cells import Cell, Measures, Setting
+from emendo.evaluate.rows import record_scores
+from emendo.experiments.cells import Cell, Setting
 from emendo.experiments.layer_result import LayerStudy, Place
+from emendo.experiments.measures import Measures
 from emendo.experiments.run import Experiment
-from emendo.experiments.scores import record_scores
 from emendo.methods import ResolvedMethod
 from emendo.methods.techniques import resolve_technique
 from emendo.models import ModelAdapter

@@ -199,14 +199,14 @@ def test_repeated_and_contradicting_requests_are_refused(store: MomentStore, tin
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_shared_key_cannot_hold_two_values(dtype: torch.dtype, store: MomentStore) -> None:
-    """Prompts that differ only after the subject have one key; equality says who is in whose way."""
+    """Prompts that differ only after the subject have one key; with a value each, equality names who is in the way."""
     adapter = build_tiny("llama", dtype=dtype)
     twins = [replace(EIFFEL, id="where"), replace(EIFFEL, prompt="{} was built in", target="Tokyo", id="when")]
-    for method in ("emmet",):
-        with pytest.raises(InfeasibleError, match=r"share a key: where, when(.|\n)*--method memit"):
-            planned(adapter, store, [*twins, JAPAN], method, [1])
+    each = {"target__shared": "request"}
+    with pytest.raises(InfeasibleError, match=r"share a key: where, when(.|\n)*--method memit"):
+        planned(adapter, store, [*twins, JAPAN], "emmet", [1], **each)
     for method in ("memit", "emmet-published"):
-        plan = planned(adapter, store, [*twins, JAPAN], method, [1])
+        plan = planned(adapter, store, [*twins, JAPAN], method, [1], **each)
         assert float(plan.update.layers[0].delta().norm()) > 0
 
 

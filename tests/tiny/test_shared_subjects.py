@@ -32,7 +32,7 @@ def test_equality_is_infeasible_alone_and_holds_together(family: str, contexts: 
     adapter = build_tiny(family, dtype=torch.float64)
     session = EditSession(adapter, store=store)
     with pytest.raises(InfeasibleError, match="share a key: where, when"):
-        planned(session, store, BATCH, "emmet", [2], contexts__scheme=contexts)
+        planned(session, store, BATCH, "emmet", [2], contexts__scheme=contexts, target__shared="request")
     plan = planned(session, store, BATCH, "emmet", [2], contexts__scheme=contexts, **SHARED)
     (part,) = plan.update.layers
     assert (part.rank, len(plan.targets)) == (3, 4)

@@ -19,7 +19,7 @@ from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
-from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, quick_plan
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, quick_plan
 
 CONTEXTS = ("{}", "The weather was calm. {}")
 SETTINGS = TargetSettings(steps=3, batch_size=2)
@@ -184,11 +184,26 @@ def test_what_is_searched_on_an_edited_model_is_not_remembered(
     assert quick_plan(plain, [EIFFEL]).update.id == later.update.id
 
 
-def test_requests_that_share_a_target_are_searched_by_their_batch(
-    tiny_llama: ModelAdapter, store: MomentStore, searches: list[int]
+@pytest.mark.parametrize("shared", ["key", "subject"])
+def test_requests_that_share_a_target_are_a_search_of_their_own(
+    shared: str, tiny_llama: ModelAdapter, searches: list[int], tmp_path: Path
 ) -> None:
-    twins = [EIFFEL, replace(EIFFEL, prompt="{} was built by")]
-    session = EditSession(tiny_llama, store=store, targets=TargetMemory(twins))
-    plan = session.plan(twins, "memit", settings={**QUICK, "target.shared": "subject"})
-    assert searches == []
-    assert plan.targets[0] == plan.targets[1]
+    """Which requests share one is a matter of the batch; each group is found again, alone or beside others."""
+    settings = replace(SETTINGS, shared=shared)
+    twin = replace(EIFFEL, prompt="{} was built by")
+    known = [EIFFEL, JAPAN, twin]
+    memory = TargetMemory(known, tmp_path)
+    found = memory.find(tiny_llama, known, CONTEXTS, 2, settings)
+    assert searches == [2, 2]  # the chunk that JAPAN is in, and the twins
+    assert torch.equal(found.value[0], found.value[2])
+    together = find_targets(tiny_llama, [EIFFEL, twin], CONTEXTS, 2, settings)
+    assert torch.equal(found.value[[0, 2]], together.value)
+    assert (found.traces[0], found.traces[2]) == together.traces
+    again = TargetMemory(known, tmp_path)
+    assert torch.equal(again.find(tiny_llama, [EIFFEL, twin], CONTEXTS, 2, settings).value, together.value)
+    assert len(searches) == 2
+    alone = memory.find(tiny_llama, [EIFFEL], CONTEXTS, 2, settings)
+    assert not torch.equal(alone.value[0], found.value[0])
+    assert len(searches) == 2, "of the chunk that is known"
+    with pytest.raises(InputError, match="roll back"):
+        memory.find(tiny_llama, [EIFFEL], CONTEXTS, 2, settings, None, [twin])

@@ -9,7 +9,7 @@ import torch
 
 from emendo.editing.keys import current_values, forward_values
 from emendo.editing.objective import Entry, Terms, target_problem
-from emendo.editing.value_search import find_targets, share_groups
+from emendo.editing.value_search import find_targets
 from emendo.errors import RequestError
 from emendo.methods.settings import KeySettings, TargetSettings
 from emendo.models.alignment import align_edit, align_prompt
@@ -137,12 +137,6 @@ def test_a_tokenizer_without_end_of_text_is_an_error() -> None:
 
 
 # ---- shared and anchored -------------------------------------------------------------------------------------
-
-
-def test_share_groups() -> None:
-    requests = [FRANCE, EIFFEL, TOWER, replace(FRANCE, subject=" Paris ")]
-    assert share_groups(requests, "request") == [[0], [1], [2], [3]]
-    assert share_groups(requests, "subject") == [[0, 2, 3], [1]]
 
 
 def test_requests_on_one_subject_share_their_target() -> None:

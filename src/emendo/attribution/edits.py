@@ -83,7 +83,7 @@ def edits_of(updates: Sequence[ModelUpdate]) -> EditSet:
         if single is None:
             rows = max((part.rank for part in update.layers), default=0)
             owner += [len(edits)] * rows
-            edits.append(Edit(_name(update, number), tuple(_requests(update)), number, whole=True))
+            edits.append(Edit(_name(update, number), tuple(update.requests), number, whole=True))
         else:
             owner += range(len(edits), len(edits) + len(single))
             edits += [Edit(_label(group), tuple(group), number, whole=False) for group in single]
@@ -95,17 +95,10 @@ def edits_of(updates: Sequence[ModelUpdate]) -> EditSet:
 
 def single_edits(update: ModelUpdate) -> list[list[Mapping[str, Any]]] | None:
     """The requests of every row of an update; None where its rows are no single edits."""
-    requests = _requests(update)
-    groups = update.info.get("groups")
-    listed = [[requests[i] for i in group] for group in groups] if isinstance(groups, list) else [[r] for r in requests]
+    listed = update.groups
     written = [part for part in update.layers if part.rank]
     as_many = all(part.rank == len(listed) and part.keys is not None for part in written)
     return listed if listed and written and as_many else None
-
-
-def _requests(update: ModelUpdate) -> list[Mapping[str, Any]]:
-    rows = update.info.get("requests")
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _label(group: Sequence[Mapping[str, Any]]) -> str:
@@ -113,7 +106,7 @@ def _label(group: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _name(update: ModelUpdate, number: int) -> str:
-    return f"update {number + 1} ({update.id[:8]}, {len(_requests(update))} requests)"
+    return f"update {number + 1} ({update.id[:8]}, {len(update.requests)} requests)"
 
 
 def _stacked(

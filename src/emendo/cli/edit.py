@@ -160,6 +160,8 @@ def run_edit(
         terminal.line(f"{NOT_JUDGED} (--no-judge).")
     else:
         show_judgement(terminal, judgement)
+    for warning in plan.warnings:
+        terminal.line(f"Note: {warning}")
     if gated is not None:
         gate.show_gate(terminal, gated)
     _show_cost(terminal, document)
@@ -216,9 +218,14 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
         records: As the model is asked them, see `asked_after`.
         method: As `to_dict` of a resolved method or baseline gives it.
     """
+    from emendo.editing.sharing import refuse_contradictions, share_groups
     from emendo.models.alignment import align_edit
 
     lm = session.lm
+    shared = method["settings"].get("target.shared")
+    requests = [record.request for record in records]
+    groups = share_groups(lm, requests, shared) if shared else []
+    refuse_contradictions(lm, requests, groups)
     read = []
     terminal.start("requests", len(records))
     for record in records:
@@ -234,8 +241,24 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
     terminal.finish()
     show_method(terminal, method["name"], method)
     _show_requests(terminal, records, read)
+    _show_groups(terminal, records, groups, shared)
     terminal.line("Nothing was edited (--plan-only).")
-    terminal.result({"plan_only": True, "base": session.base, "method": method, "requests": read})
+    document = {"plan_only": True, "base": session.base, "method": method, "requests": read, "groups": groups}
+    terminal.result(document)
+
+
+def _show_groups(terminal: Terminal, records: list[EditRecord], groups: list[list[int]], shared: str) -> None:
+    """Requests that share one value, where any do."""
+    why = "the same key: their prompts are equal up to the subject's end" if shared == "key" else "one subject"
+    rows = []
+    for group in groups:
+        if len(group) > 1:
+            told = (f"{records[index].request.text} → {records[index].request.target}" for index in group)
+            rows.append(("\n".join(shortened(line, _MOST_CHARACTERS) for line in told),))
+    if rows:
+        terminal.table(f"Requests that share one value ({why})", ("searched together",), rows[:_MOST_SHOWN])
+        if len(rows) > _MOST_SHOWN:
+            terminal.line(f"and {len(rows) - _MOST_SHOWN} more groups (--json has all)")
 
 
 def _show_requests(terminal: Terminal, records: list[EditRecord], read: list[dict[str, Any]]) -> None:

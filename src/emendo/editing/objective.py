@@ -104,6 +104,8 @@ class Losses:
         nll: Mean negative log-likelihood of the target tokens over contexts, nats, ``[n]``.
         kl: Divergence on the subject's own prompt, nats, ``[n]``.
         argmax: Whether every target token is the argmax in every context, ``[n]``.
+        fact_nll: `nll` of each fact by itself, ``[facts]``: several of a request that stands for a group.
+        fact_argmax: `argmax` of each fact by itself, ``[facts]``.
         ended: Whether the argmax after the target ends its last word in every context, ``[n]``; true where not asked.
         final: Hidden states after the final norm that the losses were read from, ``[tokens, d_model]``.
     """
@@ -112,6 +114,8 @@ class Losses:
     nll: Float[Tensor, " n"]
     kl: Float[Tensor, " n"]
     argmax: Bool[Tensor, " n"]
+    fact_nll: Float[Tensor, " facts"]
+    fact_argmax: Bool[Tensor, " facts"]
     ended: Bool[Tensor, " n"]
     final: Float[Tensor, "tokens d_model"]
 
@@ -132,6 +136,8 @@ class TargetProblem:
         labels: The target token each of them should predict, ``[scores]``.
         score_owner: Request of each scored token, ``[scores]``.
         score_weight: Share of each scored token in its request's NLL, ``[scores]``.
+        score_fact: Fact of each scored token, ``[scores]``.
+        fact_owner: Request of each fact, ascending, ``[facts]``; several where a group of them is one request.
         ends: Packed last token of each target whose word is to end there, ``[ends]``.
         end_owner: Request of each of them, ``[ends]``.
         end_weight: Its share in the request's mean, ``[ends]``.
@@ -150,6 +156,8 @@ class TargetProblem:
     labels: Int[Tensor, " scores"]
     score_owner: Int[Tensor, " scores"]
     score_weight: Float[Tensor, " scores"]
+    score_fact: Int[Tensor, " scores"]
+    fact_owner: Int[Tensor, " facts"]
     ends: Int[Tensor, " ends"]
     end_owner: Int[Tensor, " ends"]
     end_weight: Float[Tensor, " ends"]
@@ -190,9 +198,13 @@ class TargetProblem:
         kl = (logp.exp() * (logp - self.base_logp)).sum(dim=1).to(delta.dtype)
         decay = (delta.norm(dim=2) / init_norm.square()).sum(dim=1)
         with torch.no_grad():
-            missed = delta.new_zeros(self.n).index_add(
-                0, self.score_owner, (target_logits.argmax(dim=1) != self.labels).to(delta.dtype)
-            )
+            none = delta.new_zeros(len(self.fact_owner))
+            sizes = torch.bincount(self.fact_owner, minlength=self.n)
+            weighted = token_nll * self.score_weight * sizes[self.score_owner]
+            fact_nll = none.index_add(0, self.score_fact, weighted.to(delta.dtype))
+            wrong = (target_logits.argmax(dim=1) != self.labels).to(delta.dtype)
+            fact_missed = none.index_add(0, self.score_fact, wrong)
+            missed = delta.new_zeros(self.n).index_add(0, self.fact_owner, fact_missed)
             runs_on = ~torch.isin(end_logits.argmax(dim=1), self.ending)
             unended = delta.new_zeros(self.n).index_add(0, self.end_owner, runs_on.to(delta.dtype))
         total = (nll if nll_weight is None else nll_weight * nll) + terms.kl * kl + terms.decay * decay
@@ -200,7 +212,8 @@ class TargetProblem:
             going_on = end_logits.logsumexp(dim=1) - end_logits[:, self.ending].logsumexp(dim=1)
             shares = (going_on * self.end_weight).to(delta.dtype)
             total = total + terms.word_end * delta.new_zeros(self.n).index_add(0, self.end_owner, shares)
-        return Losses(total, nll.detach(), kl.detach(), missed == 0, unended == 0, final.detach())
+        reached = missed == 0, fact_nll, fact_missed == 0, unended == 0
+        return Losses(total, nll.detach(), kl.detach(), *reached, final.detach())
 
     def keep(self, requests: Sequence[int]) -> TargetProblem:
         """The same problem for some of its requests, in ascending order."""
@@ -213,6 +226,9 @@ class TargetProblem:
         token_number = torch.full((len(self.constant),), -1, device=device)
         token_number[tokens] = torch.arange(len(tokens), device=device)
         scores = torch.nonzero(renumber[self.score_owner] >= 0).flatten()
+        facts = torch.nonzero(renumber[self.fact_owner] >= 0).flatten()
+        fact_number = torch.full((len(self.fact_owner),), -1, device=device)
+        fact_number[facts] = torch.arange(len(facts), device=device)
         ends = torch.nonzero(renumber[self.end_owner] >= 0).flatten()
         return TargetProblem(
             entry=self.entry,
@@ -224,6 +240,8 @@ class TargetProblem:
             labels=self.labels[scores],
             score_owner=renumber[self.score_owner[scores]],
             score_weight=self.score_weight[scores],
+            score_fact=fact_number[self.score_fact[scores]],
+            fact_owner=renumber[self.fact_owner[facts]],
             ends=token_number[self.ends[ends]],
             end_owner=renumber[self.end_owner[ends]],
             end_weight=self.end_weight[ends],
@@ -247,7 +265,7 @@ def target_problem(
 
     Args:
         adapter: The model.
-        groups: The facts to write; the requests of a group are about one subject and share δ.
+        groups: The facts to write; the requests of a group share δ.
         contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
         entry: Where δ enters.
         end_of_text: The model's end-of-text token is the last token of every target.
@@ -263,6 +281,8 @@ def target_problem(
     labels: list[int] = []
     score_owner: list[int] = []
     score_weight: list[float] = []
+    score_fact: list[int] = []
+    fact_owner: list[int] = []
     score_at: list[tuple[int, int]] = []  # row, step
     end_at: list[tuple[int, int]] = []
     end_owner: list[int] = []
@@ -272,12 +292,14 @@ def target_problem(
     for number, group in enumerate(groups):
         for request in group:
             plain_rows.append(len(sequences))
+            fact_owner.append(number)
             for context in contexts:
                 edit = align_edit(adapter, request, context, end_of_text=end_of_text)
                 row, length, n_tokens = len(sequences), len(edit.ids), len(edit.target_ids)
                 score_at += [(row, at - edit.prompt.subject_last) for at in range(length - n_tokens, length)]
                 labels += edit.target_ids
                 score_owner += [number] * n_tokens
+                score_fact += [len(fact_owner) - 1] * n_tokens
                 score_weight += [1 / (len(group) * len(contexts) * n_tokens)] * n_tokens
                 sequences.append(edit.ids)
                 if word_end and not end_of_text and ends_in_word(request):
@@ -311,6 +333,8 @@ def target_problem(
         labels=torch.tensor(labels, device=device),
         score_owner=torch.tensor(score_owner, device=device),
         score_weight=torch.tensor(score_weight, dtype=precision, device=device),
+        score_fact=torch.tensor(score_fact, device=device),
+        fact_owner=torch.tensor(fact_owner, device=device),
         ends=begins[end[:, 0]] + end[:, 1],
         end_owner=torch.tensor(end_owner, dtype=torch.long, device=device),
         end_weight=torch.tensor(end_weight, dtype=precision, device=device),

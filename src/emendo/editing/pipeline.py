@@ -1,12 +1,14 @@
 """The readable core: from requests to an update, leaving the model as it was.
 
-For each batch of requests (all at once, or one by one for ROME):
+Requests with one key are one edit with one value (`activations.sharing`). For each batch of edits (all at once, or one
+by one for ROME):
 
-1. search the target values v* (`activations.targets`) at the layers that the distribution aims at;
-2. for each step of the distribution, ascending: read the keys K of the step's layer and what is still missing at the
+1. read the keys K, and refuse those that the method cannot hold before anything is searched;
+2. search the target values v* (`activations.targets`) at the layers that the distribution aims at;
+3. for each step of the distribution, ascending: read the keys K of the step's layer and what is still missing at the
    layer that it aims at, take the layer's share R of it (`distribution`), solve for the dual keys Q (`solve`), and
    write ΔW = RᵀQ so that the next layer sees it;
-3. where the method keeps a history, make the written keys part of what the next batch preserves.
+4. where the method keeps a history, make the written keys part of what the next batch preserves.
 
 All of it happens in an isolated model with its own weights in those layers (`models.isolation`). Then the post-step
 shapes each layer's sum, and the factors are returned.
@@ -15,9 +17,9 @@ shapes each layer's sum, and the factors are returned.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -26,9 +28,10 @@ from torch import Tensor
 
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.keys import EditKeys, current_values, extract_keys, forward_values
-from emendo.editing.plan import LayerReport, Plan, layer_report
+from emendo.editing.plan import LayerReport, Plan, layer_report, unreached_warning
+from emendo.editing.sharing import EarlierFacts, KeyTokens, key_tokens, refuse_contradictions, share_groups
 from emendo.editing.value_cache import TargetMemory
-from emendo.editing.value_search import Targets, TargetTrace, find_targets, share_groups
+from emendo.editing.value_search import Targets, TargetTrace, find_targets
 from emendo.errors import InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.methods.settings import KeySettings, PostStep
@@ -41,6 +44,7 @@ from emendo.solve import (
     SolveStats,
     cap_norm,
     check_keys,
+    check_system,
     extend_history,
     key_tolerance,
     prune,
@@ -63,6 +67,7 @@ def plan_edit(
     base: Mapping[str, str] | None = None,
     preceding: Sequence[str] = (),
     earlier: Sequence[LayerUpdate] = (),
+    facts: EarlierFacts | None = None,
     weights: Mapping[int, Weight] | None = None,
     powers: Mapping[int, float] | None = None,
     anchors: Mapping[int, Float[Tensor, " n"]] | None = None,
@@ -82,6 +87,9 @@ def plan_edit(
         base: Identity of the base model, stored with the update.
         preceding: Identities of updates already applied to the model, stored with the update.
         earlier: Sum of the updates already applied, one entry a layer: the method's history.
+        facts: What those updates have written, by key. Where requests with one key share a value
+            (``target.shared=key``), it is searched for the earlier facts under their keys too, and the earlier keys,
+            whose value it replaces, are no part of the history any more.
         weights: Present weights in float32 or better, where more is known of them than the model's dtype holds.
         powers: tr(W₀ C W₀ᵀ) of the unedited weights, which the reports are relative to; None: that of the present ones.
         anchors: Norms that a method with `target.norm_anchor` gives to the target values, by searched layer; None:
@@ -93,7 +101,8 @@ def plan_edit(
 
     Raises:
         RequestError: No request, or repeated or contradicting ones.
-        InfeasibleError: Equality was asked of keys that cannot hold it; names the requests.
+        InfeasibleError: Equality was asked of keys that cannot hold it, which is known before the search; names the
+            requests.
         InputError: The method needs the keys of earlier updates and they are not known.
         NumericalError: Something is not finite.
     """
@@ -104,28 +113,36 @@ def plan_edit(
         contexts = prefix_contexts(adapter, scheme, seed) if contexts_of is None else contexts_of(scheme)
     if config.target.norm_anchor and anchors is None:
         anchors = reference_norms(adapter, requests, config)
-    batches = [list(requests)] if config.batching == "joint" else [[request] for request in requests]
+    groups = share_groups(adapter, requests, config.target.shared)
+    refuse_contradictions(adapter, requests, groups)
+    parts = [groups] if config.batching == "joint" else [[group] for group in groups]
+    batches = [_Batch.of(requests, part) for part in parts]
     # Many batches are one stage, in requests; a single one shows its own stages.
     inner = progress if len(batches) == 1 else Silent()
     if len(batches) > 1:
         progress.start("edits", len(requests))
-    done = 0
+    facts = facts if facts is not None and config.target.shared == "key" else EarlierFacts()
     with adapter.isolated(config.written_layers) as own:
         run = _Run(own, method, contexts, prepared, earlier, weights or {}, powers)
+        left_out = run.leave_out(facts, {key_tokens(adapter, request) for request in requests} if facts.facts else ())
         # The second of many batches is searched on the model that holds the first.
-        if targets is not None and len(batches) == 1 and targets.serves(requests, config.target):
+        if targets is not None and len(batches) == 1 and targets.serves(requests):
             run.find_targets = targets.find
         for batch in batches:
-            norms = {layer: found[done : done + len(batch)] for layer, found in (anchors or {}).items()}
+            norms = {layer: found[batch.positions] for layer, found in (anchors or {}).items()}
+            with watch("keys and solve"):
+                run.read_keys(batch)
             with watch("targets"):
-                aims = run.search(batch, norms, inner)
+                aims = run.search(batch, norms, facts.kept(adapter, batch.requests), inner)
             with watch("keys and solve"):
                 run.write(batch, aims, inner)
-            done += len(batch)
             if len(batches) > 1:
-                progress.advance(len(batch))
+                progress.advance(len(batch.requests))
     if len(batches) > 1:
         progress.finish()
+    place = {request: position for position, request in enumerate(requests)}
+    if config.batching == "one_by_one":  # a group is written where its first request stands
+        run.found.sort(key=lambda found: place[found.request])
     with watch("measures"):
         solved = merge_layers(run.parts)
         layers = tuple(run.finish(update) for update in solved)
@@ -135,13 +152,15 @@ def plan_edit(
         "method": method.to_dict(),
         "seed": seed,
         "contexts": list(contexts),
-        "targets": [_trace_to_dict(layer, trace) for layer, trace in run.traces],
+        "targets": [_trace_to_dict(found.layer, found.trace) for found in run.found],
         "layers": [report.to_dict() for report in reports],
+        **_shared_record(groups, run.kept, left_out),
         **(record or {}),
     }
     update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)
-    traces = tuple(trace for _, trace in run.traces)
-    return Plan(update, tuple(requests), method, contexts, traces, reports, watch.seconds)
+    traces = tuple(found.trace for found in run.found)
+    warnings = unreached_warning([(found.request, found.trace) for found in (*run.found, *run.kept)], config.target)
+    return Plan(update, tuple(requests), method, contexts, traces, reports, watch.seconds, warnings)
 
 
 def reference_norms(
@@ -161,6 +180,43 @@ def reference_norms(
         layer: current_values(adapter, requests, [SLOT], layer, config.target.site, plain).norm(dim=1)
         for layer in searched_layers(config.distribution, config.layers)
     }
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Requests that are solved together.
+
+    Attributes:
+        requests: The facts.
+        groups: Those that share a value, as indices into `requests`: a row of the solve each.
+        positions: Where the requests stand in the plan's.
+    """
+
+    requests: list[EditRequest]
+    groups: list[list[int]]
+    positions: list[int]
+
+    @classmethod
+    def of(cls, requests: Sequence[EditRequest], groups: Sequence[Sequence[int]]) -> _Batch:
+        """A batch of some groups of a plan's requests."""
+        positions = sorted(index for group in groups for index in group)
+        place = {index: number for number, index in enumerate(positions)}
+        own = [[place[index] for index in group] for group in groups]
+        return cls([requests[index] for index in positions], own, positions)
+
+    @property
+    def names(self) -> list[str]:
+        """What messages call the groups."""
+        return [" + ".join(self.requests[index].label for index in group) for group in self.groups]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search did for one request."""
+
+    request: EditRequest
+    layer: int
+    trace: TargetTrace
 
 
 class _Run:
@@ -185,53 +241,91 @@ class _Run:
         self.exact = dict(self.start)
         self.parts: list[LayerUpdate] = []
         self.stats: dict[int, list[SolveStats]] = {layer: [] for layer in self.written}
-        self.traces: list[tuple[int, TargetTrace]] = []
+        self.found: list[_Found] = []
+        self.kept: list[_Found] = []
+        self.first_keys: dict[int, EditKeys] = {}
         self.find_targets: Callable[..., Targets] | None = None
         # Factorised with the metric when they are first needed, after the search: a history is as large as C.
         self.to_remember = list(self.earlier.values()) if self.config.history.weight else []
         self._check_keys_known()
 
+    def leave_out(self, facts: EarlierFacts, keys: Iterable[KeyTokens]) -> dict[int, list[int]]:
+        """Take those rows out of the history whose keys have another value by now, or are about to get one.
+
+        Returns:
+            The rows, by layer.
+        """
+        keys, left_out, kept = set(keys), {}, []
+        for update in self.to_remember:
+            if rows := facts.replaced(update.layer, keys):
+                assert update.keys is not None  # checked at the start
+                left_out[update.layer] = rows
+                preserved = torch.ones(len(update.keys), dtype=torch.bool)
+                preserved[rows] = False
+                update = replace(update, keys=update.keys[preserved])
+            kept.append(update)
+        self.to_remember = kept
+        return left_out
+
+    def read_keys(self, batch: _Batch) -> None:
+        """Read the keys that nothing has been written to yet, and refuse what the solve would refuse after the search.
+
+        Raises:
+            InfeasibleError: Equality was asked of keys that cannot hold it; names the requests.
+        """
+        s = self.config.memorization.strength(len(batch.groups))
+        needed = s == 0 or any(step.share is None for step in self.steps)
+        self.first_keys = self._keys(batch, self.written if needed else self.written[:1])
+        tolerance = key_tolerance(self.adapter.dtype)
+        for layer, keys in self.first_keys.items():
+            # The keys of upper layers change with what is written below them, the lowest layer's do not.
+            check = check_system if layer == self.written[0] else check_keys
+            check(self.prepared[layer], keys.mean, s=s, labels=batch.names, tolerance=tolerance)
+
     def search(
-        self, batch: Sequence[EditRequest], norms: Mapping[int, Float[Tensor, " n"]], progress: Progress
+        self,
+        batch: _Batch,
+        norms: Mapping[int, Float[Tensor, " n"]],
+        kept: Sequence[EditRequest],
+        progress: Progress,
     ) -> dict[int, Float[Tensor, "n d_model"]]:
         """The values that the steps aim at, by layer."""
         config = self.config
         aims: dict[int, Tensor] = {}
         for layer in searched_layers(config.distribution, config.layers):
             search = self.find_targets or find_targets
-            targets = search(self.adapter, batch, self.contexts, layer, config.target, progress)
+            targets = search(self.adapter, batch.requests, self.contexts, layer, config.target, progress, kept)
             if config.target.norm_anchor:
-                targets = targets.anchored(norms[layer], share_groups(batch, config.target.shared))
+                targets = targets.anchored(norms[layer], batch.groups)
             aims[layer] = targets.value
-            self.traces += [(layer, trace) for trace in targets.traces]
+            self.found += _told(batch.requests, layer, targets.traces)
+            self.kept += _told(kept, layer, targets.kept)
         later = [step.aim for step in self.steps if step.aim not in aims]
         if later:
-            aims |= forward_values(self.adapter, batch, targets.layer, targets.delta, config.target.site, later)
+            aims |= forward_values(
+                self.adapter, batch.requests, targets.layer, targets.delta, config.target.site, later
+            )
         return aims
 
-    def write(
-        self, batch: Sequence[EditRequest], aims: Mapping[int, Float[Tensor, "n d_model"]], progress: Progress
-    ) -> None:
-        """Write one batch into the model, layer by layer."""
+    def write(self, batch: _Batch, aims: Mapping[int, Float[Tensor, "n d_model"]], progress: Progress) -> None:
+        """Write one batch, whose keys have been read, into the model, layer by layer."""
         config = self.config
         self._remember()
-        groups = share_groups(batch, config.target.shared)
-        names = [" + ".join(batch[index].label for index in group) for group in groups]
-        s = config.memorization.strength(len(groups))
-        splits, first = self._splits(batch, groups, s, names)
+        s = config.memorization.strength(len(batch.groups))
+        splits, first = self._splits(s), self.first_keys
         written = []
         progress.start("solve", len(self.steps))
         try:
             for step, split in zip(self.steps, splits, strict=True):
-                keys = self._keys(batch, groups, [step.layer])[step.layer] if first is None else first
-                first = None  # what is written changes the keys of every layer above
-                residuals = split(self._missing(batch, groups, step.aim, aims[step.aim]))
+                keys = (first or self._keys(batch, [step.layer]))[step.layer]
+                first = {}  # what is written changes the keys of every layer above
+                residuals = split(self._missing(batch, step.aim, aims[step.aim]))
                 solution = solve(
                     self.prepared[step.layer],
                     keys.mean,
                     s=s,
                     constraint_keys=keys.plain if config.keys.constraint == "plain" else None,
-                    labels=names,
+                    labels=batch.names,
                     tolerance=key_tolerance(self.adapter.dtype),
                 )
                 written.append(
@@ -270,40 +364,27 @@ class _Run:
             power=None if self.powers is None else self.powers[layer],
         )
 
-    def _splits(
-        self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], s: float, names: Sequence[str]
-    ) -> tuple[list[Any], EditKeys | None]:
-        """For each step, the function from what is missing to what its layer takes; and keys of the first, if read."""
+    def _splits(self, s: float) -> list[Any]:
+        """For each step, the function from what is missing to what its layer takes."""
         if all(step.share is not None for step in self.steps):
-            return [lambda missing, share=step.share: missing * share for step in self.steps], None
-        found = self._keys(batch, groups, self.written)
-        keys, metrics = [found[layer].mean for layer in self.written], [self.prepared[layer] for layer in self.written]
-        for metric, own in zip(metrics, keys, strict=True):
-            check_keys(metric, own, s=s, labels=names, tolerance=key_tolerance(self.adapter.dtype))
-        shares = remaining_shares(metrics, keys, s)
-        return [lambda missing, share=share: share.to(missing) @ missing for share in shares], found[self.written[0]]
+            return [lambda missing, share=step.share: missing * share for step in self.steps]
+        metrics = [self.prepared[layer] for layer in self.written]
+        shares = remaining_shares(metrics, [self.first_keys[layer].mean for layer in self.written], s)
+        return [lambda missing, share=share: share.to(missing) @ missing for share in shares]
 
-    def _keys(
-        self, batch: Sequence[EditRequest], groups: Sequence[Sequence[int]], layers: Sequence[int]
-    ) -> dict[int, EditKeys]:
+    def _keys(self, batch: _Batch, layers: Sequence[int]) -> dict[int, EditKeys]:
         """Keys of every group at some layers."""
-        found = extract_keys(self.adapter, batch, self.contexts, layers, self.config.keys.average)
+        found = extract_keys(self.adapter, batch.requests, self.contexts, layers, self.config.keys.average)
         return {
-            layer: EditKeys(_group_means(keys.mean, groups), _group_means(keys.plain, groups))
+            layer: EditKeys(_group_means(keys.mean, batch.groups), _group_means(keys.plain, batch.groups))
             for layer, keys in found.items()
         }
 
-    def _missing(
-        self,
-        batch: Sequence[EditRequest],
-        groups: Sequence[Sequence[int]],
-        layer: int,
-        aim: Float[Tensor, "n d_model"],
-    ) -> Float[Tensor, "groups d_model"]:
+    def _missing(self, batch: _Batch, layer: int, aim: Float[Tensor, "n d_model"]) -> Float[Tensor, "groups d_model"]:
         """What the down-projection has yet to add for the model to hold `aim`."""
         site = self.config.target.site
-        missing = aim - current_values(self.adapter, batch, self.contexts, layer, site, self.config.keys)
-        missing = _group_means(missing, groups)
+        present = current_values(self.adapter, batch.requests, self.contexts, layer, site, self.config.keys)
+        missing = _group_means(aim - present, batch.groups)
         return missing / self.adapter.mlp_scale if site == "resid_post" else missing
 
     def _add(self, part: LayerUpdate) -> None:
@@ -364,6 +445,25 @@ def _group_means(rows: Float[Tensor, "n d"], groups: Sequence[Sequence[int]]) ->
     if len(groups) == len(rows):
         return rows
     return torch.stack([rows[list(group)].mean(dim=0) for group in groups])
+
+
+def _told(requests: Sequence[EditRequest], layer: int, traces: Sequence[TargetTrace]) -> list[_Found]:
+    # Who gives values without a search has nothing to tell.
+    return [_Found(request, layer, trace) for request, trace in zip(requests, traces, strict=bool(traces))]
+
+
+def _shared_record(
+    groups: Sequence[Sequence[int]], kept: Sequence[_Found], left_out: Mapping[int, Sequence[int]]
+) -> dict[str, Any]:
+    """What an update records of requests that share a value; nothing where each has its own."""
+    record: dict[str, Any] = {}
+    if any(len(group) > 1 for group in groups):
+        record["groups"] = [list(group) for group in groups]
+    if kept:
+        record["kept"] = [{**found.request.to_dict(), **_trace_to_dict(found.layer, found.trace)} for found in kept]
+    if left_out:
+        record["left_out"] = {str(layer): list(rows) for layer, rows in left_out.items()}
+    return record
 
 
 def _precise(weight: Weight) -> Weight:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from emendo.editing.value_search import TargetTrace
+from emendo.methods.settings import TargetSettings
 from emendo.methods.techniques import ResolvedTechnique
 from emendo.models.rounding import at, kept_of, rounding
 from emendo.requests import EditRequest
@@ -54,6 +55,9 @@ class LayerReport:
 _SHOWN = 3
 """Facts that the short form of a plan names."""
 
+_NAMED = 5
+"""Facts that a warning names."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -68,6 +72,8 @@ class Plan:
             none for a baseline, whose training is in the update's `info`.
         layers: What the edit does to each layer.
         seconds: Wall time by stage.
+        warnings: What the user should know before applying it, a sentence each: facts whose target the search did not
+            reach.
     """
 
     update: ModelUpdate
@@ -77,12 +83,39 @@ class Plan:
     targets: tuple[TargetTrace, ...]
     layers: tuple[LayerReport, ...]
     seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         facts = "; ".join(f"{request.text} → {request.target}" for request in self.requests[:_SHOWN])
         more = f" and {len(self.requests) - _SHOWN} more" if len(self.requests) > _SHOWN else ""
         count = f"{len(self.requests)} request(s)"
         return f"<Plan by {self.method.config.name}, {count}: {facts:.200}{more}; {self.update!r}>"
+
+
+def unreached_warning(found: Sequence[tuple[EditRequest, TargetTrace]], settings: TargetSettings) -> tuple[str, ...]:
+    """A sentence that names the facts whose target is not what the model would say at the value that was found.
+
+    Args:
+        found: What the search did for each; a fact has several entries where several layers were searched.
+        settings: Of the search.
+
+    Returns:
+        The sentence, or nothing where all were reached.
+    """
+    missed: dict[str, str] = {}
+    for request, trace in found:
+        if not trace.argmax:
+            told = f"{request.text!r} → {request.target!r} ({trace.nll:.2f} nats a token)"
+            missed[request.fact] = told if trace.stopped == "steps" else f"{told}, stopped by {trace.stopped}"
+    if not missed:
+        return ()
+    told = "; ".join(list(missed.values())[:_NAMED])
+    more = f" and {len(missed) - _NAMED} more" if len(missed) > _NAMED else ""
+    return (
+        f"The search did not reach {len(missed)} target(s), which the model will probably not say: "
+        f"{told}{more}. Try more steps (--set target.steps={2 * settings.steps}) or "
+        f"a larger clamp (--set target.max_norm_ratio={2 * settings.max_norm_ratio:g}).",
+    )
 
 
 def layer_report(

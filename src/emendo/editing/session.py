@@ -19,6 +19,7 @@ from emendo.editing.contexts import prefix_contexts
 from emendo.editing.held_edits import HeldEdits
 from emendo.editing.pipeline import plan_edit, reference_norms
 from emendo.editing.plan import Plan
+from emendo.editing.sharing import FactIndex
 from emendo.editing.value_cache import TargetMemory
 from emendo.errors import InfeasibleError, InputError
 from emendo.io.versions import versions
@@ -82,6 +83,7 @@ class EditSession:
         self._prepared: dict[int, PreparedLayer] = {}
         self._powers: dict[int, tuple[Moment, float]] = {}
         self._contexts: dict[tuple[str, int, str, tuple[str, ...]], tuple[str, ...]] = {}
+        self._facts = FactIndex(lm)
         self._check_own()
 
     def __repr__(self) -> str:
@@ -329,6 +331,7 @@ class EditSession:
             base=base,
             preceding=self._edits.ids,
             earlier=self._earlier,
+            facts=self._facts.of(self._edits.updates, self._edits.ids) if config.target.shared == "key" else None,
             weights={layer: self._exact(layer) for layer in config.written_layers},
             powers={layer: self.output_power(layer, metric.moment) for layer, metric in prepared.items()},
             anchors=anchors,

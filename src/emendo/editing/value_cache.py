@@ -3,7 +3,8 @@
 v* depends on the weights, the request, the contexts, the layer and the target settings, and, in the last bits, on the
 requests that are searched beside it: products of other shapes round differently. So the requests of a memory have a
 fixed order and are searched in fixed chunks of it. What a search finds then depends neither on the batches in which
-the requests are written nor on who asks first, and a run that is taken up finds what it had found.
+the requests are written nor on who asks first, and a run that is taken up finds what it had found. Requests of a batch
+that share one v* are a search of their own, since which of them do is a matter of the batch.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from emendo.editing.value_search import Targets, TargetTrace, find_targets, share_groups
+from emendo.editing.sharing import share_groups
+from emendo.editing.value_search import Targets, TargetTrace, find_targets
 from emendo.errors import InputError, TargetFileError
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
 from emendo.methods.settings import TargetSettings
@@ -69,14 +71,9 @@ class TargetMemory:
                 f"{len(self.requests)} requests with {len(self._place)} different ones among them; expected each once"
             )
 
-    def serves(self, requests: Sequence[EditRequest], settings: TargetSettings) -> bool:
-        """Whether this memory can answer for these requests.
-
-        Not where it does not know them, and not where several of them share one v* (`TargetSettings.shared`): that
-        depends on who is in the batch.
-        """
-        known = all(request in self._place for request in requests)
-        return known and len(share_groups(self.requests, settings.shared)) == len(self.requests)
+    def serves(self, requests: Sequence[EditRequest]) -> bool:
+        """Whether this memory knows all of these requests."""
+        return all(request in self._place for request in requests)
 
     def find(
         self,
@@ -86,27 +83,35 @@ class TargetMemory:
         layer: int,
         settings: TargetSettings,
         progress: Progress | None = None,
+        kept: Sequence[EditRequest] = (),
     ) -> Targets:
         """The targets of some of the requests; arguments as of `find_targets`.
 
         Raises:
-            InputError: The model holds edits, or this memory does not serve these requests.
+            InputError: The model holds edits, of which `kept` would be facts, or this memory does not know a request.
             TargetFileError: A file of the folder cannot be used.
             NumericalError: See `find_targets`.
         """
-        if adapter.holds_edits or not self.serves(requests, settings):
+        if adapter.holds_edits or kept or not self.serves(requests):
             raise InputError(
-                "remembered targets are those of the unedited model, for the requests that the memory was made with, "
-                "each with a v* of its own; leave targets= out of the session, or roll back first"
+                "remembered targets are those of the unedited model, for the requests that the memory was made with; "
+                "leave targets= out of the session, or roll back first"
             )
         self.served += len(requests)
-        places = [self._place[request] for request in requests]
-        size = settings.batch_size
-        found = {
-            number: self._chunk(adapter, number, contexts, layer, settings, progress)
-            for number in sorted({place // size for place in places})
-        }
-        rows = [(found[place // size], place % size) for place in places]
+        groups = share_groups(adapter, requests, settings.shared)
+        alone, size = replace(settings, shared="request"), settings.batch_size
+        places = {group[0]: self._place[requests[group[0]]] for group in groups if len(group) == 1}
+        found = {}
+        for number in sorted({place // size for place in places.values()}):
+            chunk = self.requests[number * size : (number + 1) * size]
+            found[number] = self._searched(adapter, chunk, contexts, layer, alone, progress)
+        own = {index: (found[place // size], place % size) for index, place in places.items()}
+        for group in groups:
+            if len(group) > 1:
+                sharing = [requests[index] for index in group]
+                together = self._searched(adapter, sharing, contexts, layer, settings, progress)
+                own |= {index: (together, row) for row, index in enumerate(group)}
+        rows = [own[index] for index in range(len(requests))]
         return Targets(
             layer,
             torch.stack([chunk.value[row] for chunk, row in rows]),
@@ -114,31 +119,30 @@ class TargetMemory:
             tuple(chunk.traces[row] for chunk, row in rows),
         )
 
-    def _chunk(
+    def _searched(
         self,
         adapter: ModelAdapter,
-        number: int,
+        requests: Sequence[EditRequest],
         contexts: Sequence[str],
         layer: int,
         settings: TargetSettings,
         progress: Progress | None,
     ) -> Targets:
-        """One chunk of the fixed order: known, read, or searched."""
-        chunk = self.requests[number * settings.batch_size : (number + 1) * settings.batch_size]
-        asked = search_identity(adapter, chunk, contexts, layer, settings)
+        """A chunk of the fixed order, or requests that share one v*: known, read, or searched."""
+        asked = search_identity(adapter, requests, contexts, layer, settings)
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         if key in self._known:
             return self._known[key]
         path = None if self.folder is None else self.folder / f"{key[:24]}.safetensors"
         if path is not None and path.exists():
             self._known[key], seconds = _read(path, asked, adapter.device)
-            self.shared += len(chunk)
+            self.shared += len(requests)
             self.shared_seconds += seconds
             return self._known[key]
         begin = time.perf_counter()
-        targets = find_targets(adapter, chunk, contexts, layer, settings, progress)
+        targets = find_targets(adapter, requests, contexts, layer, settings, progress)
         seconds = time.perf_counter() - begin
-        self.made += len(chunk)
+        self.made += len(requests)
         self.made_seconds += seconds
         if path is not None:
             _write(path, asked, targets, seconds)

@@ -1,7 +1,7 @@
 """Target search: the value v* = init + δ that each request's edit must produce, for all requests at once.
 
 δ enters the residual stream at the subject's last token, at one layer. Requests are independent, or groups of requests
-that share a subject and a δ: they are optimised in one batch, each with its own Adam state, clamp and stop, and leave
+that share a δ (`sharing`): they are optimised in one batch, each with its own Adam state, clamp and stop, and leave
 the batch when finished.
 The published authors' serial loop finds the same δ up to rounding (a test holds this search to it).
 """
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.editing.objective import Entry, Losses, TargetProblem, Terms, target_problem
+from emendo.editing.sharing import share_groups
 from emendo.errors import NumericalError, SelfCheckError
 from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter
@@ -36,7 +37,7 @@ class TargetTrace:
     """What the search did for one request.
 
     Attributes:
-        losses: Total loss at each evaluation, nats.
+        losses: Total loss at each evaluation, nats, of all requests that share its v*.
         nll: Negative log-likelihood of the target at the δ that was kept, nats a token.
         kl: Divergence on the subject's prompt at that δ, nats.
         argmax: Whether all target tokens are the argmax in all contexts at that δ.
@@ -63,12 +64,14 @@ class Targets:
         value: v* = init + δ, ``[n, d_model]``; equal rows where requests share it.
         delta: δ, ``[n, d_model]``.
         traces: One for each request.
+        kept: One for each earlier fact that a v* holds too.
     """
 
     layer: int
     value: Float[Tensor, "n d_model"]
     delta: Float[Tensor, "n d_model"]
     traces: tuple[TargetTrace, ...]
+    kept: tuple[TargetTrace, ...] = ()
 
     def anchored(self, norms: Float[Tensor, " n"], groups: Sequence[Sequence[int]]) -> Targets:
         """The same directions with other norms.
@@ -84,19 +87,6 @@ class Targets:
         return replace(self, value=value, delta=self.delta + value - self.value)
 
 
-def share_groups(requests: Sequence[EditRequest], shared: str) -> list[list[int]]:
-    """Which requests share one v*, as indices, in the order of their first.
-
-    Args:
-        requests: The facts to write.
-        shared: As in `TargetSettings`.
-    """
-    groups: dict[object, list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault(request.subject.strip() if shared == "subject" else index, []).append(index)
-    return list(groups.values())
-
-
 def find_targets(
     adapter: ModelAdapter,
     requests: Sequence[EditRequest],
@@ -104,6 +94,7 @@ def find_targets(
     layer: int,
     settings: TargetSettings,
     progress: Progress | None = None,
+    kept: Sequence[EditRequest] = (),
 ) -> Targets:
     """Search v* for every request.
 
@@ -114,6 +105,7 @@ def find_targets(
         layer: The layer that δ enters.
         settings: Constants of the search.
         progress: Told about the stage "targets", in v* to find.
+        kept: Facts of earlier edits that have a key with one of the requests, whose v* is to hold them too.
 
     Raises:
         NumericalError: A loss is not finite; names the requests.
@@ -121,7 +113,7 @@ def find_targets(
     """
     # The caller may be inside no_grad() or inference_mode().
     with torch.inference_mode(False), torch.enable_grad(), adapter.isolated() as own:
-        return _find_targets(own, requests, contexts, layer, settings, progress or Silent())
+        return _find_targets(own, requests, contexts, layer, settings, progress or Silent(), kept)
 
 
 def _find_targets(
@@ -131,33 +123,43 @@ def _find_targets(
     layer: int,
     settings: TargetSettings,
     progress: Progress,
+    kept: Sequence[EditRequest],
 ) -> Targets:
-    groups = share_groups(requests, settings.shared)
+    facts = [*requests, *kept]
+    groups = share_groups(adapter, facts, settings.shared)
     entry = Entry.at(adapter, layer, settings.site, settings.joint_attention)
     progress.start("targets", len(groups))
-    values, deltas, traces = [], [], []
+    values, deltas = [], []
+    traces: dict[int, TargetTrace] = {}
     try:
         for begin in range(0, len(groups), settings.batch_size):
-            part = [[requests[index] for index in group] for group in groups[begin : begin + settings.batch_size]]
+            part = groups[begin : begin + settings.batch_size]
             problem, init = target_problem(
                 adapter,
-                part,
+                [[facts[index] for index in group] for group in part],
                 contexts,
                 entry,
                 end_of_text=settings.end_of_text,
                 word_end=settings.word_end_weight > 0,
             )
-            search = _Search(adapter, settings, problem, init, [group[0].label for group in part])
+            labels = [" + ".join(facts[index].label for index in group) for group in part]
+            search = _Search(adapter, settings, problem, init, labels)
             delta, part_traces = search.run(progress)
             values.append((init + delta)[:, 0])
             deltas.append(delta[:, 0])
-            traces += part_traces
+            for group, own in zip(part, part_traces, strict=True):
+                traces |= zip(group, own, strict=True)
     finally:
         progress.finish()
     owner = {index: number for number, group in enumerate(groups) for index in group}
     order = torch.tensor([owner[index] for index in range(len(requests))], device=values[0].device)
+    told = [traces[index] for index in range(len(facts))]
     return Targets(
-        layer, torch.cat(values)[order], torch.cat(deltas)[order], tuple(traces[group] for group in order.tolist())
+        layer,
+        torch.cat(values)[order],
+        torch.cat(deltas)[order],
+        tuple(told[: len(requests)]),
+        tuple(told[len(requests) :]),
     )
 
 
@@ -183,9 +185,10 @@ class _Search:
         self.streak = [0] * problem.n
         self.history: list[list[float]] = [[] for _ in labels]
         self.found = torch.zeros_like(init)
-        self.traces: list[TargetTrace | None] = [None] * problem.n
+        self.traces: list[tuple[TargetTrace, ...]] = [()] * problem.n
 
-    def run(self, progress: Progress) -> tuple[Float[Tensor, "n parts d_model"], list[TargetTrace]]:
+    def run(self, progress: Progress) -> tuple[Float[Tensor, "n parts d_model"], list[tuple[TargetTrace, ...]]]:
+        """δ and, of every fact that it stands for, what the search did."""
         self._refuse_non_finite()
         with packed_attention(self.adapter):
             for step in range(self.settings.steps):
@@ -208,7 +211,7 @@ class _Search:
                     keep = [row for row in range(len(gradient)) if row not in finished]
                     gradient = gradient[keep]
                 self._update(gradient, step + 1)
-        return self.found, [trace for trace in self.traces if trace is not None]
+        return self.found, self.traces
 
     def _losses(self) -> Losses:
         losses = self.problem.losses(self.adapter, self.delta, self.init_norm, self.terms, self.nll_weight)
@@ -245,14 +248,17 @@ class _Search:
         for row, reason in finished.items():
             request = self.active[row]
             self.found[request] = self.delta[row]
-            self.traces[request] = TargetTrace(
-                losses=tuple(self.history[request]),
-                nll=float(losses.nll[row]),
-                kl=float(losses.kl[row]),
-                argmax=bool(losses.argmax[row]),
-                stopped=reason,
-                delta_norm=float(self.delta[row, 0].norm()),
-                init_norm=float(self.init_norm[row, 0]),
+            self.traces[request] = tuple(
+                TargetTrace(
+                    losses=tuple(self.history[request]),
+                    nll=float(losses.fact_nll[fact]),
+                    kl=float(losses.kl[row]),
+                    argmax=bool(losses.fact_argmax[fact]),
+                    stopped=reason,
+                    delta_norm=float(self.delta[row, 0].norm()),
+                    init_norm=float(self.init_norm[row, 0]),
+                )
+                for fact in (self.problem.fact_owner == row).nonzero().flatten().tolist()
             )
         keep = [row for row in range(len(self.active)) if row not in finished]
         self.active = [self.active[row] for row in keep]

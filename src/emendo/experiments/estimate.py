@@ -98,7 +98,7 @@ class Counter:
         layers = searched_layers(config.distribution, config.layers)
         each = n * len(layers)
         joint = config.batching == "joint" or cell.batch_size == 1
-        if not joint or config.target.shared != "request":
+        if not joint or config.target.shared == "subject":
             return each, 0
         on_base = n if restores(cell.mode) else min(n, cell.batch_size)
         key = (selection, on_base, config.contexts.scheme, config.target, layers)

@@ -126,10 +126,10 @@ def check_together(config: MethodConfig) -> None:
             "target.joint_attention searches a vector for the attention's output beside one for the MLP's; found "
             f"target.site={target.site} (--set target.site=mlp_out)"
         )
-    if config.batching == "one_by_one" and target.shared != "request":
+    if config.batching == "one_by_one" and target.shared == "subject":
         raise MethodError(
-            f"target.shared={target.shared} gives requests of one batch one v*, and batching=one_by_one searches"
-            " each on its own; write them together (--set batching=joint) or leave target.shared out"
+            "target.shared=subject gives requests of one batch one v*, and batching=one_by_one searches each key on "
+            "its own; write them together (--set batching=joint) or leave target.shared out"
         )
     if keys.constraint == "plain":
         _check_plain_constraint(config)

@@ -9,6 +9,9 @@ from typing import Literal
 Site = Literal["resid_post", "mlp_out"]
 """The vector that a value is searched for: the block's output or the MLP's."""
 
+Shared = Literal["key", "request", "subject"]
+"""Which requests have one value: those with one key, none, or those on one subject."""
+
 
 @dataclass(frozen=True)
 class ContextSettings:
@@ -64,7 +67,10 @@ class TargetSettings:
             begin with a space or punctuation or end the text, so that "Rabat" does not run on to "Rabatit". Search
             and stop by argmax then ask for that too; 0 leaves it out.
         norm_anchor: Rescale v* to the norm that the unedited model has there (NAS).
-        shared: Which requests share one v*: each its own (``"request"``), or all on one subject (``"subject"``).
+        shared: Which requests share one v*, searched for all their targets: those that have one key, since their
+            prompts are the same up to the subject's last token (``"key"``), also with facts that earlier edits wrote
+            under it; none (``"request"``, as most papers have it: equality then refuses equal keys, and least squares
+            writes each in part); or all on one subject, wherever it stands (``"subject"``).
         batch_size: Requests searched together; a matter of memory and speed only.
         precision: Of the matrix products: ``"float32"`` leaves them to the model's dtype, ``"bfloat16"`` runs them
             in bfloat16 with float32 norms, softmax and residual stream (autocast). Models whose weights are in half
@@ -89,7 +95,7 @@ class TargetSettings:
     end_of_text: bool = False
     word_end_weight: float = 0.0
     norm_anchor: bool = False
-    shared: Literal["request", "subject"] = "request"
+    shared: Shared = "key"
     batch_size: int = 24
     precision: Literal["float32", "bfloat16"] = "float32"
 

@@ -55,6 +55,7 @@ def report_document(plan: Plan, judgement: Judgement | None, seconds: dict[str, 
         "preceding": list(plan.update.preceding),
         "training": None,  # what a baseline's training did
         **plan.update.info,
+        "warnings": list(plan.warnings),
         "seconds": seconds,
         "judgement": judgement.to_dict() if judgement is not None else None,
     }

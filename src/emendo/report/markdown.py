@@ -47,6 +47,7 @@ def markdown_report(document: dict[str, Any]) -> str:
         lines += [_ROUNDED, ""]
     if document["targets"]:
         lines += ["## Target search", "", *_table(*target_table(document))]
+        lines += [line for warning in document["warnings"] for line in (f"**{printable(warning)}**", "")]
     if note := added_ridge_note(document):
         lines += [note, ""]
     lines += _training(document)

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Solution,
         SolveStats,
         check_keys,
+        check_system,
         solve,
     )
 
@@ -69,6 +70,7 @@ __all__ = [
     "SolveStats",
     "cap_norm",
     "check_keys",
+    "check_system",
     "extend_history",
     "frobenius_norm",
     "key_tolerance",
@@ -95,6 +97,7 @@ __getattr__ = lazy(
         "SolveStats": "emendo.solve.solver",
         "cap_norm": "emendo.solve.postprocess",
         "check_keys": "emendo.solve.solver",
+        "check_system": "emendo.solve.solver",
         "extend_history": "emendo.solve.preservation",
         "frobenius_norm": "emendo.solve.costs",
         "key_tolerance": "emendo.solve.feasibility",

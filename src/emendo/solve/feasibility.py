@@ -49,8 +49,8 @@ KEY_TOLERANCE = key_tolerance(torch.float32)
 """The tolerance for keys of a float32 model."""
 
 REMEDY = (
-    "Leave requests out or spread them over several batches, or memorize by least squares: "
-    "`--method memit` or `--method emmet-published`."
+    "Leave requests out or spread them over several batches, let those on one subject have one value "
+    "(`--set target.shared=subject`), or memorize by least squares: `--method memit` or `--method emmet-published`."
 )
 
 KEEP_MORE = " Or keep more dimensions, e.g. with a larger `--set preservation.threshold=VALUE`."

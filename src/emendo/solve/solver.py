@@ -128,6 +128,38 @@ def check_keys(
 
 
 @torch.no_grad()
+def check_system(
+    layer: PreparedLayer,
+    keys: Keys,
+    *,
+    s: float,
+    labels: Sequence[str] | None = None,
+    tolerance: float = KEY_TOLERANCE,
+) -> None:
+    """Refuse keys that `solve` could not memorize, by K alone: also those that the metric cannot tell apart.
+
+    Args:
+        layer: The factorised preservation metric.
+        keys: K, one row per request.
+        s: Memorization strength; only equality (0) needs keys that can be told apart.
+        labels: What messages call the requests; row numbers by default.
+        tolerance: As in `solve`.
+
+    Raises:
+        InfeasibleError: Equality is asked of keys that cannot hold it; it names them.
+        InputError: The keys have the wrong shape.
+        NumericalError: Keys are not finite.
+    """
+    names = check_keys(layer, keys, s=s, labels=labels, tolerance=tolerance)
+    if s == 0 and len(keys) > 1:
+        whitened = layer.whiten(keys)
+        system = whitened @ whitened.T
+        _, _, condition = _factorise(system)
+        if not condition <= _LARGEST_CONDITION:
+            raise _entangled(layer, system, names, condition)
+
+
+@torch.no_grad()
 def solve(
     layer: PreparedLayer,
     keys: Keys,

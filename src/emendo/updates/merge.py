@@ -93,6 +93,7 @@ def merge(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> ModelUpdate
     inside = frozenset().union(*(part.identities for part in parts))
     info: dict[str, Any] = {
         "requests": [request for part in parts for request in part.requests],
+        **_groups(parts),
         "merged": [part.entry(inside, found) for part, found in zip(parts, _survivals(parts), strict=True)],
     }
     layers = merge_layers([layer for part in parts for layer in part.update.layers])
@@ -264,6 +265,19 @@ def _shares(part: _Part, totals: Mapping[int, LayerUpdate]) -> tuple[Survival, .
             shares = retained(total.residuals, total.dual_keys, own.keys, own.at(own.keys))
             found.append(Survival(part.id, own.layer, tuple(shares.tolist())))
     return tuple(found)
+
+
+def _groups(parts: Sequence[_Part]) -> dict[str, Any]:
+    """Which requests of the sum share an edit, where any do."""
+    if not any("groups" in part.update.info for part in parts):
+        return {}
+    groups: list[list[int]] = []
+    start = 0
+    for part in parts:
+        alone = [[index] for index in range(len(part.requests))]
+        groups += [[start + index for index in group] for group in part.update.info.get("groups", alone)]
+        start += len(part.requests)
+    return {"groups": groups}
 
 
 def _check_base(parts: Sequence[_Part]) -> None:

@@ -85,6 +85,12 @@ def recorded_solve(update: ModelUpdate, name: str) -> RecordedSolve:
     for mark, what in (("merged", "a sum of updates"), ("folded", "folded from others"), ("scaled", "scaled")):
         if mark in update.info:
             raise UndoError(f"{name} is {what}, so it is no solution of a method's equations. {REPLAY}")
+    for mark, what in (
+        ("kept", "holds facts of earlier updates whose keys it wrote again"),
+        ("left_out", "does not preserve earlier keys that were written again"),
+    ):
+        if mark in update.info:
+            raise UndoError(f"{name} {what}, which the algebra does not follow. {REPLAY}")
     try:
         found = _parsed(update.info)
     except KeyError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,26 @@ class ModelUpdate:
                 if tensor.numel():  # a view of no rows as bytes is refused for some shapes
                     digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    @property
+    def requests(self) -> list[Mapping[str, Any]]:
+        """The facts that it writes, as recorded; none where its record has none."""
+        rows = self.info.get("requests")
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+    @property
+    def groups(self) -> list[list[Mapping[str, Any]]]:
+        """The facts of each edit, as recorded: one, or several that share one key and one value.
+
+        A solve has one row for each: they go with the rows of a layer where there are as many.
+        """
+        requests, groups = self.requests, self.info.get("groups")
+        if not isinstance(groups, list):
+            return [[request] for request in requests]
+        try:
+            return [[requests[index] for index in group] for group in groups]
+        except (TypeError, IndexError):  # of a file from elsewhere
+            return []
 
     @property
     def nbytes(self) -> int:

@@ -95,7 +95,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[list[EditRequest]]:
         made.append([*arguments[1], *arguments[6]])
         return find(*arguments)
 
-    monkeypatch.setattr(emendo.pipeline, "find_targets", counted)
+    monkeypatch.setattr(emendo.editing.pipeline, "find_targets", counted)
     return made
 
 

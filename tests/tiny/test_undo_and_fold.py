@@ -47,7 +47,7 @@ def targets_kept(monkeypatch: pytest.MonkeyPatch, known: dict[Any, Targets]) -> 
         return known[key]
 
     with monkeypatch.context() as patched:
-        patched.setattr(emendo.pipeline, "find_targets", remembered)
+        patched.setattr(emendo.editing.pipeline, "find_targets", remembered)
         yield
 
 

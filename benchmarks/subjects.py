@@ -64,7 +64,9 @@ def measure(lm: emendo.ModelAdapter, run: str, subjects: Sequence[Sequence[EditR
     start = time.perf_counter()
     for batch in [order] if mode == "batch" else [[record] for record in order]:
         plan = session.plan([record.request for record in batch], method, settings=parse_settings(pairs))
-        unreached += [record.request.text for record, trace in zip(batch, plan.targets, strict=True) if not trace.argmax]
+        unreached += [
+            record.request.text for record, trace in zip(batch, plan.targets, strict=True) if not trace.argmax
+        ]
         session.apply(plan)
     seconds = time.perf_counter() - start
     scored = evaluate_records(lm, order)

@@ -259,7 +259,10 @@ def test_incomplete_commands(arguments: list[str], words: list[str], as_json: bo
 def test_a_conflict_of_keys_is_bad_input(emendo: Command, model: str, tmp_path: Path) -> None:
     twin = {**RECORD, "id": "twin", "prompt": "{} was built in", "target": "Tokyo"}
     requests = jsonl(tmp_path / "requests.jsonl", RECORD, twin)
-    result = emendo("edit", "--model", model, "--requests", requests, *QUICK, "--out", "out", "--quiet", "--json")
+    each = ["--set", "target.shared=request"]
+    result = emendo(
+        "edit", "--model", model, "--requests", requests, *QUICK, *each, "--out", "out", "--quiet", "--json"
+    )
     check_refused(result, ["share a key: eiffel, twin", "--method memit"], as_json=True)
     assert not (tmp_path / "out").exists()
 

@@ -77,7 +77,7 @@ EXPLAINED: Mapping[str, Explained] = {
     "target.end_of_text": Explained("The end-of-text token belongs to the target, so that the answer ends there."),
     "target.word_end_weight": Explained("Weight of the loss that makes the target end as a whole word."),
     "target.norm_anchor": Explained("Give v* the norm that the unedited model has at that place."),
-    "target.shared": Explained("Each request has its own v*, or all requests on one subject share one."),
+    "target.shared": Explained("Who shares one v*: facts with one key, facts on one subject, or none (request)."),
     "target.batch_size": Explained("Requests searched at the same time; changes memory and speed only."),
     "target.precision": Explained("Precision of the matrix products in the search."),
     "moments.source": Explained(

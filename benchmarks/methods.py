@@ -33,8 +33,7 @@ from emendo.datasets import select
 from emendo.editing.value_cache import TargetMemory
 from emendo.evaluate import evaluate_records, packaged_text, perplexity
 from emendo.io.versions import versions
-from emendo.methods.baselines import BASELINES
-from emendo.methods.techniques import asked_after, technique_named
+from emendo.methods import BASELINES, method_named
 from emendo.requests import EditRecord
 from emendo.solve import frobenius_norm
 from emendo.updates.update import merge_layers
@@ -64,7 +63,7 @@ def measure(
         seconds += time.perf_counter() - start
         session.apply(plan.update)
         reports = plan.layers
-    after = asked_after(technique_named(method), records)
+    after = method_named(method).evaluation_prompts(records)
     scores = evaluate_records(lm, after).scores
     ppl = perplexity(lm, packaged_text()).value
     total = merge_layers([part for update in session.applied_updates for part in update.layers])

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from emendo.errors import EmendoError, InputError
     from emendo.evaluate import evaluate_records
     from emendo.evaluate.perplexity import perplexity
-    from emendo.methods import METHODS, MethodConfig
-    from emendo.methods.baseline_config import BaselineConfig
-    from emendo.methods.baselines import BASELINES
+    from emendo.methods import BASELINES, METHODS, BaselineConfig, MethodConfig
     from emendo.models import ModelAdapter, load, wrap
     from emendo.requests import EditRecord, EditRequest
     from emendo.updates.update import ModelUpdate
@@ -61,8 +59,8 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "BASELINES": "emendo.methods.baselines",
-        "BaselineConfig": "emendo.methods.baseline_config",
+        "BASELINES": "emendo.methods",
+        "BaselineConfig": "emendo.methods",
         "EditRecord": "emendo.requests",
         "EditRequest": "emendo.requests",
         "EditSession": "emendo.editing.session",

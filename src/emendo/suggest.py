@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
-
-from emendo.errors import MethodError
-
-T = TypeVar("T")
+from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.4) -> list[str]:
@@ -37,24 +32,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str], fix: str, *, most: 
     near = nearest(name, names, most=most)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"unknown {kind} {name!r}; {hint}Known: {', '.join(names)} ({fix})"
-
-
-def look_up(kind: str, name: str, table: Mapping[str, T], fix: str) -> T:
-    """What a table has under a name, whatever the case of its letters: ``EMMET`` finds ``emmet``.
-
-    Args:
-        kind: What it should be the name of, such as ``"method"``.
-        name: What was given.
-        table: All names.
-        fix: The option or argument that takes the name.
-
-    Raises:
-        MethodError: Unknown name, with the nearest known one.
-    """
-    found = name if name in table else name.lower()
-    if found not in table:
-        raise MethodError(unknown_name(kind, name, table, fix))
-    return table[found]
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:

@@ -16,10 +16,9 @@ from emendo.editing.baselines import lora, training
 from emendo.editing.baselines.fit import fit_baseline
 from emendo.errors import ConflictError, InputError, LayerError, MethodError, NumericalError, RequestError
 from emendo.evaluate import evaluate_records
-from emendo.methods.baseline_config import BaselineConfig, InContextSettings, LoraSettings, apply_baseline_settings
-from emendo.methods.baselines import BASELINES, baseline_layers, baseline_named
+from emendo.methods import BASELINES, BaselineConfig, apply_settings, method_named, resolve_method
+from emendo.methods.baselines import InContextSettings, LoraSettings
 from emendo.methods.in_context import in_context_records
-from emendo.methods.techniques import asked_after
 from emendo.models import ModelAdapter
 from emendo.models.alignment import align_prompt
 from emendo.requests import EditRecord, EditRequest, Probe
@@ -42,7 +41,7 @@ TRAINED = sorted(SHORT)
 
 
 def configured(name: str, settings: dict[str, Any] | None = None) -> BaselineConfig:
-    return apply_baseline_settings(baseline_named(name), settings or SHORT.get(name, {}))
+    return apply_settings(method_named(name), settings or SHORT.get(name, {}))
 
 
 def logits(adapter: ModelAdapter, text: str) -> Tensor:
@@ -318,15 +317,20 @@ def test_requests_and_layers_are_checked(tiny_llama: ModelAdapter) -> None:
 
 
 def test_layers_come_with_their_origin(tiny_llama: ModelAdapter) -> None:
-    assert baseline_layers(tiny_llama, configured("ft-l"))[0] == (0,)
-    assert baseline_layers(tiny_llama, configured("lora"))[0] == (0, 1, 2, 3)
-    assert baseline_layers(tiny_llama, configured("lora"), [3, 1]) == ((1, 3), "given (--layers)")
-    assert baseline_layers(tiny_llama, configured("in-context"))[0] == ()
+    def layers(name: str, given: list[int] | None = None) -> tuple[tuple[int, ...], str]:
+        resolved = resolve_method(name, tiny_llama, layers=given)
+        return resolved.layers, resolved.origins["layers"]
+
+    assert layers("ft-l")[0] == (0,)
+    assert layers("lora") == ((0, 1, 2, 3), "every layer")
+    assert layers("lora", [3, 1]) == ((1, 3), "given (--layers)")
+    assert layers("in-context") == ((), "in-context changes no weights")
 
 
 def test_settings_are_read_by_dotted_name() -> None:
     config = configured("ft-l", {"fine_tune.steps": "7", "fine_tune.max_change": "none"})
     assert config.settings() == {
+        "layers": [],
         "fine_tune.steps": 7,
         "fine_tune.learning_rate": 5e-4,
         "fine_tune.loss_threshold": 1e-2,
@@ -345,7 +349,7 @@ def test_settings_are_read_by_dotted_name() -> None:
         ("ft", {"fine_tune.steps": 2.5}, "fine_tune.steps=2.5: .*integer"),
         ("ft", {"fine_tune.steps": True}, "fine_tune.steps=True"),
         ("ft", {"fine_tune.steps": "none"}, "fine_tune.steps='none'"),
-        ("ft-l", {"fine_tune.max_change": 0}, "greater than 0"),
+        ("ft-l", {"fine_tune.max_change": 0}, "above 0"),
         ("ft-l", {"fine_tune.max_change": "inf"}, "finite"),
         ("lora", {"lora.rank": 0}, "lora.rank=0"),
         ("in-context", {"in_context.template": "Imagine. {probe}"}, "expected {fact} once"),
@@ -362,7 +366,7 @@ def test_settings_are_checked_without_their_text_too() -> None:
     with pytest.raises(MethodError, match=r"lora\.rank='8'"):
         LoraSettings(rank="8")  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="did you mean 'lora'"):
-        baseline_named("lorra")
+        method_named("lorra")
 
 
 # ---- in context ----------------------------------------------------------------------------------------------
@@ -411,8 +415,8 @@ def test_in_context_changes_no_weights_and_the_scorer_takes_its_records(tiny_lla
     updates, trace = fit_baseline(tiny_llama, [EIFFEL], config)
     assert (updates, trace["updates"]) == ((), 0)
     assert changes(before, model_state(tiny_llama)) == []
-    plain = evaluate_records(tiny_llama, asked_after(configured("ft"), [RECORD])).records[0]
-    prompted = evaluate_records(tiny_llama, asked_after(config, [RECORD])).records[0]
+    plain = evaluate_records(tiny_llama, configured("ft").evaluation_prompts([RECORD])).records[0]
+    prompted = evaluate_records(tiny_llama, config.evaluation_prompts([RECORD])).records[0]
     assert plain.efficacy[0].prompt == EIFFEL.text
     assert prompted.efficacy[0].prompt.startswith("Imagine that")
     assert prompted.efficacy[0].target.nll != plain.efficacy[0].target.nll

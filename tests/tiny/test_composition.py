@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from emendo.methods import METHODS, MethodConfig
-from emendo.methods.baselines import BASELINES
+from emendo.methods import BASELINES, CATALOGUE, METHODS, MethodConfig, method_named, register_method
 from emendo.methods.settings import PostStep
 from emendo.methods.table import Composition, by_axis, compose, plain_settings, single
-from emendo.methods.techniques import technique_named
 from tests.tiny.conftest import Command
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -59,9 +57,10 @@ def test_a_new_axis_shows_up_by_being_there(monkeypatch: pytest.MonkeyPatch) -> 
     assert (table.methods["calm"]["mood"], table.methods["merry"]["mood"]) == ({}, {"colour": "red"})
 
 
-def test_a_new_method_is_one_entry(emendo: Command, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_method_is_one_entry(emendo: Command, model: str, request: pytest.FixtureRequest) -> None:
     own = replace(METHODS["memit"], name="memit-cap", source="a test", post=PostStep(kind="cap", max_ratio=0.01))
-    monkeypatch.setitem(METHODS, own.name, own)
+    register_method(own)
+    request.addfinalizer(lambda: CATALOGUE.unregister(own.name))
     document = json.loads(emendo("methods", "--json")[1])
     assert document["methods"]["memit-cap"]["axes"]["post"] == {"kind": "cap", "max_ratio": 0.01}
     assert "kind=cap" in emendo("methods")[1]
@@ -101,10 +100,10 @@ def test_one_in_full(name: str, emendo: Command) -> None:
     code, text, err = emendo("methods", name, "--json")
     assert (code, err) == (0, "")
     document = json.loads(text)
-    technique = technique_named(name)
-    assert document["source"] == technique.source
-    assert document["deviations"] == list(technique.deviations)
-    settings = json.loads(json.dumps(technique.settings()))
+    config = method_named(name)
+    assert document["source"] == config.source
+    assert document["deviations"] == list(config.deviations)
+    settings = json.loads(json.dumps(config.settings()))
     assert document["settings"] == {setting: value for setting, value in settings.items() if setting != "layers"}
     assert document["kind"] == ("baseline" if name in BASELINES else "method")
     code, text, err = emendo("methods", name, "--all")
@@ -112,7 +111,7 @@ def test_one_in_full(name: str, emendo: Command) -> None:
     for setting in document["settings"]:
         assert setting in text
     words = " ".join(text.split())
-    for deviation in technique.deviations:
+    for deviation in config.deviations:
         assert " ".join(deviation.split()) in words
 
 

@@ -14,10 +14,8 @@ from torch import Tensor
 from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, ConflictError, InputError, LedgerError, MethodError
 from emendo.ledger import EditLedger, History, KeptEdit, LedgerStore
-from emendo.ledger.replay import kept_technique
-from emendo.methods import METHODS, MethodConfig
-from emendo.methods.baseline_presets import BASELINE_PRESETS
-from emendo.methods.baselines import BASELINES
+from emendo.ledger.replay import kept_method
+from emendo.methods import BASELINES, METHODS, MethodConfig
 from emendo.methods.presets import PRESETS
 from emendo.models import ModelAdapter
 from emendo.models.known import KnownModel, Preset
@@ -240,8 +238,8 @@ def test_every_method_is_the_same_again_from_its_record(name: str, tiny_llama: M
     session = EditSession(tiny_llama)
     resolved = session.resolve(name, settings={"target.learning_rate": 0.1 + 0.2})
     edit = _kept(json.loads(json.dumps(resolved.to_dict())))
-    technique, layers = kept_technique(edit)
-    again = session.resolve(technique, layers=layers)
+    method, layers = kept_method(edit)
+    again = session.resolve(method, layers=layers)
     assert again.config == resolved.config
 
 
@@ -272,16 +270,16 @@ def test_a_record_of_exactly_the_catalogs_values_gets_no_preset(
     monkeypatch.setitem(PRESETS, "memit", {tiny: Preset((1, 2), "a test", {"preservation.weight": 100.0})})
     session = EditSession(tiny_llama)
     resolved = session.resolve("memit", settings={"preservation.weight": METHODS["memit"].preservation.weight})
-    technique, layers = kept_technique(_kept(json.loads(json.dumps(resolved.to_dict()))))
-    assert session.resolve(technique, layers=layers).config == resolved.config
+    method, layers = kept_method(_kept(json.loads(json.dumps(resolved.to_dict()))))
+    assert session.resolve(method, layers=layers).config == resolved.config
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_a_baseline_is_the_same_again_from_its_record(name: str, tiny_llama: ModelAdapter) -> None:
     session = EditSession(tiny_llama)
     resolved = session.resolve(name)
-    technique, layers = kept_technique(_kept(json.loads(json.dumps(resolved.to_dict()))))
-    assert session.resolve(technique, layers=layers).to_dict()["settings"] == resolved.to_dict()["settings"]
+    method, layers = kept_method(_kept(json.loads(json.dumps(resolved.to_dict()))))
+    assert session.resolve(method, layers=layers).to_dict()["settings"] == resolved.to_dict()["settings"]
 
 
 def test_a_baseline_of_exactly_the_catalogs_values_gets_no_preset(
@@ -289,13 +287,13 @@ def test_a_baseline_of_exactly_the_catalogs_values_gets_no_preset(
 ) -> None:
     tiny = KnownModel("tiny", "llama", tiny_llama.n_layers, tiny_llama.d_model)
     preset = Preset((2,), "a test", {"fine_tune.max_change": 5e-5})
-    monkeypatch.setitem(BASELINE_PRESETS, "ft-l", {tiny: preset})
+    monkeypatch.setitem(PRESETS, "ft-l", {tiny: preset})
     session = EditSession(tiny_llama)
     assert session.resolve("ft-l").to_dict()["settings"]["fine_tune.max_change"] == 5e-5
     for given in ({}, {"fine_tune.max_change": 5e-4}):
         resolved = session.resolve("ft-l", settings=given)
-        technique, layers = kept_technique(_kept(json.loads(json.dumps(resolved.to_dict()))))
-        assert session.resolve(technique, layers=layers).config == resolved.config
+        method, layers = kept_method(_kept(json.loads(json.dumps(resolved.to_dict()))))
+        assert session.resolve(method, layers=layers).config == resolved.config
 
 
 def test_a_configuration_of_ones_own_is_planned_again_by_its_values(tmp_path: Path, store: MomentStore) -> None:

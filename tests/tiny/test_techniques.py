@@ -14,11 +14,9 @@ from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.errors import InputError, MethodError, RequestError
 from emendo.evaluate import evaluate_records
-from emendo.methods import METHODS
-from emendo.methods.baseline_config import BaselineConfig, FineTuneSettings
-from emendo.methods.baselines import BASELINES, baseline_named
+from emendo.methods import BASELINES, METHODS, BaselineConfig, method_named
+from emendo.methods.baselines import FineTuneSettings
 from emendo.methods.in_context import in_context_records
-from emendo.methods.techniques import technique_named
 from emendo.models import ModelAdapter
 from emendo.report import judge, layer_table, markdown_report, report_document
 from emendo.requests import EditRecord, EditRequest
@@ -296,7 +294,7 @@ def test_in_context_changes_no_weights_and_is_judged_with_the_fact_in_front(sess
     plan = quick_plan(session, "in-context")
     assert (plan.update.layers, plan.layers) == ((), ())
     judgement = judge(session, plan, RECORDS, shown=1, new_tokens=2)
-    own = baseline_named("in-context").own
+    own = method_named("in-context").own
     plain = evaluate_records(session.lm, RECORDS)
     asked = evaluate_records(session.lm, in_context_records(RECORDS, own))
     assert judgement.before.to_dict() == plain.to_dict()
@@ -358,7 +356,7 @@ def test_an_unknown_name_lists_methods_and_baselines(name: str, near: str, sessi
 def test_no_name_is_both() -> None:
     assert not set(METHODS) & set(BASELINES)
     for name in EVERY:
-        assert technique_named(name).name == name
+        assert method_named(name).name == name
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from emendo.editing.objective import Entry, Terms, target_problem
 from emendo.editing.value_cache import search_identity
 from emendo.editing.value_search import find_targets
 from emendo.ledger.edits import KeptEdit
-from emendo.ledger.replay import kept_technique
+from emendo.ledger.replay import kept_method
 from emendo.methods import METHODS, MethodConfig, resolve_method
 from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter, adding
@@ -129,10 +129,10 @@ def test_an_edit_kept_before_the_setting_is_planned_without_it() -> None:
     adapter = build_tiny("llama")
     resolved = resolve_method("emendo", adapter).to_dict()
     settings = {name: value for name, value in resolved["settings"].items() if name != "target.word_end_weight"}
-    technique, _ = kept_technique(KeptEdit("0" * 64, {0: WORD}, {**resolved, "settings": settings}, seed=0))
-    assert isinstance(technique, MethodConfig)
-    assert technique.target.word_end_weight == 0.0
-    assert replace(technique.target, word_end_weight=METHODS["emendo"].target.word_end_weight).steps == 25
+    method, _ = kept_method(KeptEdit("0" * 64, {0: WORD}, {**resolved, "settings": settings}, seed=0))
+    assert isinstance(method, MethodConfig)
+    assert method.target.word_end_weight == 0.0
+    assert replace(method.target, word_end_weight=METHODS["emendo"].target.word_end_weight).steps == 25
 
 
 def test_a_search_without_it_is_the_search_of_before() -> None:

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from emendo.methods.baseline_config import apply_baseline_settings
-from emendo.methods.baseline_presets import BASELINE_PRESETS, UNTUNED
-from emendo.methods.baseline_resolve import resolve_baseline
-from emendo.methods.baselines import BASELINES, baseline_named
+from emendo.methods import BASELINES, apply_settings, method_named, resolve_method
+from emendo.methods.presets import PRESETS, UNTUNED
 from emendo.models import ModelAdapter
 from emendo.models.known import GPT2_XL, GPT_J, SMOLLM2_135M, KnownModel
 
@@ -39,7 +37,7 @@ def test_published_settings_of_fine_tuning(
     name: str, model: KnownModel, layers: tuple[int, ...], bound: float | None
 ) -> None:
     shape: Any = Shape(model)
-    resolved = resolve_baseline(baseline_named(name), shape)
+    resolved = resolve_method(method_named(name), shape)
     assert (resolved.layers, resolved.config.layers) == (layers, layers)
     assert resolved.config.settings()["fine_tune.max_change"] == bound
     origin = resolved.origins["layers"]
@@ -50,7 +48,7 @@ def test_published_settings_of_fine_tuning(
 
 @pytest.mark.parametrize("name", ["ft", "ft-l"])
 def test_elsewhere_the_numbers_are_as_before_and_told_to_be_foreign(name: str) -> None:
-    resolved = resolve_baseline(baseline_named(name), Shape(SMOLLM2_135M))  # type: ignore[arg-type]
+    resolved = resolve_method(method_named(name), Shape(SMOLLM2_135M))  # type: ignore[arg-type]
     assert resolved.layers == (0,)
     assert resolved.config.own == BASELINES[name].own
     assert "not tuned for this model" in resolved.origins["layers"]
@@ -60,21 +58,21 @@ def test_elsewhere_the_numbers_are_as_before_and_told_to_be_foreign(name: str) -
 
 def test_what_is_given_wins_and_a_config_of_ones_own_stands() -> None:
     shape: Any = Shape(GPT_J)
-    given = resolve_baseline(baseline_named("ft-l"), shape, layers=[3], settings={"fine_tune.max_change": 1e-3})
+    given = resolve_method(method_named("ft-l"), shape, layers=[3], settings={"fine_tune.max_change": 1e-3})
     assert (given.layers, given.config.settings()["fine_tune.max_change"]) == ((3,), 1e-3)
     assert given.origins["layers"] == "given (--layers)"
     assert given.origins["fine_tune.max_change"] == "given (--set)"
-    own = resolve_baseline(apply_baseline_settings(baseline_named("ft-l"), {"fine_tune.steps": 3}), shape)
+    own = resolve_method(apply_settings(method_named("ft-l"), {"fine_tune.steps": 3}), shape)
     assert (own.layers, own.config.settings()["fine_tune.max_change"]) == ((0,), 5e-4)
-    placed = resolve_baseline(replace(baseline_named("ft-l"), layers=(2, 1)), shape)
-    assert (placed.layers, placed.origins["layers"]) == ((1, 2), "baseline ft-l")
+    placed = resolve_method(replace(method_named("ft-l"), layers=(2, 1)), shape)
+    assert (placed.layers, placed.origins["layers"]) == ((1, 2), "given (config)")
     assert placed.config.settings()["fine_tune.max_change"] == 5e-4
 
 
 def test_presets_are_of_baselines_and_settings_that_exist() -> None:
-    assert {*BASELINE_PRESETS, *UNTUNED} <= set(BASELINES)
-    for name, rows in BASELINE_PRESETS.items():
-        for preset in rows.values():
-            apply_baseline_settings(BASELINES[name], preset.settings)
+    assert set(UNTUNED) <= set(BASELINES)
+    for name in BASELINES.keys() & PRESETS.keys():
+        for preset in PRESETS[name].values():
+            apply_settings(BASELINES[name], preset.settings)
     for name, origins in UNTUNED.items():
         assert origins.keys() <= BASELINES[name].settings().keys()

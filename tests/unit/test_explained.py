@@ -10,10 +10,9 @@ import pytest
 from emendo.cli.app import run
 from emendo.errors import InputError
 from emendo.experiments.config import ExperimentConfig
-from emendo.methods import METHODS, read_settings
-from emendo.methods.baselines import BASELINES
+from emendo.methods import CATALOGUE, METHODS, check_named, method_named, read_settings, spelled_out
+from emendo.methods import BASELINES
 from emendo.methods.explained import EXPLAINED, NOT_SETTINGS, names_elsewhere
-from emendo.methods.techniques import canonical_name, check_named, technique_named
 
 
 def test_every_setting_of_a_method_or_baseline_is_explained() -> None:
@@ -60,7 +59,7 @@ def test_a_name_of_other_code_is_answered_with_ours(method: str, given: str, tol
 
 
 def test_the_answer_is_a_setting_that_can_be_set() -> None:
-    method = technique_named("memit")
+    method = method_named("memit")
     for names in names_elsewhere().values():
         for name in names:
             if name in method.settings() and name != "layers":
@@ -72,14 +71,14 @@ def test_the_answer_is_a_setting_that_can_be_set() -> None:
 
 @pytest.mark.parametrize("name", ["EMMET", "MEMIT", "ROME", "R-ROME", "AlphaEdit", "LoRA", "FT-L"])
 def test_a_method_is_found_whatever_the_case_of_its_letters(name: str) -> None:
-    assert technique_named(name).name == canonical_name(name) == name.lower()
+    assert method_named(name).name == CATALOGUE.spelled(name) == name.lower()
 
 
 def test_a_cell_has_the_name_of_the_catalog() -> None:
     base: dict[str, Any] = {"name": "x", "data": "d", "n": 2}
     small, capital = (ExperimentConfig(**base, methods=[name]).expand() for name in ("memit", "MEMIT"))
     assert [cell.id for cell in small] == [cell.id for cell in capital]
-    assert canonical_name("Mine") == "Mine", "the check of names says what is wrong with it"
+    assert spelled_out("Mine", {}, None) == ("Mine", {}, None), "the check of names says what is wrong with it"
 
 
 # ---- emendo methods NAME ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from emendo.cli.options import Json, Quiet
 from emendo.errors import MethodError
 
 if TYPE_CHECKING:
-    from emendo.methods.techniques import Technique
+    from emendo.methods import Method
 
 _PLAIN = "·"
 
@@ -33,8 +33,7 @@ def methods(
         return
     if show_all:
         raise MethodError("--all shows every setting of one method; name it (emendo methods NAME --all)")
-    from emendo.methods import METHODS
-    from emendo.methods.baselines import BASELINES
+    from emendo.methods import BASELINES, CATALOGUE, METHODS
     from emendo.methods.table import compose
 
     table = compose(METHODS)
@@ -48,11 +47,10 @@ def methods(
     terminal.table(
         "Baselines, under the same requests and scores",
         ("baseline", "settings"),
-        ((baseline.name, _pairs(baseline.settings(), "\n")) for baseline in BASELINES.values()),
+        ((name, _pairs(_described(baseline)["settings"], "\n")) for name, baseline in BASELINES.items()),
     )
-    every: tuple[Technique, ...] = (*METHODS.values(), *BASELINES.values())
-    for technique in every:
-        terminal.line(f"{technique.name}: {technique.source}")
+    for config in CATALOGUE.values():
+        terminal.line(f"{config.name}: {config.source}")
     terminal.line("One in full: emendo methods NAME. Every value for a model: emendo edit ... --plan-only.")
     terminal.result(
         {
@@ -90,16 +88,13 @@ def _show_deviations(terminal: Terminal, deviations: Sequence[str]) -> None:
 
 def _show_one(terminal: Terminal, name: str, *, show_all: bool) -> None:
     """Source, deviations, settings with what they mean, and the presets by model."""
-    from emendo.methods import MethodConfig
-    from emendo.methods.baseline_presets import BASELINE_PRESETS
-    from emendo.methods.explained import EXPLAINED
+    from emendo.methods import method_named
+    from emendo.methods.explained import explained
     from emendo.methods.presets import presets_of
     from emendo.methods.table import plain_settings
-    from emendo.methods.techniques import technique_named
 
-    technique = technique_named(name)
-    described = _described(technique)
-    is_method = isinstance(technique, MethodConfig)
+    config = method_named(name)
+    described = _described(config)
     presets: dict[str, dict[str, Any]] = {
         model.name: {
             "shape": model.shape,
@@ -107,13 +102,11 @@ def _show_one(terminal: Terminal, name: str, *, show_all: bool) -> None:
             "settings": dict(preset.settings),
             "source": preset.source,
         }
-        for model, preset in (
-            presets_of(technique) if isinstance(technique, MethodConfig) else BASELINE_PRESETS.get(technique.name, {})
-        ).items()
+        for model, preset in presets_of(config).items()
     }
-    terminal.line(f"{technique.name}: {technique.source}")
-    _show_deviations(terminal, technique.deviations)
-    _show_settings(terminal, described["settings"], plain_settings() if is_method else {}, show_all=show_all)
+    terminal.line(f"{config.name}: {config.source}")
+    _show_deviations(terminal, config.deviations)
+    _show_settings(terminal, described["settings"], plain_settings(config.kind), show_all=show_all)
     if presets:
         terminal.wide_table(
             "Presets by model, for every model of its shape",
@@ -124,9 +117,8 @@ def _show_one(terminal: Terminal, name: str, *, show_all: bool) -> None:
             ],
         )
     terminal.line("Layers and values for your model, each with its origin: emendo edit ... --plan-only")
-    meanings = {name: asdict(EXPLAINED[name]) for name in described["settings"]}
-    kind = "method" if is_method else "baseline"
-    terminal.result({**described, "kind": kind, "meanings": meanings, "presets": presets})
+    meanings = {name: asdict(explained(name)) for name in described["settings"]}
+    terminal.result({**described, "kind": config.kind, "meanings": meanings, "presets": presets})
 
 
 def _show_settings(
@@ -154,21 +146,17 @@ def _assigned(name: str, value: Any, plain: Any) -> str:
 
 def _meaning(name: str) -> str:
     """What a setting does, and what other code calls it."""
-    from emendo.methods.explained import EXPLAINED
+    from emendo.methods.explained import explained
 
-    setting = EXPLAINED[name]
+    setting = explained(name)
     return f"{setting.meaning} [{setting.elsewhere}]" if setting.elsewhere else setting.meaning
 
 
-def _described(technique: Technique) -> dict[str, Any]:
+def _described(config: Method) -> dict[str, Any]:
     """What is fixed without a model."""
-    settings = {name: value for name, value in technique.settings().items() if name != "layers"}
-    return {
-        "name": technique.name,
-        "source": technique.source,
-        "deviations": list(technique.deviations),
-        "settings": settings,
-    }
+    described = config.to_dict()
+    del described["settings"]["layers"]
+    return described
 
 
 def _axis(axis: str, values: Mapping[str, Any]) -> str:

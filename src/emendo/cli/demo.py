@@ -11,12 +11,13 @@ import typer
 from emendo.cli import options
 from emendo.cli.console import Terminal
 from emendo.cli.edit import run_edit
+from emendo.methods import DEFAULT_METHOD
 
 _OUT = Path("out/demo")
 
 
 def demo(
-    method: options.Method = "emmet",
+    method: options.Method = DEFAULT_METHOD,
     layers: options.Layers = None,
     settings: options.Set = None,
     out: Annotated[
@@ -32,15 +33,15 @@ def demo(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.datasets import parse_records
-    from emendo.methods.techniques import asked_after, check_named
+    from emendo.methods import check_named
     from emendo.report import check_free
 
-    technique = check_named(method, chosen_settings)
+    chosen = check_named(method, chosen_settings)
     overwrite = overwrite or out == _OUT  # so that the demo can be run again
     check_free(out, overwrite=overwrite)
     file = resources.files("emendo") / "data" / "demo_facts.jsonl"
     records = parse_records(file.read_text(encoding="utf-8"), "demo_facts.jsonl")
-    asked_after(technique, records)
+    chosen.evaluation_prompts(records)
 
     from emendo.editing.session import EditSession
     from emendo.models import load

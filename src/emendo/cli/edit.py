@@ -14,6 +14,7 @@ from emendo.cli.catalog import show_method
 from emendo.cli.console import Terminal, shortened
 from emendo.cli.interrupts import truthful
 from emendo.errors import RequestError
+from emendo.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from emendo.editing.session import EditSession
@@ -38,7 +39,7 @@ def edit(
     ] = None,
     requests: facts.Requests = None,
     format: facts.Format = "auto",
-    method: options.Method = "emendo",
+    method: options.Method = DEFAULT_METHOD,
     layers: options.Layers = None,
     settings: options.Set = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the update and the reports.")] = None,
@@ -68,12 +69,12 @@ def edit(
     # Everything that can be refused is refused before the model is loaded.
     records = _records(terminal, prompt, subject, target, join, target_true, requests, format)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
-    from emendo.methods.techniques import asked_after, check_named
+    from emendo.methods import check_named
     from emendo.report import check_free
     from emendo.requests import check_requests
 
     check_requests([record.request for record in records])
-    asked_after(check_named(method, chosen_settings), records)
+    check_named(method, chosen_settings).evaluation_prompts(records)
     if out is not None:
         check_free(out, overwrite=overwrite or plan_only)
     ledgers.check_ledger(ledger, records, replace=replace, message=message, who=who)
@@ -85,7 +86,7 @@ def edit(
     session = EditSession(load(model, device=device, dtype=dtype, progress=terminal), seed=seed, progress=terminal)
     if plan_only:
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
-        show_plan(terminal, session, asked_after(resolved.config, records), resolved.to_dict())
+        show_plan(terminal, session, resolved.config.evaluation_prompts(records), resolved.to_dict())
         return
     with (
         truthful(ledger, out),
@@ -215,7 +216,7 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
     Args:
         terminal: Where it is shown.
         session: Holds the model.
-        records: As the model is asked them, see `asked_after`.
+        records: As the model is asked them, see `Method.evaluation_prompts`.
         method: As `to_dict` of a resolved method or baseline gives it.
     """
     from emendo.editing.sharing import refuse_contradictions, share_groups

@@ -15,17 +15,18 @@ from emendo.cli.catalog import show_method
 from emendo.cli.console import Terminal
 from emendo.cli.experiment import one_line
 from emendo.errors import ExperimentError
+from emendo.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from emendo.experiments import Cell, Experiment, Measures
-    from emendo.methods.techniques import Technique
+    from emendo.methods import Method
 
 
 def evaluate(
     model: options.Model,
     data: Annotated[str, typer.Option("--data", help="File or data set of records.")],
     n: Annotated[int, typer.Option("--n", help="Records to edit.")] = 200,
-    method: options.Method = "emmet",
+    method: options.Method = DEFAULT_METHOD,
     mode: Annotated[str, typer.Option("--mode", help="single, batch, sequential or sequential-batched.")] = "batch",
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Edits of one step; all n, or 1 in one-by-one modes.")
@@ -57,27 +58,28 @@ def evaluate(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.io.writable import check_writable
-    from emendo.methods.techniques import check_named
+    from emendo.methods import check_named, spelled_out
 
-    technique = check_named(method, chosen_settings)
+    chosen = check_named(method, chosen_settings)
     if out is not None:
         check_writable(out)
+    name, values, own_layers = spelled_out(method, chosen_settings, chosen_layers)
     cell = _cell(
         model=model,
         data=data,
         n=n,
-        method=technique.name,
+        method=name,
         mode=mode,
         batch_size=batch_size,
         schedule=schedule,
         part=part,
         only_answered="argmax" if only_answered else None,
-        layers=None if chosen_layers is None else tuple(chosen_layers),
-        settings=chosen_settings,
+        layers=own_layers,
+        settings=values,
         seed=seed,
         measures=_measures(measure or []),
     )
-    _check_records(cell, technique)
+    _check_records(cell, chosen)
     from emendo.experiments import Experiment
     from emendo.models import load
 
@@ -126,7 +128,7 @@ def _cell(**values: Any) -> Cell:
     return Cell(**values)
 
 
-def _check_records(cell: Cell, technique: Technique) -> None:
+def _check_records(cell: Cell, method: Method) -> None:
     """Read the data before the model is loaded and anything is written, and refuse what can be refused without it.
 
     Raises:
@@ -135,14 +137,13 @@ def _check_records(cell: Cell, technique: Technique) -> None:
     from emendo.datasets import load_records
     from emendo.experiments.data import Source, select_records
     from emendo.experiments.questions import check_measures
-    from emendo.methods.techniques import asked_after
 
     loaded = load_records(cell.data)
     if cell.only_answered is not None:
         return  # which records these are only the model can tell
     source = Source(cell.data, loaded.records, len(loaded.rejected), sha256="")
     records = select_records(source, cell, lambda found, _: list(found))
-    asked_after(technique, records)
+    method.evaluation_prompts(records)
     check_measures(cell, records)
 
 

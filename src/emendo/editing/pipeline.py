@@ -59,7 +59,7 @@ from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 def plan_edit(
     adapter: ModelAdapter,
     requests: Sequence[EditRequest],
-    method: ResolvedMethod,
+    method: ResolvedMethod[MethodConfig],
     prepared: Mapping[int, PreparedLayer],
     *,
     seed: int = 0,
@@ -225,7 +225,7 @@ class _Run:
     def __init__(
         self,
         adapter: ModelAdapter,
-        method: ResolvedMethod,
+        method: ResolvedMethod[MethodConfig],
         contexts: tuple[str, ...],
         prepared: Mapping[int, PreparedLayer],
         earlier: Sequence[LayerUpdate],

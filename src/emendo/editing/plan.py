@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from emendo.editing.value_search import TargetTrace
+from emendo.methods import Method, ResolvedMethod
 from emendo.methods.settings import TargetSettings
-from emendo.methods.techniques import ResolvedTechnique
 from emendo.models.rounding import at, kept_of, rounding
 from emendo.requests import EditRequest
 from emendo.shapes import Moment, Weight
@@ -78,7 +78,7 @@ class Plan:
 
     update: ModelUpdate
     requests: tuple[EditRequest, ...]
-    method: ResolvedTechnique
+    method: ResolvedMethod[Method]
     contexts: tuple[str, ...]
     targets: tuple[TargetTrace, ...]
     layers: tuple[LayerReport, ...]

@@ -23,10 +23,8 @@ from emendo.editing.sharing import FactIndex
 from emendo.editing.value_cache import TargetMemory
 from emendo.errors import InfeasibleError, InputError
 from emendo.io.versions import versions
-from emendo.methods import MethodConfig, ResolvedMethod
-from emendo.methods.baseline_resolve import ResolvedBaseline
+from emendo.methods import DEFAULT_METHOD, BaselineConfig, Method, MethodConfig, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
-from emendo.methods.techniques import ResolvedTechnique, Technique, resolve_technique
 from emendo.models import ModelAdapter
 from emendo.models.contents import Contents, differing_layers, same_bits
 from emendo.models.numerics import pinned
@@ -109,19 +107,19 @@ class EditSession:
 
     def resolve(
         self,
-        method: str | Technique = "emendo",
+        method: str | Method = DEFAULT_METHOD,
         *,
         layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,
-    ) -> ResolvedTechnique:
+    ) -> ResolvedMethod[Method]:
         """Every value that `plan` would use, and where it comes from; nothing is computed."""
-        return resolve_technique(method, self.lm, layers=layers, settings=settings)
+        return resolve_method(method, self.lm, layers=layers, settings=settings)
 
     @pinned()
     def plan(
         self,
         requests: Requests,
-        method: str | Technique = "emendo",
+        method: str | Method = DEFAULT_METHOD,
         *,
         layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -130,7 +128,8 @@ class EditSession:
 
         Args:
             requests: The facts to write: one or several requests, records, or dictionaries with their fields.
-            method: Name or config of a method, or of a baseline (`emendo methods` lists both).
+            method: Name or config of a method or baseline (`emendo methods` lists them), or the path of a
+                YAML file with settings (`emendo.methods.files`).
             layers: Edited layers; None takes the preset for the model, or the baseline's own.
             settings: Values by dotted name, such as ``{"target.steps": 20}``.
 
@@ -144,10 +143,15 @@ class EditSession:
         with self.lm.isolated() as lm:  # from here on nobody writes the weights
             self._check_own()
             self.lm.contents.check()
-            if isinstance(resolved, ResolvedBaseline):
-                plan = self._plan_baseline(lm, requests, resolved)
+            if (method_of_engine := resolved.on_engine()) is not None:
+                plan = self._plan_method(lm, requests, method_of_engine)
+            elif (baseline := resolved.as_baseline()) is not None:
+                plan = self._plan_baseline(lm, requests, baseline)
             else:
-                plan = self._plan_method(lm, requests, resolved)
+                raise InputError(
+                    f"{resolved.config.name} is a {type(resolved.config).__name__}; expected a MethodConfig or a "
+                    "BaselineConfig"
+                )
         tell_of_rounding({report.layer: report.kept for report in plan.layers}, self.lm.dtype)
         return plan
 
@@ -314,7 +318,9 @@ class EditSession:
         }
         return touched | {name: False for name in changed if name.removesuffix(".weight") not in touched}
 
-    def _plan_method(self, lm: ModelAdapter, requests: Sequence[EditRequest], method: ResolvedMethod) -> Plan:
+    def _plan_method(
+        self, lm: ModelAdapter, requests: Sequence[EditRequest], method: ResolvedMethod[MethodConfig]
+    ) -> Plan:
         base, config = self.base, method.config
         prepared, record = self._prepare(config)
         anchors = None
@@ -340,7 +346,9 @@ class EditSession:
             progress=self.progress,
         )
 
-    def _plan_baseline(self, lm: ModelAdapter, requests: Sequence[EditRequest], baseline: ResolvedBaseline) -> Plan:
+    def _plan_baseline(
+        self, lm: ModelAdapter, requests: Sequence[EditRequest], baseline: ResolvedMethod[BaselineConfig]
+    ) -> Plan:
         return plan_baseline(
             lm,
             requests,

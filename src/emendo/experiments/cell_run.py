@@ -25,8 +25,6 @@ from emendo.experiments.ground import BaseState, Ground, continued, further_meas
 from emendo.experiments.meter import Meter
 from emendo.experiments.modes import batch_ranges, restores
 from emendo.experiments.summary import Final, make_summary
-from emendo.methods.baseline_resolve import ResolvedBaseline
-from emendo.methods.techniques import asked_after
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
@@ -115,11 +113,11 @@ class _CellRun:
         self.resolved = self.session.resolve(cell.method, layers=cell.layers, settings=cell.settings)
         self.meter = Meter(self.adapter.device)
         with self.meter.stage("second moments"):
-            method = None if isinstance(self.resolved, ResolvedBaseline) else self.resolved.config
-            self.moments = None if method is None else method.moments
+            method = self.resolved.on_engine()
+            self.moments = None if method is None else method.config.moments
             self.weights = WeightMeter(self.session)
             if method is not None:
-                self.weights.learn(method.written_layers, method.moments)
+                self.weights.learn(method.config.written_layers, method.config.moments)
         self.wanted = cell.measures.wanted(zsre)
         with self.meter.stage("distributions before"):
             self.base = self._prepared(range(len(self.records))) if self.keeps else None
@@ -281,7 +279,7 @@ class _CellRun:
 
     def _asked(self, positions: Sequence[int]) -> list[EditRecord]:
         """Some records as the model is asked them after the edit."""
-        return asked_after(self.resolved.config, [self.records[position] for position in positions])
+        return self.resolved.config.evaluation_prompts([self.records[position] for position in positions])
 
     def _snapshot(self, part: range) -> Snapshot:
         """The model as it stands, edited, with some of the records."""

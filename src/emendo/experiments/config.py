@@ -17,7 +17,7 @@ from emendo.experiments.measures import Measures
 from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
 from emendo.io import strict_yaml
 from emendo.io.plain_file import read_plain_text
-from emendo.methods.techniques import canonical_name
+from emendo.methods import spelled_out
 from emendo.suggest import unknown_name
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -183,12 +183,13 @@ class ExperimentConfig(BaseModel):
     ) -> Cell:
         if schedule is None or (schedule == "both" and restores(mode)):
             schedule = default_schedule(mode)
+        name, values, chosen = spelled_out(method, settings, layers)
         return Cell(
             model=model,
             data=self.data,
-            method=canonical_name(method),
-            settings=dict(settings),
-            layers=None if layers is None else tuple(layers),
+            method=name,
+            settings=values,
+            layers=chosen,
             mode=mode,
             batch_size=default_batch_size(mode, n) if batch_size is None else batch_size,
             n=n,

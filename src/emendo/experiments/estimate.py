@@ -9,8 +9,7 @@ from typing import Any
 
 from emendo.experiments.cells import Cell
 from emendo.experiments.modes import batch_ranges, restores
-from emendo.methods.baseline_resolve import ResolvedBaseline
-from emendo.methods.techniques import ResolvedTechnique
+from emendo.methods import Method, ResolvedMethod
 from emendo.requests import EditRecord
 from emendo.solve.distribution import searched_layers
 
@@ -57,7 +56,7 @@ class Counter:
     _searched: set[object] = field(default_factory=set)
     _scored: set[object] = field(default_factory=set)
 
-    def count(self, cell: Cell, records: Sequence[EditRecord], resolved: ResolvedTechnique) -> Cost:
+    def count(self, cell: Cell, records: Sequence[EditRecord], resolved: ResolvedMethod[Method]) -> Cost:
         """The work of the next cell.
 
         Args:
@@ -90,11 +89,14 @@ class Counter:
             perplexities=(measured + first_here) if measures.perplexity else 0,
         )
 
-    def _count_searches(self, cell: Cell, n: int, resolved: ResolvedTechnique, selection: object) -> tuple[int, int]:
+    def _count_searches(
+        self, cell: Cell, n: int, resolved: ResolvedMethod[Method], selection: object
+    ) -> tuple[int, int]:
         """Searches that are made, and those that are read."""
-        if isinstance(resolved, ResolvedBaseline):
+        method = resolved.on_engine()
+        if method is None:
             return 0, 0
-        config = resolved.config
+        config = method.config
         layers = searched_layers(config.distribution, config.layers)
         each = n * len(layers)
         joint = config.batching == "joint" or cell.batch_size == 1

@@ -17,9 +17,8 @@ from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground, held_out_text
 from emendo.experiments.meter import give_back
 from emendo.experiments.questions import check_measures
-from emendo.methods import ResolvedMethod
+from emendo.methods import Method, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
-from emendo.methods.techniques import ResolvedTechnique, asked_after, resolve_technique
 from emendo.models import ModelAdapter
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
@@ -91,7 +90,7 @@ class Experiment:
         cells = _by_model(self.cells)
         found = {cell.id: self.folder.cell(cell.id).summary() for cell in cells}
         models = list(dict.fromkeys(cell.model for cell in cells if found[cell.id] is None))
-        looked: dict[str, tuple[list[EditRecord], ResolvedTechnique]] = {}
+        looked: dict[str, tuple[list[EditRecord], ResolvedMethod[Method]]] = {}
         for model in reversed(models):  # so that the one whose cells are run first is in memory afterwards
             ground = self._ground_of(model)
             looked |= {cell.id: self._look(cell, ground) for cell in cells if cell.model == model}
@@ -138,11 +137,11 @@ class Experiment:
                 done.append((summary, plan.cost))
                 yield summary
 
-    def _look(self, cell: Cell, ground: Ground) -> tuple[list[EditRecord], ResolvedTechnique]:
+    def _look(self, cell: Cell, ground: Ground) -> tuple[list[EditRecord], ResolvedMethod[Method]]:
         """The records of a cell and its method with every value fixed; raises where either cannot be used."""
         records = self._records(cell, ground)
-        resolved = resolve_technique(cell.method, ground.adapter, layers=cell.layers, settings=cell.settings)
-        asked_after(resolved.config, records)
+        resolved = resolve_method(cell.method, ground.adapter, layers=cell.layers, settings=cell.settings)
+        resolved.config.evaluation_prompts(records)
         check_measures(cell, records)
         return records, resolved
 
@@ -191,10 +190,9 @@ class Experiment:
         layers: dict[tuple[MomentSettings, int], set[int]] = {}
         for cell in cells:
             if cell.model == model:
-                resolved = resolve_technique(cell.method, adapter, layers=cell.layers, settings=cell.settings)
-                if isinstance(resolved, ResolvedMethod):
-                    config = resolved.config
-                    layers.setdefault((config.moments, cell.seed), set()).update(config.written_layers)
+                resolved = resolve_method(cell.method, adapter, layers=cell.layers, settings=cell.settings)
+                if (method := resolved.on_engine()) is not None:
+                    layers.setdefault((method.config.moments, cell.seed), set()).update(method.config.written_layers)
         for (settings, seed), wanted in layers.items():
             obtain_for_method(adapter, sorted(wanted), settings, seed=seed, store=self.store, progress=self.progress)
 

@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from emendo.editing.plan import Plan
-from emendo.methods import MethodConfig
 from emendo.methods.settings import MomentSettings
 from emendo.updates.update import ModelUpdate
 
@@ -19,10 +18,10 @@ def pricing(edit: Plan | ModelUpdate) -> tuple[MomentSettings | None, str]:
         edit: A plan, or an update whose record names them.
     """
     if isinstance(edit, Plan):
-        config = edit.method.config
-        if isinstance(config, MethodConfig):
-            return config.moments, ""
-        return None, f"{config.name} is a baseline, which has no second moment"
+        method = edit.method.on_engine()
+        if method is not None:
+            return method.config.moments, ""
+        return None, f"{edit.method.config.name} is a baseline, which has no second moment"
     named = _recorded(edit, "moments.")
     try:
         settings = TypeAdapter(MomentSettings).validate_python(named)

@@ -17,7 +17,6 @@ from emendo.gate.evidence import Evidence
 from emendo.gate.pricing import pricing
 from emendo.gate.report import Check, GateReport
 from emendo.gate.topics import TopicShift, topic_shifts
-from emendo.methods.techniques import asked_after
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.updates.update import ModelUpdate

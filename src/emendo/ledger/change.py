@@ -13,9 +13,8 @@ from emendo.errors import LedgerError
 from emendo.ledger.edits import History, KeptEdit
 from emendo.ledger.files import check_file
 from emendo.ledger.record import Active
-from emendo.ledger.replay import Planner, SessionPlanner, changed_environment, kept_technique, seeded
+from emendo.ledger.replay import Planner, SessionPlanner, changed_environment, kept_method, seeded
 from emendo.ledger.store import LedgerStore
-from emendo.methods import ResolvedMethod
 from emendo.solve import PreparedLayer
 from emendo.suggest import unknown_name
 from emendo.updates.fold import fold
@@ -174,9 +173,9 @@ def _common_metrics(
         )
     metrics: dict[int, PreparedLayer] = {}
     for edit in edits:
-        technique, edited = kept_technique(edit)
-        resolved = planner.session.resolve(technique, layers=edited)
-        if not isinstance(resolved, ResolvedMethod):
+        method, edited = kept_method(edit)
+        resolved = planner.session.resolve(method, layers=edited).on_engine()
+        if resolved is None:
             raise LedgerError(f"edit {edit.id[:12]}… is a baseline and has no stored keys; use --how replay")
         with seeded(planner.session, edit.seed):
             found = planner.session.preservation(resolved.config)

@@ -30,7 +30,7 @@ from emendo.ledger.replay import Planner, SessionPlanner
 from emendo.ledger.stamp import check_texts, stamped
 from emendo.ledger.store import LedgerStore
 from emendo.ledger.verify import Verification, verify
-from emendo.methods.techniques import Technique
+from emendo.methods import DEFAULT_METHOD, Method
 from emendo.models import ModelAdapter
 from emendo.requests import EditRequest, check_requests
 from emendo.updates.merge import merge
@@ -204,7 +204,7 @@ class EditLedger:
         self,
         session: EditSession,
         requests: Sequence[EditRequest],
-        method: str | Technique = "emendo",
+        method: str | Method = DEFAULT_METHOD,
         *,
         layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,

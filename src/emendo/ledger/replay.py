@@ -15,8 +15,7 @@ from emendo.errors import LedgerError
 from emendo.io.printable import well_formed
 from emendo.io.versions import processor, versions
 from emendo.ledger.edits import KeptEdit
-from emendo.methods import ADDED_SETTINGS, METHODS, apply_settings
-from emendo.methods.techniques import Technique, technique_named, with_settings
+from emendo.methods import ADDED_SETTINGS, Method, stored_method
 from emendo.updates.update import ModelUpdate
 
 NOT_RECORDED = "not recorded"
@@ -65,9 +64,9 @@ class SessionPlanner:
         Raises:
             LedgerError: The method, or the second moments, are no longer what they were.
         """
-        technique, layers = kept_technique(edit)
+        method, layers = kept_method(edit)
         with seeded(self.session, edit.seed):
-            update = self.session.plan(list(edit.requests.values()), technique, layers=layers).update
+            update = self.session.plan(list(edit.requests.values()), method, layers=layers).update
         _require_same(edit, update)
         self.session.apply(update)
         return update
@@ -84,7 +83,7 @@ def environment(session: EditSession) -> dict[str, str]:
     return {name: well_formed(value) for name, value in found.items()}
 
 
-def kept_technique(edit: KeptEdit) -> tuple[Technique, list[int] | None]:
+def kept_method(edit: KeptEdit) -> tuple[Method, list[int] | None]:
     """The method or baseline of an edit with every value as it was, and its layers.
 
     Raises:
@@ -93,12 +92,8 @@ def kept_technique(edit: KeptEdit) -> tuple[Technique, list[int] | None]:
     settings = _settings(edit.method)
     layers = settings.pop("layers", None) or None
     settings.pop("span", None)
-    name = edit.method["name"]
     try:
-        if "target.steps" in settings and name not in METHODS:  # a configuration of one's own: its values say it all
-            own = replace(METHODS["emendo"], name=name, source=edit.method["source"], deviations=(), presets="")
-            return _on(apply_settings(own, settings), layers), layers
-        return _on(with_settings(technique_named(name), settings), layers), layers
+        return _on(stored_method(edit.method["name"], edit.method["source"], settings), layers), layers
     except (TypeError, ValueError) as error:
         raise LedgerError(
             f"edit {edit.id[:12]}… cannot be planned again: {error}. It was made with Emendo "
@@ -106,9 +101,9 @@ def kept_technique(edit: KeptEdit) -> tuple[Technique, list[int] | None]:
         ) from error
 
 
-def _on(technique: Technique, layers: Sequence[int] | None) -> Technique:
-    """The technique with its layers inside: then it is no entry of a catalog, to which a preset would be applied."""
-    return technique if layers is None else replace(technique, layers=tuple(layers))
+def _on(method: Method, layers: Sequence[int] | None) -> Method:
+    """The method with its layers inside: then it is no entry of a catalog, to which a preset would be applied."""
+    return method if layers is None else replace(method, layers=tuple(layers))
 
 
 def changed_environment(edits: Sequence[KeptEdit], now: dict[str, str]) -> dict[str, list[str]]:

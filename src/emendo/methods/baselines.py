@@ -1,16 +1,66 @@
-"""The named baselines, each with its paper and where it differs from it, and the layers that they train."""
+"""The baselines: their settings, their papers, and where each differs from its paper.
+
+A new baseline is a settings class and an entry here, and the module that its `trainer` names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from emendo.errors import MethodError
-from emendo.methods.baseline_config import BaselineConfig, FineTuneSettings, InContextSettings, LoraSettings
-from emendo.suggest import look_up
+from emendo.methods.checks import Count, Positive
+from emendo.methods.config import BaselineConfig
+from emendo.methods.in_context import InContextSettings
+from emendo.methods.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from emendo.models import ModelAdapter
+
+
+@dataclass(frozen=True)
+class FineTuneSettings(TrainingSettings):
+    """Fine-tuning of whole down-projections, with a bound on every entry's change.
+
+    Args:
+        max_change: Largest |ΔW| of any entry (norm_constraint of the public code); None, in text ``none``, leaves the
+            weights free.
+    """
+
+    section: ClassVar[str] = "fine_tune"
+    trainer: ClassVar[str] = "emendo.editing.baselines.fine_tune:fine_tune"
+
+    max_change: Positive | None = 5e-4
+
+    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+        """The first layer.
+
+        Source: that of FT-L on GPT2-XL and GPT-J in ROME's public code (arXiv 2202.05262).
+        """
+        return (0,), "the first layer, as FT-L of ROME on GPT2-XL and GPT-J; not tuned for this model"
+
+
+@dataclass(frozen=True)
+class LoraSettings(TrainingSettings):
+    """Low-rank adapters on the down-projections.
+
+    Args:
+        rank: Rows of A.
+        alpha: ΔW is ``alpha / rank · B A``.
+    """
+
+    section: ClassVar[str] = "lora"
+    trainer: ClassVar[str] = "emendo.editing.baselines.lora:fit_lora"
+
+    steps: Count = 50
+    learning_rate: Positive = 1e-3
+    batch_size: Count = 32
+    rank: Count = 8
+    alpha: Positive = 16.0
+
+    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+        """Every layer."""
+        return tuple(range(model.n_layers)), "every layer"
+
 
 _TEACHER_FORCED = (
     "every target token is scored after the tokens before it; the public code scores all of them at the prompt's last "
@@ -18,7 +68,7 @@ _TEACHER_FORCED = (
 )
 _NO_BIAS = "the bias of the down-projection is left alone; the public code trains it too, where there is one"
 
-_ALL = (
+BUILT_IN = (
     BaselineConfig(
         name="ft-l",
         source="FT-L of ROME, arXiv 2202.05262 appendix E.1, after arXiv 2012.00363: one layer, every entry's change "
@@ -49,42 +99,4 @@ _ALL = (
         ),
     ),
 )
-
-BASELINES: dict[str, BaselineConfig] = {baseline.name: baseline for baseline in _ALL}
-"""Every named baseline."""
-
-
-def baseline_named(name: str) -> BaselineConfig:
-    """The named baseline, whatever the case of its letters.
-
-    Raises:
-        MethodError: Unknown name, with the nearest known one.
-    """
-    return look_up("baseline", name, BASELINES, "--method")
-
-
-def baseline_layers(
-    adapter: ModelAdapter, config: BaselineConfig, layers: Sequence[int] | None = None
-) -> tuple[tuple[int, ...], str]:
-    """The layers that a baseline trains, ascending, and where the choice comes from.
-
-    Those given, else the config's own. Without either fine-tuning takes the first layer, LoRA every layer, and
-    in-context none.
-
-    Raises:
-        LayerError: A layer that the model does not have.
-        MethodError: Layers for a baseline that changes no weights.
-
-    Source: layer 0 is that of FT-L on GPT2-XL and GPT-J in ROME's public code (arXiv 2202.05262).
-    """
-    wanted = layers if layers is not None else config.layers or None
-    if isinstance(config.own, InContextSettings):
-        if wanted is not None:
-            raise MethodError(f"{config.name} changes no weights, found layers {list(wanted)}; leave --layers out")
-        return (), f"{config.name} changes no weights"
-    if wanted is not None:
-        origin = f"baseline {config.name}" if layers is None else "given (--layers)"
-        return tuple(adapter.check_layers(wanted)), origin
-    if isinstance(config.own, LoraSettings):
-        return tuple(range(adapter.n_layers)), "every layer"
-    return (0,), "the first layer, as FT-L of ROME on GPT2-XL and GPT-J; not tuned for this model"
+"""Every baseline of Emendo."""

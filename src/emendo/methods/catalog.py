@@ -1,13 +1,18 @@
-"""The named methods: each a handful of values on the engine's axes, with its paper.
+"""The catalogue: every named method, a handful of values on the engine's axes with its paper; and the baselines.
 
-A new method is one entry here. `_MEMIT` and the other shared values are what several papers have in common.
+A new method is one entry here, or of `register_method`. `_MEMIT` and the other shared values are what several
+papers have in common.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar, cast
 
-from emendo.methods.config import MethodConfig
+from emendo.errors import MethodError
+from emendo.methods.baselines import BUILT_IN
+from emendo.methods.config import BaselineConfig, Method, MethodConfig
 from emendo.methods.settings import (
     ContextSettings,
     HistorySettings,
@@ -16,8 +21,8 @@ from emendo.methods.settings import (
     PostStep,
     TargetSettings,
 )
+from emendo.registry import Registry, Selection
 from emendo.solve.settings import Preservation
-from emendo.suggest import look_up
 
 _ROME_TARGET = TargetSettings(site="mlp_out", steps=20, max_norm_ratio=4)
 _EACH_EDIT = HistorySettings(weight=1.0)
@@ -36,11 +41,11 @@ _MEMIT = MethodConfig(
     memorization=Memorization(s=1.0),
 )
 
-_ALL = (
+_METHODS = (
     MethodConfig(
         name="emendo",
-        source="measured, docs/lab/methods.md: EMMET's equality (arXiv 2403.14236 eq. 9), the cheapest split over "
-        "layers, earlier edits preserved, argmax stop (MPES, arXiv 2502.01636)",
+        source="measured, docs/methods.md: EMMET's equality (arXiv 2403.14236 eq. 9), the cheapest split over layers, "
+        "earlier edits preserved, argmax stop (MPES, arXiv 2502.01636)",
         span=5,
         distribution="optimal",
         keys=KeySettings(average="flat"),
@@ -187,14 +192,43 @@ _ALL = (
     ),
 )
 
-METHODS: dict[str, MethodConfig] = {method.name: method for method in _ALL}
-"""Every named method."""
+CATALOGUE: Registry[Method] = Registry(
+    "method",
+    (*_METHODS, *BUILT_IN),
+    of=Method,
+    group="emendo.methods",
+    option="--method",
+    error=MethodError,
+)
+"""Every named method and baseline; packages bring more."""
+
+METHODS = cast(Mapping[str, MethodConfig], Selection(CATALOGUE, lambda config: config.kind == MethodConfig.kind))
+"""Every named method of the engine."""
+
+BASELINES = cast(Mapping[str, BaselineConfig], Selection(CATALOGUE, lambda config: config.kind == BaselineConfig.kind))
+"""Every named baseline."""
+
+M = TypeVar("M", bound=Method)
 
 
-def method_named(name: str) -> MethodConfig:
-    """The named method, whatever the case of its letters.
+def register_method(config: M, *, replace: bool = False) -> M:
+    """Add a method or baseline of one's own to the catalogue: ``--method NAME`` and every list have it then.
+
+    Args:
+        config: A `MethodConfig`, such as a copy of a named one with other values, or a `BaselineConfig`.
+        replace: Take the place of a registered one of the same name, as when a notebook's cell is run again.
+
+    Raises:
+        PluginError: The name is taken, or it is no method.
+    """
+    CATALOGUE.register(config, replace=replace)
+    return config
+
+
+def method_named(name: str) -> Method:
+    """The named method or baseline; capital letters do not matter.
 
     Raises:
         MethodError: Unknown name, with the nearest known one.
     """
-    return look_up("method", name, METHODS, "--method")
+    return CATALOGUE.named(name)

@@ -1,43 +1,46 @@
-"""What a method's settings may be: their types, their ranges, and which of them exclude each other."""
+"""The one validator of settings: types and ranges are annotations, judged by pydantic and told in our words.
+
+A group of settings is a frozen dataclass, a `Section`: `replace` copies it and every copy is judged anew.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from emendo.errors import MethodError
+from emendo.errors import EmendoError, MethodError
 
-if TYPE_CHECKING:
-    from emendo.methods.config import MethodConfig
+Count = Annotated[int, Field(gt=0)]
+"""A whole number of at least 1."""
+Steps = Annotated[int, Field(ge=0)]
+"""A whole number of at least 0."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+"""Above 0, at most 1."""
+Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+"""From 0 to 1."""
 
-_POSITIVE = (
-    "span",
-    "target.steps",
-    "target.learning_rate",
-    "target.max_norm_ratio",
-    "target.batch_size",
-    "moments.multiple",
-    "post.keep",
-    "post.max_ratio",
-)
-_NOT_NEGATIVE = (
-    "target.kl_weight",
-    "target.weight_decay",
-    "target.loss_threshold",
-    "target.argmax_steps",
-    "target.argmax_nll_weight",
-    "target.kl_threshold",
-    "target.word_end_weight",
-    "memorization.s",
-    "history.weight",
-    "preservation.dead_ridge",
-)
-_AT_MOST = {"post.keep": 1.0, "target.argmax_nll_weight": 1.0}
-_ABOVE = {"post.log_base": 1.0}
+
+@dataclass(frozen=True)
+class Section:
+    """A group of settings; a wrong value is refused wherever it comes from.
+
+    Attributes:
+        section: First part of the settings' dotted names.
+
+    Raises:
+        MethodError: A value of the wrong type or range.
+    """
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_values(self, f"{self.section}.")
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -46,119 +49,50 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     for entry in fields(node):
         name, value, kind = f"{prefix}{entry.name}", getattr(node, entry.name), types[entry.name]
         if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, kind):
-            yield from leaves(value, f"{name}.")
+            yield from leaves(value, f"{section_of(value, entry.name)}.")
         else:
             yield name, value, kind
+
+
+def section_of(value: Any, field: str) -> str:
+    """What the dotted names of a section begin with: its own name, or that of the field that it is in."""
+    return getattr(value, "section", "") or field
+
+
+def check_values(node: Any, prefix: str = "") -> None:
+    """Refuse a value that is not of its setting's type and range; nothing is converted.
+
+    Raises:
+        MethodError: Names the setting, what was found and what was expected.
+    """
+    for name, value, kind in leaves(node, prefix):
+        try:
+            _adapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise _refused(name, value, error) from error
 
 
 def parse(name: str, value: Any, kind: Any) -> Any:
     """A value as its setting's type; text is read, ``none`` where the setting can be off.
 
     Raises:
-        MethodError: It cannot be read as that.
+        MethodError: It cannot be read as that, or is out of its range.
     """
     if isinstance(value, str) and value.lower() == "none" and type(None) in get_args(kind):
         return None
     adapter = _adapter(kind)
     try:
-        return adapter.validate_strings(value) if isinstance(value, str) else adapter.validate_python(value)
+        if isinstance(value, str):
+            return adapter.validate_strings(value)
+        return adapter.validate_python(value, strict=True)
     except ValidationError as error:
-        raise _wrong_type(name, value, error) from error
-
-
-def check_types(config: MethodConfig) -> None:
-    """Refuse a value of another type than its setting's, which no code after this looks for.
-
-    Raises:
-        MethodError: Names the setting.
-    """
-    for name, value, kind in leaves(config):
-        try:
-            _adapter(kind).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise _wrong_type(name, value, error) from error
-
-
-def check_ranges(values: Mapping[str, Any]) -> None:
-    """Refuse numbers that no search or solve could use.
-
-    Args:
-        values: Settings by dotted name, all of them or some.
-
-    Raises:
-        MethodError: Names the setting and what was expected.
-    """
-    for name, value in values.items():
-        expected = _expected(name, value)
-        if expected:
-            raise MethodError(f"{name}={value!r}: expected {expected} ({_fix(name)})")
-
-
-def _expected(name: str, value: Any) -> str:
-    """What a number should have been; empty where it can be used, or where the setting is off."""
-    if value is None:
-        return ""
-    if name in _POSITIVE and not 0 < value < float("inf"):
-        return "a finite number above 0"
-    if name in _NOT_NEGATIVE and not 0 <= value < float("inf"):
-        return "a finite number of at least 0"
-    if name in _AT_MOST and value > _AT_MOST[name]:
-        return f"at most {_AT_MOST[name]:g}"
-    if name in _ABOVE and not _ABOVE[name] < value < float("inf"):
-        return f"a finite number above {_ABOVE[name]:g}"
-    return ""
-
-
-def check_together(config: MethodConfig) -> None:
-    """Refuse values that exclude each other.
-
-    Raises:
-        MethodError: Says which, and what to set instead.
-    """
-    keys, target = config.keys, config.target
-    if keys.residual == "mean" and target.site != "mlp_out":
-        raise MethodError(
-            "keys.residual=mean measures W k + b over contexts, which is the MLP's output; "
-            f"found target.site={target.site} (--set target.site=mlp_out)"
-        )
-    if target.joint_attention and target.site != "mlp_out":
-        raise MethodError(
-            "target.joint_attention searches a vector for the attention's output beside one for the MLP's; found "
-            f"target.site={target.site} (--set target.site=mlp_out)"
-        )
-    if config.batching == "one_by_one" and target.shared == "subject":
-        raise MethodError(
-            "target.shared=subject gives requests of one batch one v*, and batching=one_by_one searches each key on "
-            "its own; write them together (--set batching=joint) or leave target.shared out"
-        )
-    if keys.constraint == "plain":
-        _check_plain_constraint(config)
-
-
-def _check_plain_constraint(config: MethodConfig) -> None:
-    """The original ROME's mixed form is defined for equality, one residual and undivided edits alone."""
-    if config.memorization.s != 0:
-        raise MethodError(
-            "keys.constraint=plain holds edits with equality at the plain prompt; found "
-            f"memorization.s={config.memorization.s} (--set memorization.s=0)"
-        )
-    if config.keys.residual == "mean":
-        raise MethodError(
-            "keys.constraint=plain holds edits at the plain prompt's key, and keys.residual=mean measures what is "
-            "missing at the mean one, so that v* is met at neither; use one key "
-            "(--set keys.constraint=mean, as r-ROME, or --set keys.residual=plain, as ROME)"
-        )
-    if config.distribution == "optimal":
-        raise MethodError(
-            "keys.constraint=plain holds edits at the plain prompt's key, and distribution=optimal divides them by the "
-            "cost of holding at the mean key (--set keys.constraint=mean or --set distribution=even)"
-        )
+        raise _refused(name, value, error) from error
 
 
 # Both follow from a type alone; made anew for every value they would take most of the time of importing the catalog.
 @cache
 def _types(section: Any) -> dict[str, Any]:
-    return get_type_hints(section)
+    return get_type_hints(section, include_extras=True)
 
 
 @cache
@@ -166,8 +100,24 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _wrong_type(name: str, value: Any, error: ValidationError) -> MethodError:
-    return MethodError(f"{name}={value!r}: {error.errors()[0]['msg'].lower()} ({_fix(name)})")
+_EXPECTED = {
+    "greater_than": ("gt", "a finite number above"),
+    "greater_than_equal": ("ge", "a finite number of at least"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def _refused(name: str, value: Any, error: ValidationError) -> MethodError:
+    problem = error.errors()[0]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, EmendoError):  # says itself what to give instead
+        return MethodError(f"{name}={value!r}: {cause}")
+    if problem["type"] in _EXPECTED:
+        bound, words = _EXPECTED[problem["type"]]
+        told = f"expected {words} {problem['ctx'][bound]:g}"
+    else:
+        told = problem["msg"].lower()
+    return MethodError(f"{name}={value!r}: {told} ({_fix(name)})")
 
 
 def _fix(name: str) -> str:

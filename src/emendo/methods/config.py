@@ -1,19 +1,26 @@
-"""A method as data: one value for each axis of the engine, checked wherever it comes from (`checks.py`).
+"""A method as data: one value for each axis of the engine, or a baseline with a few settings of its own.
 
-Nothing here runs. `catalog.py` holds the named methods, `presets.py` the published settings by model, and
-`resolve.py` puts the two and the user's own settings together.
+Nothing here runs. `catalog.py` holds the named ones, `presets.py` the published settings by model, and `resolve.py`
+puts the two and the user's own settings together. What differs between a method of the engine and a baseline is in
+their two classes, so that nobody else has to ask which it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator
 
 from emendo.errors import InputError, MethodError
-from emendo.methods.checks import check_ranges, check_together, check_types, leaves, parse
+from emendo.methods.checks import Count, check_values, leaves, parse, section_of
 from emendo.methods.explained import unknown_setting
+from emendo.methods.family import check_family, family_settings
+from emendo.methods.layers import layers_by_depth
+from emendo.methods.rules import check_effects, check_together
 from emendo.methods.settings import (
+    BaselineSettings,
     ContextSettings,
     HistorySettings,
     KeySettings,
@@ -22,15 +29,111 @@ from emendo.methods.settings import (
     PostStep,
     TargetSettings,
 )
-from emendo.solve.distribution import Distribution, distribution_steps
+from emendo.solve.distribution import DISTRIBUTIONS, distribution_steps
 from emendo.solve.settings import Preservation
+from emendo.suggest import unknown_name
+
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
+    from emendo.requests import EditRecord
 
 ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0}
 """Settings that methods have got since edits are kept, with the value at which an edit is what it was without them."""
 
+M = TypeVar("M", bound="Method")
+
 
 @dataclass(frozen=True)
-class MethodConfig:
+class Method:
+    """What methods of the engine and baselines have in common: a name, a paper, layers and settings.
+
+    Args:
+        name: How users call it.
+        source: Paper and equation, or what was measured.
+        deviations: Where it differs from its source.
+        presets: The method whose settings by model apply to this one of the catalog too; its own where empty.
+        layers: Edited layers, ascending; empty until resolved for a model.
+
+    Raises:
+        MethodError: A value of the wrong type or range, or values that exclude each other.
+    """
+
+    kind: ClassVar[str] = "method"
+
+    name: str
+    source: str
+    deviations: tuple[str, ...] = ()
+    presets: str = ""
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted name, as JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value, _ in leaves(self)
+            if name not in _LABELS
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, source, deviations and settings, as JSON values."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "deviations": list(self.deviations),
+            "settings": self.settings(),
+        }
+
+    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+        """The layers for a model where neither the user nor a preset names any, and the reason in words."""
+        raise NotImplementedError
+
+    def with_layers(self: M, layers: Sequence[int], model: ModelAdapter) -> M:
+        """The method on these layers of a model.
+
+        Raises:
+            LayerError: A layer that the model does not have.
+            MethodError: Layers that it cannot write.
+        """
+        return replace(self, layers=tuple(model.check_layers(layers)))
+
+    def family_settings(self, model: ModelAdapter) -> dict[str, tuple[Any, str]]:
+        """Settings that the model's family asks for, by dotted name, each with the reason in words."""
+        return {}
+
+    def check_model(self, model: ModelAdapter) -> None:
+        """Refuse values that the model's family excludes.
+
+        Raises:
+            MethodError: Says which, and what to set instead.
+        """
+
+    def check_given(self, names: Collection[str]) -> None:
+        """Refuse given settings that change nothing.
+
+        Raises:
+            MethodError: Names all of them.
+        """
+
+    def evaluation_prompts(self, records: Sequence[EditRecord]) -> list[EditRecord]:
+        """The records as the model is asked them once the edit is in.
+
+        Raises:
+            RequestError: A fact that cannot be put in front of a prompt.
+        """
+        return list(records)
+
+
+def _known_distribution(name: str) -> str:
+    if name not in DISTRIBUTIONS:
+        raise MethodError(unknown_name("distribution", name, DISTRIBUTIONS, "--set distribution=VALUE"))
+    return name
+
+
+@dataclass(frozen=True)
+class MethodConfig(Method):
     """One point in the engine's parameter space.
 
     Args:
@@ -55,14 +158,9 @@ class MethodConfig:
         MethodError: A value of the wrong type or range, or values that exclude each other.
     """
 
-    name: str
-    source: str
-    deviations: tuple[str, ...] = ()
-    presets: str = ""
-    layers: tuple[int, ...] = ()
-    span: int = 1
+    span: Count = 1
     batching: Literal["joint", "one_by_one"] = "joint"
-    distribution: Distribution = "single"
+    distribution: Annotated[str, AfterValidator(_known_distribution)] = "single"
     contexts: ContextSettings = field(default_factory=ContextSettings)
     keys: KeySettings = field(default_factory=KeySettings)
     target: TargetSettings = field(default_factory=TargetSettings)
@@ -73,8 +171,7 @@ class MethodConfig:
     post: PostStep = field(default_factory=PostStep)
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_ranges(self.settings())
+        super().__post_init__()
         check_together(self)
 
     @property
@@ -82,13 +179,69 @@ class MethodConfig:
         """The edited layers that get an update."""
         return tuple(step.layer for step in distribution_steps(self.distribution, self.layers))
 
-    def settings(self) -> dict[str, Any]:
-        """Every setting by its dotted name, as JSON values."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value, _ in leaves(self)
-            if name not in _LABELS
-        }
+    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+        """As many layers as the method edits, by the rule of depth."""
+        return layers_by_depth(model, self.span)
+
+    def with_layers(self: MethodConfig, layers: Sequence[int], model: ModelAdapter) -> MethodConfig:
+        """The method on these layers; how many there are follows from them."""
+        chosen = tuple(model.check_layers(layers))
+        if DISTRIBUTIONS[self.distribution].one_layer and len(chosen) > 1:
+            raise MethodError(
+                f"{self.name} writes one layer, found {list(chosen)}; give one (--layers {chosen[-1]}) or "
+                "spread the edit (--set distribution=even)"
+            )
+        return replace(self, layers=chosen, span=len(chosen))
+
+    def family_settings(self, model: ModelAdapter) -> dict[str, tuple[Any, str]]:
+        """What the family needs where its MLP's output is normed, or units of a ReLU may never fire."""
+        return family_settings(self, model)
+
+    def check_model(self, model: ModelAdapter) -> None:
+        """Refuse a target or a distribution that a family with a normed MLP cannot have."""
+        check_family(self, model)
+
+    def check_given(self, names: Collection[str]) -> None:
+        """Refuse given settings that the method never looks at."""
+        check_effects(self, names)
+
+
+@dataclass(frozen=True)
+class BaselineConfig(Method):
+    """A baseline with its settings.
+
+    Args:
+        name: How users call it.
+        source: Paper.
+        deviations: Where it differs from what the source did.
+        presets: The baseline whose settings by model apply to this one of the catalog too; its own where empty.
+        layers: Trained layers, ascending; empty until resolved for a model.
+        own: Its settings; their class says which baseline runs.
+
+    Raises:
+        MethodError: A value of the wrong type or range.
+    """
+
+    kind: ClassVar[str] = "baseline"
+
+    own: BaselineSettings = field(kw_only=True)
+
+    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+        """What the baseline trains by itself."""
+        layers, why = self.own.default_layers(model)
+        return layers, why if layers else f"{self.name} {why}"
+
+    def with_layers(self: BaselineConfig, layers: Sequence[int], model: ModelAdapter) -> BaselineConfig:
+        """The baseline on these layers; none for one that changes no weights."""
+        if self.own.trainer:
+            return super().with_layers(layers, model)
+        if layers:
+            raise MethodError(f"{self.name} changes no weights, found layers {list(layers)}; leave --layers out")
+        return replace(self, layers=())
+
+    def evaluation_prompts(self, records: Sequence[EditRecord]) -> list[EditRecord]:
+        """As they are, or with the fact in context."""
+        return self.own.evaluation_prompts(records)
 
 
 _LABELS = ("name", "source", "deviations", "presets")
@@ -98,11 +251,11 @@ _FIXED = (*_LABELS, "layers", "span")
 """Not settable with --set: names, and layers, which have their own argument."""
 
 
-def apply_settings(config: MethodConfig, settings: Mapping[str, Any]) -> MethodConfig:
-    """A copy of `config` with some settings replaced.
+def apply_settings(config: M, settings: Mapping[str, Any]) -> M:
+    """A copy of a method or baseline with some settings replaced.
 
     Args:
-        config: The method to start from.
+        config: What to start from.
         settings: Values by dotted name, such as ``{"target.steps": 20}``; strings are read as the field's type.
 
     Raises:
@@ -112,7 +265,7 @@ def apply_settings(config: MethodConfig, settings: Mapping[str, Any]) -> MethodC
     return _replaced(config, read_settings(config, settings))
 
 
-def read_settings(config: MethodConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(config: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Some settings as values of their types, each checked by itself: what goes together is not looked at.
 
     Raises:
@@ -124,12 +277,12 @@ def read_settings(config: MethodConfig, settings: Mapping[str, Any]) -> dict[str
         if name not in types:
             raise MethodError(unknown_setting(name, types))
         values[name] = parse(name, value, types[name])
-    check_ranges(values)
     return values
 
 
-def _replaced(config: MethodConfig, values: Mapping[str, Any]) -> MethodConfig:
+def _replaced(config: M, values: Mapping[str, Any]) -> M:
     """The config with all values at once: what only one of two values would make of it may be refused."""
+    homes = {section_of(getattr(config, entry.name), entry.name): entry.name for entry in fields(config)}
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, _, leaf = name.rpartition(".")
@@ -137,7 +290,9 @@ def _replaced(config: MethodConfig, values: Mapping[str, Any]) -> MethodConfig:
     changed = sections.pop("", {})
     for section, given in sections.items():
         try:
-            changed[section] = replace(getattr(config, section), **given)
+            changed[homes[section]] = replace(getattr(config, homes[section]), **given)
+        except MethodError:
+            raise
         except InputError as error:
             told = ", ".join(f"{section}.{leaf}={value!r}" for leaf, value in given.items())
             raise MethodError(f"{told}: {error}") from error

@@ -125,6 +125,12 @@ EXPLAINED: Mapping[str, Explained] = {
 }
 """By dotted name, in the order in which they are shown; a test compares it with the settings of the classes."""
 
+
+def explained(name: str) -> Explained:
+    """What a setting does; of a setting that a package brings, nothing is known here."""
+    return EXPLAINED.get(name, Explained(""))
+
+
 NOT_SETTINGS: Mapping[str, str] = {
     "fact_token": "an edit is always keyed on the subject's last token (subject_last)",
     "v_loss_layer": "the loss is always read at the model's last layer",

@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from emendo.errors import RequestError
-from emendo.methods.baseline_config import FACT, PROBE, InContextSettings
+from emendo.errors import MethodError, RequestError
+from emendo.methods.settings import BaselineSettings
 from emendo.requests import PROMPT_LISTS, SLOT, EditRecord, continuation
 
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
+
+FACT, PROBE = "{fact}", "{probe}"
 _SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
+
+
+@dataclass(frozen=True)
+class InContextSettings(BaselineSettings):
+    """The fact in front of the prompt.
+
+    Args:
+        template: Text with ``{fact}`` once and, at its end, ``{probe}`` once.
+    """
+
+    section: ClassVar[str] = "in_context"
+
+    template: str = f"Imagine that {FACT}. {PROBE}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lead = self.template.removesuffix(PROBE)
+        if lead == self.template or lead.count(FACT) != 1 or PROBE in lead or "{}" in lead:
+            raise MethodError(
+                f"in_context.template={self.template!r}: expected {FACT} once, no {{}}, and {PROBE} once, at the end "
+                f"(--set 'in_context.template=Imagine that {FACT}. {PROBE}')"
+            )
+
+    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+        """No layer."""
+        return (), "changes no weights"
+
+    def evaluation_prompts(self, records: Sequence[EditRecord]) -> list[EditRecord]:
+        """The records with the fact in front.
+
+        Raises:
+            RequestError: A fact that cannot be put in front of a prompt.
+        """
+        return in_context_records(records, self)
 
 
 def in_context_records(records: Sequence[EditRecord], settings: InContextSettings | None = None) -> list[EditRecord]:

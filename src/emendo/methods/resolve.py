@@ -1,114 +1,163 @@
 """From a method and a model to every value that will be used, and where each came from.
 
-Presets, and what a family of models asks for, are for methods of the catalog as they stand there. A config of one's own
-is taken by its word: every value that it has was chosen, also one that an edit in a ledger was made with.
+Presets, and what a family of models asks for, are for methods of the catalogue as they stand there, also where a file
+of settings starts from one. A config of one's own is taken by its word: every value that it has was chosen, also one
+that an edit in a ledger was made with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from emendo.errors import MethodError
-from emendo.methods.catalog import METHODS, method_named
-from emendo.methods.config import MethodConfig, apply_settings
-from emendo.methods.effects import check_effects
-from emendo.methods.presets import layers_by_depth, preset_for
-from emendo.models.architecture import has_dead_units
+from emendo.methods.catalog import CATALOGUE, METHODS, method_named
+from emendo.methods.config import BaselineConfig, Method, MethodConfig, apply_settings, read_settings
+from emendo.methods.files import MethodFile, is_method_file, read_method_file
+from emendo.methods.presets import UNTUNED, preset_for
 
 if TYPE_CHECKING:
     from emendo.models import ModelAdapter
 
-_DEAD_RIDGE = 1e-4
-
-_PASSTHROUGH = ("even", "sqrt", "optimal")
-"""Distributions that divide one residual over layers."""
+C = TypeVar("C", bound=Method, covariant=True)
 
 
 @dataclass(frozen=True)
-class ResolvedMethod:
-    """A method with every value fixed for one model.
+class ResolvedMethod(Generic[C]):
+    """A method or baseline with every value fixed for one model.
 
     Attributes:
         config: The values.
         origins: Where each came from, by dotted name.
     """
 
-    config: MethodConfig
+    config: C
     origins: dict[str, str]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Edited layers, ascending; none where no weights change."""
+        return self.config.layers
+
+    def on_engine(self) -> ResolvedMethod[MethodConfig] | None:
+        """Itself, if it is a method of the engine; None for a baseline, which trains and has no second moment."""
+        return cast(ResolvedMethod[MethodConfig], self) if isinstance(self.config, MethodConfig) else None
+
+    def as_baseline(self) -> ResolvedMethod[BaselineConfig] | None:
+        """Itself, if it is a baseline."""
+        return cast(ResolvedMethod[BaselineConfig], self) if isinstance(self.config, BaselineConfig) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Name, source, deviations, values and origins, as JSON values."""
-        return {
-            "name": self.config.name,
-            "source": self.config.source,
-            "deviations": list(self.config.deviations),
-            "settings": self.config.settings(),
-            "origins": self.origins,
-        }
+        return {**self.config.to_dict(), "origins": self.origins}
+
+
+def check_named(name: str, settings: Mapping[str, Any]) -> Method:
+    """Refuse what can be refused of a named method, or of a file of settings, before the model is known.
+
+    Which settings of a method go together depends on the model's preset and family: `resolve_method` judges that.
+
+    Returns:
+        A baseline with its settings, which nothing about a model changes; a method as it is in the catalogue.
+
+    Raises:
+        MethodError: Unknown name or setting, or a value of the wrong type or range.
+    """
+    config, own = _found(name)
+    given = {**(own.settings if own else {}), **settings}
+    if isinstance(config, BaselineConfig):
+        return apply_settings(config, given)
+    read_settings(config, given)
+    return config
 
 
 def resolve_method(
-    method: str | MethodConfig,
-    adapter: ModelAdapter,
+    method: str | Method,
+    model: ModelAdapter,
     *,
     layers: Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> ResolvedMethod:
-    """Fix every value of a method for a model.
+) -> ResolvedMethod[Method]:
+    """Fix every value of a method or baseline for a model.
 
-    Later sources win: the method's own values, the preset for the model (or the rule of depth), `settings`, `layers`.
+    Later sources win: the method's own values, the preset for the model (or the rule of depth), a file of settings,
+    `settings`, `layers`.
 
     Args:
-        method: A name from the catalog, or a config. One that is not its catalog's entry gets no preset and no change
-            for the model's family: its values stand. Without layers it gets those of the rule of depth.
-        adapter: The model.
+        method: A name from the catalogue, the path of a YAML file with settings (`read_method_file`), or a config. A
+            config that is not its catalogue's entry gets no preset and no change for the model's family: its values
+            stand. Without layers it gets those of the rule of depth.
+        model: The model.
         layers: Edited layers; None takes the config's, or the preset's.
         settings: Values by dotted name.
 
     Raises:
         MethodError: Unknown method or setting, values that exclude each other, a given setting that changes nothing,
-            or several layers for a method that writes one.
+            or layers that it cannot write.
         LayerError: A layer that the model does not have.
     """
-    config = method_named(method) if isinstance(method, str) else method
+    config, own = _found(method) if isinstance(method, str) else (method, None)
     origins = _own_origins(config)
-    if config == METHODS.get(config.name):
-        config = _with_preset(config, adapter, origins)
-        if adapter.spec.mlp_normed:
-            config = _for_normed_mlp(config, origins)
-        if has_dead_units(getattr(adapter, "config", None)):
-            config = _for_dead_keys(config, origins)
-    if settings:
-        config = apply_settings(config, settings)
-        origins.update(dict.fromkeys(settings, "given (--set)"))
-        check_effects(config, settings)
-    config = _with_layers(config, adapter, layers, origins)
-    if config.distribution == "single" and len(config.layers) > 1:
-        raise MethodError(
-            f"{config.name} writes one layer, found {list(config.layers)}; give one (--layers {config.layers[-1]}) or "
-            "spread the edit (--set distribution=even)"
-        )
-    if adapter.spec.mlp_normed:
-        _check_for_normed_mlp(config, adapter)
+    if config == CATALOGUE.get(config.name):
+        config = _with_preset(config, model, origins)
+        config = _for_family(config, model, origins)
+    given: dict[str, Any] = {**(own.settings if own else {}), **(settings or {})}
+    if given:
+        config = apply_settings(config, given)
+        origins.update(dict.fromkeys(own.settings if own else (), f"given ({own.path.name})" if own else ""))
+        origins.update(dict.fromkeys(settings or (), "given (--set)"))
+        config.check_given(given)
+    config = _with_layers(config, model, layers, own, origins)
+    config.check_model(model)
+    if own is not None:
+        config = replace(config, name=own.name, source=own.source, presets="")
     return ResolvedMethod(config, origins)
 
 
-def _own_origins(config: MethodConfig) -> dict[str, str]:
+def stored_method(name: str, source: str, settings: Mapping[str, Any]) -> Method:
+    """A method or baseline from values that were stored, all of them: the named one with them, or one of its own.
+
+    Args:
+        name: As it was called.
+        source: As it was told.
+        settings: By dotted name, without layers.
+
+    Raises:
+        MethodError: A setting that this Emendo does not know, or no name that it has and no settings to tell it by.
+    """
+    known = CATALOGUE.spelled(name)
+    if known is not None:
+        return apply_settings(CATALOGUE[known], settings)
+    for base in CATALOGUE.values():  # of the same kind: it has all of these settings
+        if settings and settings.keys() <= base.settings().keys():
+            plain = METHODS["emendo"] if base.name in METHODS else base
+            return apply_settings(replace(plain, name=name, source=source, deviations=(), presets=""), settings)
+    return method_named(name)  # says what is known
+
+
+def _found(method: str) -> tuple[Method, MethodFile | None]:
+    """The catalogue's entry of a name; or that which a file starts from, and the file."""
+    if not is_method_file(method):
+        return method_named(method), None
+    own = read_method_file(method)
+    return own.base, own
+
+
+def _own_origins(config: Method) -> dict[str, str]:
     """Where a config's own values come from: the method of its name, or whoever changed them."""
     values = config.settings()
-    named = METHODS[config.name].settings() if config.name in METHODS else values
+    named = CATALOGUE[config.name].settings() if config.name in CATALOGUE else values
     return {
-        name: f"method {config.name}" if value == named.get(name) else "given (config)"
+        name: f"{config.kind} {config.name}" if value == named.get(name) else "given (config)"
         for name, value in values.items()
     }
 
 
-def _with_preset(config: MethodConfig, adapter: ModelAdapter, origins: dict[str, str]) -> MethodConfig:
-    """A method of the catalog with the settings that are known for the model."""
-    found = preset_for(config, adapter)
+def _with_preset(config: Method, model: ModelAdapter, origins: dict[str, str]) -> Method:
+    """A method of the catalogue with the settings that are known for the model."""
+    found = preset_for(config, model)
     if found is None:
+        origins.update(UNTUNED.get(config.name, {}))
         return config
     preset, origin = found
     config = apply_settings(config, preset.settings)
@@ -119,53 +168,28 @@ def _with_preset(config: MethodConfig, adapter: ModelAdapter, origins: dict[str,
     return replace(config, layers=preset.layers)
 
 
+def _for_family(config: Method, model: ModelAdapter, origins: dict[str, str]) -> Method:
+    asked = config.family_settings(model)
+    origins.update({name: why for name, (_, why) in asked.items()})
+    return apply_settings(config, {name: value for name, (value, _) in asked.items()})
+
+
 def _with_layers(
-    config: MethodConfig, adapter: ModelAdapter, layers: Sequence[int] | None, origins: dict[str, str]
-) -> MethodConfig:
-    """The method with layers of the model: those given, its own, or those of the rule of depth."""
+    config: Method,
+    model: ModelAdapter,
+    layers: Sequence[int] | None,
+    own: MethodFile | None,
+    origins: dict[str, str],
+) -> Method:
+    """The method with layers of the model: those given, of the file, its own, or those of its rule."""
+    chosen: Sequence[int]
     if layers is not None:
-        chosen, origin = tuple(layers), "given (--layers)"
+        chosen, origin = layers, "given (--layers)"
+    elif own is not None and own.layers is not None:
+        chosen, origin = own.layers, f"given ({own.path.name})"
     elif config.layers:
         chosen, origin = config.layers, origins["layers"]
     else:
-        chosen, origin = layers_by_depth(adapter, config.span)
-    origins["layers"] = origins["span"] = origin
-    return replace(config, layers=tuple(adapter.check_layers(chosen)), span=len(chosen))
-
-
-def _for_normed_mlp(config: MethodConfig, origins: dict[str, str]) -> MethodConfig:
-    """The method on a family whose MLP output is normed before it joins the residual stream.
-
-    There ΔW k is not what the stream gains, so targets are MLP outputs, and what one layer writes is no part of what
-    another layer's MLP has to give: every layer aims at a value of its own.
-    """
-    changed: dict[str, Any] = {"target.site": "mlp_out"}
-    if config.distribution in _PASSTHROUGH:
-        changed["distribution"] = "replay"
-    origins.update(dict.fromkeys(changed, "family: the MLP's output is normed before it joins the residual stream"))
-    return apply_settings(config, changed)
-
-
-def _for_dead_keys(config: MethodConfig, origins: dict[str, str]) -> MethodConfig:
-    """The method on a model some of whose units may never fire: C alone prices an update that uses them at nothing.
-
-    The ridge is added only where C is singular. A ten-thousandth of the mean unit's power is far below what any live
-    direction of the keys is priced at that matters to the update, and far above float64 rounding.
-    """
-    if config.preservation.weight == 0 or config.preservation.null_space != "off":
-        return config
-    origins["preservation.dead_ridge"] = "family: units of a ReLU may never fire, and C would price them at nothing"
-    return apply_settings(config, {"preservation.dead_ridge": _DEAD_RIDGE})
-
-
-def _check_for_normed_mlp(config: MethodConfig, adapter: ModelAdapter) -> None:
-    if config.target.site != "mlp_out":
-        raise MethodError(
-            f"target.site={config.target.site}: {adapter.spec.model_type} norms its MLP's output before it joins the "
-            "residual stream, so an edit cannot reach a target there; leave it out, or --set target.site=mlp_out"
-        )
-    if config.distribution in _PASSTHROUGH:
-        raise MethodError(
-            f"distribution={config.distribution} divides one residual over layers, and {adapter.spec.model_type} norms "
-            "its MLPs' outputs; expected single, ends or replay (--set distribution=replay)"
-        )
+        chosen, origin = config.default_layers(model)
+    origins.update({name: origin for name in ("layers", "span") if name in origins})
+    return config.with_layers(chosen, model)

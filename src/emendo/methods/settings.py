@@ -1,10 +1,22 @@
-"""The settings of methods, one dataclass for each axis of the engine. `config.py` puts them together."""
+"""The settings of methods, one section for each axis of the engine, and what settings of baselines have in common.
+
+`config.py` puts them together; types and ranges are annotations, which `checks.py` judges.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from emendo.methods.checks import Count, NotNegative, Part, Positive, Section, Share, Steps
+
+if TYPE_CHECKING:
+    from emendo.models import ModelAdapter
+    from emendo.requests import EditRecord
 
 Site = Literal["resid_post", "mlp_out"]
 """The vector that a value is searched for: the block's output or the MLP's."""
@@ -14,14 +26,16 @@ Shared = Literal["key", "request", "subject"]
 
 
 @dataclass(frozen=True)
-class ContextSettings:
+class ContextSettings(Section):
     """Which prefix contexts prompts are put in; schemes as in `emendo.text.prefix_contexts`."""
+
+    section: ClassVar[str] = "contexts"
 
     scheme: Literal["memit", "rome", "fixed", "none"] = "memit"
 
 
 @dataclass(frozen=True)
-class KeySettings:
+class KeySettings(Section):
     """Which keys an edit is stored under.
 
     Args:
@@ -35,13 +49,15 @@ class KeySettings:
     Source: public code of ROME and MEMIT for the averages; r-ROME (arXiv 2403.07175) for one key throughout.
     """
 
+    section: ClassVar[str] = "keys"
+
     average: Literal["two_level", "flat"] = "two_level"
     constraint: Literal["mean", "plain"] = "mean"
     residual: Literal["plain", "mean"] = "plain"
 
 
 @dataclass(frozen=True)
-class TargetSettings:
+class TargetSettings(Section):
     """How a target value is searched.
 
     Args:
@@ -81,27 +97,29 @@ class TargetSettings:
         (arXiv 2502.07322).
     """
 
+    section: ClassVar[str] = "target"
+
     site: Site = "resid_post"
-    steps: int = 25
-    learning_rate: float = 0.5
-    max_norm_ratio: float = 0.75
-    kl_weight: float = 0.0625
-    weight_decay: float = 0.5
-    loss_threshold: float = 0.05
-    argmax_steps: int | None = None
-    argmax_nll_weight: float = 1.0
-    kl_threshold: float = 0.0
+    steps: Count = 25
+    learning_rate: Positive = 0.5
+    max_norm_ratio: Positive = 0.75
+    kl_weight: NotNegative = 0.0625
+    weight_decay: NotNegative = 0.5
+    loss_threshold: NotNegative = 0.05
+    argmax_steps: Steps | None = None
+    argmax_nll_weight: Part = 1.0
+    kl_threshold: NotNegative = 0.0
     joint_attention: bool = False
     end_of_text: bool = False
-    word_end_weight: float = 0.0
+    word_end_weight: NotNegative = 0.0
     norm_anchor: bool = False
     shared: Shared = "key"
-    batch_size: int = 24
+    batch_size: Count = 24
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
-class MomentSettings:
+class MomentSettings(Section):
     """Where the second moment of preserved keys comes from.
 
     Args:
@@ -111,13 +129,15 @@ class MomentSettings:
         exclude_first: Leave out the first position of every sequence, where many models keep an outlier.
     """
 
+    section: ClassVar[str] = "moments"
+
     source: str = "self"
-    multiple: float = 10
+    multiple: Positive = 10
     exclude_first: bool = False
 
 
 @dataclass(frozen=True)
-class Memorization:
+class Memorization(Section):
     """How firmly an edit must hold.
 
     Args:
@@ -125,7 +145,9 @@ class Memorization:
         equality_alone: A single request is memorized with equality whatever `s` is.
     """
 
-    s: float = 0.0
+    section: ClassVar[str] = "memorization"
+
+    s: NotNegative = 0.0
     equality_alone: bool = False
 
     def strength(self, n: int) -> float:
@@ -134,7 +156,7 @@ class Memorization:
 
 
 @dataclass(frozen=True)
-class HistorySettings:
+class HistorySettings(Section):
     """What earlier edits in the model count in the preservation metric: H = weight · Σ kᵀk over their keys.
 
     Args:
@@ -143,11 +165,13 @@ class HistorySettings:
     Source: sequential MEMIT and the cache of AlphaEdit (arXiv 2410.02355); ENCORE (arXiv 2502.01636).
     """
 
-    weight: float = 0.0
+    section: ClassVar[str] = "history"
+
+    weight: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
-class PostStep:
+class PostStep(Section):
     """What is done to the finished update of each layer.
 
     Args:
@@ -161,7 +185,48 @@ class PostStep:
     Source: RECT (arXiv 2401.04700), PRUNE (arXiv 2405.16821).
     """
 
+    section: ClassVar[str] = "post"
+
     kind: Literal["none", "rect", "prune", "cap"] = "none"
-    keep: float = 0.4
-    log_base: float = math.e
-    max_ratio: float = 0.1
+    keep: Share = 0.4
+    log_base: Annotated[float, Field(gt=1, allow_inf_nan=False)] = math.e
+    max_ratio: Positive = 0.1
+
+
+@dataclass(frozen=True)
+class BaselineSettings(Section):
+    """A baseline's own settings. A new baseline is a subclass; what differs between baselines is in it.
+
+    Attributes:
+        trainer: ``"module:function"`` that makes the update, imported when it runs: from the isolated model, the
+            requests, these settings, the layers, the seed and the progress to updates and a `TrainingTrace`. Empty for
+            a baseline that changes no weights.
+    """
+
+    trainer: ClassVar[str] = ""
+
+    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+        """The layers that are trained where nobody names any, ascending, and the reason in words."""
+        raise NotImplementedError
+
+    def evaluation_prompts(self, records: Sequence[EditRecord]) -> list[EditRecord]:
+        """The records as the model is asked them once the edit is in."""
+        return list(records)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(BaselineSettings):
+    """How weights are trained on the target tokens of the plain prompts.
+
+    Args:
+        steps: Most passes over all requests.
+        learning_rate: Of Adam.
+        loss_threshold: Training ends after a pass whose mean loss is below this, in nats; a mini-batch below it is
+            not stepped on.
+        batch_size: Requests of one step.
+    """
+
+    steps: Count = 25
+    learning_rate: Positive = 5e-4
+    loss_threshold: NotNegative = 1e-2
+    batch_size: Count = 128

@@ -61,9 +61,9 @@ def compose(methods: Mapping[str, MethodConfig]) -> Composition:
     return Composition(plain, rows, {axis: default[axis] for axis, values in varied.items() if not values})
 
 
-def plain_settings() -> dict[str, Any]:
-    """The plain default of every setting, by dotted name."""
-    return MethodConfig(name="", source="").settings()
+def plain_settings(kind: str = MethodConfig.kind) -> dict[str, Any]:
+    """The plain default of every setting, by dotted name; a baseline's settings have none."""
+    return MethodConfig(name="", source="").settings() if kind == MethodConfig.kind else {}
 
 
 def by_axis(settings: Mapping[str, Any]) -> Axes:

@@ -10,7 +10,6 @@ from typing import Any
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.evaluate import RecordScores, Snapshot, sampled_prompts
-from emendo.methods.techniques import asked_after
 from emendo.progress import Progress
 from emendo.requests import EditRecord
 
@@ -86,7 +85,7 @@ def judge(
 ) -> Judgement:
     """Score and generate without the edit and with it; nothing is written to the session's model.
 
-    With the edit, records are asked as its method asks them (`emendo.methods.techniques.asked_after`).
+    With the edit, records are asked as its method asks them (`Method.evaluation_prompts`).
 
     Args:
         session: Holds the model; the update is planned and not applied.
@@ -122,7 +121,7 @@ def edit_snapshots(
         records: Its facts with their probes; with the edit they are asked as its method asks them.
         progress: Told about the stages.
     """
-    asked = asked_after(plan.method.config, records)
+    asked = plan.method.config.evaluation_prompts(records)
     return (
         Snapshot(session.lm, records, progress=progress),
         Snapshot(lambda: session.preview([plan.update]), asked, progress=progress),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from emendo.errors import InputError, UndoError
-from emendo.solve.distribution import Distribution, Step, distribution_steps
+from emendo.solve.distribution import DISTRIBUTIONS, Step, distribution_steps
 from emendo.solve.settings import Preservation
 from emendo.updates.update import ModelUpdate
 
@@ -120,7 +120,7 @@ def _parsed(info: dict[str, Any]) -> RecordedSolve:
         equality_alone=bool(settings["memorization.equality_alone"]),
         one_by_one=_choice(settings, "batching", ("joint", "one_by_one")) == "one_by_one",
         steps=distribution_steps(
-            _choice(settings, "distribution", get_args(Distribution)), [int(layer) for layer in settings["layers"]]
+            _choice(settings, "distribution", tuple(DISTRIBUTIONS)), [int(layer) for layer in settings["layers"]]
         ),
         through_stream=_choice(settings, "target.site", ("resid_post", "mlp_out")) == "resid_post",
         plain_constraint=_choice(settings, "keys.constraint", ("mean", "plain")) == "plain",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from emendo.editing.baselines.training import TrainingTrace, train
-from emendo.methods.baseline_config import FineTuneSettings
+from emendo.methods.baselines import FineTuneSettings
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRequest
@@ -26,11 +26,12 @@ def fine_tune(
     requests: Sequence[EditRequest],
     settings: FineTuneSettings,
     layers: Sequence[int],
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[tuple[LayerUpdate, ...], TrainingTrace]:
     """Train the down-projections of `layers` jointly on all requests.
 
-    Call through `fit_baseline`, which isolates the model.
+    Call through `fit_baseline`, which isolates the model. Nothing here is random, whatever the seed.
 
     Returns:
         Updates whose factors are the identity ``[d_out, d_out]`` and ΔW ``[d_out, d_in]``, and the trace.

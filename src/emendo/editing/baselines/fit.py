@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 
-from emendo.editing.baselines.fine_tune import fine_tune
-from emendo.editing.baselines.lora import fit_lora
 from emendo.editing.baselines.training import TrainingTrace
 from emendo.errors import NumericalError
-from emendo.methods.baseline_config import BaselineConfig, FineTuneSettings, InContextSettings, LoraSettings
-from emendo.methods.baselines import baseline_layers
+from emendo.methods import BaselineConfig
+from emendo.methods.settings import BaselineSettings
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRequest, check_requests
@@ -36,13 +35,13 @@ def fit_baseline(
         adapter: The model, in the state that the update is to be added to.
         requests: The facts to write.
         config: Which baseline, with its settings.
-        layers: Trained layers; None takes the baseline's own (`baseline_layers`).
+        layers: Trained layers; None takes the config's, or what the baseline trains by itself.
         seed: Of LoRA's initial A; nothing else is random.
         progress: Told about the stage "training".
 
     Returns:
         One update a layer, ascending, and what was done, as JSON values. In-context editing changes no weights, so it
-        has no updates: its records go through `methods.techniques.asked_after`.
+        has no updates: its records go through `BaselineConfig.evaluation_prompts`.
 
     Raises:
         RequestError: No request, or repeated or contradicting ones.
@@ -50,14 +49,20 @@ def fit_baseline(
         NumericalError: A loss or a factor is not finite.
     """
     check_requests(requests)
-    chosen, origin = baseline_layers(adapter, config, layers)
+    if layers is not None:
+        wanted, origin = tuple(layers), "given (--layers)"
+    elif config.layers:
+        wanted, origin = config.layers, f"baseline {config.name}"
+    else:
+        wanted, origin = config.default_layers(adapter)
+    chosen = config.with_layers(wanted, adapter).layers
     trace: dict[str, Any] = {
         **config.to_dict(),
         "layers": list(chosen),
         "layers_from": origin,
         "seed": seed,
     }
-    if isinstance(config.own, InContextSettings):
+    if not config.own.trainer:
         return (), trace | {"passes": 0, "updates": 0, "losses": [], "stopped": "nothing to train"}
     # The caller may be inside no_grad() or inference_mode().
     with adapter.isolated() as own, torch.inference_mode(False), torch.enable_grad():
@@ -74,11 +79,11 @@ def fit_baseline(
 def _fit(
     adapter: ModelAdapter,
     requests: Sequence[EditRequest],
-    settings: FineTuneSettings | LoraSettings,
+    settings: BaselineSettings,
     layers: Sequence[int],
     seed: int,
     progress: Progress | None,
 ) -> tuple[tuple[LayerUpdate, ...], TrainingTrace]:
-    if isinstance(settings, LoraSettings):
-        return fit_lora(adapter, requests, settings, layers, seed, progress)
-    return fine_tune(adapter, requests, settings, layers, progress)
+    module, _, name = settings.trainer.partition(":")
+    updates, trace = getattr(import_module(module), name)(adapter, requests, settings, layers, seed, progress)
+    return tuple(updates), trace

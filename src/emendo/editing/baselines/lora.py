@@ -11,7 +11,7 @@ from torch import nn
 
 from emendo.editing.baselines.training import TrainingTrace, train
 from emendo.errors import InputError, UnsupportedModelError
-from emendo.methods.baseline_config import LoraSettings
+from emendo.methods.baselines import LoraSettings
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRequest

@@ -8,8 +8,7 @@ from typing import Any
 
 from emendo.editing.baselines.fit import fit_baseline
 from emendo.editing.plan import Plan, trained_layer_report
-from emendo.methods.baseline_resolve import ResolvedBaseline
-from emendo.methods.techniques import asked_after
+from emendo.methods import BaselineConfig, ResolvedMethod
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRecord, EditRequest
@@ -23,7 +22,7 @@ _TOLD = ("name", "source", "deviations", "settings", "layers", "layers_from", "s
 def plan_baseline(
     adapter: ModelAdapter,
     requests: Sequence[EditRequest],
-    baseline: ResolvedBaseline,
+    baseline: ResolvedMethod[BaselineConfig],
     *,
     seed: int = 0,
     base: Mapping[str, str] | None = None,
@@ -57,7 +56,7 @@ def plan_baseline(
         NumericalError: Something is not finite.
     """
     begin = time.perf_counter()
-    asked_after(baseline.config, [EditRecord(request) for request in requests])
+    baseline.config.evaluation_prompts([EditRecord(request) for request in requests])
     chosen = baseline.layers or None  # a baseline without layers must not be given any
     layers, trace = fit_baseline(adapter, requests, baseline.config, layers=chosen, seed=seed, progress=progress)
     trained = time.perf_counter()

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from emendo.errors import NumericalError
-from emendo.methods.baseline_config import TrainingSettings
+from emendo.methods.settings import TrainingSettings
 from emendo.models import ModelAdapter
 from emendo.models.alignment import encode_target
 from emendo.progress import Progress, Silent

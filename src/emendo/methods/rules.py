@@ -1,16 +1,21 @@
-"""Given settings that a resolved method never looks at: each is an error, since whoever gave it expects a difference.
+"""Which settings exclude each other, and which given ones change nothing.
 
-The settings of a method's own and of presets are not asked: a method may have a value that only another setting
-brings to life.
+A given setting that a resolved method never looks at is an error, since whoever gave it expects a difference. The
+settings of a method's own and of presets are not asked: a method may have a value that only another setting brings to
+life.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from emendo.errors import MethodError
-from emendo.methods.config import MethodConfig
+from emendo.solve.distribution import DISTRIBUTIONS
+
+if TYPE_CHECKING:
+    from emendo.methods.config import MethodConfig
 
 
 @dataclass(frozen=True)
@@ -92,3 +97,50 @@ def check_effects(config: MethodConfig, given: Iterable[str]) -> None:
     ]
     if idle:
         raise MethodError(f"{config.name}: {'; '.join(idle)}")
+
+
+def check_together(config: MethodConfig) -> None:
+    """Refuse values that exclude each other.
+
+    Raises:
+        MethodError: Says which, and what to set instead.
+    """
+    keys, target = config.keys, config.target
+    if keys.residual == "mean" and target.site != "mlp_out":
+        raise MethodError(
+            "keys.residual=mean measures W k + b over contexts, which is the MLP's output; "
+            f"found target.site={target.site} (--set target.site=mlp_out)"
+        )
+    if target.joint_attention and target.site != "mlp_out":
+        raise MethodError(
+            "target.joint_attention searches a vector for the attention's output beside one for the MLP's; found "
+            f"target.site={target.site} (--set target.site=mlp_out)"
+        )
+    if config.batching == "one_by_one" and target.shared == "subject":
+        raise MethodError(
+            "target.shared=subject gives requests of one batch one v*, and batching=one_by_one searches each key on "
+            "its own; write them together (--set batching=joint) or leave target.shared out"
+        )
+    if keys.constraint == "plain":
+        _check_plain_constraint(config)
+
+
+def _check_plain_constraint(config: MethodConfig) -> None:
+    """The original ROME's mixed form is defined for equality, one residual and undivided edits alone."""
+    if config.memorization.s != 0:
+        raise MethodError(
+            "keys.constraint=plain holds edits with equality at the plain prompt; found "
+            f"memorization.s={config.memorization.s} (--set memorization.s=0)"
+        )
+    if config.keys.residual == "mean":
+        raise MethodError(
+            "keys.constraint=plain holds edits at the plain prompt's key, and keys.residual=mean measures what is "
+            "missing at the mean one, so that v* is met at neither; use one key "
+            "(--set keys.constraint=mean, as r-ROME, or --set keys.residual=plain, as ROME)"
+        )
+    if DISTRIBUTIONS[config.distribution].divides_by_cost:
+        raise MethodError(
+            "keys.constraint=plain holds edits at the plain prompt's key, and "
+            f"distribution={config.distribution} divides them by the "
+            "cost of holding at the mean key (--set keys.constraint=mean or --set distribution=even)"
+        )

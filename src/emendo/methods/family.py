@@ -1,0 +1,60 @@
+"""What a family of models asks of a method of the engine, and what it excludes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from emendo.errors import MethodError
+from emendo.models.architecture import has_dead_units
+from emendo.solve.distribution import DISTRIBUTIONS
+
+if TYPE_CHECKING:
+    from emendo.methods.config import MethodConfig
+    from emendo.models import ModelAdapter
+
+_DEAD_RIDGE = 1e-4
+_NORMED = "family: the MLP's output is normed before it joins the residual stream"
+_DEAD = "family: units of a ReLU may never fire, and C would price them at nothing"
+
+
+def family_settings(config: MethodConfig, model: ModelAdapter) -> dict[str, tuple[Any, str]]:
+    """Settings that the model's family asks for, by dotted name, each with the reason in words.
+
+    Where the MLP's output is normed before it joins the residual stream, ΔW k is not what the stream gains, so targets
+    are MLP outputs, and what one layer writes is no part of what another layer's MLP has to give: every layer aims at
+    a value of its own.
+
+    Where units may never fire, C alone prices an update that uses them at nothing. The ridge is added only where C is
+    singular. A ten-thousandth of the mean unit's power is far below what any live direction of the keys is priced at
+    that matters to the update, and far above float64 rounding.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    if model.spec.mlp_normed:
+        found["target.site"] = "mlp_out", _NORMED
+        if DISTRIBUTIONS[config.distribution].passes_through:
+            found["distribution"] = "replay", _NORMED
+    preservation = config.preservation
+    priced = preservation.weight != 0 and preservation.null_space == "off"
+    if priced and has_dead_units(getattr(model, "config", None)):
+        found["preservation.dead_ridge"] = _DEAD_RIDGE, _DEAD
+    return found
+
+
+def check_family(config: MethodConfig, model: ModelAdapter) -> None:
+    """Refuse what a family with a normed MLP output cannot have.
+
+    Raises:
+        MethodError: Says which value, and what to set instead.
+    """
+    if not model.spec.mlp_normed:
+        return
+    if config.target.site != "mlp_out":
+        raise MethodError(
+            f"target.site={config.target.site}: {model.spec.model_type} norms its MLP's output before it joins the "
+            "residual stream, so an edit cannot reach a target there; leave it out, or --set target.site=mlp_out"
+        )
+    if DISTRIBUTIONS[config.distribution].passes_through:
+        raise MethodError(
+            f"distribution={config.distribution} divides one residual over layers, and {model.spec.model_type} norms "
+            "its MLPs' outputs; expected single, ends or replay (--set distribution=replay)"
+        )

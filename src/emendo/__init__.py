@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from emendo.errors import EmendoError, InputError
     from emendo.evaluate import evaluate_records
     from emendo.evaluate.perplexity import perplexity
-    from emendo.methods import BASELINES, METHODS, BaselineConfig, MethodConfig
+    from emendo.methods import BASELINES, METHODS, BaselineConfig, MethodConfig, register_method
     from emendo.models import ModelAdapter, load, wrap
     from emendo.requests import EditRecord, EditRequest
+    from emendo.solve.distribution import register_distribution
     from emendo.updates.update import ModelUpdate
 
 __version__ = "0.1.0"
@@ -53,6 +54,8 @@ __all__ = [
     "load",
     "perplexity",
     "read_records",
+    "register_distribution",
+    "register_method",
     "wrap",
 ]
 
@@ -75,6 +78,8 @@ __getattr__ = lazy(
         "load": "emendo.models",
         "perplexity": "emendo.evaluate",
         "read_records": "emendo.datasets",
+        "register_distribution": "emendo.solve.distribution",
+        "register_method": "emendo.methods",
         "wrap": "emendo.models",
     },
 )

@@ -10,8 +10,7 @@ import pytest
 from emendo.cli.app import run
 from emendo.errors import InputError
 from emendo.experiments.config import ExperimentConfig
-from emendo.methods import CATALOGUE, METHODS, check_named, method_named, read_settings, spelled_out
-from emendo.methods import BASELINES
+from emendo.methods import BASELINES, CATALOGUE, METHODS, check_named, method_named, read_settings, spelled_out
 from emendo.methods.explained import EXPLAINED, NOT_SETTINGS, names_elsewhere
 
 

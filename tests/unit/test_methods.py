@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emendo.errors import LayerError, MethodError
-from emendo.methods import CATALOGUE, METHODS, MethodConfig, apply_settings, method_named, resolve_method
+import emendo
+from emendo.errors import LayerError, MethodError, PluginError
+from emendo.methods import BASELINES, CATALOGUE, METHODS, MethodConfig, apply_settings, method_named, resolve_method
 from emendo.methods.layers import layers_by_depth
 from emendo.methods.presets import PRESETS, presets_of
 from emendo.methods.settings import ContextSettings, KeySettings, Memorization, MomentSettings, PostStep, TargetSettings
@@ -344,3 +347,43 @@ def test_settings_survive_the_way_through_text(method: MethodConfig) -> None:
     fixed = ("layers", "span")
     texts = {name: str(value) for name, value in method.settings().items() if name not in fixed}
     assert apply_settings(method, texts) == method
+
+
+# ---- one catalogue -------------------------------------------------------------------------------------------
+
+
+def test_methods_and_baselines_are_told_apart_in_one_place() -> None:
+    """Everybody else asks the config: what differs is behind it."""
+    asking = re.compile(r"isinstance\([^()]*(?:\([^()]*\)[^()]*)*, *\(?(?:MethodConfig|BaselineConfig|ResolvedMethod)")
+    folder = Path(emendo.__file__).parent
+    found = {
+        path.relative_to(folder).as_posix(): len(asking.findall(path.read_text(encoding="utf-8")))
+        for path in folder.rglob("*.py")
+    }
+    assert {name: count for name, count in found.items() if count} == {"methods/resolve.py": 3}
+
+
+def test_the_catalogue_is_methods_and_baselines() -> None:
+    assert [*METHODS, *BASELINES] == list(CATALOGUE)
+    assert {CATALOGUE[name].kind for name in METHODS} == {"method"}
+    assert {CATALOGUE[name].kind for name in BASELINES} == {"baseline"}
+    assert CATALOGUE.origin("emmet") == "Emendo"
+
+
+def test_a_registered_method_is_in_every_list_and_keeps_its_values(request: pytest.FixtureRequest) -> None:
+    own = replace(METHODS["emmet"], name="mine", source="a test", target=TargetSettings(steps=7))
+    request.addfinalizer(lambda: CATALOGUE.unregister("mine"))
+    assert emendo.register_method(own) is own
+    assert method_named("Mine") is own
+    assert "mine" in METHODS
+    assert "mine" not in BASELINES
+    assert resolve_method("mine", Shape(SMOLLM2_135M)).config.settings()["target.steps"] == 7  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match=r"method 'mine' is there already, from register_method\(\)"):
+        emendo.register_method(own)
+    with pytest.raises(PluginError, match="method 'ROME' is there already, from Emendo"):
+        emendo.register_method(replace(own, name="ROME"))
+
+
+def test_what_is_no_method_cannot_be_registered() -> None:
+    with pytest.raises(PluginError, match="gives a dict as a method; expected a Method"):
+        emendo.register_method({"name": "mine"})  # type: ignore[type-var]

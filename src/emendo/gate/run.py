@@ -57,7 +57,7 @@ def run_gate(
     canaries = _canaries(config)
     updates = _updates(session, edit, config)
     before = before or reference_snapshot(session, records, config, progress=progress)
-    asked = asked_after(edit.method.config, records) if isinstance(edit, Plan) else records
+    asked = edit.method.config.evaluation_prompts(records) if isinstance(edit, Plan) else records
     after = after or Snapshot(lambda: session.preview(updates), asked, progress=progress)
     checks, layers, topics = _measured(session, edit, updates, canaries, config, before, after)
     return GateReport(

@@ -1,4 +1,4 @@
-"""A method of one's own from a YAML file: one validator, presets under it, its own name; experiments keep what it says."""
+"""A method of one's own from a YAML file: one validator, presets under it, its own name, kept by experiments."""
 
 from __future__ import annotations
 

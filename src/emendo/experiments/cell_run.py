@@ -295,12 +295,10 @@ class _CellRun:
 
     def _leverage(self, plan: Plan, edits: int) -> dict[str, list[float]] | None:
         """Leverage k A⁻¹ kᵀ of every edit's key by layer, A without earlier edits; None where rows are no edits."""
-        parts = plan.update.layers
-        if isinstance(self.resolved, ResolvedBaseline) or any(
-            part.keys is None or len(part.keys) != edits for part in parts
-        ):
+        parts, method = plan.update.layers, self.resolved.on_engine()
+        if method is None or any(part.keys is None or len(part.keys) != edits for part in parts):
             return None
-        prepared = self.session.preservation(self.resolved.config)
+        prepared = self.session.preservation(method.config)
         return {
             str(part.layer): prepared[part.layer].leverage(part.keys).tolist()
             for part in parts

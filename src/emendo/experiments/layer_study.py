@@ -22,8 +22,7 @@ from emendo.experiments.cells import Cell, Setting
 from emendo.experiments.layer_result import LayerStudy, Place
 from emendo.experiments.measures import Measures
 from emendo.experiments.run import Experiment
-from emendo.methods import ResolvedMethod
-from emendo.methods.techniques import resolve_technique
+from emendo.methods import resolve_method
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRecord
@@ -107,7 +106,7 @@ def layer_study(
         InputError: The facts, the method or a layer cannot be used.
     """
     settings = settings or StudySettings()
-    if not isinstance(resolve_technique(settings.method, adapter, settings=settings.settings), ResolvedMethod):
+    if resolve_method(settings.method, adapter, settings=settings.settings).on_engine() is None:
         raise ExperimentError(
             f"{settings.method!r} is a baseline, which has no keys; expected a method that solves for them, such as "
             "emmet (--method)"
@@ -188,8 +187,8 @@ def swept_places(adapter: ModelAdapter, settings: StudySettings) -> list[tuple[i
 def _cell(adapter: ModelAdapter, data: str, settings: StudySettings, layers: tuple[int, ...]) -> Cell:
     named = dict(settings.settings)
     if len(layers) > 1 and "distribution" not in named:
-        alone = resolve_technique(settings.method, adapter, layers=layers[:1], settings=named)
-        if getattr(alone.config, "distribution", None) == "single":
+        alone = resolve_method(settings.method, adapter, layers=layers[:1], settings=named).on_engine()
+        if alone is not None and alone.config.distribution == "single":
             named["distribution"] = "even"
     batches = -(-settings.n // settings.batch_size)
     return Cell(

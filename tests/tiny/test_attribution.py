@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,13 @@ from emendo.attribution import (
     EditSet,
     ask,
     attribute,
+    base_rates,
     cross_firing,
     edits_of,
     firing,
     leave_out,
+    lens,
+    norm,
     promoted,
     reading,
     scan,
@@ -26,10 +32,11 @@ from emendo.attribution import (
 )
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
-from emendo.errors import InputError
+from emendo.errors import InputError, UpdateFileError
 from emendo.models import ModelAdapter
 from emendo.models.alignment import encode_target
 from emendo.statistics import MomentStore
+from emendo.updates.stored import StoredUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, REQUESTS, planned
@@ -58,13 +65,14 @@ def test_algebra_of_factors(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
     _, plan, edits = edited
     for part in plan.update.layers:
         crossing = cross_firing(edits, part.layer)
-        torch.testing.assert_close(crossing, torch.eye(len(REQUESTS), dtype=torch.float64), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(crossing, np.eye(len(REQUESTS)), rtol=0, atol=1e-6)
         dense = part.residuals.double().T @ part.dual_keys.double()
         values = singular_values(part.dual_keys, part.residuals)
-        torch.testing.assert_close(values, torch.linalg.svdvals(dense)[: len(values)], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(values, torch.linalg.svdvals(dense)[: len(values)], rtol=1e-9, atol=1e-12)
+        assert norm(part.dual_keys, part.residuals) == pytest.approx(float(dense.norm()))
         assert stable_rank(values) == pytest.approx(float(dense.norm() ** 2 / values[0] ** 2))
         key = torch.randn(part.dual_keys.shape[1], dtype=torch.float64)
-        fired = edits.factors[part.layer][0].double() @ key
+        fired = torch.from_numpy(edits.factors[part.layer][0]).double() @ key
         torch.testing.assert_close(fired @ part.residuals.double(), dense @ key, rtol=0, atol=1e-6)
 
 
@@ -72,11 +80,15 @@ def test_base_rate_is_the_mean_square_of_firing(edited: tuple[ModelAdapter, Plan
     _, _, edits = edited
     layer = edits.layers[0]
     dual_keys, residuals = edits.factors[layer]
-    keys = torch.randn(500, dual_keys.shape[1], dtype=torch.float64)
+    keys = np.random.default_rng(0).normal(size=(500, dual_keys.shape[1]))
     found = reading(edits, layer, keys.T @ keys / len(keys))
-    fired = keys @ dual_keys.double().T
-    torch.testing.assert_close(found.base_rate, fired.square().mean(dim=0).sqrt())
-    torch.testing.assert_close(found.cost, fired.square().mean(dim=0) * residuals.double().square().sum(dim=1))
+    fired = keys @ dual_keys.astype(np.float64).T
+    squared = np.square(fired).mean(axis=0)
+    np.testing.assert_allclose(found.base_rate, np.sqrt(squared))
+    np.testing.assert_allclose(found.cost, squared * np.square(residuals.astype(np.float64)).sum(axis=1))
+    moments = {other: keys.T @ keys / len(keys) for other in edits.layers}
+    every = np.stack([np.square(reading(edits, other, moments[other]).base_rate) for other in edits.layers])
+    np.testing.assert_allclose(base_rates(edits, moments), np.sqrt(every.mean(axis=0)))
 
 
 def test_contributions_add_up_to_the_change_of_the_written_model(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
@@ -142,7 +154,7 @@ def test_firing_is_read_in_the_edited_model(edited: tuple[ModelAdapter, Plan, Ed
     with EditSession(lm).applied(plan.update):
         captured = lm.run(batch, keys=edits.layers)
     expected = torch.stack(
-        [captured.keys[layer].double() @ edits.factors[layer][0].double().T for layer in edits.layers]
+        [captured.keys[layer].double() @ torch.from_numpy(edits.factors[layer][0]).double().T for layer in edits.layers]
     )
     expected = expected.mean(dim=0) * batch.attention_mask[..., None]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
@@ -216,16 +228,56 @@ def test_a_model_that_cannot_have_the_edits_is_refused(
         attribute(other, edits, ask(other, PROMPT, ANSWER))
 
 
+def test_lens_reads_every_layer_of_both_models(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
+    lm, plan, edits = edited
+    asked = ask(lm, PROMPT, ANSWER)
+    found = lens(lm, edits, asked)
+    session = EditSession(lm)
+
+    def plain() -> torch.Tensor:
+        with torch.no_grad():
+            out = lm.model(torch.tensor([asked.ids]), output_hidden_states=True)
+            states = out.hidden_states[1:-1]  # the last one has passed the final norm
+            shares = [lm.unembed(lm.finish(state[:, asked.first])).softmax(-1)[0, asked.answer[0]] for state in states]
+            return torch.stack([*shares, out.logits[0, asked.first].float().softmax(-1)[asked.answer[0]]]).double()
+
+    torch.testing.assert_close(found.before, plain(), rtol=1e-3, atol=1e-6)
+    with session.applied(plan.update):
+        torch.testing.assert_close(found.after, plain(), rtol=1e-3, atol=1e-6)
+    assert len(found.top_before) == len(found.top_after) == lm.n_layers
+
+
+def test_an_update_file_is_the_same_with_and_without_torch(
+    edited: tuple[ModelAdapter, Plan, EditSet], tmp_path: Path
+) -> None:
+    _, plan, edits = edited
+    path = plan.update.save(tmp_path / "update.safetensors")
+    stored = StoredUpdate.load(path)
+    assert stored.id == plan.update.id
+    found = edits_of([stored])
+    assert [edit.label for edit in found.edits] == [edit.label for edit in edits.edits]
+    np.testing.assert_array_equal(found.owner, edits.owner)
+    for layer in edits.layers:
+        for one, other in zip(found.factors[layer], edits.factors[layer], strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(found.keys[layer], edits.keys[layer])  # type: ignore[index]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UpdateFileError, match="altered"):
+        StoredUpdate.load(path)
+
+
 # ---- the command ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, model: str, store: MomentStore) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, model: str, shared_home: Path) -> Path:
     """An edit's folder, with its facts and their probes."""
     from emendo.models import load
 
     out = tmp_path_factory.mktemp("see")
-    plan = planned(load(model, device="cpu"), store, REQUESTS, "emendo")
+    plan = planned(load(model, device="cpu"), MomentStore(shared_home / "moments"), REQUESTS, "emendo")
     plan.update.save(out / "update.safetensors")
     rows = [
         {
@@ -250,6 +302,14 @@ def test_see_without_a_model(emendo: Command, folder: Path, tmp_path: Path) -> N
     assert "<script" not in page
     document = json.loads((tmp_path / "a" / "see.json").read_text())
     assert np.allclose(document["cross_firing"], np.eye(3), atol=1e-6)
+    arguments = ["see", str(folder), "--out", str(tmp_path / "c")]
+    looked = (
+        f"from emendo.cli.app import run; import sys; assert run({arguments!r}) == 0; "
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", looked], capture_output=True, text=True, check=False, env=paths)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.usefixtures("home")
@@ -267,6 +327,11 @@ def test_see_with_a_model(emendo: Command, folder: Path, model: str, tmp_path: P
     assert sum(answer["by_layer"].values()) == pytest.approx(sum(answer["by_edit"]))
     assert {probe["kind"] for probe in document["probes"]} == {"own", "paraphrase", "neighbor"}
     assert document["scan"]["tokens"] > 100
+    assert len(answer["lens"]["before"]) == 4
+    rates = [edit["base_rate"] for edit in document["edits"]]
+    assert all(rate is not None and rate > 0 for rate in rates), "the store of the plan is that of the command"
+    own = next(probe for probe in document["probes"] if probe["kind"] == "own")
+    assert own["z"] == pytest.approx(own["firing"] / rates[own["edit"]])
     page = (out / "see.html").read_text()
     assert "&lt;i&gt;it" in page
     assert "<i>it" not in page

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,7 +138,7 @@ def test_a_failure_at_any_step_leaves_what_was_there(
             Path(args[1]).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(module if step == "save_file" else os, step, fail)
+    monkeypatch.setattr(safetensors.torch if step == "save_file" else os, step, fail)
     expected = type(error) if isinstance(error, KeyboardInterrupt) else OutputError
     with pytest.raises(expected):
         write_tensor_file(path, FORMAT, {"a": torch.zeros(2)}, {"old": False})

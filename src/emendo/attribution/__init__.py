@@ -1,10 +1,21 @@
-"""Edits as features: how far each fires at a token, and what each contributes to an answer."""
+"""Edits as features: how far each fires at a token, and what each contributes to an answer.
 
-from emendo.attribution.algebra import cross_firing, reading, singular_values, stable_rank
-from emendo.attribution.answer import Asked, Attribution, ask, attribute, leave_out
-from emendo.attribution.comparison import Difference, PromptDifference, Side, State, difference
-from emendo.attribution.dashboard import Place, Scan, firing, promoted, scan, strongest_firing
-from emendo.attribution.edits import Edit, EditSet, edits_of
+Names are imported when used: edits and their algebra need no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emendo.lazy import lazy
+
+if TYPE_CHECKING:
+    from emendo.attribution.algebra import base_rates, cross_firing, norm, reading, singular_values, stable_rank
+    from emendo.attribution.answer import Asked, Attribution, ask, attribute, leave_out
+    from emendo.attribution.comparison import Difference, PromptDifference, Side, State, difference
+    from emendo.attribution.dashboard import Place, Scan, firing, promoted, scan, strongest_firing
+    from emendo.attribution.edits import Edit, EditSet, edits_of
+    from emendo.attribution.lens import Lens, lens
 
 __all__ = [
     "Asked",
@@ -12,6 +23,7 @@ __all__ = [
     "Difference",
     "Edit",
     "EditSet",
+    "Lens",
     "Place",
     "PromptDifference",
     "Scan",
@@ -19,11 +31,14 @@ __all__ = [
     "State",
     "ask",
     "attribute",
+    "base_rates",
     "cross_firing",
     "difference",
     "edits_of",
     "firing",
     "leave_out",
+    "lens",
+    "norm",
     "promoted",
     "reading",
     "scan",
@@ -31,3 +46,36 @@ __all__ = [
     "stable_rank",
     "strongest_firing",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "Asked": "emendo.attribution.answer",
+        "Attribution": "emendo.attribution.answer",
+        "Difference": "emendo.attribution.comparison",
+        "Edit": "emendo.attribution.edits",
+        "EditSet": "emendo.attribution.edits",
+        "Lens": "emendo.attribution.lens",
+        "Place": "emendo.attribution.dashboard",
+        "PromptDifference": "emendo.attribution.comparison",
+        "Scan": "emendo.attribution.dashboard",
+        "Side": "emendo.attribution.comparison",
+        "State": "emendo.attribution.comparison",
+        "ask": "emendo.attribution.answer",
+        "attribute": "emendo.attribution.answer",
+        "base_rates": "emendo.attribution.algebra",
+        "cross_firing": "emendo.attribution.algebra",
+        "difference": "emendo.attribution.comparison",
+        "edits_of": "emendo.attribution.edits",
+        "firing": "emendo.attribution.dashboard",
+        "leave_out": "emendo.attribution.answer",
+        "lens": "emendo.attribution.lens",
+        "norm": "emendo.attribution.algebra",
+        "promoted": "emendo.attribution.dashboard",
+        "reading": "emendo.attribution.algebra",
+        "scan": "emendo.attribution.dashboard",
+        "singular_values": "emendo.attribution.algebra",
+        "stable_rank": "emendo.attribution.algebra",
+        "strongest_firing": "emendo.attribution.dashboard",
+    },
+)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from emendo.attribution.edits import EditSet
 from emendo.errors import InputError
-from emendo.shapes import DualKeys, Moment, Residuals
 
 
-def cross_firing(edits: EditSet, layer: int) -> Float[Tensor, "edits keys"]:
+def cross_firing(edits: EditSet, layer: int) -> Float[np.ndarray, "edits keys"]:
     """M with ``M[i, j] = qᵢ · kⱼ``: how far edit i fires at the key of edit j; the identity where equality holds.
 
     For updates that were applied one after another, a later edit's row tells which earlier ones it disturbs.
@@ -26,20 +25,32 @@ def cross_firing(edits: EditSet, layer: int) -> Float[Tensor, "edits keys"]:
             f"the keys that were written at layer {layer} are not known; expected updates of a method that solves for "
             "keys, not folded or shaped afterwards"
         )
-    return edits.factors[layer][0].double() @ edits.keys[layer].double().T
+    found: np.ndarray = _exact(edits.factors[layer][0]) @ _exact(edits.keys[layer]).T
+    return found
 
 
-def singular_values(dual_keys: DualKeys, residuals: Residuals) -> Float[Tensor, " rank"]:
+def singular_values(dual_keys: Any, residuals: Any) -> Float[np.ndarray, " rank"]:
     """Singular values of ``RᵀQ`` from its factors, largest first: two QR and the SVD of a matrix of n × n.
 
     Args:
-        dual_keys: Q.
-        residuals: R.
+        dual_keys: Q, ``[n, d_in]``, an array or a tensor on the CPU.
+        residuals: R, ``[n, d_out]``.
     """
-    _, right = torch.linalg.qr(dual_keys.double().T)
-    _, left = torch.linalg.qr(residuals.double().T)
-    values: Tensor = torch.linalg.svdvals(left @ right.T)
+    right: Any = np.linalg.qr(_exact(dual_keys).T, mode="r")
+    left: Any = np.linalg.qr(_exact(residuals).T, mode="r")
+    values: np.ndarray = np.linalg.svd(np.asarray(left @ right.T), compute_uv=False)
     return values
+
+
+def norm(dual_keys: Any, residuals: Any) -> float:
+    """‖RᵀQ‖_F from its factors: ‖RᵀQ‖² = Σ (Q Qᵀ) ∘ (R Rᵀ).
+
+    Args:
+        dual_keys: Q, ``[n, d_in]``.
+        residuals: R, ``[n, d_out]``.
+    """
+    q, r = _exact(dual_keys), _exact(residuals)
+    return float(np.sqrt(max(0.0, float(((q @ q.T) * (r @ r.T)).sum()))))
 
 
 @dataclass(frozen=True)
@@ -51,24 +62,48 @@ class Reading:
         cost: Its own part of the preservation cost tr(ΔW C ΔWᵀ), ‖r‖² qᵀCq.
     """
 
-    base_rate: Float[Tensor, " rows"]
-    cost: Float[Tensor, " rows"]
+    base_rate: Float[np.ndarray, " rows"]
+    cost: Float[np.ndarray, " rows"]
 
 
-def reading(edits: EditSet, layer: int, moment: Moment) -> Reading:
+def reading(edits: EditSet, layer: int, moment: Any) -> Reading:
     """How every row reads preserved text: E[a²] = qᵀCq, so a firing a is unusual as far as a / √(qᵀCq) is large.
 
     Args:
         edits: The edits.
         layer: Layer.
-        moment: C of the layer, ``[d_in, d_in]``.
+        moment: C of the layer, ``[d_in, d_in]``, an array or a tensor on the CPU.
     """
     dual_keys, residuals = edits.factors[layer]
-    q = dual_keys.double()
-    squared = ((q @ moment.to(q)) * q).sum(dim=1).clamp_min(0)
-    return Reading(squared.sqrt(), residuals.double().square().sum(dim=1) * squared)
+    q = _exact(dual_keys)
+    squared = np.maximum(((q @ _exact(moment)) * q).sum(axis=1), 0.0)
+    return Reading(np.sqrt(squared), np.square(_exact(residuals)).sum(axis=1) * squared)
 
 
-def stable_rank(values: Float[Tensor, " rank"]) -> float:
+def base_rates(edits: EditSet, moments: dict[int, Any]) -> Float[np.ndarray, " edits"]:
+    """Most that the root mean square of every edit's firing on preserved text can be; NaN for a whole update.
+
+    A firing is the mean over the layers that an edit writes, and layers are not independent: √(mean over layers of
+    qᵀCq) bounds it, and is it for an edit of one layer. So z = firing / base rate is at least what it says.
+
+    Args:
+        edits: The edits.
+        moments: C of every written layer.
+    """
+    total, layers = np.zeros(len(edits.edits)), np.zeros(len(edits.edits))
+    for layer in edits.layers:
+        wrote = (edits.factors[layer][1] != 0).any(axis=1)
+        np.add.at(total, edits.owner, np.where(wrote, np.square(reading(edits, layer, moments[layer]).base_rate), 0.0))
+        np.add.at(layers, edits.owner, wrote)
+    rates: np.ndarray = np.sqrt(total / np.maximum(layers, 1))
+    rates[[edit.whole for edit in edits.edits]] = np.nan
+    return rates
+
+
+def stable_rank(values: Float[np.ndarray, " rank"]) -> float:
     """‖ΔW‖_F² / ‖ΔW‖₂²: how many directions carry an update."""
-    return float(values.square().sum() / values[0].square()) if len(values) and values[0] > 0 else 0.0
+    return float(np.square(values).sum() / values[0] ** 2) if len(values) and values[0] > 0 else 0.0
+
+
+def _exact(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)

@@ -212,7 +212,10 @@ def placed(adapter: ModelAdapter, edits: EditSet) -> dict[int, tuple[Tensor, Ten
     """Factors where their layers compute, in float32 or better."""
     dtype = torch.promote_types(adapter.dtype, torch.float32)
     return {
-        layer: (q.to(adapter.block_device(layer), dtype), r.to(adapter.block_device(layer), dtype))
+        layer: (
+            torch.from_numpy(q).to(adapter.block_device(layer), dtype),
+            torch.from_numpy(r).to(adapter.block_device(layer), dtype),
+        )
         for layer, (q, r) in edits.factors.items()
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -50,7 +51,7 @@ def firing(adapter: ModelAdapter, edits: EditSet, batch: TokenBatch) -> Float[Te
     ):
         own.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
     rows = torch.stack([written.firing[layer].double().cpu() for layer in edits.layers])
-    wrote = torch.stack([(edits.factors[layer][1] != 0).any(dim=1) for layer in edits.layers])
+    wrote = torch.stack([torch.from_numpy((edits.factors[layer][1] != 0).any(axis=1)) for layer in edits.layers])
     mean = rows.sum(dim=0) / wrote.sum(dim=0).clamp_min(1)
     found = edits.by_edit(mean) * batch.attention_mask.cpu()[..., None]
     return found.masked_fill(torch.tensor([edit.whole for edit in edits.edits]), float("nan"))
@@ -179,12 +180,11 @@ def promoted(adapter: ModelAdapter, edits: EditSet, *, most: int = 5) -> list[tu
     """
     if adapter.spec.mlp_normed:
         return [((), ()) for _ in edits.edits]
-    writes = sum(edits.factors[layer][1].double() for layer in edits.layers)
-    assert isinstance(writes, Tensor)
-    total = torch.zeros(len(edits.edits), writes.shape[1], dtype=torch.float64)
-    total.index_add_(0, edits.owner, writes)
+    writes = sum(edits.factors[layer][1].astype(np.float64) for layer in edits.layers)
+    assert isinstance(writes, np.ndarray)
+    total = edits.by_edit(torch.from_numpy(writes).T)
     found = []
-    for row in total:
+    for row in total.T:
         logits = adapter.unembed(adapter.finish(row.to(adapter.device, adapter.dtype)[None]))[0]
         high, low = logits.topk(most).indices.tolist(), (-logits).topk(most).indices.tolist()
         found.append((tuple(adapter.decode([i]) for i in high), tuple(adapter.decode([i]) for i in low)))

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
+import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from emendo.errors import InputError
-from emendo.shapes import DualKeys, Keys, Residuals
-from emendo.updates.update import ModelUpdate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emendo.updates.stored import StoredUpdate
+    from emendo.updates.update import ModelUpdate
+
+    Update: TypeAlias = ModelUpdate | StoredUpdate
+
+Factor: TypeAlias = Float[np.ndarray, "rows width"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class EditSet:
-    """All edits of some updates, by layer.
+    """All edits of some updates, by layer; arrays, since much can be said of them without a model and torch.
 
     Attributes:
         edits: In the order of the updates and their rows.
@@ -44,9 +51,9 @@ class EditSet:
     """
 
     edits: tuple[Edit, ...]
-    owner: Int[Tensor, " rows"]
-    factors: Mapping[int, tuple[DualKeys, Residuals]]
-    keys: Mapping[int, Keys] | None
+    owner: Int[np.ndarray, " rows"]
+    factors: Mapping[int, tuple[Factor, Factor]]
+    keys: Mapping[int, Factor] | None
 
     @property
     def layers(self) -> list[int]:
@@ -56,14 +63,19 @@ class EditSet:
     def by_edit(self, rows: Float[Tensor, "*shape rows"]) -> Float[Tensor, "*shape edits"]:
         """Sums of rows by the edit that owns them."""
         total = rows.new_zeros(*rows.shape[:-1], len(self.edits))
-        return total.index_add(-1, self.owner.to(rows.device), rows)
+        return total.index_add(-1, self._owner(rows), rows)
 
     def strengths(self, edits: Float[Tensor, "batch edits"]) -> Float[Tensor, "batch rows"]:
         """Strength of every row, from that of every edit."""
-        return edits[:, self.owner.to(edits.device)]
+        return edits[:, self._owner(edits)]
+
+    def _owner(self, like: Tensor) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.owner).to(like.device)
 
 
-def edits_of(updates: Sequence[ModelUpdate]) -> EditSet:
+def edits_of(updates: Sequence[Update]) -> EditSet:
     """The single edits of updates that are in a model together.
 
     Rows are single edits where a layer has as many rows as the update records edits. An update of which that is not
@@ -90,10 +102,10 @@ def edits_of(updates: Sequence[ModelUpdate]) -> EditSet:
         spans.append((first, len(owner)))
     factors = _stacked(updates, spans, len(owner))
     keys = _keys(updates, spans, len(owner)) if not any(edit.whole for edit in edits) else None
-    return EditSet(tuple(edits), torch.tensor(owner), factors, keys)
+    return EditSet(tuple(edits), np.array(owner, dtype=np.int64), factors, keys)
 
 
-def single_edits(update: ModelUpdate) -> list[list[Mapping[str, Any]]] | None:
+def single_edits(update: Update) -> list[list[Mapping[str, Any]]] | None:
     """The requests of every row of an update; None where its rows are no single edits."""
     listed = update.groups
     written = [part for part in update.layers if part.rank]
@@ -105,13 +117,13 @@ def _label(group: Sequence[Mapping[str, Any]]) -> str:
     return " + ".join(dict.fromkeys(f"{row.get('subject', '?')} → {row.get('target', '?')}" for row in group))
 
 
-def _name(update: ModelUpdate, number: int) -> str:
+def _name(update: Update, number: int) -> str:
     return f"update {number + 1} ({update.id[:8]}, {len(update.requests)} requests)"
 
 
 def _stacked(
-    updates: Sequence[ModelUpdate], spans: Sequence[tuple[int, int]], rows: int
-) -> dict[int, tuple[DualKeys, Residuals]]:
+    updates: Sequence[Update], spans: Sequence[tuple[int, int]], rows: int
+) -> dict[int, tuple[Factor, Factor]]:
     """Factors of every layer with the same rows, zero where an update does not write the layer."""
     sizes: dict[int, tuple[int, int]] = {}
     for update in updates:
@@ -123,20 +135,29 @@ def _stacked(
                     "belong to different models; expected updates of one"
                 )
     found = {
-        layer: (torch.zeros(rows, d_in), torch.zeros(rows, d_out)) for layer, (d_in, d_out) in sorted(sizes.items())
+        layer: (np.zeros((rows, d_in), np.float32), np.zeros((rows, d_out), np.float32))
+        for layer, (d_in, d_out) in sorted(sizes.items())
     }
     for update, (first, _) in zip(updates, spans, strict=True):
         for part in update.layers:
             at = slice(first, first + part.rank)
-            found[part.layer][0][at], found[part.layer][1][at] = part.dual_keys.float(), part.residuals.float()
+            found[part.layer][0][at], found[part.layer][1][at] = _array(part.dual_keys), _array(part.residuals)
     return found
 
 
-def _keys(updates: Sequence[ModelUpdate], spans: Sequence[tuple[int, int]], rows: int) -> dict[int, Keys]:
-    found: dict[int, Tensor] = {}
+def _keys(updates: Sequence[Update], spans: Sequence[tuple[int, int]], rows: int) -> dict[int, Factor]:
+    found: dict[int, np.ndarray] = {}
     for update, (first, last) in zip(updates, spans, strict=True):
         for part in update.layers:
             if part.keys is not None:
-                kept = found.setdefault(part.layer, torch.zeros(rows, part.dual_keys.shape[1]))
-                kept[first:last] = part.keys.float()
+                kept = found.setdefault(part.layer, np.zeros((rows, part.dual_keys.shape[1]), np.float32))
+                kept[first:last] = _array(part.keys)
+    return found
+
+
+def _array(values: Any) -> np.ndarray:
+    """An array or a tensor of any device and dtype as float32."""
+    if not isinstance(values, np.ndarray):
+        values = values.detach().float().cpu().numpy()
+    found: np.ndarray = values.astype(np.float32, copy=False)
     return found

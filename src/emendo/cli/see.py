@@ -9,7 +9,7 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
-from emendo.cli.pages import check_place, load_update
+from emendo.cli.pages import check_place, load_update, update_file
 from emendo.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from emendo.models import ModelAdapter
     from emendo.report.see.document import Answer, Probe
     from emendo.requests import EditRecord
+    from emendo.updates.stored import StoredUpdate
     from emendo.updates.update import ModelUpdate
 
 _OUT, _SHOWN, _LEFT_OUT = Path("out/see"), 20, 8
@@ -55,19 +56,19 @@ def see(
         raise InputError("--prompt, --requests and --text ask a model; add --model MODEL")
     if nodes < 1:
         raise InputError(f"the quadrature needs at least 1 point, found {nodes} (--nodes 16 is usual)")
-    check_place(out, PAGE, overwrite=overwrite or out == _OUT)
-    found, sources = _updates(updates or [], ledger)
-    records = _records(requests)
-
+    check_place(out, PAGE, overwrite=overwrite or out == _OUT, pictures=model is not None)
     from emendo.attribution import edits_of
     from emendo.report.see.document import Seen, document
 
-    edits = edits_of(found)
-    base = dict(found[0].base)
     if model is None:
-        seen = Seen(edits, tuple(sources), base)
+        stored, sources = _stored(updates or [], ledger)
+        seen = Seen(edits_of(stored), tuple(sources), dict(stored[0].base))
     else:
-        seen = _with_model(terminal, model, device, dtype, found, edits, sources, questions, records, text, nodes)
+        found, sources = _updates(updates or [], ledger)
+        records = _records(requests)
+        seen = _with_model(
+            terminal, model, device, dtype, found, edits_of(found), sources, questions, records, text, nodes
+        )
     described = document(seen)
     paths = write_seen(out, seen, described)
     _show(terminal, described)
@@ -107,18 +108,33 @@ def _with_model(
         probes=tuple(_probes(lm, edits, records)),
         answers=tuple(_answer(lm, edits, prompt, answer, nodes) for prompt, answer in questions),
         scan=None if read is None else scan(lm, edits, read, progress=terminal),
+        base_rates=_base_rates(lm, updates, edits),
     )
 
 
+def _base_rates(lm: ModelAdapter, updates: list[ModelUpdate], edits: EditSet) -> Any:
+    """How far every edit fires on preserved text; None where the moments that they were planned with are not kept."""
+    from emendo.attribution import base_rates
+    from emendo.statistics import MomentStore
+
+    digests = {str((update.info.get("moments") or {}).get("fingerprint")) for update in updates}
+    if len(digests) != 1:
+        return None
+    (digest,), store = digests, MomentStore()
+    kept = {layer: store.by_digest(digest, layer, lm.module_name(layer)) for layer in edits.layers}
+    known = {layer: moment.mean().cpu() for layer, moment in kept.items() if moment is not None}
+    return base_rates(edits, known) if len(known) == len(kept) else None
+
+
 def _answer(lm: ModelAdapter, edits: EditSet, prompt: str, answer: str, nodes: int) -> Answer:
-    from emendo.attribution import ask, attribute, leave_out
+    from emendo.attribution import ask, attribute, leave_out, lens
     from emendo.report.see.document import Answer
 
     asked = ask(lm, prompt, answer)
     found = attribute(lm, edits, asked, nodes=nodes)
     order = found.by_edit.abs().argsort(descending=True)[:_LEFT_OUT].tolist()
     left = leave_out(lm, edits, asked, [[edit] for edit in order])
-    return Answer(prompt, answer, found, tuple((left - found.after).tolist()), tuple(order))
+    return Answer(prompt, answer, found, tuple((left - found.after).tolist()), tuple(order), lens(lm, edits, asked))
 
 
 def _probes(lm: ModelAdapter, edits: EditSet, records: list[EditRecord]) -> list[Probe]:
@@ -182,6 +198,31 @@ def _records(requests: Path | None) -> list[EditRecord]:
     return list(load_records(str(requests)).records)
 
 
+def _stored(paths: list[Path], ledger: Path | None) -> tuple[list[StoredUpdate], list[str]]:
+    """The same updates as arrays: nothing of what is shown without a model needs torch.
+
+    Raises:
+        InputError: As `_updates`.
+    """
+    from emendo.updates.stored import StoredUpdate
+
+    _check_named(paths, ledger)
+    if ledger is not None:
+        from emendo.ledger.files import check_file
+        from emendo.ledger.store import LedgerStore, active_after
+
+        store = LedgerStore(ledger)
+        found = []
+        for entry in active_after(store.chain()):
+            path = store.object_path(entry.file)
+            check_file(path, entry.file, entry.size, "update file")
+            found.append(StoredUpdate.load(path))
+        if not found:
+            raise InputError(f"the ledger {str(ledger)!r} has no active edit; expected at least one (emendo edit)")
+        return found, [str(ledger)]
+    return [StoredUpdate.load(update_file(path)) for path in paths], [str(path) for path in paths]
+
+
 def _updates(paths: list[Path], ledger: Path | None) -> tuple[list[ModelUpdate], list[str]]:
     """The updates that files, folders or a ledger hold, and where they come from.
 
@@ -190,11 +231,15 @@ def _updates(paths: list[Path], ledger: Path | None) -> tuple[list[ModelUpdate],
     """
     from emendo.ledger import EditLedger
 
-    if bool(paths) == (ledger is not None):
-        raise InputError("expected update files or folders, or --ledger LEDGER; not both")
+    _check_named(paths, ledger)
     if ledger is not None:
         return list(EditLedger(ledger).updates()), [str(ledger)]
     return [load_update(path) for path in paths], [str(path) for path in paths]
+
+
+def _check_named(paths: list[Path], ledger: Path | None) -> None:
+    if bool(paths) == (ledger is not None):
+        raise InputError("expected update files or folders, or --ledger LEDGER; not both")
 
 
 def _text(path: Path) -> str:

@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from emendo.errors import InputError, OutputError
 from emendo.io.durable import give_name, make_folder, settle
 from emendo.io.strict_json import loads as parse_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 _VERSION_DIGITS = 9
 """A version with more digits than this is no number that anybody wrote."""
@@ -63,6 +64,8 @@ def write_tensor_file(
         OutputError: The folder cannot be written.
         InputError: The header holds something that JSON does not, a NaN for instance.
     """
+    from safetensors.torch import save_file
+
     path = Path(path)
     stored = _apart(tensors)
     try:
@@ -111,6 +114,28 @@ def read_tensor_file(path: Path, fmt: TensorFileFormat) -> tuple[dict[str, Tenso
         return tensors, _header(metadata)
 
 
+def read_array_file(path: Path, fmt: TensorFileFormat) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The same file, read and verified without torch, whose import takes longer than most reading.
+
+    Returns:
+        The tensors by name as arrays of their own, and the header.
+
+    Raises:
+        InputError: As `fmt.error`: missing, truncated, altered, another format or version, or with tensors of a dtype
+            that numpy does not have (bfloat16).
+    """
+    with _opened(path, fmt, "numpy") as stored:
+        metadata = _metadata(path, fmt, stored)
+        arrays = {name: stored.get_tensor(name).copy() for name in stored.keys()}  # noqa: SIM118
+        digest = _begun({k: v for k, v in metadata.items() if k != "sha256"})
+        for name, array in sorted(arrays.items()):
+            digest.update(f"|{name}|torch.{array.dtype}|{tuple(array.shape)}|".encode())
+            digest.update(array.tobytes())
+        if digest.hexdigest() != metadata.get("sha256"):
+            raise fmt.error(f"{str(path)!r} was altered after it was written (digest mismatch); {fmt.remedy}")
+        return arrays, _header(metadata)
+
+
 def read_tensor_file_header(path: Path, fmt: TensorFileFormat) -> dict[str, Any]:
     """The header alone, whatever the size of the tensors; unverified, since the digest covers both.
 
@@ -122,13 +147,13 @@ def read_tensor_file_header(path: Path, fmt: TensorFileFormat) -> dict[str, Any]
 
 
 @contextmanager
-def _opened(path: Path, fmt: TensorFileFormat) -> Iterator[Any]:
+def _opened(path: Path, fmt: TensorFileFormat, framework: Literal["pt", "numpy"] = "pt") -> Iterator[Any]:
     """The file, open; whatever goes wrong while it is becomes `fmt.error`."""
     if not os.path.isfile(path):  # False, not an error, for a path that no file can have
         raise fmt.error(f"no file at {str(path)!r}; {fmt.remedy}")
     try:
         _check_declared(path)
-        with safe_open(str(path), framework="pt") as stored:
+        with safe_open(str(path), framework=framework) as stored:
             if len(names := stored.keys()) > _MOST_TENSORS:
                 raise ValueError(f"it declares {len(names):,} tensors, expected at most {_MOST_TENSORS:,}")
             yield stored
@@ -200,10 +225,17 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
+def _begun(metadata: Mapping[str, str]) -> Any:
+    """The digest of a file before its tensors."""
+    return hashlib.sha256(json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False).encode())
+
+
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False).encode())
+    import torch
+
+    digest = _begun(metadata)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         if tensor.numel():
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return str(digest.hexdigest())

@@ -11,7 +11,7 @@ from emendo.errors import OutputError
 from emendo.io.in_place import replaced_files
 from emendo.io.whole_file import write_json, write_text
 from emendo.io.writable import check_writable
-from emendo.report.judge import Judgement
+from emendo.report.judging import Judgement
 from emendo.report.markdown import markdown_report
 from emendo.updates.update import ModelUpdate
 

@@ -6,8 +6,8 @@ import io
 import textwrap
 from collections.abc import Sequence
 
-from emendo.report.experiment.drawing import check_matplotlib
 from emendo.report.lines import COLOURS, Panel, bounds
+from emendo.report.packages import check_matplotlib
 
 _MARKS = ("o", "s", "D", "^")
 

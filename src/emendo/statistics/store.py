@@ -153,6 +153,23 @@ class MomentStore:
         # Not path.exists(): that raises for a name that no file can have.
         return read_moment(path, fingerprint, module) if os.path.exists(path) else None
 
+    def by_digest(self, digest: str, layer: int, module: str) -> StoredMoment | None:
+        """The stored moment that an update was planned with, by the digest that it records; None where there is none.
+
+        Args:
+            digest: Of the fingerprint.
+            layer: Layer number.
+            module: Dotted name of the module.
+
+        Raises:
+            MomentsError: There is a file, but it is damaged.
+        """
+        path = self.root / digest[:16] / f"layer-{layer:02d}.safetensors"
+        if not os.path.exists(path):
+            return None
+        found = read_moment(path, module=module)
+        return found if found.header.fingerprint.digest == digest else None
+
     def require(self, fingerprint: Fingerprint, layer: int, module: str, *, model: str = "MODEL") -> StoredMoment:
         """The stored moment of a layer.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +17,16 @@ import torch
 from torch import Tensor
 
 from emendo.errors import InputError, NumericalError, UpdateFileError
-from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
+from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.shapes import DualKeys, Keys, Residuals, Weight
-
-_FORMAT = TensorFileFormat(
-    name="emendo.update",
-    version=2,  # 2: the keys that were written, where they are known
-    error=UpdateFileError,
-    remedy="make it again with `emendo edit --out FOLDER`",
+from emendo.updates.contents import (
+    FORMAT,
+    check_names,
+    check_shapes,
+    checked_header,
+    recorded_groups,
+    recorded_requests,
 )
-
 
 _SHOWN = 6
 """Layers that the short form of an update names."""
@@ -56,16 +55,7 @@ class LayerUpdate:
     keys: Keys | None = None
 
     def __post_init__(self) -> None:
-        if self.residuals.ndim != 2 or self.dual_keys.ndim != 2 or len(self.residuals) != len(self.dual_keys):
-            raise InputError(
-                f"layer {self.layer}: factors of shapes {tuple(self.residuals.shape)} and {tuple(self.dual_keys.shape)}"
-                " do not belong together; expected [n, d_out] and [n, d_in]"
-            )
-        if self.keys is not None and (self.keys.ndim != 2 or self.keys.shape[1] != self.dual_keys.shape[1]):
-            raise InputError(
-                f"layer {self.layer}: keys of shape {tuple(self.keys.shape)} do not belong to dual keys of shape "
-                f"{tuple(self.dual_keys.shape)}; expected [edits, {self.dual_keys.shape[1]}]"
-            )
+        check_shapes(self.layer, self.residuals, self.dual_keys, self.keys)
         dtypes = {name: tensor.dtype for name, tensor in self.tensors.items()}
         if dtypes["residuals"] != dtypes["dual_keys"] or not set(dtypes.values()) <= set(_DTYPES):
             raise InputError(
@@ -163,8 +153,7 @@ class ModelUpdate:
     @property
     def requests(self) -> list[Mapping[str, Any]]:
         """The facts that it writes, as recorded; none where its record has none."""
-        rows = self.info.get("requests")
-        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        return recorded_requests(self.info)
 
     @property
     def groups(self) -> list[list[Mapping[str, Any]]]:
@@ -172,13 +161,7 @@ class ModelUpdate:
 
         A solve has one row for each: they go with the rows of a layer where there are as many.
         """
-        requests, groups = self.requests, self.info.get("groups")
-        if not isinstance(groups, list):
-            return [[request] for request in requests]
-        try:
-            return [[requests[index] for index in group] for group in groups]
-        except (TypeError, IndexError):  # of a file from elsewhere
-            return []
+        return recorded_groups(self.info)
 
     @property
     def nbytes(self) -> int:
@@ -209,7 +192,7 @@ class ModelUpdate:
             "modules": {str(update.layer): update.module for update in self.layers},
             "info": self.info,
         }
-        return write_tensor_file(Path(path), _FORMAT, tensors, header)
+        return write_tensor_file(Path(path), FORMAT, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path) -> ModelUpdate:
@@ -218,12 +201,12 @@ class ModelUpdate:
         Raises:
             UpdateFileError: The file is missing, truncated, altered, or not an update.
         """
-        tensors, header = read_tensor_file(Path(path), _FORMAT)
+        tensors, header = read_tensor_file(Path(path), FORMAT)
         try:
             return _from_file(tensors, header)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UpdateFileError(
-                f"{str(path)!r} has a sound digest but not the contents of an update ({error!r}); {_FORMAT.remedy}"
+                f"{str(path)!r} has a sound digest but not the contents of an update ({error!r}); {FORMAT.remedy}"
             ) from error
 
 
@@ -233,18 +216,7 @@ def _from_file(tensors: dict[str, Tensor], header: dict[str, Any]) -> ModelUpdat
     Raises:
         KeyError, ValueError, TypeError, AttributeError: The contents are not those of an update.
     """
-    modules, base, preceding, info = (header[name] for name in ("modules", "base", "preceding", "info"))
-    for name, value in (("modules", modules), ("base", base)):
-        if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
-            raise ValueError(f"{name} must be an object of strings")
-    if not isinstance(preceding, list) or not all(isinstance(entry, str) for entry in preceding):
-        raise ValueError("preceding must be a list of strings")
-    if not isinstance(info, dict):
-        raise ValueError("info must be an object")
-    for layer in modules:
-        # int() also reads "+1", "1_0", " 1" and digits of other scripts, and then two names are one layer.
-        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", layer):
-            raise ValueError(f"{layer[:20]!r} is no layer")
+    modules, base, preceding, info = checked_header(header)
     layers = tuple(
         LayerUpdate(
             layer=int(layer),
@@ -255,9 +227,7 @@ def _from_file(tensors: dict[str, Tensor], header: dict[str, Any]) -> ModelUpdat
         )
         for layer in sorted(modules, key=int)
     )
-    known = {f"layer.{part.layer}.{name}" for part in layers for name in part.tensors}
-    if strangers := sorted(set(tensors) - known):
-        raise ValueError(f"{len(strangers)} tensors belong to no layer, {strangers[0][:80]!r} for one")
+    check_names(tensors, modules)
     for part in layers:
         _check_finite(part)
     return ModelUpdate(layers, base, tuple(preceding), info)

@@ -10,8 +10,8 @@ from emendo.io import strict_json
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text
 from emendo.report.diff.page import page, token_heat
-from emendo.report.trace.picture import draw_heats
-from emendo.report.trace.write import check_packages
+from emendo.report.heat_picture import draw_heats
+from emendo.report.packages import check_packages
 
 PAGE = "diff.html"
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from emendo.errors import ReportError
 from emendo.report.experiment.figure import BASELINE, Figure, Line, Panel
 
 # Okabe and Ito 2008, "Color universal design": told apart with any colour vision. Yellow is too faint on white.
@@ -52,20 +51,6 @@ class Picture:
     figure: Figure
     png: bytes
     svg: bytes
-
-
-def check_matplotlib() -> None:
-    """Refuse to begin without the extra.
-
-    Raises:
-        ReportError: matplotlib cannot be imported.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ReportError(
-            f"plots need the package matplotlib, which cannot be imported ({error}): pip install 'emendo[report]'"
-        ) from error
 
 
 def draw(figure: Figure) -> Picture:

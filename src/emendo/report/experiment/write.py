@@ -9,12 +9,13 @@ from emendo.io.in_place import replaced_files
 from emendo.io.whole_file import write_bytes, write_text
 from emendo.io.writable import check_writable
 from emendo.progress import Progress, Silent
-from emendo.report.experiment.drawing import Picture, check_matplotlib, draw
+from emendo.report.experiment.drawing import Picture, draw
 from emendo.report.experiment.figures import figures_of
 from emendo.report.experiment.folder import Experiment, read_experiment
 from emendo.report.experiment.markdown import PLOTS, markdown_text
 from emendo.report.experiment.page import page
 from emendo.report.html import check_jinja
+from emendo.report.packages import check_matplotlib
 
 
 def write_report(

@@ -15,7 +15,7 @@ from emendo.report.layers.panels import panels
 from emendo.report.layers.words import explained, how, traced, verdict
 from emendo.report.line_picture import draw_panels
 from emendo.report.lines import placed
-from emendo.report.trace.write import check_packages
+from emendo.report.packages import check_packages
 from emendo.tracing import Trace, write_trace
 
 PAGE = "layers.html"

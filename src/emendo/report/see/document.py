@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from emendo.attribution import Attribution, EditSet, Scan, cross_firing, singular_values, stable_rank
+from emendo.attribution.algebra import cross_firing, norm, singular_values, stable_rank
+
+if TYPE_CHECKING:
+    from emendo.attribution import Attribution, EditSet, Lens, Scan
 
 SHOWN_VALUES = 8
 """Singular values of a layer that are listed."""
@@ -43,6 +46,7 @@ class Answer:
         found: The contributions.
         left_out: Change of the answer's log-probability when the edits of `order` are left out one at a time.
         order: The edits that contribute most, the largest first.
+        lens: The answer's first token read off every layer, without the edits and with them.
     """
 
     prompt: str
@@ -50,6 +54,7 @@ class Answer:
     found: Attribution
     left_out: tuple[float, ...]
     order: tuple[int, ...]
+    lens: Lens
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Seen:
         probes: Firing on the edits' own prompts and probes.
         answers: Attributed answers.
         scan: Where edits fire in a text; None where none was read.
+        base_rates: Of every edit, how far it fires on preserved text at most (`base_rates`); None where the second
+            moments of the model are not stored.
     """
 
     edits: EditSet
@@ -73,6 +80,7 @@ class Seen:
     probes: tuple[Probe, ...] = ()
     answers: tuple[Answer, ...] = ()
     scan: Scan | None = None
+    base_rates: np.ndarray | None = None
 
 
 def document(seen: Seen) -> dict[str, Any]:
@@ -93,6 +101,7 @@ def document(seen: Seen) -> dict[str, Any]:
                 "kind": probe.kind,
                 "prompt": probe.prompt,
                 "firing": probe.own,
+                "z": None if not (rate := _rate(seen, probe.edit)) else probe.own / rate,
                 "other": None if probe.other is None else {"firing": probe.other[0], "edit": probe.other[1]},
             }
             for probe in seen.probes
@@ -102,20 +111,18 @@ def document(seen: Seen) -> dict[str, Any]:
     }
 
 
-def mean_crossing(edits: EditSet) -> torch.Tensor | None:
+def mean_crossing(edits: EditSet) -> np.ndarray | None:
     """Firing of every edit at every other's key, mean over layers; None where keys are not known."""
     if edits.keys is None:
         return None
-    return torch.stack([cross_firing(edits, layer) for layer in edits.layers]).mean(dim=0)
+    found: np.ndarray = np.stack([cross_firing(edits, layer) for layer in edits.layers]).mean(axis=0)
+    return found
 
 
-def _edit(seen: Seen, number: int, crossing: torch.Tensor | None) -> dict[str, Any]:
+def _edit(seen: Seen, number: int, crossing: np.ndarray | None) -> dict[str, Any]:
     edits = seen.edits
     edit, mine = edits.edits[number], edits.owner == number
-    norms = {
-        str(layer): float(singular_values(q[mine], r[mine]).square().sum().sqrt())
-        for layer, (q, r) in edits.factors.items()
-    }
+    norms = {str(layer): norm(q[mine], r[mine]) for layer, (q, r) in edits.factors.items()}
     row: dict[str, Any] = {
         "number": number,
         "label": edit.label,
@@ -125,19 +132,27 @@ def _edit(seen: Seen, number: int, crossing: torch.Tensor | None) -> dict[str, A
         "norm": sum(value**2 for value in norms.values()) ** 0.5,
         "norms": norms,
         "disturbs": _worst(crossing, number),
+        "base_rate": _rate(seen, number),
     }
     if seen.promoted is not None:
         row["promoted"], row["suppressed"] = (list(tokens) for tokens in seen.promoted[number])
     return row
 
 
-def _worst(crossing: torch.Tensor | None, number: int) -> dict[str, Any] | None:
+def _rate(seen: Seen, number: int) -> float | None:
+    """Base rate of an edit's firing; None where it is not known or the edit stands for a whole update."""
+    if seen.base_rates is None or np.isnan(seen.base_rates[number]):
+        return None
+    return float(seen.base_rates[number])
+
+
+def _worst(crossing: np.ndarray | None, number: int) -> dict[str, Any] | None:
     """The other edit at whose key this one fires most."""
     if crossing is None or len(crossing) < 2:
         return None
-    row = crossing[number].clone()
+    row = crossing[number].copy()
     row[number] = 0
-    other = int(row.abs().argmax())
+    other = int(np.abs(row).argmax())
     return {"edit": other, "firing": float(row[other])}
 
 
@@ -145,7 +160,7 @@ def _layer(edits: EditSet, layer: int) -> dict[str, Any]:
     values = singular_values(*edits.factors[layer])
     return {
         "layer": layer,
-        "norm": float(values.square().sum().sqrt()),
+        "norm": float(np.sqrt(np.square(values).sum())),
         "stable_rank": stable_rank(values),
         "singular_values": values[:SHOWN_VALUES].tolist(),
     }
@@ -167,6 +182,12 @@ def _answer(answer: Answer, layers: Sequence[int]) -> dict[str, Any]:
         ],
         "by_layer": dict(zip(map(str, layers), found.parts.sum(dim=(1, 2)).tolist(), strict=True)),
         "direct": None if found.direct is None else found.direct.tolist(),
+        "lens": {
+            "before": answer.lens.before.tolist(),
+            "after": answer.lens.after.tolist(),
+            "top_before": list(answer.lens.top_before),
+            "top_after": list(answer.lens.top_after),
+        },
         "left_out": [{"edit": e, "change": c} for e, c in zip(answer.order, answer.left_out, strict=True)],
     }
 

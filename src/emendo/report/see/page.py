@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-import torch
+import numpy as np
 
 from emendo.io.versions import versions
 from emendo.report.heat import Heat, group_of, shown_token, values_of
 from emendo.report.html import render
+from emendo.report.lines import Line, Panel, Point, placed
 from emendo.report.see.document import Seen, mean_crossing
 
 MOST_EDITS = 60
@@ -47,6 +48,7 @@ def page(seen: Seen, document: dict[str, Any]) -> str:
         answers=[_answer(seen, number, document) for number in range(len(seen.answers))],
         scan=document["scan"],
         model=seen.promoted is not None,
+        rates=seen.base_rates is not None,
         emendo=versions()["emendo"],
     )
 
@@ -61,7 +63,7 @@ def crossing_heat(seen: Seen) -> Heat | None:
     return Heat(
         "firing of the edit of each row at the key of each column",
         rows,
-        values_of(grid.numpy()),
+        values_of(grid),
         column="key",
         labels=tuple(str(n + 1) for n in range(len(grid))),
     )
@@ -80,6 +82,25 @@ def answer_heat(seen: Seen, number: int) -> Heat:
     )
 
 
+def lens_panel(lens: dict[str, Any], answer: str) -> Panel:
+    """The answer's first token read off every layer, without the edits and with them."""
+    lines = tuple(
+        Line(
+            name,
+            tuple(
+                Point(layer, share, name=f"{layer} (most likely: {shown_token(top)})")
+                for layer, (share, top) in enumerate(zip(lens[values], lens[tops], strict=True))
+            ),
+        )
+        for name, values, tops in (
+            ("without the edits", "before", "top_before"),
+            ("with them", "after", "top_after"),
+        )
+    )
+    title = f"Logit lens: probability of the first token of {answer.strip()!r} after each layer"
+    return Panel(title, lines, "", "layer", (0.0, float(len(lens["before"]) - 1)))
+
+
 def _crossing(seen: Seen) -> dict[str, Any] | None:
     heat = crossing_heat(seen)
     return None if heat is None else group_of([heat])
@@ -88,11 +109,12 @@ def _crossing(seen: Seen) -> dict[str, Any] | None:
 def _answer(seen: Seen, number: int, document: dict[str, Any]) -> dict[str, Any]:
     row, answer = document["answers"][number], seen.answers[number]
     left = {entry["edit"]: entry["change"] for entry in row["left_out"]}
-    firing = torch.nan_to_num(answer.found.firing.mean(dim=0), nan=0.0)
+    firing = np.nan_to_num(answer.found.firing.mean(dim=0).numpy(), nan=0.0)
     largest = sorted(range(len(row["by_edit"])), key=lambda e: -abs(row["by_edit"][e]))[:LARGEST]
     return {
         **row,
         "group": group_of([answer_heat(seen, number)]),
+        "lens": placed(lens_panel(row["lens"], row["answer"])),
         "largest": [
             {
                 "label": document["edits"][e]["label"],

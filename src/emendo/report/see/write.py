@@ -8,16 +8,16 @@ from typing import Any
 from emendo.io import strict_json
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text
+from emendo.report.heat_picture import draw_heats
+from emendo.report.packages import check_packages
 from emendo.report.see.document import Seen
 from emendo.report.see.page import answer_heat, crossing_heat, page
-from emendo.report.trace.picture import draw_heats
-from emendo.report.trace.write import check_packages
 
 PAGE = "see.html"
 
 
 def write_seen(folder: Path, seen: Seen, document: dict[str, Any]) -> dict[str, str]:
-    """Write the files; the page comes last.
+    """Write the files; the page comes last. Without a model there is no picture, whose package takes half a second.
 
     Args:
         folder: Made where there is none.
@@ -31,12 +31,13 @@ def write_seen(folder: Path, seen: Seen, document: dict[str, Any]) -> dict[str, 
         OutputError: The folder cannot be written.
         ReportError: A package of the extra `report` is missing.
     """
-    check_packages()
+    pictured = seen.promoted is not None
+    check_packages(pictures=pictured)
     names = {"json": "see.json", "markdown": "see.md"}
     write_text(folder / "see.json", strict_json.dumps(document, indent=1) + "\n")
     write_text(folder / "see.md", markdown(document))
     heats = [answer_heat(seen, 0)] if seen.answers else [heat] if (heat := crossing_heat(seen)) else []
-    if heats:
+    if heats and pictured:
         names["picture"] = "see.png"
         what = f"{seen.answers[0].prompt} → {seen.answers[0].answer}" if seen.answers else ", ".join(seen.sources)
         write_bytes(folder / "see.png", draw_heats(what, heats[0].title, heats))

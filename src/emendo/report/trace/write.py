@@ -10,25 +10,14 @@ from typing import Any
 from emendo.io import strict_json
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text
-from emendo.report.experiment.drawing import check_matplotlib
-from emendo.report.html import check_jinja
+from emendo.report.heat_picture import draw_heats
+from emendo.report.packages import check_packages
 from emendo.report.trace.heat import average_heats, fact_heats
 from emendo.report.trace.page import page
-from emendo.report.trace.picture import draw_heats
 from emendo.report.trace.words import explain, fact_row, peaks
 from emendo.tracing import Average, Trace, write_trace
 
 NAME = "trace.safetensors"
-
-
-def check_packages() -> None:
-    """Refuse to begin without the packages that draw.
-
-    Raises:
-        ReportError: A package of the extra `report` is missing.
-    """
-    check_matplotlib()
-    check_jinja()
 
 
 def write_trace_report(folder: Path, trace: Trace) -> dict[str, str]:

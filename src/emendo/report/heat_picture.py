@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from emendo.report.experiment.drawing import check_matplotlib
 from emendo.report.heat import Heat, colour, legend, scale_of
+from emendo.report.packages import check_matplotlib
 
 
 def draw_heats(title: str, note: str, heats: Sequence[Heat]) -> bytes:

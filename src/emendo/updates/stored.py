@@ -1,0 +1,123 @@
+"""An update file as arrays: what can be said of edits without a model needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from emendo.errors import UpdateFileError
+from emendo.io.tensor_file import read_array_file
+from emendo.updates.contents import (
+    FORMAT,
+    PARTS,
+    check_names,
+    check_shapes,
+    checked_header,
+    recorded_groups,
+    recorded_requests,
+)
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """The factors of one layer, as `LayerUpdate` has them.
+
+    Attributes:
+        layer: Index of the block.
+        module: Dotted name of the edited linear map.
+        residuals: R, ``[n, d_out]``.
+        dual_keys: Q, ``[n, d_in]``.
+        keys: K, ``[edits, d_in]``; None where the update was not made by a solve.
+    """
+
+    layer: int
+    module: str
+    residuals: Float[np.ndarray, "n d_out"]
+    dual_keys: Float[np.ndarray, "n d_in"]
+    keys: Float[np.ndarray, "edits d_in"] | None
+
+    def __post_init__(self) -> None:
+        check_shapes(self.layer, self.residuals, self.dual_keys, self.keys)
+        for name in PARTS:
+            part = getattr(self, name)
+            if part is not None and not np.isfinite(part).all():
+                raise ValueError(f"the {name.replace('_', ' ')} of layer {self.layer} hold numbers that are not finite")
+
+    @property
+    def rank(self) -> int:
+        """Rows of the factors."""
+        return len(self.residuals)
+
+
+@dataclass(frozen=True)
+class StoredUpdate:
+    """An update as its file has it.
+
+    Attributes:
+        layers: One entry a layer, ascending.
+        base: Identity of the base model.
+        preceding: Identities of the updates before it.
+        info: Everything recorded about the plan.
+    """
+
+    layers: tuple[StoredLayer, ...]
+    base: dict[str, str]
+    preceding: tuple[str, ...]
+    info: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """Content identity, that of the same `ModelUpdate`."""
+        digest = hashlib.sha256(self.base.get("weights_sha256", "").encode())
+        digest.update(json.dumps(self.preceding).encode())
+        for part in self.layers:
+            digest.update(f"{part.layer}|{part.module}|".encode())
+            for array in (part.residuals, part.dual_keys, part.keys):
+                if array is not None:
+                    digest.update(f"torch.{array.dtype}{tuple(array.shape)}".encode())
+                    digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def requests(self) -> list[Mapping[str, Any]]:
+        """The facts that it writes, as recorded."""
+        return recorded_requests(self.info)
+
+    @property
+    def groups(self) -> list[list[Mapping[str, Any]]]:
+        """The facts of each edit, as `ModelUpdate.groups` has them."""
+        return recorded_groups(self.info)
+
+    @classmethod
+    def load(cls, path: str | Path) -> StoredUpdate:
+        """Read and verify an update file without torch.
+
+        Raises:
+            UpdateFileError: The file is missing, truncated, altered, not an update, or of a dtype that numpy lacks.
+        """
+        arrays, header = read_array_file(Path(path), FORMAT)
+        try:
+            modules, base, preceding, info = checked_header(header)
+            check_names(arrays, modules)
+            layers = tuple(
+                StoredLayer(
+                    int(layer),
+                    modules[layer],
+                    arrays[f"layer.{layer}.residuals"],
+                    arrays[f"layer.{layer}.dual_keys"],
+                    arrays.get(f"layer.{layer}.keys"),
+                )
+                for layer in sorted(modules, key=int)
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise UpdateFileError(
+                f"{str(path)!r} has a sound digest but not the contents of an update ({error!r}); {FORMAT.remedy}"
+            ) from error
+        return cls(layers, base, tuple(preceding), info)

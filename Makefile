@@ -31,14 +31,17 @@ demo: $(VENV)/.stamp-demo ## edit facts in a small real model on this machine
 # --- check -----------------------------------------------------------------------------------
 
 # Tests and checks never ask a model hub for anything.
-test test-slow lint types imports: export HF_HUB_OFFLINE = 1
+test test-crash test-slow lint types imports: export HF_HUB_OFFLINE = 1
 # Tests make many tiny products; on a busy machine threads that spin between them cost minutes.
-test test-slow: export OMP_WAIT_POLICY = PASSIVE
-test: export OMP_NUM_THREADS = 1
+test test-crash test-slow: export OMP_WAIT_POLICY = PASSIVE
+test test-crash: export OMP_NUM_THREADS = 1
 
-.PHONY: test test-slow lint types imports
+.PHONY: test test-crash test-slow lint types imports
 test: $(VENV)/.stamp-test ## run the quick tests
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 $(ARGS)
+
+test-crash: $(VENV)/.stamp-test ## run the tests of kills, interrupts, threads and simulated devices
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 -m "(crash or device) and not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.stamp-test ## run the slow tests (the demo model, minutes)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

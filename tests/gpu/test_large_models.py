@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.large_models import NAMES, SHAPES, invented, main
 from tests.gpu.test_parity import DEVICES
 
+pytestmark = pytest.mark.device
+
 
 @pytest.mark.parametrize(("shape", "parameters"), [("gptj-6b", 6_050_882_784), ("llama3-8b", 8_030_261_248)])
 def test_shapes_have_the_parameters_of_the_models(shape: str, parameters: int) -> None:

@@ -28,6 +28,8 @@ from emendo.statistics import MomentStore, obtain_for_method
 from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 
+pytestmark = pytest.mark.device
+
 REQUESTS = [
     EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome"),
     EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo"),

@@ -11,7 +11,7 @@ import pytest
 
 from emendo.methods.catalog import METHODS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.device]
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -18,6 +18,7 @@ from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.naive_loop import apart, close
+from tests.pairs import pairs
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 
 FAMILIES = ("gemma2", "gpt2_square", "gptj", "llama")
@@ -36,8 +37,7 @@ def weights_of(adapter: ModelAdapter) -> list[Tensor]:
 # ---- the whole way of an update -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "family"), pairs(list(METHODS), FAMILIES))
 def test_plan_apply_save_and_roll_back(method: str, family: str, store: MomentStore, tmp_path: Path) -> None:
     adapter, given = build_tiny(family), settings_of(method)
     clean, session = model_state(adapter), EditSession(adapter, store=store)

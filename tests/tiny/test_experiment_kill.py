@@ -24,6 +24,8 @@ from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.experiment_cases import cell, grid, run_file, summaries, write_records
 
+pytestmark = pytest.mark.crash
+
 # ---- SIGKILL from outside ------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,8 @@ from tests.interrupts import Interrupter
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, quick_plan
 
+pytestmark = pytest.mark.crash
+
 LAYERS = (0, 1, 2)
 
 

@@ -16,6 +16,7 @@ from emendo.models import ModelAdapter
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.naive_loop import Naive, apart, close
+from tests.pairs import pairs
 from tests.quick_plans import REQUESTS, planned
 from tests.reference import emmet_delta, memit_delta
 
@@ -69,8 +70,7 @@ def loop(family: str, store: MomentStore, method: str, **more: Any) -> Loop:
     return Loop(build_tiny(family, dtype=torch.float64), plan, store)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", ["memit", "emmet"])
+@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, ["memit", "emmet"]))
 def test_sqrt(family: str, method: str, store: MomentStore) -> None:
     it = loop(family, store, method, distribution="sqrt")
     Z = it.searched(3).value.double().T
@@ -78,8 +78,7 @@ def test_sqrt(family: str, method: str, store: MomentStore) -> None:
         it.check(layer, Z, 3, (len(LAYERS) - position) ** -0.5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", ["memit", "emmet"])
+@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, ["memit", "emmet"]))
 def test_optimal(family: str, method: str, store: MomentStore) -> None:
     """Shares from the keys of the unedited model, each taken of what is missing when its layer's turn comes."""
     it = loop(family, store, method, distribution="optimal")
@@ -95,8 +94,7 @@ def test_optimal(family: str, method: str, store: MomentStore) -> None:
             assert apart(share, torch.eye(len(REQUESTS)) / len(LAYERS)) > 0.1, "far from an even split"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", ["memit", "emmet"])
+@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, ["memit", "emmet"]))
 def test_ends(family: str, method: str, store: MomentStore) -> None:
     """Two searches in the unedited model; the last layer sees what the first one did; nothing is divided."""
     it = loop(family, store, method, distribution="ends")
@@ -109,8 +107,7 @@ def test_ends(family: str, method: str, store: MomentStore) -> None:
     assert apart(it.read[1], untouched) > 1e-2, "what is missing at the end is read anew"
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *NORMED])
-@pytest.mark.parametrize("method", ["memit", "emmet"])
+@pytest.mark.parametrize(("family", "method"), pairs([*FAMILIES, *NORMED], ["memit", "emmet"]))
 def test_replay(family: str, method: str, store: MomentStore) -> None:
     """Later layers aim at what they hold in a pass with δ at the first layer."""
     it = loop(family, store, method, distribution="replay")

@@ -22,6 +22,8 @@ from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 
+pytestmark = pytest.mark.device
+
 accelerate = pytest.importorskip("accelerate")
 
 REQUESTS = [

@@ -26,6 +26,8 @@ from emendo.statistics import MomentStore
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, QUICK, quick_plan
 
+pytestmark = pytest.mark.crash
+
 IDS = torch.randint(2, 300, (4, 40), generator=torch.Generator().manual_seed(0))
 
 

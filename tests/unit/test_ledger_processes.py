@@ -199,6 +199,8 @@ def test_a_killed_writer_holds_no_lock(tmp_path: Path) -> None:
 LOOK = """
 import sys
 from emendo.cli.app import run
+
+pytestmark = pytest.mark.crash
 for arguments in (["log"], ["show", sys.argv[2]], ["checkout"]):
     assert run([*arguments, "--ledger", sys.argv[1]]) == 0
 print('{"torch": %s}' % str("torch" in sys.modules).lower())

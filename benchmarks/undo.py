@@ -1,7 +1,7 @@
 """Algebraic removal of one edit against replay: how far apart they are, and how much faster the one is.
 
 Makes facts one after another, takes one of them out by replay (the later ones are planned again), by algebra
-(`emendo.undo.without`), and by plain subtraction of its ΔW for comparison:
+(`emendo.updates.without`), and by plain subtraction of its ΔW for comparison:
 
     python benchmarks/undo.py --remove 3 --out benchmarks/results/undo.json
 

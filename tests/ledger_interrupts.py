@@ -1,6 +1,6 @@
 """Interrupt operations on a ledger at every line that they run, once and twice: `python tests/ledger_interrupts.py`.
 
-The first KeyboardInterrupt is raised before a line of `emendo.ledger` or `emendo.storage`; the second, where there is
+The first KeyboardInterrupt is raised before a line of `emendo.ledger` or `emendo.io`; the second, where there is
 one, at a later call of a function, which is in what cleans up after the first. After each the ledger has to be at the
 state before or after, whole and open to the next writer, and what is in it is said.
 """
@@ -24,7 +24,7 @@ for entry in (Path(__file__).parents[1], Path(__file__).parents[1] / "src"):
     if str(entry) not in sys.path:
         sys.path.insert(0, str(entry))
 
-import emendo.storage  # noqa: E402
+import emendo.io  # noqa: E402
 
 import emendo.ledger  # noqa: E402
 from emendo.errors import LedgerError  # noqa: E402
@@ -32,7 +32,7 @@ from emendo.ledger import EditLedger  # noqa: E402
 from tests.ledger_steps import SEEN_AFTER, edits_of, template  # noqa: E402
 from tests.ledger_world import WorldPlanner, WorldSession, add, fact, facts_of, new_ledger, replacing  # noqa: E402
 
-PLACES = tuple(str(Path(module.__file__ or "").parent) for module in (emendo.ledger, emendo.storage))
+PLACES = tuple(str(Path(module.__file__ or "").parent) for module in (emendo.ledger, emendo.io))
 
 OPERATIONS: dict[str, Callable[[Path], object]] = {
     "init": new_ledger,

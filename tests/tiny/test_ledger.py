@@ -116,7 +116,7 @@ def test_replace_is_one_record_and_bitwise_the_new_edit_alone(tmp_path: Path, st
 
 
 def test_the_algebraic_way_is_that_of_undo_with_the_metrics_of_the_session(tmp_path: Path, store: MomentStore) -> None:
-    """What `emendo.undo.without` gives, by which metrics; how near that is to the replay is tested there."""
+    """What `emendo.updates.without` gives, by which metrics; how near that is to the replay is tested there."""
     ledger, session = begun(tmp_path / "a", store)
     settings = {**QUICK, "history.weight": 1.0}
     ids = [ledger.edit(session, [fact], "emmet", layers=[1], settings=settings).id for fact in FACTS[:4]]

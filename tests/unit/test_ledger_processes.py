@@ -22,6 +22,7 @@ from emendo.ledger.pending import edit_details
 from emendo.ledger.stamp import stamped
 from tests.ledger_world import add, fact, facts_of, new_ledger, planned
 
+pytestmark = pytest.mark.crash
 TESTS = Path(__file__).parents[1]
 
 
@@ -199,8 +200,6 @@ def test_a_killed_writer_holds_no_lock(tmp_path: Path) -> None:
 LOOK = """
 import sys
 from emendo.cli.app import run
-
-pytestmark = pytest.mark.crash
 for arguments in (["log"], ["show", sys.argv[2]], ["checkout"]):
     assert run([*arguments, "--ledger", sys.argv[1]]) == 0
 print('{"torch": %s}' % str("torch" in sys.modules).lower())

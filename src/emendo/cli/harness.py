@@ -80,7 +80,7 @@ def _measure(
     session = EditSession(load(model, progress=terminal, **where), progress=terminal)
     base = general_ability(session.lm, progress=terminal, **asked)
     document: dict[str, Any] = {
-        "format": "emendo.harness_comparison",
+        "format": "emendo.evaluate.harness_comparison",
         "version": 1,
         "model": session.base,
         "updates": [update.id for update in updates],

@@ -118,7 +118,7 @@ def general_ability(
     finally:
         progress.finish()
     return {
-        "format": "emendo.harness",
+        "format": "emendo.evaluate.harness",
         "version": VERSION,
         "tasks": {
             name: _task_result(name, found, _aggregations(loaded["tasks"][name]), seed)

@@ -132,7 +132,7 @@ class EditLedger:
         return loaded(self.store, self.state(id))
 
     def merged(self, id: str | None = None) -> ModelUpdate:
-        """One update that does what those of a state do together: their factors, stacked (`emendo.compose.merge`).
+        """One update that does what those of a state do together: their factors, stacked (`emendo.updates.merge`).
 
         Its weights are those of the state up to the order of float32 additions.
 
@@ -267,7 +267,7 @@ class EditLedger:
             planner: A session of the base model; not needed for the last edit.
             how: ``"replay"`` plans every later edit again in order, with its own method values and seed: bitwise what
                 they would be without the edit. ``"algebraic"`` works the later updates out from stored keys and
-                values: quick, and close (`emendo.undo`).
+                values: quick, and close (`emendo.updates.without`).
             message: Why.
 
         Raises:
@@ -303,7 +303,7 @@ class EditLedger:
         """Fold all active updates into one of the smallest rank; what they were folded from stays in the ledger.
 
         Args:
-            tolerance: Largest relative change of a layer's ΔW in the Frobenius norm (`emendo.compose.fold`).
+            tolerance: Largest relative change of a layer's ΔW in the Frobenius norm (`emendo.updates.fold`).
             message: Why.
 
         Raises:

@@ -27,7 +27,7 @@ Shared = Literal["key", "request", "subject"]
 
 @dataclass(frozen=True)
 class ContextSettings(Section):
-    """Which prefix contexts prompts are put in; schemes as in `emendo.text.prefix_contexts`."""
+    """Which prefix contexts prompts are put in; schemes as in `emendo.editing.contexts.prefix_contexts`."""
 
     section: ClassVar[str] = "contexts"
 

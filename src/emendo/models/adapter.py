@@ -475,7 +475,7 @@ class ModelAdapter:
         return config_sha256(self.config)
 
     def identity(self) -> dict[str, str]:
-        """Which base model this is, as updates and ledgers record it; `emendo.base_model` compares two."""
+        """Which base model this is, as updates and ledgers record it; `emendo.updates.base_model` compares two."""
         return {
             "name": self.name,
             "model_type": self.spec.model_type,

@@ -125,7 +125,7 @@ def fold(
         max_rank: Most rows of a layer; None for as many as the tolerance takes.
         keep_keys: Keep the keys that were written, stacked. Dropping them makes the file smaller; then methods that
             preserve earlier edits (``history.weight`` above 0) refuse to plan on top of it, and no later edit of such
-            a method can be worked out anew by `emendo.undo.without`.
+            a method can be worked out anew by `emendo.updates.without`.
 
     Returns:
         The folded update with its measured error, ranks and sizes.

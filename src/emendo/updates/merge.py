@@ -104,7 +104,7 @@ def scale(update: ModelUpdate, factor: float) -> ModelUpdate:
     """The update times a number: 0.5 for half of it, −1 to take it away from weights that hold it.
 
     Its keys stay. It is no longer a solution of its method's equations, so what was measured on it is left out of its
-    record, and `emendo.undo.without` refuses to work it out anew.
+    record, and `emendo.updates.without` refuses to work it out anew.
 
     Args:
         update: What to scale.

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"`(emendo(?:\.[a-z_]\w*)+(?:\.[A-Z]\w*)?)(?:\(\))?`|^\s*from (emendo[.\w]*) import ([\w, ]+)$", re.M)
-FORMATS = re.compile(r"emendo\.(update|moment|ledger|report|experiment|perplexity|cell|trace|target)$")
-"""Names of file formats, and groups of entry points below, look like modules."""
+FORMATS = re.compile(r"emendo\.(measures|data_formats|distributions|families|gate_checks|update|moment|ledger|report|experiment|perplexity|cell|trace|target)$")
+"""Names of file formats and of groups of entry points, which look like modules."""
 TEXTS = [
     *(path for path in ROOT.glob("docs/**/*.md") if path.name != "renamed.md"),
     *ROOT.glob("*.md"),

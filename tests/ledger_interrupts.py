@@ -25,7 +25,6 @@ for entry in (Path(__file__).parents[1], Path(__file__).parents[1] / "src"):
         sys.path.insert(0, str(entry))
 
 import emendo.io  # noqa: E402
-
 import emendo.ledger  # noqa: E402
 from emendo.errors import LedgerError  # noqa: E402
 from emendo.ledger import EditLedger  # noqa: E402

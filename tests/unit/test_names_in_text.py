@@ -10,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"`(emendo(?:\.[a-z_]\w*)+(?:\.[A-Z]\w*)?)(?:\(\))?`|^\s*from (emendo[.\w]*) import ([\w, ]+)$", re.M)
-FORMATS = re.compile(r"emendo\.(measures|data_formats|distributions|families|gate_checks|update|moment|ledger|report|experiment|perplexity|cell|trace|target)$")
+FORMATS = re.compile(
+    r"emendo\.(update|moment|ledger|report|experiment|perplexity|cell|trace|target"
+    r"|measures|data_formats|distributions|families|gate_checks)$"
+)
 """Names of file formats and of groups of entry points, which look like modules."""
 TEXTS = [
     *(path for path in ROOT.glob("docs/**/*.md") if path.name != "renamed.md"),

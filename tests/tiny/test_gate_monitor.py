@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ from emendo.errors import InputError, NumericalError
 from emendo.evaluate import distribution_shift, next_token_log_probs
 from emendo.gate import CollapseMonitor, GateConfig, read_canaries
 from emendo.gate.config import MonitorConfig
-from emendo.updates.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 from tests.conftest import TRAINING_TEXT
 from tests.model_state import changes, model_state
-from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, quick_plan
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, quick_plan
 
 ALL = GateConfig(monitor=MonitorConfig(norm_growth=9, relative_cost=9, disturbed=9, canary_kl_mean=9, canary_flips=1))
 
@@ -59,6 +60,22 @@ def test_signals_are_those_of_the_library(session: EditSession) -> None:
     session.rollback()
     growth = [float(delta.norm() / session.lm.weight(layer).double().norm()) for layer, delta in total.items()]
     assert last.norm_growth == pytest.approx(max(growth), rel=1e-6)
+
+
+@pytest.mark.parametrize("shared", ["key", "request"])
+def test_facts_that_a_new_value_keeps_are_not_disturbed(shared: str, session: EditSession) -> None:
+    monitor = CollapseMonitor(session, ALL)
+    settings = {**QUICK, "target.shared": shared}
+    for request in (EIFFEL, JAPAN, replace(EIFFEL, prompt="{} was built in", target="Tokyo")):
+        plan = session.plan([request], "emmet", settings=settings)
+        session.apply(plan)
+        monitor.observe(plan)
+    update = plan.update.layers[0]
+    earlier = merge_layers([edit.layers[0] for edit in session.applied_updates[:2]])[0]
+    assert earlier.keys is not None
+    keys = earlier.keys[1:] if shared == "key" else earlier.keys
+    share = float(update.at(keys).norm() / earlier.at(keys).norm())
+    assert monitor.history[-1].disturbed == pytest.approx(share, rel=1e-6)
 
 
 def test_a_warning_comes_before_the_harm(session: EditSession) -> None:

@@ -29,7 +29,14 @@ from torch import Tensor
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.keys import EditKeys, current_values, extract_keys, forward_values
 from emendo.editing.plan import LayerReport, Plan, layer_report, unreached_warning
-from emendo.editing.sharing import EarlierFacts, KeyTokens, key_tokens, refuse_contradictions, share_groups
+from emendo.editing.sharing import (
+    EarlierFacts,
+    KeyTokens,
+    key_tokens,
+    refuse_contradictions,
+    rows_without,
+    share_groups,
+)
 from emendo.editing.value_cache import TargetMemory
 from emendo.editing.value_search import Targets, TargetTrace, find_targets
 from emendo.errors import InputError, NumericalError
@@ -260,9 +267,7 @@ class _Run:
             if rows := facts.replaced(update.layer, keys):
                 assert update.keys is not None  # checked at the start
                 left_out[update.layer] = rows
-                preserved = torch.ones(len(update.keys), dtype=torch.bool)
-                preserved[rows] = False
-                update = replace(update, keys=update.keys[preserved])
+                update = replace(update, keys=rows_without(update.keys, rows))
             kept.append(update)
         self.to_remember = kept
         return left_out

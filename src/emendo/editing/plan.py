@@ -32,8 +32,8 @@ class LayerReport:
         written: Part of the wanted residuals that the finished update, rounded to the model's dtype, gives at its own
             keys, each request weighed by what it wanted (its squared residual); 1 is all. None for a baseline, which
             has no keys, and where nothing was wanted.
-        disturbed: Change of what earlier edits had written at their keys, relative to it, root mean square; None where
-            there is nothing or their keys are not known.
+        disturbed: Change of what earlier edits had written at their keys, relative to it, root mean square, also at
+            keys that are written again; None where there is nothing or their keys are not known.
         kept: What rounding to the model's dtype leaves of the update: at the key where it leaves least, or of ΔW itself
             where there are no keys; 1 is all. None in float32 and finer, where it is not known, or the update is zero.
     """

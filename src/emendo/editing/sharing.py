@@ -12,11 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
+
 from emendo.errors import ConflictError, EmendoError
 from emendo.methods.settings import Shared
 from emendo.models import ModelAdapter
 from emendo.models.alignment import align_edit, align_prompt
 from emendo.requests import EditRequest
+from emendo.shapes import Keys
 from emendo.updates.update import ModelUpdate
 
 KeyTokens: TypeAlias = tuple[int, ...]
@@ -137,6 +140,13 @@ class EarlierFacts:
         return found[::-1]
 
 
+def rows_without(keys: Keys, rows: Sequence[int]) -> Keys:
+    """Keys without some of their rows."""
+    left = torch.ones(len(keys), dtype=torch.bool)
+    left[list(rows)] = False
+    return keys[left.to(keys.device)]
+
+
 class FactIndex:
     """Reads updates into `EarlierFacts`, each of them once.
 
@@ -158,9 +168,7 @@ class FactIndex:
         facts: dict[KeyTokens, dict[str, EditRequest]] = {}
         rows: dict[int, list[frozenset[KeyTokens]]] = {}
         for update, id in zip(updates, ids, strict=True):
-            if id not in self._known:
-                self._known[id] = self._read(update)
-            written = self._known[id]
+            written = self._written(update, id)
             for key, fact in written.facts:
                 facts.setdefault(key, {})[fact.fact] = fact
             for part in update.layers:
@@ -171,6 +179,20 @@ class FactIndex:
             {key: tuple(each.values()) for key, each in facts.items()},
             {layer: tuple(each) for layer, each in rows.items()},
         )
+
+    def keys_of(self, update: ModelUpdate, id: str) -> frozenset[KeyTokens]:
+        """The keys that an update has written.
+
+        Args:
+            update: The update.
+            id: Its identity.
+        """
+        return frozenset().union(*self._written(update, id).edits)
+
+    def _written(self, update: ModelUpdate, id: str) -> _Written:
+        if id not in self._known:
+            self._known[id] = self._read(update)
+        return self._known[id]
 
     def _read(self, update: ModelUpdate) -> _Written:
         """Nothing of an update that writes no weights, or only a part of what it records."""

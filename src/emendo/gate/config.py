@@ -146,7 +146,8 @@ class MonitorConfig(_Strict):
     Attributes:
         norm_growth: ‖ΔW‖_F / ‖W‖_F of all updates together, in the layer where it is largest.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ) of all updates together, in the layer where it is largest.
-        disturbed: Change of what earlier edits had written at their keys, relative to it, in the worst layer.
+        disturbed: Change of what earlier edits had written at their keys, relative to it, in the worst layer; without
+            keys that a new value took over with their facts.
         canary_kl_mean: Mean over canary prompts of KL(unedited ‖ edited) of the next token, in nats.
         canary_flips: Share of canary prompts with another most likely next token.
     """

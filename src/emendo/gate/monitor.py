@@ -18,11 +18,12 @@ below what a collapsing run reaches before its perplexity and its neighbours go 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from emendo.editing.plan import Plan, trained_layer_report
 from emendo.editing.session import EditSession
+from emendo.editing.sharing import FactIndex, rows_without
 from emendo.editing.weight_change import WeightMeter
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate import distribution_shift, next_token_log_probs
@@ -48,7 +49,8 @@ class Signals:
         updates: Updates in the model.
         norm_growth: ‖ΔW‖_F / ‖W‖_F of all updates together, in the layer where it is largest.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ) of all updates together, in the layer where it is largest.
-        disturbed: Change of what earlier edits had written at their keys, relative to it, in the worst layer.
+        disturbed: Change of what earlier edits had written at their keys, relative to it, in the worst layer; without
+            keys that a new value took over with their facts.
         canary_kl_mean: Mean over canary prompts of KL(unedited ‖ edited) of the next token, in nats; infinite where
             the edited model gives no finite numbers.
         canary_flips: Share of canary prompts with another most likely next token.
@@ -116,6 +118,7 @@ class CollapseMonitor:
             )
         self.history: list[Signals] = []
         self._meter = WeightMeter(session)
+        self._facts = FactIndex(session.lm)
         self._canaries: CanarySet | None = None
         if {"canary_kl_mean", "canary_flips"} & set(self.limits):
             self._canaries = read_canaries(config.canaries.files, config.folder)
@@ -165,9 +168,18 @@ class CollapseMonitor:
         )
 
     def _disturbed(self) -> float | None:
-        """What the last update did to what those before it had written, in the worst layer."""
+        """What the last update did to what those before it had written, in the worst layer.
+
+        Not at keys that it wrote again with a value that keeps their facts (``target.shared=key``).
+        """
         *before, last = self._session.applied_updates
         earlier = {part.layer: part for part in merge_layers([part for update in before for part in update.layers])}
+        if last.info.get("method", {}).get("settings", {}).get("target.shared") == "key":
+            facts = self._facts.of(before, last.preceding)
+            written = self._facts.keys_of(last, last.id)
+            for layer, part in earlier.items():
+                if part.keys is not None and (rows := facts.replaced(layer, written)):
+                    earlier[layer] = replace(part, keys=rows_without(part.keys, rows))
         lm = self._session.lm
         reports = [trained_layer_report(part, lm.weight(part.layer), earlier.get(part.layer)) for part in last.layers]
         return _largest([report.disturbed for report in reports])

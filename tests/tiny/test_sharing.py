@@ -333,6 +333,16 @@ def test_targets_that_were_not_reached_are_named_with_what_to_try(
     assert warning.startswith("The search did not reach")
 
 
+def test_training_that_did_not_reach_a_target_says_so(store: MomentStore) -> None:
+    session = EditSession(build_tiny("llama"), store=store)
+    settings = {"fine_tune.learning_rate": 0.02}
+    short, long = (session.plan([JAPAN], "ft", settings={**settings, "fine_tune.steps": n}) for n in (1, 60))
+    assert "'The capital of Japan is' → 'Bordeaux'" in short.warnings[0]
+    assert short.warnings[0].endswith("Try more steps (--set fine_tune.steps=2).")
+    assert long.warnings == ()
+    assert session.plan([JAPAN], "in-context").warnings == ()
+
+
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))

@@ -166,7 +166,13 @@ def plan_edit(
     }
     update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)
     traces = tuple(found.trace for found in run.found)
-    warnings = unreached_warning([(found.request, found.trace) for found in (*run.found, *run.kept)], config.target)
+    search = config.target
+    warnings = unreached_warning(
+        [(found.request, found.trace.nll, found.trace.argmax) for found in (*run.found, *run.kept)],
+        "The search",
+        f"more steps (--set target.steps={2 * search.steps}) or a larger clamp (--set target.max_norm_ratio="
+        f"{2 * search.max_norm_ratio:g})",
+    )
     return Plan(update, tuple(requests), method, contexts, traces, reports, watch.seconds, warnings)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 
 from emendo.editing.value_search import TargetTrace
 from emendo.methods import Method, ResolvedMethod
-from emendo.methods.settings import TargetSettings
 from emendo.models.rounding import at, kept_of, rounding
 from emendo.requests import EditRequest
 from emendo.shapes import Moment, Weight
@@ -72,8 +71,8 @@ class Plan:
             none for a baseline, whose training is in the update's `info`.
         layers: What the edit does to each layer.
         seconds: Wall time by stage.
-        warnings: What the user should know before applying it, a sentence each: facts whose target the search did not
-            reach.
+        warnings: What the user should know before applying it, a sentence each: facts whose target the search
+            or the training did not reach.
     """
 
     update: ModelUpdate
@@ -92,29 +91,30 @@ class Plan:
         return f"<Plan by {self.method.config.name}, {count}: {facts:.200}{more}; {self.update!r}>"
 
 
-def unreached_warning(found: Sequence[tuple[EditRequest, TargetTrace]], settings: TargetSettings) -> tuple[str, ...]:
-    """A sentence that names the facts whose target is not what the model would say at the value that was found.
+def unreached_warning(found: Iterable[tuple[EditRequest, float, bool]], who: str, remedy: str) -> tuple[str, ...]:
+    """A sentence that names the facts whose target is not what the model would say with what was found for it.
 
     Args:
-        found: What the search did for each; a fact has several entries where several layers were searched.
-        settings: Of the search.
+        found: Each fact with the negative log-likelihood of its target then, in nats a token, and whether the target
+            was the most likely text; a fact has several entries where several layers were searched.
+        who: What looked for it.
+        remedy: What to try, after "Try".
 
     Returns:
         The sentence, or nothing where all were reached.
     """
-    missed: dict[str, str] = {}
-    for request, trace in found:
-        if not trace.argmax:
-            told = f"{request.text!r} → {request.target!r} ({trace.nll:.2f} nats a token)"
-            missed[request.fact] = told if trace.stopped == "steps" else f"{told}, stopped by {trace.stopped}"
+    missed = {
+        request.fact: f"{request.text!r} → {request.target!r} ({nll:.2f} nats a token)"
+        for request, nll, reached in found
+        if not reached
+    }
     if not missed:
         return ()
     told = "; ".join(list(missed.values())[:_NAMED])
     more = f" and {len(missed) - _NAMED} more" if len(missed) > _NAMED else ""
     return (
-        f"The search did not reach {len(missed)} target(s), which the model will probably not say: "
-        f"{told}{more}. Try more steps (--set target.steps={2 * settings.steps}) or "
-        f"a larger clamp (--set target.max_norm_ratio={2 * settings.max_norm_ratio:g}).",
+        f"{who} did not reach {len(missed)} target(s), which the model will probably not say: {told}{more}. "
+        f"Try {remedy}.",
     )
 
 

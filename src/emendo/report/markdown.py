@@ -47,10 +47,10 @@ def markdown_report(document: dict[str, Any]) -> str:
         lines += [_ROUNDED, ""]
     if document["targets"]:
         lines += ["## Target search", "", *_table(*target_table(document))]
-        lines += [line for warning in document["warnings"] for line in (f"**{printable(warning)}**", "")]
     if note := added_ridge_note(document):
         lines += [note, ""]
     lines += _training(document)
+    lines += [line for warning in document["warnings"] for line in (f"**{printable(warning)}**", "")]
     lines += ["## Settings and where they come from", ""]
     lines += _table(
         ("setting", "value", "origin"),

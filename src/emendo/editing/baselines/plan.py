@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emendo.editing.baselines.fit import fit_baseline
-from emendo.editing.plan import Plan, trained_layer_report
+from emendo.editing.plan import Plan, trained_layer_report, unreached_warning
 from emendo.methods import BaselineConfig, ResolvedMethod
+from emendo.methods.settings import TrainingSettings
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRecord, EditRequest
@@ -81,4 +82,15 @@ def plan_baseline(
     }
     update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)
     seconds = {"training": trained - begin, "measures": time.perf_counter() - trained}
-    return Plan(update, tuple(requests), baseline, (), (), reports, seconds)
+    return Plan(update, tuple(requests), baseline, (), (), reports, seconds, _warnings(requests, baseline, trace))
+
+
+def _warnings(
+    requests: Sequence[EditRequest], baseline: ResolvedMethod[BaselineConfig], trace: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The facts that training did not reach; in-context editing trains nothing."""
+    own = baseline.config.own
+    if not isinstance(own, TrainingSettings):
+        return ()
+    remedy = f"more steps (--set {own.section}.steps={2 * own.steps})"
+    return unreached_warning(zip(requests, trace["nll"], trace["argmax"], strict=True), "The training", remedy)

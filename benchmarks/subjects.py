@@ -6,8 +6,8 @@
 --data is CounterFact in its original form. Taken are subjects with facts of several relations whose prompts begin with
 the subject, so that all facts of a subject have one key: those with three or four first, then those with two, each in
 the file's order. A run is ``METHOD MODE [NAME=VALUE ...]``; in mode ``batch`` all facts are planned at once, in
-``sequence`` one by one (first the first fact of every subject, then the second ones, ...), each on the model that the
-earlier ones left. Everything is scored once, at the end: whether all target tokens are the argmax (EA), and whether the
+``rounds`` first the first fact of every subject, then the second ones, ..., each round on the model that the earlier
+ones left, so that no two facts of a round have one key. Everything is scored once, at the end: whether all target tokens are the argmax (EA), and whether the
 greedy continuation is the target (generated). One JSON line a run; lines already in --out are not run again.
 """
 
@@ -35,10 +35,12 @@ from emendo.updates.update import merge_layers
 RUNS = (
     "emendo batch target.shared=key",
     "emendo batch target.shared=request",
-    "emendo sequence target.shared=key",
-    "emendo sequence target.shared=request",
+    "emendo rounds target.shared=key",
+    "emendo rounds target.shared=request",
     "memit batch target.shared=key target.precision=bfloat16",
     "memit batch target.shared=request target.precision=bfloat16",
+    "memit-history rounds target.shared=key target.precision=bfloat16",
+    "memit-history rounds target.shared=request target.precision=bfloat16",
 )
 
 
@@ -59,10 +61,11 @@ def measure(lm: emendo.ModelAdapter, run: str, subjects: Sequence[Sequence[EditR
     """Write all facts, score them at the end, and take them back."""
     method, mode, *pairs = run.split()
     session = emendo.EditSession(lm)
-    order = [facts[rank] for rank in range(max(map(len, subjects))) for facts in subjects if rank < len(facts)]
+    rounds = [[facts[rank] for facts in subjects if rank < len(facts)] for rank in range(max(map(len, subjects)))]
+    order = [record for part in rounds for record in part]
     unreached: list[str] = []
     start = time.perf_counter()
-    for batch in [order] if mode == "batch" else [[record] for record in order]:
+    for batch in {"batch": [order], "rounds": rounds}[mode]:
         plan = session.plan([record.request for record in batch], method, settings=parse_settings(pairs))
         unreached += [
             record.request.text for record, trace in zip(batch, plan.targets, strict=True) if not trace.argmax

@@ -7,8 +7,9 @@
 the subject, so that all facts of a subject have one key: those with three or four first, then those with two, each in
 the file's order. A run is ``METHOD MODE [NAME=VALUE ...]``; in mode ``batch`` all facts are planned at once, in
 ``rounds`` first the first fact of every subject, then the second ones, ..., each round on the model that the earlier
-ones left, so that no two facts of a round have one key. Everything is scored once, at the end: whether all target tokens are the argmax (EA), and whether the
-greedy continuation is the target (generated). One JSON line a run; lines already in --out are not run again.
+ones left, so that no two facts of a round have one key. Everything is scored once, at the end: whether all target
+tokens are the argmax (EA), and whether the greedy continuation is the target (generated). One JSON line a run; lines
+already in --out are not run again.
 """
 
 from __future__ import annotations

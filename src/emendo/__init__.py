@@ -4,13 +4,13 @@
 
     import emendo
 
-    lm = emendo.load("demo")
-    session = emendo.EditSession(lm)
-    plan = session.plan([emendo.EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")])
-    session.apply(plan.update)
-    print(lm.generate("The Eiffel Tower is located in the city of"))
-    plan.update.save("rome.safetensors")
+    fact = {"prompt": "{} is located in the city of", "subject": "The Eiffel Tower", "target_new": "Rome"}
+    session = emendo.edit("demo", fact)
+    print(session.lm.generate("The Eiffel Tower is located in the city of"))
+    session.applied_updates[-1].save("rome.safetensors")
     session.rollback()
+
+`EditSession` has the steps one by one: `plan` works an edit out, `apply` writes it.
 
 Names are imported when first used, so that `import emendo` alone is cheap and touches nothing.
 """
@@ -22,14 +22,18 @@ from typing import TYPE_CHECKING
 from emendo.lazy import lazy
 
 if TYPE_CHECKING:
-    from emendo.datasets import read_records
+    from emendo.datasets import load_records, read_records, register_data_format
+    from emendo.editing.one_line import edit
     from emendo.editing.plan import Plan
     from emendo.editing.session import EditSession
     from emendo.errors import EmendoError, InputError
     from emendo.evaluate import evaluate_records
+    from emendo.evaluate.measures import register_measure
     from emendo.evaluate.perplexity import perplexity
+    from emendo.gate import register_gate_check, run_gate
+    from emendo.ledger import EditLedger
     from emendo.methods import BASELINES, METHODS, BaselineConfig, MethodConfig, register_method
-    from emendo.models import ModelAdapter, load, wrap
+    from emendo.models import ModelAdapter, load, register_model_family, wrap
     from emendo.requests import EditRecord, EditRequest
     from emendo.solve.distribution import register_distribution
     from emendo.updates.update import ModelUpdate
@@ -40,6 +44,7 @@ __all__ = [
     "BASELINES",
     "METHODS",
     "BaselineConfig",
+    "EditLedger",
     "EditRecord",
     "EditRequest",
     "EditSession",
@@ -50,12 +55,19 @@ __all__ = [
     "ModelUpdate",
     "Plan",
     "__version__",
+    "edit",
     "evaluate_records",
     "load",
+    "load_records",
     "perplexity",
     "read_records",
+    "register_data_format",
     "register_distribution",
+    "register_gate_check",
+    "register_measure",
     "register_method",
+    "register_model_family",
+    "run_gate",
     "wrap",
 ]
 
@@ -64,6 +76,7 @@ __getattr__ = lazy(
     {
         "BASELINES": "emendo.methods",
         "BaselineConfig": "emendo.methods",
+        "EditLedger": "emendo.ledger",
         "EditRecord": "emendo.requests",
         "EditRequest": "emendo.requests",
         "EditSession": "emendo.editing.session",
@@ -74,12 +87,19 @@ __getattr__ = lazy(
         "ModelAdapter": "emendo.models",
         "ModelUpdate": "emendo.updates",
         "Plan": "emendo.editing.plan",
+        "edit": "emendo.editing.one_line",
         "evaluate_records": "emendo.evaluate",
         "load": "emendo.models",
+        "load_records": "emendo.datasets",
         "perplexity": "emendo.evaluate",
         "read_records": "emendo.datasets",
+        "register_data_format": "emendo.datasets",
         "register_distribution": "emendo.solve.distribution",
+        "register_gate_check": "emendo.gate",
+        "register_measure": "emendo.evaluate.measures",
         "register_method": "emendo.methods",
+        "register_model_family": "emendo.models",
+        "run_gate": "emendo.gate",
         "wrap": "emendo.models",
     },
 )

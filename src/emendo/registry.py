@@ -31,6 +31,7 @@ class Registry(Mapping[str, T], Generic[T]):
         option: The option or argument that takes such a name.
         error: What an unknown name raises.
         name_of: The name of a thing.
+        reserved: Names of Emendo's that are kept elsewhere, and that nobody may take.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class Registry(Mapping[str, T], Generic[T]):
         option: str,
         error: type[InputError] = InputError,
         name_of: Callable[[T], str] = lambda entry: str(getattr(entry, "name")),  # noqa: B009  # T has no bound
+        reserved: Iterable[str] = (),
     ) -> None:
         self.kind, self.group = kind, group
         self._of, self._option, self._error, self._name_of = of, option, error, name_of
         self._entries: dict[str, T] = {name_of(entry): entry for entry in entries}
-        self._origins: dict[str, str] = dict.fromkeys(self._entries, "Emendo")
+        self._origins: dict[str, str] = dict.fromkeys((*self._entries, *reserved), "Emendo")
         self._waiting: dict[str, EntryPoint] | None = None  # None: nobody has looked yet
 
     def register(self, entry: T, *, replace: bool = False) -> T:
@@ -172,7 +174,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _taken(self, name: str) -> str | None:
         """Who has a name already, in any case: names that differ in nothing else could not be told apart."""
-        known = self.spelled(name)
+        known = self.spelled(name) or next((own for own in self._origins if own.casefold() == name.casefold()), None)
         return None if known is None else self.origin(known)
 
 

@@ -93,11 +93,11 @@ def test_an_edit_without_a_judgement(
 
 
 def test_an_edit_goes_into_a_ledger_without_a_judgement(emendo: Command, model: str, tmp_path: Path) -> None:
-    assert emendo("init", "ledger", "--model", model)[0] == 0
+    assert emendo("ledger", "init", "ledger", "--model", model)[0] == 0
     code, text, err = emendo("edit", "--model", model, *FACT, *QUICK, "--no-judge", "--ledger", "ledger", "--json")
     assert code == 0, err
     assert list(json.loads(text)["ledger"]["details"]["metrics"]) == ["layers"]
-    assert emendo("verify", "--ledger", "ledger")[0] == 0
+    assert emendo("ledger", "verify", "--ledger", "ledger")[0] == 0
 
 
 def test_a_second_edit_does_not_measure_the_unedited_model_again(

@@ -433,7 +433,7 @@ def test_a_refused_edit_leaves_the_ledger_byte_for_byte(
 ) -> None:
     (tmp_path / "strict.toml").write_text(STRICT)
     ledger = tmp_path / "facts"
-    assert emendo("init", str(ledger), "--model", model)[0] == 0
+    assert emendo("ledger", "init", str(ledger), "--model", model)[0] == 0
     base = ["edit", "--model", model, *QUICK, "--layers", "1", "--ledger", str(ledger)]
     assert emendo(*base, *FACT)[0] == 0
     before = {path: path.read_bytes() for path in ledger.rglob("*") if path.is_file()}

@@ -382,32 +382,56 @@ def test_what_people_see_and_what_is_refused(emendo: Command, model: str, tmp_pa
     where = ["--ledger", folder]
     code, _, err = emendo("edit", "--model", "no-such-model", *fact("Japan", "Rome"), *where)
     assert (code, "there is no ledger in" in err) == (2, True), "before the model is looked for"
-    assert emendo("init", folder, "--model", model)[0] == 0
-    code, _, err = emendo("init", folder, "--model", "no-such-model")
+    assert emendo("ledger", "init", folder, "--model", model)[0] == 0
+    code, _, err = emendo("ledger", "init", folder, "--model", "no-such-model")
     assert (code, "already" in err) == (2, True)
     assert emendo("edit", "--model", model, *fact("Japan", "Rome"), *where)[0] == 0
     id = History(LedgerStore(folder).chain()).edits()[0].id
     code, _, err = emendo("edit", "--model", "no-such-model", *fact("Japan", "Paris"), *where)
     assert code == 2
-    assert f"emendo revert {id[:12]}" in err
+    assert f"emendo ledger revert {id[:12]}" in err
     assert emendo("edit", "--model", model, *fact("Japan", "Paris"), "--replace")[0] == 2
-    code, text, _ = emendo("log", *where)
+    code, text, _ = emendo("ledger", "log", *where)
     assert code == 0
     assert id[:12] in text
     assert "Japan" in text
     for command in (["show", id, *where], ["checkout", *where], ["verify", *where]):
-        code, text, err = emendo(*command)
+        code, text, err = emendo("ledger", *command)
         assert (code, err) == (0, "")
         assert text
-    code, _, err = emendo("revert", "beef", *where)
+    code, _, err = emendo("ledger", "revert", "beef", *where)
     assert (code, "no record 'beef'" in err) == (2, True)
-    code, text, _ = emendo("revert", id[:6], *where)
+    code, text, _ = emendo("ledger", "revert", id[:6], *where)
     assert (code, "Reverted" in text) == (0, True)
     path = next((Path(folder) / "objects").iterdir())
     path.write_bytes(path.read_bytes()[:-1])
-    code, text, _ = emendo("verify", *where)
+    code, text, _ = emendo("ledger", "verify", *where)
     assert code == 1
     assert id[:12] in text
     assert "truncated" in " ".join(text.split())
-    code, text, _ = emendo("verify", *where, "--json")
+    code, text, _ = emendo("ledger", "verify", *where, "--json")
     assert (code, json.loads(text)["ok"]) == (1, False)
+
+
+def test_verbs_under_their_old_spelling_say_the_new_one(
+    emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ledger"
+    code, _, err = emendo("init", str(folder), "--model", model, "-q")
+    assert code == 0
+    assert err == "emendo: note: `emendo init` is `emendo ledger init` now; the old spelling will go\n"
+    code, text, err = emendo("log", "--ledger", str(folder), "--json")
+    assert code == 0
+    assert "`emendo ledger log`" in err
+    assert json.loads(text) == json.loads(emendo("ledger", "log", "--ledger", str(folder), "--json")[1])
+    assert " log " not in emendo("--help")[1]
+    assert {"init", "log", "show", "revert", "checkout", "verify", "compact"} <= set(
+        emendo("ledger", "--help")[1].split()
+    )
+    monkeypatch.setenv("EMENDO_LEDGER", str(folder))
+    for verb in ("log", "verify", "checkout"):
+        assert emendo("ledger", verb)[0] == 0
+    monkeypatch.setenv("EMENDO_LEDGER", str(tmp_path / "another"))
+    assert emendo("ledger", "init", "--model", model)[0] == 0
+    assert (tmp_path / "another").is_dir()
+    assert emendo("ledger", "verify", "--ledger", str(folder))[0] == 0, "what is said wins"

@@ -24,8 +24,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from emendo.errors import InputError, UnsupportedModelError
-from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, refusals
+from emendo.errors import InputError, PluginError, UnsupportedModelError
+from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, refusals, register_model_family
 from emendo.models.architecture import resolve_architecture
 from emendo.models.packed import SEAMS
 from tests.conftest import ROWS, WRAPPED, build_tiny, model_type_of, tiny_config
@@ -221,3 +221,20 @@ def test_bidirectional_models_are_refused(model_type: str) -> None:
     config = AutoConfig.for_model(model_type, use_bidirectional_attention=True)
     with pytest.raises(UnsupportedModelError, match=r"later ones.*use_bidirectional_attention"):
         resolve_architecture(config)
+
+
+# ---- a family of one's own -------------------------------------------------------------------------------------
+
+
+def test_a_registered_family_is_edited_like_its_own(request: pytest.FixtureRequest) -> None:
+    """A model type that Emendo does not have, whose blocks are Llama's."""
+    config = CONFIG_MAPPING["llama"]()
+    config.model_type = "my_llama"
+    with pytest.raises(UnsupportedModelError, match="'my_llama' is not supported"):
+        resolve_architecture(config)
+    spec = replace(ARCHITECTURES["llama"], model_type="my_llama")
+    assert register_model_family(spec) is spec
+    request.addfinalizer(lambda: ARCHITECTURES.unregister("my_llama"))
+    assert resolve_architecture(config) is spec
+    with pytest.raises(PluginError, match="model family 'llama' is there already, from Emendo"):
+        register_model_family(ARCHITECTURES["llama"])

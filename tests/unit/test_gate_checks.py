@@ -11,9 +11,10 @@ from emendo.editing.weight_change import LayerChange
 from emendo.evaluate import Snapshot, begins_with, wilson_interval
 from emendo.gate.canaries import CanarySet
 from emendo.gate.checks import AT_LEAST, broken, judge, measure
-from emendo.gate.config import CheckConfig, Checks, ShareConfig, SuccessConfig, default_config
+from emendo.gate.config import default_config
 from emendo.gate.evidence import Evidence, Measurement
 from emendo.gate.report import Check, GateReport
+from emendo.gate.sections import CheckConfig, Checks, ShareConfig, SuccessConfig
 from emendo.models import ModelAdapter
 
 ABOVE, BELOW = math.inf, -math.inf

@@ -8,11 +8,21 @@ from pathlib import Path
 import pytest
 
 from emendo.datasets import read_records
-from emendo.errors import GateConfigError
-from emendo.gate import default_config, default_text, read_canaries, read_config
+from emendo.errors import GateConfigError, PluginError
+from emendo.gate import (
+    GATE_CHECKS,
+    GateCheck,
+    Measurement,
+    default_config,
+    default_text,
+    read_canaries,
+    read_config,
+    register_gate_check,
+)
 from emendo.gate.canaries import PACKAGED, CanaryText, parse_canaries
 from emendo.gate.checks import AT_LEAST
-from emendo.gate.config import Checks, MonitorConfig, SuccessConfig, parse_config
+from emendo.gate.config import MonitorConfig, parse_config
+from emendo.gate.sections import Checks, SuccessConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -220,3 +230,29 @@ def test_the_page_has_every_setting() -> None:
     for name, field in SuccessConfig.model_fields.items():
         default = rows[f"checks.NAME.{name}"][0]
         assert default == ("below" if field.is_required() else field.default)
+
+
+# ---- checks of one's own ---------------------------------------------------------------------------------------
+
+
+def test_a_registered_check_is_declared_by_its_name(request: pytest.FixtureRequest) -> None:
+    check = GateCheck("one_layer", "a test", lambda evidence: Measurement(1.0, 1, "is one"), reads=frozenset({"texts"}))
+    with pytest.raises(GateConfigError, match="one_layer"):
+        parse_config("[checks.one_layer]\nlimit = 1\n", "f")
+    register_gate_check(check)
+    request.addfinalizer(lambda: GATE_CHECKS.unregister("one_layer"))
+    checks = parse_config("[checks.efficacy]\nlimit = 0.5\n[checks.one_layer]\nlimit = 1\n", "f").checks
+    assert list(checks.declared()) == ["efficacy", "one_layer"]
+    assert checks.read_texts
+    assert not checks.ask_prompts
+    assert checks.model_dump()["one_layer"] == {"limit": 1.0, "unmeasured": "fail"}
+    with pytest.raises(GateConfigError, match=r"did you mean 'one_layer'"):
+        parse_config("[checks.one_layr]\nlimit = 1\n", "f")
+    with pytest.raises(GateConfigError, match="limit"):
+        parse_config("[checks.one_layer]\nlimit = -1\n", "f")
+
+
+def test_a_check_cannot_take_the_name_of_one_of_emendos() -> None:
+    check = GateCheck("efficacy", "a test", lambda evidence: Measurement(1.0, 1, "is one"))
+    with pytest.raises(PluginError, match=r"gate check 'efficacy' is there already, from Emendo"):
+        register_gate_check(check)

@@ -10,8 +10,9 @@ import pytest
 from emendo.evaluate import Snapshot
 from emendo.gate.canaries import CanarySet
 from emendo.gate.checks import judge, measure
-from emendo.gate.config import CheckConfig, MovedConfig, default_config
+from emendo.gate.config import default_config
 from emendo.gate.evidence import Evidence
+from emendo.gate.sections import CheckConfig, MovedConfig
 from emendo.gate.topics import Moved, TopicShift, moved_most
 from emendo.models import ModelAdapter
 

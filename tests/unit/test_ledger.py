@@ -75,7 +75,7 @@ def test_a_folder_with_other_files_and_a_second_ledger_are_refused(ledger: EditL
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(LedgerError, match=r"other files \(config.json\)"):
         new_ledger(tmp_path / "model")
-    with pytest.raises(LedgerError, match="emendo init"):
+    with pytest.raises(LedgerError, match="emendo ledger init"):
         EditLedger(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -91,7 +91,7 @@ def test_an_update_of_another_state_or_model_is_refused(ledger: EditLedger) -> N
         ledger.commit_edit(stale)
     update = planned([fact(2)], ledger.updates())
     foreign = ModelUpdate(update.layers, {**update.base, "weights_sha256": "d" * 64}, update.preceding, update.info)
-    with pytest.raises(BaseMismatchError, match=r"found dddddddddddd, expected aaaaaaaaaaaa.*emendo init"):
+    with pytest.raises(BaseMismatchError, match=r"found dddddddddddd, expected aaaaaaaaaaaa.*emendo ledger init"):
         ledger.commit_edit(foreign)
     with pytest.raises(LedgerError, match="changes no weights"):
         ledger.commit_edit(ModelUpdate((), update.base, update.preceding, update.info))
@@ -108,7 +108,7 @@ def test_a_fact_that_is_there_is_told_and_another_target_is_a_conflict(ledger: E
         add(ledger, same)
     assert old[:12] in str(told.value)
     assert not isinstance(told.value, ConflictError)
-    with pytest.raises(ConflictError, match=f"--replace.*emendo revert {old[:12]} --ledger") as refused:
+    with pytest.raises(ConflictError, match=f"--replace.*emendo ledger revert {old[:12]} --ledger") as refused:
         add(ledger, fact(3), fact(2, "Tokyo"))
     assert refused.value.problems == (f"'Tower 2 is located in the city of' → 'Rome' by {old[:12]}, and now → 'Tokyo'",)
     ledger.revert(old)
@@ -145,7 +145,7 @@ def test_reverts_add_up_in_any_order(tmp_path: Path) -> None:
     assert ids(ledger) == ids(other)
     with pytest.raises(LedgerError, match="is not active"):
         ledger.revert(made[4], WorldPlanner())
-    with pytest.raises(LedgerError, match=r"is a revert, not an active edit.*emendo checkout"):
+    with pytest.raises(LedgerError, match=r"is a revert, not an active edit.*emendo ledger checkout"):
         ledger.revert(ledger.log()[-1].id, WorldPlanner())
 
 

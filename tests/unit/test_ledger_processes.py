@@ -201,7 +201,7 @@ LOOK = """
 import sys
 from emendo.cli.app import run
 for arguments in (["log"], ["show", sys.argv[2]], ["checkout"]):
-    assert run([*arguments, "--ledger", sys.argv[1]]) == 0
+    assert run(["ledger", *arguments, "--ledger", sys.argv[1]]) == 0
 print('{"torch": %s}' % str("torch" in sys.modules).lower())
 """
 

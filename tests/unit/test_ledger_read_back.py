@@ -130,7 +130,7 @@ def test_a_user_name_that_is_no_utf8_signs_with_its_bytes_written_out(
     for name in ("LOGNAME", "USER"):
         monkeypatch.setenv(name, os.fsdecode(b"J\xfcrgen"))
     assert user_name() == r"J\xfcrgen"
-    assert run(["checkout", "base", "--ledger", str(ledger.store.folder)]) == 0
+    assert run(["ledger", "checkout", "base", "--ledger", str(ledger.store.folder)]) == 0
     assert EditLedger(ledger.store.folder).log()[-1].who == r"J\xfcrgen"
 
 
@@ -141,13 +141,13 @@ def test_the_command_refuses_such_text_before_any_work(
     edit = ["edit", "--ledger", folder, "--model", "nowhere", "--prompt", "{} is in", "--subject", "x", "--target", "y"]
     id = ledger.log()[-1].id[:12]
     for arguments in (
-        ["init", str(tmp_path / "new"), "--model", BYTE],
-        ["init", str(tmp_path / "new"), "--model", "nowhere", "-m", BYTE],
+        ["ledger", "init", str(tmp_path / "new"), "--model", BYTE],
+        ["ledger", "init", str(tmp_path / "new"), "--model", "nowhere", "-m", BYTE],
         [*edit, "-m", BYTE],
         [*edit, "--who", BYTE],
-        ["revert", id, "--ledger", folder, "-m", BYTE],
-        ["checkout", "base", "--ledger", folder, "--who", BYTE],
-        ["compact", "--ledger", folder, "-m", BYTE],
+        ["ledger", "revert", id, "--ledger", folder, "-m", BYTE],
+        ["ledger", "checkout", "base", "--ledger", folder, "--who", BYTE],
+        ["ledger", "compact", "--ledger", folder, "-m", BYTE],
     ):
         assert run(arguments) == 2
         assert r"not UTF-8: 'caf\xe9'" in capsys.readouterr().err
@@ -203,7 +203,8 @@ def test_a_ledger_with_bytes_that_are_no_utf8_opens(ledger: EditLedger, capsys: 
     assert ledger.log()[-1].id == id
     assert ledger.verify().ok
     folder = str(ledger.store.folder)
-    for arguments in (["log"], ["show", id], ["log", "--json"], ["checkout", ledger.log()[1].id]):
+    for verb in (["log"], ["show", id], ["log", "--json"], ["checkout", ledger.log()[1].id]):
+        arguments = ["ledger", *verb]
         assert run([*arguments, "--ledger", folder]) == 0
         capsys.readouterr().out.encode("utf-8")
     assert facts_of(ledger) == ["Tower 1"]
@@ -221,7 +222,7 @@ def test_verify_says_how_to_go_on_without_what_cannot_be_read(
     assert [problem.id for problem in found.problems] == [bad]
     assert "number 2 (edit of" in found.way_out
     assert f"{bad}.json" in found.way_out
-    assert run(["verify", "--ledger", str(ledger.store.folder)]) == 1
+    assert run(["ledger", "verify", "--ledger", str(ledger.store.folder)]) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
     assert line.encode() + b"\n" == good, "one line, to be copied"
     ledger.store.head_path.write_text(line + "\n")
@@ -263,7 +264,7 @@ def test_an_interrupted_command_says_whether_its_record_is_in(
         append(store, record)
         raise KeyboardInterrupt
 
-    command = ["checkout", "base", "--ledger", str(ledger.store.folder)]
+    command = ["ledger", "checkout", "base", "--ledger", str(ledger.store.folder)]
     monkeypatch.setattr(LedgerStore, "append", before)
     assert run(command) == 130
     assert capsys.readouterr().err.strip() == "emendo: interrupted; no update was written"

@@ -106,7 +106,7 @@ FACT = ["--prompt", "{} is in", "--subject", "Paris", "--target", "Rome"]
 COMMANDS = {
     "edit": ["edit", "--model", "nothing/here", *FACT, "--out"],
     "demo": ["demo", "--out"],
-    "init": ["init", "--model", "nothing/here"],
+    "ledger init": ["ledger", "init", "--model", "nothing/here"],
     "eval": ["eval", "--model", "nothing/here", "--data", "facts.jsonl", "--out"],
 }
 

@@ -287,7 +287,7 @@ def test_hostile_json_is_a_request_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("field", "hint"),
     [
-        ("target_new", "did you mean 'target'?"),  # spelling alone would say target_true, its opposite
+        ("new_target", "did you mean 'target'?"),
         ("ground_truth", "did you mean 'target_true'?"),
         ("rephrase_prompt", "did you mean 'paraphrase_prompts', which is a list?"),
         ("Rephrase", "did you mean 'paraphrase_prompts', which is a list?"),

@@ -52,8 +52,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
-for command in (ledger.init, ledger.log, ledger.show, ledger.revert, ledger.checkout, ledger.verify, ledger.compact):
-    app.command(command.__name__)(command)
+app.add_typer(ledger.app, name="ledger")
+for verb in ledger.VERBS:
+    app.command(verb.__name__, hidden=True)(ledger.renamed(verb))
 app.command("eval")(evaluate.evaluate)
 app.command("experiment")(experiment.experiment)
 app.command("gate")(gate.gate)

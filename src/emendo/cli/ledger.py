@@ -1,10 +1,12 @@
-"""`emendo init`, `log`, `show`, `revert`, `checkout`, `verify`, `compact`: a ledger of edits beside a model."""
+"""`emendo ledger init|log|show|revert|checkout|verify|compact`: a ledger of edits beside a model."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from emendo.requests import EditRecord, EditRequest
 
 Folder = Annotated[Path, typer.Option("--ledger", envvar="EMENDO_LEDGER", help="Folder of the ledger.")]
-Id = Annotated[str, typer.Argument(metavar="ID", help="Beginning of an id that `emendo log` shows.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="Beginning of an id that `emendo ledger log` shows.")]
 Message = Annotated[str, typer.Option("--message", "-m", help="Why; kept in the record.")]
 Who = Annotated[str | None, typer.Option("--who", help="Name that signs the record; your user name unless given.")]
 Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", help="How long to wait for another writer.")]
@@ -31,7 +33,7 @@ _HERE, _WAIT = Path("."), 60.0
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="A new or an empty folder.")],
+    folder: Annotated[Path, typer.Argument(envvar="EMENDO_LEDGER", help="A new or an empty folder.")],
     model: options.Model,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -222,6 +224,29 @@ def compact(
     terminal.line(f"Folded into one update: {before} bytes to {after}, relative error {details['error']:.1e}")
     terminal.line(f"Record {record.id[:12]}")
     terminal.result({"record": record.to_dict()})
+
+
+app = typer.Typer(
+    name="ledger",
+    help="Keep edits in a ledger, and take any of them back.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+VERBS = (init, log, show, revert, checkout, verify, compact)
+for _verb in VERBS:
+    app.command(_verb.__name__)(_verb)
+
+
+def renamed(verb: Callable[..., None]) -> Callable[..., None]:
+    """The command under its old spelling, `emendo VERB`, which says the new one."""
+
+    @wraps(verb)
+    def old(*arguments: Any, **options: Any) -> None:
+        name = verb.__name__
+        print(f"emendo: note: `emendo {name}` is `emendo ledger {name}` now; the old spelling will go", file=sys.stderr)
+        verb(*arguments, **options)
+
+    return old
 
 
 # ---- for `emendo edit --ledger` --------------------------------------------------------------------------------

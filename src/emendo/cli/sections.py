@@ -8,10 +8,7 @@ from typer.core import TyperGroup
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Edit and measure": ("demo", "edit", "eval", "experiment", "report", "data"),
-    "Keep edits in a ledger, and take any of them back": (
-        *("init", "log", "show", "revert", "checkout", "verify", "compact"),
-    ),
-    "Check edits and take them elsewhere": ("gate", "harness", "update", "export"),
+    "Keep edits, check them and take them elsewhere": ("ledger", "gate", "harness", "update", "export"),
     "Look inside": ("trace", "layers", "see", "diff"),
     "Look up": ("methods", "models", "moments"),
 }

@@ -1,6 +1,7 @@
 """Data sets of facts to edit: CounterFact, zsRE, KnowEdit, MQuAKE, known facts and own files, as validated records."""
 
-from emendo.datasets.formats import FORMATS, DataFormat, format_named, recognise
+from emendo.datasets.fields import Fields
+from emendo.datasets.formats import FORMATS, DataFormat, format_named, recognise, register_data_format
 from emendo.datasets.hub import HubSource, parse_source
 from emendo.datasets.json_rows import Row
 from emendo.datasets.loading import (
@@ -19,6 +20,7 @@ __all__ = [
     "FORMATS",
     "PARTS",
     "DataFormat",
+    "Fields",
     "HubSource",
     "LoadedRecords",
     "Part",
@@ -33,6 +35,7 @@ __all__ = [
     "read_records",
     "read_rows",
     "recognise",
+    "register_data_format",
     "select",
     "split_rows",
 ]

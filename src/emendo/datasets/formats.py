@@ -18,6 +18,7 @@ from emendo.datasets.names import plain_names
 from emendo.datasets.own import has_own, is_own, read_own
 from emendo.datasets.zsre import read_zsre, read_zsre_alternative
 from emendo.errors import DatasetError, RequestError
+from emendo.registry import Registry
 from emendo.requests import EditRecord
 from emendo.suggest import unknown_name
 
@@ -158,7 +159,23 @@ _ALL = (
     ),
 )
 
-FORMATS: Mapping[str, DataFormat] = {entry.name: entry for entry in _ALL}
+FORMATS: Registry[DataFormat] = Registry(
+    "data format", _ALL, of=DataFormat, group="emendo.formats", option="--format", error=DatasetError
+)
+"""Every format by name."""
+
+
+def register_data_format(data_format: DataFormat, *, replace: bool = False) -> DataFormat:
+    """Add a data format of one's own: it is recognised by its fields, and ``--format NAME`` takes it.
+
+    Args:
+        data_format: The entry.
+        replace: Take the place of a registered one of the same name.
+
+    Raises:
+        PluginError: The name is taken, or it is no data format.
+    """
+    return FORMATS.register(data_format, replace=replace)
 
 
 def format_named(name: str) -> DataFormat:
@@ -167,9 +184,9 @@ def format_named(name: str) -> DataFormat:
     Raises:
         DatasetError: There is none.
     """
-    if name not in FORMATS:
+    if FORMATS.spelled(name) is None:
         raise DatasetError(unknown_name("data format", name, ["auto", *FORMATS], "--format"))
-    return FORMATS[name]
+    return FORMATS.named(name)
 
 
 def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
@@ -185,7 +202,7 @@ def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
         DatasetError: No row looks like any format.
     """
     looked = [_spelt(row) for row in rows[:LOOKED_AT]]
-    count = {entry.name: sum(map(entry.recognises, looked)) for entry in _ALL}
+    count = {entry.name: sum(map(entry.recognises, looked)) for entry in FORMATS.values()}
     best = max(count, key=count.__getitem__)
     if sum(map(is_own, looked)) > count[best] or (not count[best] and any(map(has_own, looked))):
         return FORMATS["emendo"]  # single facts under other names
@@ -194,7 +211,7 @@ def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
         raise DatasetError(
             f"{source}: its rows are of no known format; fields of the first: {fields}. Known formats, by the fields "
             "that they need (docs/reference/data.md; --format NAME reads the rows as that format):",
-            [f"{entry.name}: {', '.join(entry.has)}{_lacking(entry, looked[0])}" for entry in _ALL],
+            [f"{entry.name}: {', '.join(entry.has)}{_lacking(entry, looked[0])}" for entry in FORMATS.values()],
         )
     return FORMATS[best]
 
@@ -208,7 +225,9 @@ def _lacking(entry: DataFormat, row: Mapping[str, Any]) -> str:
 def recognised(row: Mapping[str, Any]) -> bool:
     """Whether a row is one of any format."""
     row = _spelt(row)
-    return (has_own(row) and isinstance(row.get("subject"), str)) or any(entry.recognises(row) for entry in _ALL)
+    return (has_own(row) and isinstance(row.get("subject"), str)) or any(
+        entry.recognises(row) for entry in FORMATS.values()
+    )
 
 
 def _spelt(row: Mapping[str, Any]) -> Mapping[str, Any]:

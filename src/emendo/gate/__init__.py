@@ -2,21 +2,28 @@
 
 from emendo.gate.canaries import Canary, CanarySet, CanaryText, read_canaries
 from emendo.gate.config import DEFAULT, GateConfig, MonitorConfig, default_config, default_text, read_config
+from emendo.gate.evidence import Evidence, Measurement
 from emendo.gate.monitor import CollapseMonitor, CollapseWarning, Signals
 from emendo.gate.report import Check, GateReport, with_report
 from emendo.gate.run import reference_snapshot, run_gate
+from emendo.gate.sections import GATE_CHECKS, CheckConfig, GateCheck, register_gate_check
 from emendo.gate.topics import TopicShift
 
 __all__ = [
     "DEFAULT",
+    "GATE_CHECKS",
     "Canary",
     "CanarySet",
     "CanaryText",
     "Check",
+    "CheckConfig",
     "CollapseMonitor",
     "CollapseWarning",
+    "Evidence",
+    "GateCheck",
     "GateConfig",
     "GateReport",
+    "Measurement",
     "MonitorConfig",
     "Signals",
     "TopicShift",
@@ -25,6 +32,7 @@ __all__ = [
     "read_canaries",
     "read_config",
     "reference_snapshot",
+    "register_gate_check",
     "run_gate",
     "with_report",
 ]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from emendo.evaluate import DistributionShift, NextTokenLogProbs
-from emendo.gate.config import MovedConfig
 from emendo.gate.evidence import SHOWN, Evidence, Measurement, share_of
+from emendo.gate.sections import MovedConfig
 from emendo.gate.topics import TopicShift
 from emendo.models import ModelAdapter
 

@@ -19,12 +19,17 @@ from emendo.gate.canary_checks import (
     text_kl,
     text_perplexity,
 )
-from emendo.gate.config import CheckConfig, MovedConfig, ShareConfig, SuccessConfig
 from emendo.gate.evidence import SHOWN, Evidence, Measurement, share_of
 from emendo.gate.report import Check
+from emendo.gate.sections import GATE_CHECKS, CheckConfig, MovedConfig, ShareConfig, SuccessConfig
 
 AT_LEAST = ("efficacy", "paraphrase")
-"""Checks whose limit is the smallest value that passes; of the others it is the largest."""
+"""Checks of Emendo whose limit is the smallest value that passes; of its others it is the largest."""
+
+
+def is_at_least(name: str) -> bool:
+    """Whether the limit of a check is the smallest value that passes."""
+    return name in AT_LEAST or (name in GATE_CHECKS and GATE_CHECKS[name].at_least)
 
 
 def measure(name: str, config: CheckConfig, evidence: Evidence) -> Measurement:
@@ -35,6 +40,8 @@ def measure(name: str, config: CheckConfig, evidence: Evidence) -> Measurement:
         config: Its section of the configuration.
         evidence: What was seen.
     """
+    if name in GATE_CHECKS:
+        return GATE_CHECKS[name].measure(evidence)
     if name in AT_LEAST:
         assert isinstance(config, SuccessConfig)
         return _success(name, config, evidence)
@@ -51,7 +58,7 @@ def judge(name: str, config: CheckConfig, found: Measurement) -> Check:
         config: Its section of the configuration.
         found: The measurement.
     """
-    at_least = name in AT_LEAST
+    at_least = is_at_least(name)
     judged = _judged(config, found, at_least)
     if judged is None:
         passed, words = config.unmeasured == "pass", f"not measured: {found.words}"
@@ -72,7 +79,7 @@ def broken(name: str, config: CheckConfig, why: str) -> Check:
         config: Its section of the configuration.
         why: What went wrong.
     """
-    return Check(name, None, None, None, config.limit, name in AT_LEAST, False, 0, f"the edit breaks the model: {why}")
+    return Check(name, None, None, None, config.limit, is_at_least(name), False, 0, f"the edit breaks the model: {why}")
 
 
 def _judged(config: CheckConfig, found: Measurement, at_least: bool) -> float | None:

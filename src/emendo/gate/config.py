@@ -14,10 +14,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from emendo.errors import GateConfigError
 from emendo.gate.canaries import PACKAGED
+from emendo.gate.sections import Amount, Checks, Share, Strict
 from emendo.io.plain_file import read_plain_text
 from emendo.suggest import unknown_name
 
@@ -34,113 +35,8 @@ _PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*"""
 _DEEP_KEY = re.compile(f"(?:{_PART}){{{_MOST_PARTS}}}", re.ASCII)
 """A dotted key that no configuration has: reading it takes time and memory with the square of its parts."""
 
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class CheckConfig(_Strict):
-    """A check.
-
-    Attributes:
-        limit: The last value that passes.
-        unmeasured: Whether the edit passes or fails where the check cannot be measured.
-    """
-
-    limit: Amount
-    unmeasured: Literal["pass", "fail"] = "fail"
-
-
-class ShareConfig(CheckConfig):
-    """A check of a share of prompts.
-
-    Attributes:
-        judge: What is held against the limit: the share itself, or the end of its 95 % Wilson interval that is worse
-            (``"worst_end"``: the edit has to show that it is good) or better for the edit (``"best_end"``: it has to be
-            shown bad).
-    """
-
-    limit: Share
-    judge: Literal["estimate", "worst_end", "best_end"] = "estimate"
-
-
-class MovedConfig(ShareConfig):
-    """A check of the share of prompts that moved.
-
-    Attributes:
-        above: KL(reference ‖ edited) of the next token, in nats, above which a prompt counts as moved.
-    """
-
-    above: Amount = 0.1
-
-
-class SuccessConfig(ShareConfig):
-    """A check of the share of prompts that give the new target.
-
-    Attributes:
-        success: ``"argmax"``: every target token is the most likely one; ``"beats_true"``: the target is likelier than
-            the true one, which the record must name; ``"generated"``: greedy continuation begins with the target.
-    """
-
-    success: Literal["argmax", "beats_true", "generated"] = "argmax"
-
-
-class Checks(_Strict):
-    """Every check that can be declared; one that is None is not made.
-
-    Attributes:
-        efficacy: Share of requests that give the new target; at least.
-        paraphrase: Share of paraphrase prompts that give it; at least.
-        neighborhood_flips: Share of neighbourhood prompts with another most likely next token; at most.
-        neighborhood_lost: Share of the neighbourhood prompts that gave the true target by argmax and no longer do.
-        canary_kl_mean: Mean over canary prompts of KL(reference ‖ edited) of the next token, in nats; at most.
-        canary_kl_p99: Its 99th percentile.
-        canary_moved: Share of canary prompts whose KL is above the check's `above`; at most.
-        canary_flips: Share of canary prompts with another most likely next token; at most.
-        text_perplexity: Perplexity of canary texts, edited over reference, of the kind where it is largest; at most.
-        text_kl: KL(reference ‖ edited) a token of canary texts, in nats, mean of the kind where it is largest; at most.
-        text_flips: Of the tokens of canary texts that the reference gave half or more of the probability, the share
-            with another most likely one, of the kind where it is largest; at most.
-        perplexity_ratio: Perplexity of the packaged text, edited over reference; at most.
-        norm_growth: ‖ΔW‖_F / ‖W‖_F of all updates together, in the layer where it is largest; at most.
-        relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ) of all updates together, in the layer where it is largest; at most.
-    """
-
-    efficacy: SuccessConfig | None = None
-    paraphrase: SuccessConfig | None = None
-    neighborhood_flips: ShareConfig | None = None
-    neighborhood_lost: ShareConfig | None = None
-    canary_kl_mean: CheckConfig | None = None
-    canary_kl_p99: CheckConfig | None = None
-    canary_moved: MovedConfig | None = None
-    canary_flips: ShareConfig | None = None
-    text_perplexity: CheckConfig | None = None
-    text_kl: CheckConfig | None = None
-    text_flips: CheckConfig | None = None
-    perplexity_ratio: CheckConfig | None = None
-    norm_growth: CheckConfig | None = None
-    relative_cost: CheckConfig | None = None
-
-    def declared(self) -> dict[str, CheckConfig]:
-        """The checks to make, by name, in the order of reports."""
-        found = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: check for name, check in found.items() if check is not None}
-
-    @property
-    def ask_prompts(self) -> bool:
-        """Whether a check is about canary prompts."""
-        return any((self.canary_kl_mean, self.canary_kl_p99, self.canary_moved, self.canary_flips))
-
-    @property
-    def read_texts(self) -> bool:
-        """Whether a check is about canary texts."""
-        return any((self.text_perplexity, self.text_kl, self.text_flips))
-
-
-class MonitorConfig(_Strict):
+class MonitorConfig(Strict):
     """When the monitor of sequential editing warns: above any of these; one that is None is not looked at.
 
     Attributes:
@@ -164,17 +60,17 @@ class MonitorConfig(_Strict):
         return {name: limit for name, limit in found.items() if limit is not None}
 
 
-class Canaries(_Strict):
+class Canaries(Strict):
     """Which canaries.
 
     Attributes:
         files: `PACKAGED`, and JSONL files of one's own, relative to the configuration.
     """
 
-    files: Annotated[list[str], Field(min_length=1)] = [PACKAGED]
+    files: Annotated[list[str], Field(min_length=1)] = [PACKAGED]  # noqa: RUF012  # pydantic copies it
 
 
-class GateConfig(_Strict):
+class GateConfig(Strict):
     """A gate.
 
     Attributes:
@@ -268,7 +164,8 @@ def _problem(entry: Any) -> str:
 def _unknown(place: tuple[int | str, ...]) -> str:
     section = _section(place[:-1])
     where = f"[{_dotted(place[:-1])}]" if place[:-1] else "the top of the file"
-    return unknown_name("setting", str(place[-1]), section.model_fields, where)
+    known = Checks.names() if section is Checks else list(section.model_fields)
+    return unknown_name("setting", str(place[-1]), known, where)
 
 
 def _section(place: tuple[int | str, ...]) -> type[BaseModel]:

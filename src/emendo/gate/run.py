@@ -12,10 +12,11 @@ from emendo.errors import CorpusError, InputError, MomentsError, NumericalError
 from emendo.evaluate import Snapshot, TextTokens
 from emendo.gate.canaries import CanarySet, read_canaries
 from emendo.gate.checks import broken, judge, measure
-from emendo.gate.config import Checks, GateConfig, default_config
+from emendo.gate.config import GateConfig, default_config
 from emendo.gate.evidence import Evidence
 from emendo.gate.pricing import pricing
 from emendo.gate.report import Check, GateReport
+from emendo.gate.sections import Checks
 from emendo.gate.topics import TopicShift, topic_shifts
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
@@ -62,7 +63,7 @@ def run_gate(
     checks, layers, topics = _measured(session, edit, updates, canaries, config, before, after)
     return GateReport(
         checks=checks,
-        not_declared=tuple(name for name in Checks.model_fields if name not in declared),
+        not_declared=tuple(name for name in Checks.names() if name not in declared),
         updates=tuple(update.id for update in updates or session.applied_updates),
         reference=config.reference,
         layers=layers,
@@ -175,7 +176,7 @@ def _changes(
     checks: Checks,
 ) -> tuple[tuple[LayerChange, ...], str]:
     """How far the session's updates together have moved each layer, and why there is no relative cost, if so."""
-    if checks.norm_growth is None and checks.relative_cost is None:
+    if checks.norm_growth is None and checks.relative_cost is None and not checks.reads("layers"):
         return (), ""
     total = (*session.applied_updates, *updates)
     settings, unpriced = None, ""

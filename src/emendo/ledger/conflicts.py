@@ -38,7 +38,7 @@ def replaced_facts(
     if other and not replace:
         raise ConflictError(
             f"{len(other)} fact(s) are already in this ledger with another target; replace them in one step "
-            f"(--replace), or take the old edit out first (emendo revert {other[0][0][:12]} --ledger {folder}):",
+            f"(--replace), or take the old edit out first (emendo ledger revert {other[0][0][:12]} --ledger {folder}):",
             [f"{_told(id, old)}, and now → {request.target!r}" for id, old, request in other],
         )
     return [request.fact for _, _, request in other]

@@ -78,7 +78,7 @@ class History:
         if len(prefix) < _SHORTEST or not set(prefix.lower()) <= set("0123456789abcdef") or not found:
             raise LedgerError(
                 f"no record {prefix[:80]!r} in this ledger; expected at least {_SHORTEST} hexadecimal digits of an "
-                "id that `emendo log` shows"
+                "id that `emendo ledger log` shows"
             )
         if len(found) > 1:
             ids = ", ".join(record.id[: len(prefix) + 4] for record in found[:4])
@@ -113,11 +113,11 @@ class History:
         if record.operation not in MAKES_EDIT:
             raise LedgerError(
                 f"record {record.id[:12]}… is a {record.operation}, not an active edit; to go back to the state before "
-                f"it: emendo checkout {(record.parent or BASE)[:12]}"
+                f"it: emendo ledger checkout {(record.parent or BASE)[:12]}"
             )
         if record.id not in active:
             raise LedgerError(
-                f"edit {record.id[:12]}… is not active; `emendo checkout` shows what is: "
+                f"edit {record.id[:12]}… is not active; `emendo ledger checkout` shows what is: "
                 + (", ".join(id[:12] for id in active) or "nothing")
             )
         return [record.id]

@@ -164,7 +164,7 @@ def parse_json(data: bytes, path: Path, kind: str) -> dict[str, Any]:
     return value
 
 
-RESTORE = "put that file back from a copy of the ledger; `emendo verify` lists everything that is damaged"
+RESTORE = "put that file back from a copy of the ledger; `emendo ledger verify` lists everything that is damaged"
 """What to do about a damaged file: nothing in a ledger can be guessed from the rest."""
 
 

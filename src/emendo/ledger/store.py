@@ -77,8 +77,8 @@ class LedgerStore:
         """
         if not self.exists:
             raise LedgerError(
-                f"there is no ledger in {str(self.folder)!r}; make one (emendo init {self.folder} --model MODEL) or "
-                "name another folder (--ledger FOLDER)"
+                f"there is no ledger in {str(self.folder)!r}; make one "
+                f"(emendo ledger init {self.folder} --model MODEL) or name another folder (--ledger FOLDER)"
             )
         for folder in (self.records, self.objects):
             if folder.is_symlink() or not folder.is_dir():
@@ -232,7 +232,7 @@ class LedgerStore:
             if self.exists and self.head()[0] == record.id:
                 raise OutputError(
                     f"record {record.id[:12]}… is in the ledger, but the disk did not confirm it ({error.__cause__}): "
-                    "it may not survive a power cut. Look at the disk, then `emendo verify`"
+                    "it may not survive a power cut. Look at the disk, then `emendo ledger verify`"
                 ) from error
             raise
         return record

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         WRAPPERS,
         ArchitectureSpec,
         has_dead_units,
+        register_model_family,
     )
     from emendo.models.batch import (
         TokenBatch,
@@ -55,6 +56,7 @@ __all__ = [
     "has_dead_units",
     "load",
     "pack_by_tokens",
+    "register_model_family",
     "save_model",
     "wrap",
 ]
@@ -76,6 +78,7 @@ __getattr__ = lazy(
         "has_dead_units": "emendo.models.architecture",
         "load": "emendo.models.loading",
         "pack_by_tokens": "emendo.models.batch",
+        "register_model_family": "emendo.models.architecture",
         "save_model": "emendo.models.saving",
         "wrap": "emendo.models.loading",
     },

@@ -12,6 +12,7 @@ from typing import Any
 
 from emendo.errors import UnsupportedModelError
 from emendo.models.refusals import BIDIRECTIONAL, REFUSALS
+from emendo.registry import Registry
 from emendo.suggest import nearest
 
 
@@ -201,8 +202,32 @@ _ROWS = (
     ),
 )
 
-ARCHITECTURES: dict[str, ArchitectureSpec] = {row.model_type: row for row in _ROWS}
+ARCHITECTURES: Registry[ArchitectureSpec] = Registry(
+    "model family",
+    _ROWS,
+    of=ArchitectureSpec,
+    group="emendo.model_families",
+    option="config.model_type",
+    error=UnsupportedModelError,
+    name_of=lambda row: row.model_type,
+)
 """Supported families by `config.model_type`."""
+
+
+def register_model_family(spec: ArchitectureSpec, *, replace: bool = False) -> ArchitectureSpec:
+    """Add a model family of one's own: models of its `model_type` can be loaded and edited then.
+
+    A model is checked against its own forward pass when it is wrapped, so a row that does not fit is refused.
+
+    Args:
+        spec: The row.
+        replace: Take the place of a registered one of the same `model_type`.
+
+    Raises:
+        PluginError: The family is there already, or it is no row.
+    """
+    return ARCHITECTURES.register(spec, replace=replace)
+
 
 _LANGUAGE_MODEL = (
     *("aya_vision", "cohere2_vision", "fast_vlm", "gemma3", "got_ocr2", "internvl", "lighton_ocr", "llava"),
@@ -239,7 +264,7 @@ def resolve_architecture(config: Any) -> ArchitectureSpec:
         raise _unsupported(model_type, _why_unknown(config))
     if getattr(config, "use_bidirectional_attention", None):
         raise _unsupported(model_type, f"{BIDIRECTIONAL} (its configuration sets use_bidirectional_attention)")
-    spec = ARCHITECTURES[model_type]
+    spec = ARCHITECTURES[str(model_type)]
     for variant in spec.variants:
         if getattr(config, variant.attribute, None) == variant.value:
             spec = replace(spec, **variant.facts)

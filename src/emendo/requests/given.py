@@ -9,7 +9,7 @@ from emendo.requests.hints import shown
 from emendo.requests.reading import record_from_dict
 from emendo.requests.records import EditRecord, EditRequest
 
-_EXPECTED = "expected EditRequests, EditRecords or dictionaries with prompt, subject and target"
+_EXPECTED = "expected EditRequests, EditRecords or dictionaries with prompt, subject and target (or target_new)"
 
 
 def requests_of(given: object) -> list[EditRequest]:

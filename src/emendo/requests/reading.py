@@ -29,7 +29,9 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
     Raises:
         RequestError: With every problem of the row.
     """
+    row, doubled = _with_target(row)
     request, problems = _read_request(row)
+    problems += doubled
     if not row.keys() <= _FIELDS:
         problems += [unknown_field(name, FIELDS) for name in row if name not in _FIELDS]
     for name in ("target_true", "relation"):
@@ -56,6 +58,18 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
         case=case,
         probes=probes,
     )
+
+
+def _with_target(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """A row whose target may be called ``target_new``, as in ROME's and MEMIT's requests, also as ``{"str": ...}``."""
+    if "target_new" not in row:
+        return row, []
+    given = row["target_new"]
+    rest = {name: value for name, value in row.items() if name != "target_new"}
+    if "target" in row:
+        return rest, [f"target and target_new are both given, as {shown(row['target'])} and {shown(given)}; give one"]
+    text = given["str"] if isinstance(given, Mapping) and given.keys() in ({"str"}, {"str", "id"}) else given
+    return {**rest, "target": text}, []
 
 
 def _read_request(row: Mapping[str, Any]) -> tuple[EditRequest | None, list[str]]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"`(emendo(?:\.[a-z_]\w*)+(?:\.[A-Z]\w*)?)(?:\(\))?`|^\s*from (emendo[.\w]*) import ([\w, ]+)$", re.M)
 FORMATS = re.compile(
     r"emendo\.(update|moment|ledger|report|experiment|perplexity|cell|trace|target"
-    r"|measures|data_formats|distributions|families|gate_checks)$"
+    r"|measures|data_formats|distributions|model_families|gate_checks)$"
 )
 """Names of file formats and of groups of entry points, which look like modules."""
 TEXTS = [

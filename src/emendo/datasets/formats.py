@@ -160,7 +160,7 @@ _ALL = (
 )
 
 FORMATS: Registry[DataFormat] = Registry(
-    "data format", _ALL, of=DataFormat, group="emendo.formats", option="--format", error=DatasetError
+    "data format", _ALL, of=DataFormat, group="emendo.data_formats", option="--format", error=DatasetError
 )
 """Every format by name."""
 

@@ -30,5 +30,5 @@ def check_base(history: History, found: Mapping[str, str]) -> None:
         found,
         what="this ledger",
         remedy=f"load that model (--model {model} --dtype {expected['dtype']}), or make a ledger for this one (emendo "
-        "init FOLDER --model MODEL)",
+        "ledger init FOLDER --model MODEL)",
     )

@@ -32,13 +32,12 @@ if TYPE_CHECKING:
     from emendo.evaluate.perplexity import perplexity
     from emendo.gate import register_gate_check, run_gate
     from emendo.ledger import EditLedger
+    from emendo.io.versions import __version__
     from emendo.methods import BASELINES, METHODS, BaselineConfig, MethodConfig, register_method
     from emendo.models import ModelAdapter, load, register_model_family, wrap
     from emendo.requests import EditRecord, EditRequest
     from emendo.solve.distribution import register_distribution
     from emendo.updates.update import ModelUpdate
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BASELINES",
@@ -101,6 +100,7 @@ __getattr__ = lazy(
         "register_model_family": "emendo.models",
         "run_gate": "emendo.gate",
         "wrap": "emendo.models",
+        "__version__": "emendo.io.versions",
     },
 )
 

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 
-from emendo import __version__
 from emendo.cli import (
     catalog,
     data,
@@ -39,6 +38,7 @@ from emendo.cli.console import print_json
 from emendo.cli.sections import SectionedGroup
 from emendo.errors import EmendoError, EmendoWarning, InterruptError
 from emendo.io.printable import printable
+from emendo.io.versions import __version__
 
 app = typer.Typer(
     name="emendo",

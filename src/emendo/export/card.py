@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from emendo import __version__
+from emendo.io.versions import __version__
 from emendo.updates.update import ModelUpdate
 
 SHOWN_FACTS = 200

@@ -6,7 +6,8 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from emendo import __version__
+__version__ = "0.1.0"
+"""Of Emendo; the build reads it here."""
 
 
 def versions() -> dict[str, str]:

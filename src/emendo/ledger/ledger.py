@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emendo import __version__
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.errors import LedgerError
+from emendo.io.versions import __version__
 from emendo.ledger.change import State, fold_state, loaded, needs_planner, recalled, rewritten, stored, without_edit
 from emendo.ledger.conflicts import replaced_facts
 from emendo.ledger.edits import BASE, History, KeptEdit

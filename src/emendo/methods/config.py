@@ -9,29 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
-
-from pydantic import AfterValidator
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from emendo.errors import InputError, MethodError
-from emendo.methods.checks import Count, check_values, leaves, parse, section_of
+from emendo.methods.axes import Axes
+from emendo.methods.checks import check_values, leaves, parse, section_of
 from emendo.methods.explained import unknown_setting
 from emendo.methods.family import check_family, family_settings
 from emendo.methods.layers import layers_by_depth
 from emendo.methods.rules import check_effects, check_together
 from emendo.methods.settings import (
     BaselineSettings,
-    ContextSettings,
-    HistorySettings,
-    KeySettings,
-    Memorization,
-    MomentSettings,
-    PostStep,
-    TargetSettings,
 )
 from emendo.solve.distribution import DISTRIBUTIONS, distribution_steps
-from emendo.solve.settings import Preservation
-from emendo.suggest import unknown_name
 
 if TYPE_CHECKING:
     from emendo.models import ModelAdapter
@@ -126,15 +116,9 @@ class Method:
         return list(records)
 
 
-def _known_distribution(name: str) -> str:
-    if name not in DISTRIBUTIONS:
-        raise MethodError(unknown_name("distribution", name, DISTRIBUTIONS, "--set distribution=VALUE"))
-    return name
-
-
 @dataclass(frozen=True)
-class MethodConfig(Method):
-    """One point in the engine's parameter space.
+class MethodConfig(Axes, Method):
+    """One point in the engine's parameter space: a value on each of its `Axes`, with a name.
 
     Args:
         name: How users call it.
@@ -142,33 +126,10 @@ class MethodConfig(Method):
         deviations: Where the authors' public code differs from the paper, or this method from their code.
         presets: The method whose settings by model apply to this one of the catalog too; its own where empty.
         layers: Edited layers, ascending; empty until resolved for a model.
-        span: Number of layers that the method edits by default.
-        batching: ``"joint"`` solves all requests at once; ``"one_by_one"`` writes each on the model edited so far.
-        distribution: How the residual is spread over the layers.
-        contexts: Prefix contexts.
-        keys: Which keys an edit is stored under.
-        target: The target search.
-        moments: Source and size of the second moment.
-        preservation: f(C).
-        memorization: s.
-        history: H.
-        post: What is done to the finished update.
 
     Raises:
         MethodError: A value of the wrong type or range, or values that exclude each other.
     """
-
-    span: Count = 1
-    batching: Literal["joint", "one_by_one"] = "joint"
-    distribution: Annotated[str, AfterValidator(_known_distribution)] = "single"
-    contexts: ContextSettings = field(default_factory=ContextSettings)
-    keys: KeySettings = field(default_factory=KeySettings)
-    target: TargetSettings = field(default_factory=TargetSettings)
-    moments: MomentSettings = field(default_factory=MomentSettings)
-    preservation: Preservation = field(default_factory=Preservation)
-    memorization: Memorization = field(default_factory=Memorization)
-    history: HistorySettings = field(default_factory=HistorySettings)
-    post: PostStep = field(default_factory=PostStep)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,7 +164,7 @@ class MethodConfig(Method):
 
     def check_given(self, names: Collection[str]) -> None:
         """Refuse given settings that the method never looks at."""
-        check_effects(self, names)
+        check_effects(self.name, self, names)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from emendo.errors import MethodError
+from emendo.methods.axes import Axes
 from emendo.models.architecture import has_dead_units
 from emendo.solve.distribution import DISTRIBUTIONS
 
 if TYPE_CHECKING:
-    from emendo.methods.config import MethodConfig
     from emendo.models import ModelAdapter
 
 _DEAD_RIDGE = 1e-4
@@ -17,7 +17,7 @@ _NORMED = "family: the MLP's output is normed before it joins the residual strea
 _DEAD = "family: units of a ReLU may never fire, and C would price them at nothing"
 
 
-def family_settings(config: MethodConfig, model: ModelAdapter) -> dict[str, tuple[Any, str]]:
+def family_settings(config: Axes, model: ModelAdapter) -> dict[str, tuple[Any, str]]:
     """Settings that the model's family asks for, by dotted name, each with the reason in words.
 
     Where the MLP's output is normed before it joins the residual stream, ΔW k is not what the stream gains, so targets
@@ -40,7 +40,7 @@ def family_settings(config: MethodConfig, model: ModelAdapter) -> dict[str, tupl
     return found
 
 
-def check_family(config: MethodConfig, model: ModelAdapter) -> None:
+def check_family(config: Axes, model: ModelAdapter) -> None:
     """Refuse what a family with a normed MLP output cannot have.
 
     Raises:

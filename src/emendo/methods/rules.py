@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from emendo.errors import MethodError
+from emendo.methods.axes import Axes
 from emendo.solve.distribution import DISTRIBUTIONS
-
-if TYPE_CHECKING:
-    from emendo.methods.config import MethodConfig
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class _Idle:
         enable: The setting that would bring it to life.
     """
 
-    holds: Callable[[MethodConfig], bool]
+    holds: Callable[[Axes], bool]
     why: str
     enable: str
 
@@ -77,29 +74,30 @@ _IDLE: dict[str, _Idle] = {
 }
 
 
-def check_effects(config: MethodConfig, given: Iterable[str]) -> None:
+def check_effects(name: str, config: Axes, given: Iterable[str]) -> None:
     """Refuse given settings that provably change nothing.
 
     `moments.*` is never among them: where the solve leaves C out, the reported cost of the update is still measured
     with it.
 
     Args:
-        config: The resolved method.
+        name: Of the method.
+        config: Its values, resolved for a model.
         given: Dotted names of the settings that were given.
 
     Raises:
         MethodError: Names all of them, each with what would bring it to life.
     """
     idle = [
-        f"{name} changes nothing because {_IDLE[name].why} (leave it out, or --set {_IDLE[name].enable})"
-        for name in given
-        if name in _IDLE and _IDLE[name].holds(config)
+        f"{one} changes nothing because {_IDLE[one].why} (leave it out, or --set {_IDLE[one].enable})"
+        for one in given
+        if one in _IDLE and _IDLE[one].holds(config)
     ]
     if idle:
-        raise MethodError(f"{config.name}: {'; '.join(idle)}")
+        raise MethodError(f"{name}: {'; '.join(idle)}")
 
 
-def check_together(config: MethodConfig) -> None:
+def check_together(config: Axes) -> None:
     """Refuse values that exclude each other.
 
     Raises:
@@ -125,7 +123,7 @@ def check_together(config: MethodConfig) -> None:
         _check_plain_constraint(config)
 
 
-def _check_plain_constraint(config: MethodConfig) -> None:
+def _check_plain_constraint(config: Axes) -> None:
     """The original ROME's mixed form is defined for equality, one residual and undivided edits alone."""
     if config.memorization.s != 0:
         raise MethodError(

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from emendo.evaluate.measures import register_measure
     from emendo.evaluate.perplexity import perplexity
     from emendo.gate import register_gate_check, run_gate
-    from emendo.ledger import EditLedger
     from emendo.io.versions import __version__
+    from emendo.ledger import EditLedger
     from emendo.methods import BASELINES, METHODS, BaselineConfig, MethodConfig, register_method
     from emendo.models import ModelAdapter, load, register_model_family, wrap
     from emendo.requests import EditRecord, EditRequest

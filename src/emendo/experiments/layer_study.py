@@ -22,7 +22,7 @@ from emendo.experiments.cells import Cell, Setting
 from emendo.experiments.layer_result import LayerStudy, Place
 from emendo.experiments.measures import Measures
 from emendo.experiments.run import Experiment
-from emendo.methods import resolve_method
+from emendo.methods import resolve_method, spelled_out
 from emendo.models import ModelAdapter
 from emendo.progress import Progress
 from emendo.requests import EditRecord
@@ -185,16 +185,16 @@ def swept_places(adapter: ModelAdapter, settings: StudySettings) -> list[tuple[i
 
 
 def _cell(adapter: ModelAdapter, data: str, settings: StudySettings, layers: tuple[int, ...]) -> Cell:
-    named = dict(settings.settings)
+    method, named, _ = spelled_out(settings.method, settings.settings, layers)
     if len(layers) > 1 and "distribution" not in named:
-        alone = resolve_method(settings.method, adapter, layers=layers[:1], settings=named).on_engine()
+        alone = resolve_method(method, adapter, layers=layers[:1], settings=named).on_engine()
         if alone is not None and alone.config.distribution == "single":
             named["distribution"] = "even"
     batches = -(-settings.n // settings.batch_size)
     return Cell(
         model=adapter.name,
         data=data,
-        method=settings.method,
+        method=method,
         mode="single" if settings.batch_size == 1 else "batch",
         batch_size=settings.batch_size,
         n=settings.n,

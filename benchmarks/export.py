@@ -120,13 +120,13 @@ def sizes(update: ModelUpdate, folder: Path) -> dict[str, Any]:
 
 
 def in_float32(
-    lm: ModelAdapter, base: Callable[[str], Any], update: ModelUpdate, texts: list[list[int]], adapter: Path
+    lm: ModelAdapter, base: Callable[[str], Any], update: ModelUpdate, texts: list[list[int]], exported: Path
 ) -> tuple[dict[str, Any], list[Tensor]]:
     """Adapter and merged adapter against the edited model; and the edited model's logits."""
     session = EditSession(lm)
     with session.applied(update):
         edited = all_logits(lm.model, texts)
-    served = PeftModel.from_pretrained(base("float32"), adapter).eval()
+    served = PeftModel.from_pretrained(base("float32"), exported).eval()
     rows = {"adapter": distance(all_logits(served, texts), edited)}
     rows["merged_by_peft"] = distance(all_logits(served.merge_and_unload(), texts), edited)
     return rows, edited
@@ -139,7 +139,7 @@ def measure(facts: int, method: str, folder: Path) -> dict[str, Any]:
     plan = EditSession(lm).plan([record.request for record in records], method)
     update = plan.update
     texts = [lm.encode(text) for text in prompts(whole_set[:10])]
-    adapter = write_adapter(lm, [update], folder)
+    exported = write_adapter(lm, [update], folder)
     whole = write_checkpoint(lm, [update], folder / "float32")
     small = write_checkpoint(lm, [update], folder / "bfloat16", dtype="bfloat16")
 
@@ -147,15 +147,15 @@ def measure(facts: int, method: str, folder: Path) -> dict[str, Any]:
         return load("demo", device="cpu", dtype=dtype).model
 
     unedited = all_logits(lm.model, texts)
-    rows, edited = in_float32(lm, base, update, texts, adapter.path)
+    rows, edited = in_float32(lm, base, update, texts, exported.path)
     rows["checkpoint"] = distance(all_logits(load(whole, device="cpu").model, texts), edited)
-    served = PeftModel.from_pretrained(base("bfloat16"), adapter.path).eval()
+    served = PeftModel.from_pretrained(base("bfloat16"), exported.path).eval()
     models = {
         "checkpoint_bf16": load(small, device="cpu").model,
         "bf16_base_float32_adapter": served,
     }
     rounded = load(small, device="cpu", dtype="float32").model
-    exactly = PeftModel.from_pretrained(base("bfloat16").float(), adapter.path).eval()
+    exactly = PeftModel.from_pretrained(base("bfloat16").float(), exported.path).eval()
     edit_alone = distance(all_logits(rounded, texts), all_logits(exactly, texts))
     coarse = {
         name: {**distance(all_logits(model, texts), edited), **efficacy(model, lm, records)}

@@ -36,15 +36,15 @@ def test_special_tokens_without_a_row_are_never_read(special: dict[str, str | No
         else:
             adapter.tokenizer.add_special_tokens({name: token})
     texts = ["The capital", "The capital of Japan is Tokyo and the capital of"]
-    for lm in (plain, adapter):  # a random model ends by chance
-        lm.model.generation_config.eos_token_id = None
+    for either in (plain, adapter):  # a random model ends by chance
+        either.model.generation_config.eos_token_id = None
     assert adapter.knows(adapter.pad_id)
     assert generate_texts(adapter, texts, chat=False, new_tokens=3)[1].text
     pairs = [(text, "Rome") for text in texts]
     assert score_targets(adapter, pairs) == score_targets(plain, pairs)
     request = EditRequest("The capital of {} is", "Japan", "Rome")
     settings = TargetSettings(steps=2)
-    found, wanted = (find_targets(lm, [request], FIXED_CONTEXTS, 1, settings) for lm in (adapter, plain))
+    found, wanted = (find_targets(either, [request], FIXED_CONTEXTS, 1, settings) for either in (adapter, plain))
     assert torch.equal(found.value, wanted.value)
 
 

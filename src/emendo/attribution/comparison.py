@@ -171,9 +171,9 @@ def difference(
     compared: list[NextTokenLogProbs] = []
     for name, state in (("first state", first), ("second state", second)):
         progress.start(name, len(rows))
-        with _holding(adapter, state) as lm:
-            spoken.append(continue_rows(lm, rows, [room] * len(rows), on_rows=progress.advance))
-            compared.append(_along(lm, adapter, rows, spoken[0]))
+        with _holding(adapter, state) as variant:
+            spoken.append(continue_rows(variant, rows, [room] * len(rows), on_rows=progress.advance))
+            compared.append(_along(variant, adapter, rows, spoken[0]))
         progress.finish()
     kl = distribution_shift(compared[0], compared[1], n_resamples=1).kl
     edits = tuple(None if not state.updates else edits_of(state.updates) for state in (first, second))
@@ -236,8 +236,8 @@ def _holding(adapter: ModelAdapter, state: State) -> Iterator[ModelAdapter]:
                 f"{state.name!r} has weights at layer {layer} that are not finite in {adapter.dtype}; expected finite "
                 "ones: load the model with --dtype float32"
             )
-    with adapter.isolated(weights, edited=bool(weights)) as lm:
-        yield lm
+    with adapter.isolated(weights, edited=bool(weights)) as variant:
+        yield variant
 
 
 def _places(continuation: Continuation) -> int:
@@ -246,13 +246,13 @@ def _places(continuation: Continuation) -> int:
 
 
 def _along(
-    lm: ModelAdapter, adapter: ModelAdapter, rows: Sequence[Sequence[int]], path: Sequence[Continuation]
+    variant: ModelAdapter, adapter: ModelAdapter, rows: Sequence[Sequence[int]], path: Sequence[Continuation]
 ) -> NextTokenLogProbs:
     """What a state says next along given continuations; the unembedding is that of the model itself."""
     whole = [[*row, *continuation.ids] for row, continuation in zip(rows, path, strict=True)]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for group in pack_by_tokens([len(ids) for ids in whole], _TOKENS):
-        hidden = lm.final_hidden(lm.batch([whole[i] for i in group]))
+        hidden = variant.final_hidden(variant.batch([whole[i] for i in group]))
         for place, row in enumerate(group):
             first = len(rows[row]) - 1
             found[row] = hidden[place, first : first + _places(path[row])].clone()

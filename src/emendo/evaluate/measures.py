@@ -72,12 +72,12 @@ def _generated_rows(snapshot: Snapshot, given: Given) -> list[dict[str, Any]]:
         ``answers`` every generation.
     """
 
-    def rows(model: ModelAdapter) -> list[dict[str, Any]]:
+    def rows(lm: ModelAdapter) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{"raw": None, "chat": None} for _ in snapshot.records]
-        kinds = {"raw": False} | ({"chat": True} if model.has_chat_template else {})
+        kinds = {"raw": False} | ({"chat": True} if lm.has_chat_template else {})
         for kind, chat in kinds.items():
             found = generation_scores(
-                model, snapshot.records, chat=chat, new_tokens=ANSWER_TOKENS, n_resamples=_ONCE
+                lm, snapshot.records, chat=chat, new_tokens=ANSWER_TOKENS, n_resamples=_ONCE
             ).records
             for row, record in zip(rows, found, strict=True):
                 row[kind] = {**record.measures(), "answers": asdict(record)}

@@ -45,7 +45,7 @@ class Snapshot:
 
     def __init__(
         self,
-        model: ModelAdapter | Opener,
+        lm: ModelAdapter | Opener,
         records: Sequence[EditRecord] = (),
         *,
         first: int = 0,
@@ -54,7 +54,7 @@ class Snapshot:
         self.records = tuple(records)
         self.first = first
         self._progress = progress or Silent()
-        self._open = _as_it_stands(model) if isinstance(model, ModelAdapter) else model
+        self._open = _as_it_stands(lm) if isinstance(lm, ModelAdapter) else lm
         self._known: dict[Hashable, Any] = {}
 
     def asked(self, question: Hashable, ask: Callable[[ModelAdapter], _T]) -> _T:
@@ -113,11 +113,11 @@ class Snapshot:
         """Greedy continuations of so many tokens, without space around them."""
         asked = tuple(prompts)
 
-        def generated(model: ModelAdapter) -> tuple[str, ...]:
+        def generated(lm: ModelAdapter) -> tuple[str, ...]:
             texts: list[str] = []
             self._progress.start("generation", len(asked))
             for at in range(0, len(asked), _TOGETHER):
-                texts += model.generate_many(asked[at : at + _TOGETHER], new_tokens)
+                texts += lm.generate_many(asked[at : at + _TOGETHER], new_tokens)
                 self._progress.advance(len(asked[at : at + _TOGETHER]))
             self._progress.finish()
             return tuple(text.strip() for text in texts)
@@ -148,17 +148,17 @@ class Snapshot:
         return self.asked(("texts", name), lambda model: text_tokens(model, encode(model), progress=self._progress))
 
 
-def _as_it_stands(model: ModelAdapter) -> Opener:
+def _as_it_stands(lm: ModelAdapter) -> Opener:
     """Opens the model, if it still holds what it holds now."""
-    begun = model.contents.now
+    begun = lm.contents.now
 
     def opened() -> AbstractContextManager[ModelAdapter]:
-        if model.contents.now is not begun:
+        if lm.contents.now is not begun:
             raise InputError(
-                f"{model.name!r} holds other edits than when this snapshot was begun, so what was not asked cannot be "
+                f"{lm.name!r} holds other edits than when this snapshot was begun, so what was not asked cannot be "
                 "asked any more; take a new Snapshot(model), or one of a state that can be opened again "
                 "(Snapshot(session.preview_base))"
             )
-        return nullcontext(model)
+        return nullcontext(lm)
 
     return opened

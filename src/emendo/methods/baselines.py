@@ -31,7 +31,7 @@ class FineTuneSettings(TrainingSettings):
 
     max_change: Positive | None = 5e-4
 
-    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
         """The first layer.
 
         Source: that of FT-L on GPT2-XL and GPT-J in ROME's public code (arXiv 2202.05262).
@@ -57,9 +57,9 @@ class LoraSettings(TrainingSettings):
     rank: Count = 8
     alpha: Positive = 16.0
 
-    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
         """Every layer."""
-        return tuple(range(model.n_layers)), "every layer"
+        return tuple(range(lm.n_layers)), "every layer"
 
 
 _TEACHER_FORCED = (

@@ -76,24 +76,24 @@ class Method:
             "settings": self.settings(),
         }
 
-    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
         """The layers for a model where neither the user nor a preset names any, and the reason in words."""
         raise NotImplementedError
 
-    def with_layers(self: M, layers: Sequence[int], model: ModelAdapter) -> M:
+    def with_layers(self: M, layers: Sequence[int], lm: ModelAdapter) -> M:
         """The method on these layers of a model.
 
         Raises:
             LayerError: A layer that the model does not have.
             MethodError: Layers that it cannot write.
         """
-        return replace(self, layers=tuple(model.check_layers(layers)))
+        return replace(self, layers=tuple(lm.check_layers(layers)))
 
-    def family_settings(self, model: ModelAdapter) -> dict[str, tuple[Any, str]]:
+    def family_settings(self, lm: ModelAdapter) -> dict[str, tuple[Any, str]]:
         """Settings that the model's family asks for, by dotted name, each with the reason in words."""
         return {}
 
-    def check_model(self, model: ModelAdapter) -> None:
+    def check_model(self, lm: ModelAdapter) -> None:
         """Refuse values that the model's family excludes.
 
         Raises:
@@ -140,13 +140,13 @@ class MethodConfig(Axes, Method):
         """The edited layers that get an update."""
         return tuple(step.layer for step in distribution_steps(self.distribution, self.layers))
 
-    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
         """As many layers as the method edits, by the rule of depth."""
-        return layers_by_depth(model, self.span)
+        return layers_by_depth(lm, self.span)
 
-    def with_layers(self: MethodConfig, layers: Sequence[int], model: ModelAdapter) -> MethodConfig:
+    def with_layers(self: MethodConfig, layers: Sequence[int], lm: ModelAdapter) -> MethodConfig:
         """The method on these layers; how many there are follows from them."""
-        chosen = tuple(model.check_layers(layers))
+        chosen = tuple(lm.check_layers(layers))
         if DISTRIBUTIONS[self.distribution].one_layer and len(chosen) > 1:
             raise MethodError(
                 f"{self.name} writes one layer, found {list(chosen)}; give one (--layers {chosen[-1]}) or "
@@ -154,13 +154,13 @@ class MethodConfig(Axes, Method):
             )
         return replace(self, layers=chosen, span=len(chosen))
 
-    def family_settings(self, model: ModelAdapter) -> dict[str, tuple[Any, str]]:
+    def family_settings(self, lm: ModelAdapter) -> dict[str, tuple[Any, str]]:
         """What the family needs where its MLP's output is normed, or units of a ReLU may never fire."""
-        return family_settings(self, model)
+        return family_settings(self, lm)
 
-    def check_model(self, model: ModelAdapter) -> None:
+    def check_model(self, lm: ModelAdapter) -> None:
         """Refuse a target or a distribution that a family with a normed MLP cannot have."""
-        check_family(self, model)
+        check_family(self, lm)
 
     def check_given(self, names: Collection[str]) -> None:
         """Refuse given settings that the method never looks at."""
@@ -187,15 +187,15 @@ class BaselineConfig(Method):
 
     own: BaselineSettings = field(kw_only=True)
 
-    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
         """What the baseline trains by itself."""
-        layers, why = self.own.default_layers(model)
+        layers, why = self.own.default_layers(lm)
         return layers, why if layers else f"{self.name} {why}"
 
-    def with_layers(self: BaselineConfig, layers: Sequence[int], model: ModelAdapter) -> BaselineConfig:
+    def with_layers(self: BaselineConfig, layers: Sequence[int], lm: ModelAdapter) -> BaselineConfig:
         """The baseline on these layers; none for one that changes no weights."""
         if self.own.trainer:
-            return super().with_layers(layers, model)
+            return super().with_layers(layers, lm)
         if layers:
             raise MethodError(f"{self.name} changes no weights, found layers {list(layers)}; leave --layers out")
         return replace(self, layers=())

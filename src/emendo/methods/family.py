@@ -17,7 +17,7 @@ _NORMED = "family: the MLP's output is normed before it joins the residual strea
 _DEAD = "family: units of a ReLU may never fire, and C would price them at nothing"
 
 
-def family_settings(config: Axes, model: ModelAdapter) -> dict[str, tuple[Any, str]]:
+def family_settings(config: Axes, lm: ModelAdapter) -> dict[str, tuple[Any, str]]:
     """Settings that the model's family asks for, by dotted name, each with the reason in words.
 
     Where the MLP's output is normed before it joins the residual stream, ΔW k is not what the stream gains, so targets
@@ -29,32 +29,32 @@ def family_settings(config: Axes, model: ModelAdapter) -> dict[str, tuple[Any, s
     that matters to the update, and far above float64 rounding.
     """
     found: dict[str, tuple[Any, str]] = {}
-    if model.spec.mlp_normed:
+    if lm.spec.mlp_normed:
         found["target.site"] = "mlp_out", _NORMED
         if DISTRIBUTIONS[config.distribution].passes_through:
             found["distribution"] = "replay", _NORMED
     preservation = config.preservation
     priced = preservation.weight != 0 and preservation.null_space == "off"
-    if priced and has_dead_units(getattr(model, "config", None)):
+    if priced and has_dead_units(getattr(lm, "config", None)):
         found["preservation.dead_ridge"] = _DEAD_RIDGE, _DEAD
     return found
 
 
-def check_family(config: Axes, model: ModelAdapter) -> None:
+def check_family(config: Axes, lm: ModelAdapter) -> None:
     """Refuse what a family with a normed MLP output cannot have.
 
     Raises:
         MethodError: Says which value, and what to set instead.
     """
-    if not model.spec.mlp_normed:
+    if not lm.spec.mlp_normed:
         return
     if config.target.site != "mlp_out":
         raise MethodError(
-            f"target.site={config.target.site}: {model.spec.model_type} norms its MLP's output before it joins the "
+            f"target.site={config.target.site}: {lm.spec.model_type} norms its MLP's output before it joins the "
             "residual stream, so an edit cannot reach a target there; leave it out, or --set target.site=mlp_out"
         )
     if DISTRIBUTIONS[config.distribution].passes_through:
         raise MethodError(
-            f"distribution={config.distribution} divides one residual over layers, and {model.spec.model_type} norms "
+            f"distribution={config.distribution} divides one residual over layers, and {lm.spec.model_type} norms "
             "its MLPs' outputs; expected single, ends or replay (--set distribution=replay)"
         )

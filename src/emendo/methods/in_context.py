@@ -38,7 +38,7 @@ class InContextSettings(BaselineSettings):
                 f"(--set 'in_context.template=Imagine that {FACT}. {PROBE}')"
             )
 
-    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
         """No layer."""
         return (), "changes no weights"
 

@@ -73,7 +73,7 @@ def check_named(name: str, settings: Mapping[str, Any]) -> Method:
 
 def resolve_method(
     method: str | Method,
-    model: ModelAdapter,
+    lm: ModelAdapter,
     *,
     layers: Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -87,7 +87,7 @@ def resolve_method(
         method: A name from the catalogue, the path of a YAML file with settings (`read_method_file`), or a config. A
             config that is not its catalogue's entry gets no preset and no change for the model's family: its values
             stand. Without layers it gets those of the rule of depth.
-        model: The model.
+        lm: The model.
         layers: Edited layers; None takes the config's, or the preset's.
         settings: Values by dotted name.
 
@@ -99,16 +99,16 @@ def resolve_method(
     config, own = _found(method) if isinstance(method, str) else (method, None)
     origins = _own_origins(config)
     if config == CATALOGUE.get(config.name):
-        config = _with_preset(config, model, origins)
-        config = _for_family(config, model, origins)
+        config = _with_preset(config, lm, origins)
+        config = _for_family(config, lm, origins)
     given: dict[str, Any] = {**(own.settings if own else {}), **(settings or {})}
     if given:
         config = apply_settings(config, given)
         origins.update(dict.fromkeys(own.settings if own else (), f"given ({own.path.name})" if own else ""))
         origins.update(dict.fromkeys(settings or (), "given (--set)"))
         config.check_given(given)
-    config = _with_layers(config, model, layers, own, origins)
-    config.check_model(model)
+    config = _with_layers(config, lm, layers, own, origins)
+    config.check_model(lm)
     if own is not None:
         config = replace(config, name=own.name, source=own.source, presets="")
     return ResolvedMethod(config, origins)
@@ -153,9 +153,9 @@ def _own_origins(config: Method) -> dict[str, str]:
     }
 
 
-def _with_preset(config: Method, model: ModelAdapter, origins: dict[str, str]) -> Method:
+def _with_preset(config: Method, lm: ModelAdapter, origins: dict[str, str]) -> Method:
     """A method of the catalogue with the settings that are known for the model."""
-    found = preset_for(config, model)
+    found = preset_for(config, lm)
     if found is None:
         origins.update(UNTUNED.get(config.name, {}))
         return config
@@ -168,15 +168,15 @@ def _with_preset(config: Method, model: ModelAdapter, origins: dict[str, str]) -
     return replace(config, layers=preset.layers)
 
 
-def _for_family(config: Method, model: ModelAdapter, origins: dict[str, str]) -> Method:
-    asked = config.family_settings(model)
+def _for_family(config: Method, lm: ModelAdapter, origins: dict[str, str]) -> Method:
+    asked = config.family_settings(lm)
     origins.update({name: why for name, (_, why) in asked.items()})
     return apply_settings(config, {name: value for name, (value, _) in asked.items()})
 
 
 def _with_layers(
     config: Method,
-    model: ModelAdapter,
+    lm: ModelAdapter,
     layers: Sequence[int] | None,
     own: MethodFile | None,
     origins: dict[str, str],
@@ -190,6 +190,6 @@ def _with_layers(
     elif config.layers:
         chosen, origin = config.layers, origins["layers"]
     else:
-        chosen, origin = config.default_layers(model)
+        chosen, origin = config.default_layers(lm)
     origins.update({name: origin for name in ("layers", "span") if name in origins})
-    return config.with_layers(chosen, model)
+    return config.with_layers(chosen, lm)

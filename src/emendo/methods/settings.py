@@ -205,7 +205,7 @@ class BaselineSettings(Section):
 
     trainer: ClassVar[str] = ""
 
-    def default_layers(self, model: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
         """The layers that are trained where nobody names any, ascending, and the reason in words."""
         raise NotImplementedError
 

@@ -50,6 +50,7 @@ def test_one_fact(emendo: Command, model: str, tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert report["update"]["id"] == update.id
     assert "# 1 edit(s)" in (out / "report.md").read_text()
+    assert "emendo see . --model" in (out / "report.md").read_text()
 
 
 def test_every_option_reaches_the_engine(emendo: Command, model: str, tmp_path: Path) -> None:

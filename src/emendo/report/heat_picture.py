@@ -60,6 +60,9 @@ def _draw(axes: Any, heat: Heat, colours: list[list[tuple[float, float, float]]]
     axes.set_title(heat.title, fontsize=10)
     labels = [f"{text}*" if subject else text for text, subject in heat.rows]
     axes.set_yticks(range(len(labels)), [label.replace("$", r"\$") for label in labels])
+    if heat.labels:
+        turned = 0 if max(map(len, heat.labels)) < 4 else 90
+        axes.set_xticks(range(len(heat.labels)), [label.replace("$", r"\$") for label in heat.labels], rotation=turned)
     axes.set_xlabel(heat.column)
 
 

@@ -17,6 +17,18 @@ _ROUNDED = (
     "unedited base (`emendo export peft`), or load and write the model in float32 (`--dtype float32`)."
 )
 
+_LOOK_INSIDE = [
+    "## Look inside",
+    "",
+    "Each command writes a page; run them in this folder:",
+    "",
+    "    emendo see . --model MODEL --requests FACTS          # what each single edit reads, writes and carries",
+    "    emendo diff base . --model MODEL --prompts FILE      # what changed on prompts of your own",
+    "    emendo layers --model MODEL --facts FACTS            # which layers of the model take an edit",
+    "",
+]
+"""Pages about the same edit."""
+
 SHOWN_SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 
 
@@ -51,6 +63,8 @@ def markdown_report(document: dict[str, Any]) -> str:
         lines += [note, ""]
     lines += _training(document)
     lines += [line for warning in document["warnings"] for line in (f"**{printable(warning)}**", "")]
+    if document["layers"]:
+        lines += _LOOK_INSIDE
     lines += ["## Settings and where they come from", ""]
     lines += _table(
         ("setting", "value", "origin"),

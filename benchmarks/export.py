@@ -175,7 +175,7 @@ def measure(facts: int, method: str, folder: Path) -> dict[str, Any]:
         "prompts": len(texts),
         "positions": sum(map(len, texts)),
         "update": sizes(update, folder),
-        "adapter": {"rank": adapter.rank, "exact_rank": adapter.exact_rank, "tensor_bytes": adapter.nbytes},
+        "adapter": {"rank": exported.rank, "exact_rank": exported.exact_rank, "tensor_bytes": exported.nbytes},
         "float32_against_edited": rows,
         "float32_edited": exact,
         "float32_unedited": efficacy(lm.model, lm, records),

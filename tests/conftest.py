@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -294,7 +296,13 @@ def tiny_config(family: str, vocab_size: int) -> PretrainedConfig:
 def build_tiny(
     family: str = "llama", *, bos: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> ModelAdapter:
-    """A tiny random model of a family, wrapped."""
+    """A tiny random model of a family, wrapped; its own, though it is made only once."""
+    model, tokenizer = copy.deepcopy(_made(family, bos, dtype, seed))
+    return ModelAdapter(model, tokenizer, name=f"tiny-{family}")
+
+
+@cache
+def _made(family: str, bos: bool, dtype: torch.dtype, seed: int) -> tuple[Any, PreTrainedTokenizerFast]:
     tokenizer = build_tokenizer(bos=bos)
     config = tiny_config(family, len(tokenizer))
     auto = AutoModelForImageTextToText if family in WRAPPED else AutoModelForCausalLM
@@ -307,7 +315,7 @@ def build_tiny(
                 parameter.data.normal_(0, 0.1)
             elif "norm" in name or "ln_" in name:
                 parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    return ModelAdapter(model.eval(), tokenizer, name=f"tiny-{family}")
+    return model.eval(), tokenizer
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -56,6 +56,13 @@ types: $(VENV)/.stamp-dev ## check types
 imports: $(VENV)/.stamp-dev ## check that imports run one way
 	$(BIN)/lint-imports
 
+.PHONY: docs
+# Strict: a link or a heading that is not there fails. The site needs no network to build or to read.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: export PYTHONDONTWRITEBYTECODE = 1
+docs: $(VENV)/.stamp-dev ## build the site into build/site
+	$(BIN)/mkdocs build --strict
+
 .PHONY: bench
 bench: $(VENV)/.stamp-demo ## run the benchmarks
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -26,7 +26,15 @@ _Axis = dict[str, Setting | list[Setting]]
 
 
 class MethodEntry(BaseModel):
-    """A method with settings, a mode or a schedule of its own."""
+    """A method with settings or a mode of its own.
+
+    Attributes:
+        method: Name of a method or baseline.
+        settings: By dotted name; they win over those of the experiment.
+        mode: Of this method.
+        batch_sizes: Edits of one step, in this method's cells.
+        layers: Edited layers of each cell; null stands for the preset's.
+    """
 
     model_config = _STRICT
 
@@ -38,7 +46,19 @@ class MethodEntry(BaseModel):
 
 
 class CellEntry(BaseModel):
-    """One explicit cell; what it leaves out is the experiment's."""
+    """One explicit cell; what it leaves out is the experiment's.
+
+    Attributes:
+        method: Name of a method or baseline.
+        model: One model; left out: each of the experiment's.
+        mode: How its edits are written.
+        batch_size: Edits of one step.
+        n: Records; required if the experiment's n is a list.
+        seed: Of selection, contexts and self-sampled moments; left out: the first of the experiment's.
+        layers: Edited layers.
+        settings: By dotted name, beside those of the experiment that are no axis.
+        schedule: When its records are scored.
+    """
 
     model_config = _STRICT
 

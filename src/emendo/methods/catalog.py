@@ -44,8 +44,8 @@ _MEMIT = MethodConfig(
 _METHODS = (
     MethodConfig(
         name="emendo",
-        source="measured, docs/methods.md: EMMET's equality (arXiv 2403.14236 eq. 9), the cheapest split over layers, "
-        "earlier edits preserved, argmax stop (MPES, arXiv 2502.01636)",
+        source="measured, docs/lab/methods.md: EMMET's equality (arXiv 2403.14236 eq. 9), the cheapest split over "
+        "layers, earlier edits preserved, argmax stop (MPES, arXiv 2502.01636)",
         span=5,
         distribution="optimal",
         keys=KeySettings(average="flat"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 _NAMED = re.compile(r"docs/[\w/-]+\.md")
 _DOTTED = re.compile(r"`(emendo(?:\.\w+)+)[`(]")
 _FILE = re.compile(r"`((?:\w+/)+\w+\.py)`")
@@ -31,7 +31,7 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
-@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "experiments"])
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples", "experiments"])
 def test_pages_that_code_names_are_there(folder: str) -> None:
     files = [file for kind in ("py", "toml", "yaml") for file in (ROOT / folder).rglob(f"*.{kind}")]
     named = {(found, file) for file in files for found in _NAMED.findall(file.read_text("utf-8"))}

@@ -46,7 +46,7 @@ app = typer.Typer(
     epilog="`emendo COMMAND --help` shows a command's options. A first look: `emendo demo`.",
     help="Edit facts inside the weights of a language model, and take them back bit for bit.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

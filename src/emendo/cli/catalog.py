@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emendo.cli.console import Terminal
-from emendo.cli.options import Json, Quiet
+from emendo.cli.options import Json, Quiet, complete_method
 from emendo.errors import MethodError
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ _PLAIN = "·"
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method or baseline, in full.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One method or baseline, in full.", autocompletion=complete_method)
+    ] = None,
     show_all: Annotated[
         bool, typer.Option("--all", help="Of one method: the settings that it leaves alone too.")
     ] = False,

@@ -8,8 +8,19 @@ import typer
 
 from emendo.errors import LayerError, MethodError
 
+
+def complete_method(incomplete: str) -> list[str]:
+    """Names of methods and baselines that begin so, for the shell."""
+    from emendo.methods import CATALOGUE
+
+    return [name for name in CATALOGUE if name.startswith(incomplete.lower())]
+
+
 Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, or 'demo'.")]
-Method = Annotated[str, typer.Option("--method", help="Editing method or baseline; see `emendo methods`.")]
+Method = Annotated[
+    str,
+    typer.Option("--method", help="Editing method or baseline; see `emendo methods`.", autocompletion=complete_method),
+]
 Layers = Annotated[str | None, typer.Option("--layers", help="Edited layers, such as 5 or 4,5,6 or 4-8.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting of the method; may be repeated.")

@@ -18,7 +18,10 @@ def notebook_pages() -> dict[str, str]:
 def _page(file: Path) -> str:
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     parts = [part for cell in cells for part in _cell(cell)]
-    where = f"This page is the notebook `docs/notebooks/{file.name}`; its outputs are those of the demo model."
+    ran = any(cell.get("outputs") for cell in cells)
+    where = f"This page is the notebook `docs/notebooks/{file.name}`" + (
+        "; its outputs are those of the demo model." if ran else "."
+    )
     return "\n\n".join([parts[0], f"*{where}*", *parts[1:]]) + "\n"
 
 

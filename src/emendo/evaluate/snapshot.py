@@ -37,7 +37,7 @@ class Snapshot:
     once. A question that fails is asked again the next time.
 
     Args:
-        model: The model as it stands, or a function that opens the state; it is entered for each new question.
+        lm: The model as it stands, or a function that opens the state; it is entered for each new question.
         records: The facts with their probes, as the model is asked them in this state; may be none.
         first: Position of the first record among those of which these are consecutive ones.
         progress: Told about every question that is asked.

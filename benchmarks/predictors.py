@@ -1,0 +1,131 @@
+"""How well firing, attribution and cost tell which neighbours an edit changes: areas under the ROC curve.
+
+A batch of facts is edited; every neighbourhood prompt is asked before and after. What is known of an edit before it is
+written ranks the neighbours, and the area under the ROC curve says how well: 0.5 is chance, 1 is perfect.
+
+* firing: largest |firing| of any edit over the prompt's tokens (`emendo.attribution.strongest_firing`)
+* z: the same, each edit's firing over its base rate on preserved text
+* own cost: ‖r‖² qᵀCq of the edit that the neighbour belongs to, summed over layers
+* attribution: |change| of the true answer's log-probability by integrated gradients with few nodes
+
+Intervals resample facts with all their neighbours.
+
+    python benchmarks/predictors.py --data counterfact.jsonl --out benchmarks/results/predictors.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.machine import describe_machine
+from emendo import EditSession, load
+from emendo.attribution import ask, attribute, base_rates, edits_of, reading, strongest_firing
+from emendo.datasets import load_records, select
+from emendo.evaluate import distribution_shift, next_token_log_probs, score_targets
+from emendo.evaluate.layer_statistics import draws, ranks
+
+CHANGED_KL = 0.1
+"""Nats at the next token from which on a neighbour counts as moved."""
+
+
+def auc(scores: np.ndarray, changed: np.ndarray) -> float:
+    """Area under the ROC curve: the chance that a changed one ranks above an unchanged one, ties one half."""
+    positive, negative = int(changed.sum()), int((~changed).sum())
+    if not positive or not negative:
+        return float("nan")
+    return float((ranks(scores)[changed].sum() - positive * (positive - 1) / 2) / (positive * negative))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--data", required=True, help="CounterFact with neighbours")
+    parser.add_argument("-n", type=int, default=58, help="facts of the batch")
+    parser.add_argument("--method", default="emmet")
+    parser.add_argument("--layers", type=int, nargs="+", help="default: the preset's")
+    parser.add_argument("--nodes", type=int, default=4, help="points of the quadrature")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    begin = time.process_time()
+    lm = load(args.model)
+    records = select(load_records(args.data).records, n=args.n, part="report")
+    asked = [
+        (number, prompt, record.target_true, record.request.target, record)
+        for number, record in enumerate(records)
+        for prompt in record.neighborhood_prompts
+        if record.target_true is not None
+    ]
+    prompts = [prompt for _, prompt, *_ in asked]
+    facts = np.array([number for number, *_ in asked])
+    session = EditSession(lm)
+    plan = session.plan([record.request for record in records], args.method, layers=args.layers)
+    edits = edits_of([plan.update])
+    if any(edit.whole for edit in edits.edits) or len(edits.edits) != len(records):
+        raise SystemExit("the rows of this update are no single edits; expected a method that solves, unshaped")
+    pairs = [record.request.pair(prompt, target) for _, prompt, true, new, record in asked for target in (true, new)]
+    before, said = score_targets(lm, pairs), next_token_log_probs(lm, prompts)
+    with session.preview([plan.update]) as edited:
+        after, says = score_targets(edited, pairs), next_token_log_probs(edited, prompts)
+    shift = distribution_shift(said, says, n_resamples=1)
+    kept = np.array([b.nll < w.nll for b, w in zip(before[::2], before[1::2], strict=True)])
+    lost = np.array([b.nll >= w.nll for b, w in zip(after[::2], after[1::2], strict=True)])
+    moments, _ = session.second_moments(edits.layers, plan.method.config.moments)  # type: ignore[union-attr]
+    moments = {layer: moment.cpu() for layer, moment in moments.items()}
+    fired = strongest_firing(lm, edits, prompts).abs().numpy()
+    cost = sum(reading(edits, layer, moments[layer]).cost for layer in edits.layers)
+    pulled = [attribute(lm, edits, ask(lm, prompt, true), nodes=args.nodes).by_edit for _, prompt, true, *_ in asked]
+    predictors = {
+        "firing": fired.max(axis=1),
+        "own firing": fired[np.arange(len(facts)), facts],
+        "z": (fired / base_rates(edits, moments)).max(axis=1),
+        "own cost": np.asarray(cost)[facts],
+        "attribution": np.array([abs(float(row.sum())) for row in pulled]),
+    }
+    outcomes = {
+        "most likely token is another one": (np.array(shift.flipped), np.ones(len(facts), bool)),
+        f"KL above {CHANGED_KL} nats": (np.array(shift.kl) > CHANGED_KL, np.ones(len(facts), bool)),
+        "true answer no longer beats the new one": (lost, kept),
+    }
+    counts = draws(len(records), 1000, 0)
+    rows = []
+    for outcome, (changed, asked_of) in outcomes.items():
+        for name, scores in predictors.items():
+            drawn = []
+            for weights in counts:
+                times = weights[facts].astype(int) * asked_of
+                chosen = np.repeat(np.arange(len(facts)), times)
+                drawn.append(auc(scores[chosen], changed[chosen]))
+            interval = np.nanquantile(drawn, [0.025, 0.975]).tolist()
+            value = auc(scores[asked_of], changed[asked_of])
+            rows.append({"outcome": outcome, "predictor": name, "auc": value, "interval": interval})
+            print(f"{outcome}: {name} {value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]")
+    by_size = np.corrcoef(ranks(predictors["firing"]), ranks(np.array(shift.kl)))[0, 1]
+    document = {
+        "model": lm.identity(),
+        "data": Path(args.data).name,
+        "facts": len(records),
+        "neighbours": len(facts),
+        "method": plan.method.to_dict(),
+        "layers": edits.layers,
+        "changed": {outcome: [int(changed[of].sum()), int(of.sum())] for outcome, (changed, of) in outcomes.items()},
+        "auc": rows,
+        "correlation_of_firing_with_kl": float(by_size),
+        "cpu_seconds": time.process_time() - begin,
+        "machine": describe_machine(),
+    }
+    print(json.dumps({name: document[name] for name in ("changed", "correlation_of_firing_with_kl", "cpu_seconds")}))
+    if args.out:
+        args.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

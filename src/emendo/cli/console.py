@@ -22,8 +22,8 @@ _EVERY = 30.0
 """Seconds between two signs of life of a stage, where there is no bar."""
 
 _NOTES = {
-    "second moments": "Second moments are collected once for a model, its layers and a text; later edits read them "
-    "from EMENDO_HOME."
+    "second moments": 'Collecting key statistics (second moments; "covariance" in ROME and MEMIT), once per model, '
+    "layers and text; later edits read them from EMENDO_HOME."
 }
 """What is said once when a stage begins that will not come again."""
 
@@ -143,15 +143,16 @@ class Terminal:
                 ([row[column] for column in columns] for row in rows),
             )
 
-    def line(self, text: str, *, unbroken: bool = False) -> None:
+    def line(self, text: str, *, unbroken: bool = False, style: str | None = None) -> None:
         """A line of the result for people, on standard output; nothing under --json.
 
         Args:
             text: The line.
             unbroken: It stays one line however narrow the terminal is, to be copied.
+            style: Colour, on a terminal that has it.
         """
         if not self.json_output:
-            self.out.print(printable(text), highlight=False, markup=False, soft_wrap=unbroken)
+            self.out.print(printable(text), highlight=False, markup=False, soft_wrap=unbroken, style=style)
 
 
 def print_json(document: dict[str, Any], indent: int | None = None) -> None:
@@ -186,7 +187,27 @@ def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
     return parts
 
 
+STYLES = {
+    **dict.fromkeys(("good", "pass", "said", "kept"), "green"),
+    **dict.fromkeys(("doubtful", "not measured, pass", "changed"), "yellow"),
+    **dict.fromkeys(("bad", "fail", "not measured, fail", "not said", "lost"), "red"),
+}
+"""Colour of a verdict, of a check and of an answer."""
+
+
+def coloured(outcome: str, text: str | None = None) -> Text:
+    """A cell of a table in the colour of an outcome.
+
+    Args:
+        outcome: A name of `STYLES`; another one has no colour.
+        text: What the cell says; None: the outcome.
+    """
+    return Text(printable(outcome if text is None else text), style=STYLES.get(outcome, ""))
+
+
 def _cell(value: object, style: str = "") -> Text:
+    if isinstance(value, Text):
+        return value
     if value is None:
         return Text("–")
     # Text, because rich would read brackets in a string as markup.

@@ -49,4 +49,4 @@ def demo(
     terminal.message(f"Editing {len(records)} facts in SmolLM2-135M-Instruct with {method}")
     lm = load("demo", device=device, progress=terminal)
     session = EditSession(lm, seed=seed, progress=terminal)
-    run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, overwrite=overwrite)
+    run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, model="demo", overwrite=overwrite)

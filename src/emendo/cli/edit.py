@@ -11,7 +11,7 @@ import typer
 from emendo.cli import facts, gate, options
 from emendo.cli import ledger as ledgers
 from emendo.cli.catalog import show_method
-from emendo.cli.console import Terminal, shortened
+from emendo.cli.console import Terminal, coloured, shortened
 from emendo.cli.interrupts import truthful
 from emendo.errors import RequestError
 from emendo.methods import DEFAULT_METHOD
@@ -48,12 +48,10 @@ def edit(
         bool, typer.Option("--no-judge", help="Write the edit unmeasured: no scores, perplexity or answers.")
     ] = False,
     plan_only: Annotated[
-        bool, typer.Option("--plan-only", help="Print what would be done, with every value's origin; edit nothing.")
+        bool, typer.Option("--plan-only", help="Dry run: show every setting and where it comes from.")
     ] = False,
     ledger: Annotated[Path | None, typer.Option("--ledger", help="Keep the edit in this ledger.")] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Take out what the ledger has about these facts, in the same record.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace earlier edits of the same facts.")] = False,
     message: ledgers.Message = "",
     who: ledgers.Who = None,
     limits: gate.Gate = None,
@@ -94,6 +92,8 @@ def edit(
     ):
         run_edit(
             *(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate),
+            model=model,
+            ledger=ledger,
             overwrite=overwrite,
             judged=not no_judge,
         )
@@ -110,6 +110,8 @@ def run_edit(
     pending: PendingEdit | None = None,
     chosen_gate: gate.GateChoice | None = None,
     *,
+    model: str,
+    ledger: Path | None = None,
     overwrite: bool = False,
     judged: bool = True,
 ) -> dict[str, Any]:
@@ -125,6 +127,8 @@ def run_edit(
         out: Folder of the result; None: none is written.
         pending: The ledger's side of the edit, if it goes into one.
         chosen_gate: The limits that it has to hold, if any.
+        model: As the command names it.
+        ledger: Folder of the ledger that it goes into, if any.
         overwrite: Replace a result that is in the folder.
         judged: Measure the model without the edit and with it.
 
@@ -134,19 +138,31 @@ def run_edit(
     Raises:
         GateError: The edit fails the gate, and was shown and not written.
     """
-    from emendo.report import NOT_JUDGED, added_ridge_note, edit_snapshots, judge, report_document, write_folder
+    from emendo.report import (
+        NOT_JUDGED,
+        added_ridge_note,
+        edit_snapshots,
+        judge,
+        report_document,
+        verdict_of,
+        with_judgement,
+        write_folder,
+    )
 
     begin = time.perf_counter()
     plan = session.plan([record.request for record in records], method, layers=layers, settings=settings)
     # Judgement and gate ask the same two states, and each question once.
     before, after = edit_snapshots(session, plan, records, progress=terminal)
     judgement = judge(session, plan, records, before=before, after=after, progress=terminal) if judged else None
+    if judgement is not None:
+        plan = with_judgement(plan, judgement)
     gated = None
     if chosen_gate is not None:
         plan, gated = chosen_gate.hold(terminal, session, plan, before, after)
         out = out if gated.admitted else None
     stages = dict(terminal.seconds)
-    document = report_document(plan, judgement, {**stages, "total after loading": time.perf_counter() - begin})
+    verdict = verdict_of(len(records), judgement, gated)
+    document = report_document(plan, judgement, {**stages, "total after loading": time.perf_counter() - begin}, verdict)
     if judged:  # for once into the weights themselves, and out of them again
         with session.applied(plan.update):
             pass
@@ -156,9 +172,11 @@ def run_edit(
     document["rolled_back_bitwise"] = checked
     document["files"] = write_folder(out, plan.update, document, overwrite=overwrite) if out is not None else {}
     if pending is not None and (gated is None or gated.admitted):
-        document["ledger"] = ledgers.keep_edit(terminal, pending, plan.update, document)
+        document["ledger"] = ledgers.keep_edit(pending, plan.update, document)
+    gate.show_verdict(terminal, verdict)
+    show_next(terminal, model, document, ledger, admitted=gated is None or gated.admitted)
     if judgement is None:
-        terminal.line(f"{NOT_JUDGED} (--no-judge).")
+        terminal.line(f"{NOT_JUDGED} (--no-judge).", style="yellow")
     else:
         show_judgement(terminal, judgement)
     for warning in plan.warnings:
@@ -170,37 +188,64 @@ def run_edit(
         terminal.line(note)
     restored = sum(checked.values())
     terminal.line(
-        f"Rollback: {restored} of {len(checked)} touched tensors equal their originals bit for bit."
+        f"The model in memory is restored exactly ({restored} of {len(checked)} tensors); the edit is in its files."
+        if restored == len(checked) and checked and document["files"]
+        else f"The model in memory: {restored} of {len(checked)} tensors are restored exactly."
         if checked
-        else "Rollback: no weights changed."
+        else "The edit was not applied to the model in memory."
     )
+    if (record := document.get("ledger")) is not None:
+        terminal.line(f"Ledger: record {record['id'][:12]} ({record['operation']}, number {record['number']})")
     if document["files"]:
         terminal.line(f"Update: {document['files']['update']} ({plan.update.nbytes / 1024:.0f} KiB)")
         terminal.line(f"Report: {document['files']['markdown']}")
     terminal.result(document)
     if gated is not None:
-        gate.refuse_failed(terminal, gated, "Nothing was written; --force writes it all the same and records that")
+        gate.refuse_failed(terminal, gated, "Nothing was written. --force writes it anyway; the record says so.")
     return document
+
+
+def show_next(terminal: Terminal, model: str, document: dict[str, Any], ledger: Path | None, *, admitted: bool) -> None:
+    """The commands that come next: look, ship, undo; or another try.
+
+    Args:
+        terminal: Of the command.
+        model: As the command names it.
+        document: The report.
+        ledger: Where the edit went, if it went into one.
+        admitted: Whether it was written at all.
+    """
+    files = document["files"]
+    if not admitted:
+        terminal.line("Next: change the edit or the limits and run it again (its searches are kept), or --force")
+        return
+    steps = []
+    if files:
+        steps += [("look", f"less {files['markdown']}")]
+        steps += [("ship", f"emendo export checkpoint --model {model} --update {files['update']} --out DIR")]
+    if ledger is not None:
+        steps += [("undo", f"emendo revert {document['ledger']['id'][:12]} --ledger {ledger}")]
+    for what, command in steps:
+        terminal.line(f"Next, {what}: {command}", unbroken=True)
 
 
 def show_judgement(terminal: Terminal, judgement: Judgement) -> None:
     """What the model says before and after, and the scores."""
-    from emendo.report import SHOWN_SCORES
+    from emendo.report import score_table
 
     terminal.table(
         "Before and after (greedy continuation)",
-        ("", "prompt", "before", "after"),
-        ((s.kind, s.prompt, " ".join(s.before.split()), " ".join(s.after.split())) for s in judgement.samples),
-    )
-    before, after = judgement.before.scores, judgement.after.scores
-    terminal.table(
-        f"Scores in percent (n = {after.n}; ES/PS/NS compare probabilities, EA/PA/NA ask for the argmax)",
-        ("metric", "before", "after", f"{after.confidence:.0%} interval"),
+        ("", "prompt", "before", "after", ""),
         (
-            (name, getattr(before, name), getattr(after, name), _interval(after.intervals[name]))
-            for name in SHOWN_SCORES
-            if getattr(after, name) is not None
+            (s.kind, s.prompt, " ".join(s.before.split()), " ".join(s.after.split()), coloured(s.mark))
+            for s in judgement.samples
         ),
+    )
+    after = judgement.after.scores
+    terminal.table(
+        f"Scores in percent (n = {after.n}; ES/PS/NS compare probabilities, EA/PA/NA ask for the argmax, said for the "
+        "words of the answer)",
+        *score_table(judgement.to_dict()),
     )
     for note in after.notes:
         terminal.line(f"  {note}")
@@ -325,7 +370,3 @@ def _records(
             f"missing {', '.join(missing)}; expected --prompt, --subject and --target together, or --requests FILE"
         )
     return [EditRecord(EditRequest(prompt, subject, target, join=cast("Join", join)), target_true=true)]
-
-
-def _interval(bounds: tuple[float, float] | None) -> str:
-    return "–" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emendo.cli import facts, options
-from emendo.cli.console import Terminal
+from emendo.cli.console import STYLES, Terminal, coloured, shortened
 from emendo.errors import GateError, InputError, UpdateFileError
 
 if TYPE_CHECKING:
     from emendo.editing.plan import Plan
     from emendo.editing.session import EditSession
     from emendo.evaluate import Snapshot
-    from emendo.gate import GateConfig, GateReport
+    from emendo.gate import Check, GateConfig, GateReport
+    from emendo.report import Verdict
     from emendo.requests import EditRecord
     from emendo.updates.update import ModelUpdate
 
@@ -27,6 +29,9 @@ Gate = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write an edit that fails its gate; the report records it.")]
+
+_MOST_CHARACTERS = 100
+"""Of a prompt that is named."""
 
 
 def gate(
@@ -68,12 +73,18 @@ def gate(
 
     from emendo.editing.session import EditSession
     from emendo.models import load
+    from emendo.report import verdict_of
 
     lm = load(model, device=device, dtype=dtype, progress=terminal)
     session = EditSession(lm, seed=_seed(updates), progress=terminal)
     report = run_gate(session, updates, records, chosen, progress=terminal)
+    verdict = verdict_of(len(records), None, report)
+    show_verdict(terminal, verdict)
+    if report.passed:
+        command = f"emendo export checkpoint --model {model} --update {' --update '.join(map(str, update))} --out DIR"
+        terminal.line(f"Next: ship it with {command}", unbroken=True)
     show_gate(terminal, report)
-    terminal.result(report.to_dict())
+    terminal.result(report.to_dict() | {"verdict": verdict.to_dict()})
     refuse_failed(terminal, report)
 
 
@@ -132,28 +143,57 @@ def choose_gate(gate: str | None, force: bool) -> GateChoice | None:
 
 
 def show_gate(terminal: Terminal, report: GateReport) -> None:
-    """Every check with its number and its limit."""
+    """Every check with its result and its limit; in words what fails, which prompts do, and what was not measured."""
     terminal.table(
-        f"Gate, compared with the {'unedited' if report.reference == 'base' else 'present'} model",
-        ("check", "", "measured", "limit", "n", "finding"),
+        f"Gate, compared with the {'unedited' if report.reference == 'base' else 'current'} model",
+        ("check", "result", "limit"),
         (
-            (
-                check.name,
-                check.outcome,
-                None if check.measured is None else f"{check.measured:.4g}",
-                f"{'≥' if check.at_least else '≤'} {check.limit:g}",
-                check.n,
-                check.words,
-            )
+            (check.name, coloured(check.outcome, _result(check)), f"{'≥' if check.at_least else '≤'} {check.limit:g}")
             for check in report.checks
         ),
     )
+    for check in report.failures:
+        terminal.line(f"{check.name} fails: {check.words}", style="red")
+    for check in report.checks:
+        if check.at_least or not check.passed:
+            for detail in check.details:
+                if "prompt" in detail:
+                    terminal.line(f"  {check.name}: {_prompt(detail)}")
+    reasons: dict[str, list[str]] = {}
+    for check in report.checks:
+        if check.measured is None and check.passed:
+            reasons.setdefault(check.words.removeprefix("not measured: "), []).append(check.name)
+    for reason, names in reasons.items():
+        terminal.line(f"Not measured: {', '.join(names)}: {reason}", style="yellow")
     if report.moved_most:
         terminal.line(f"Text that moved most: {report.moved_most}.")
     if report.not_declared:
         terminal.line(f"Not checked, because the configuration does not declare it: {', '.join(report.not_declared)}.")
     if report.forced:
-        terminal.line("The gate fails and --force overrides it; the update and the report record that.")
+        terminal.line("The gate fails and --force overrides it; the update and the report record that.", style="red")
+
+
+def _result(check: Check) -> str:
+    if check.measured is None:
+        return "not measured" if check.passed else "not measured, fail"
+    return f"{'pass' if check.passed else 'fail'} {check.measured:.4g}"
+
+
+def _prompt(detail: Mapping[str, Any]) -> str:
+    """A prompt that a check names, and what is known of it."""
+    text = shortened(repr(detail["prompt"]), _MOST_CHARACTERS)
+    if "says" in detail:
+        return f"{text} → {detail['says'].strip()!r}"
+    if "before" in detail:
+        return f"{text}: {detail['before']!r} → {detail['after']!r}"
+    return text
+
+
+def show_verdict(terminal: Terminal, verdict: Verdict) -> None:
+    """One line that says how it went, in its colour, and the facts that are not said."""
+    terminal.line(f"Verdict: {verdict}", style=f"bold {STYLES[verdict.outcome]}")
+    if missed := verdict.missed():
+        terminal.line(missed, style="red")
 
 
 def refuse_failed(terminal: Terminal, report: GateReport, hint: str = "") -> None:

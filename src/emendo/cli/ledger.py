@@ -291,15 +291,14 @@ def pending_edit(
         yield pending
 
 
-def keep_edit(terminal: Terminal, pending: PendingEdit, update: Any, document: dict[str, Any]) -> dict[str, Any]:
+def keep_edit(pending: PendingEdit, update: Any, document: dict[str, Any]) -> dict[str, Any]:
     """Commit an edit with what was measured; gives what the report says about the record."""
     metrics = {"layers": document["layers"]}
     if (judgement := document["judgement"]) is not None:
         scores = {when: judgement[when]["scores"] for when in ("before", "after")}
-        metrics |= {**scores, "perplexity": judgement["perplexity"]}
-    record = pending.commit(update, metrics=metrics, gate=document.get("gate"))
-    terminal.line(f"Ledger: record {record.id[:12]} ({record.operation}, number {record.number})")
-    return record.to_dict()
+        said = judgement["said"]["after"]
+        metrics |= {**scores, "perplexity": judgement["perplexity"], "said": said}
+    return pending.commit(update, metrics=metrics, gate=document.get("gate")).to_dict()
 
 
 # ---- how -------------------------------------------------------------------------------------------------------

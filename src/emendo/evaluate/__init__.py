@@ -29,7 +29,7 @@ from emendo.evaluate.probes import ProbeScores, probe_means, probe_scores
 from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.reference import ReferenceVocabulary, reference_score
 from emendo.evaluate.retention import Retention, Share, retention
-from emendo.evaluate.said import SaidRecord, begins_with, said_records
+from emendo.evaluate.said import SAID_METRICS, SaidPrompt, SaidRecord, begins_with, said_means, said_records
 from emendo.evaluate.samples import SampledPrompt, sampled_prompts
 from emendo.evaluate.scoring import RecordScores, evaluate_records, score_records, score_targets
 from emendo.evaluate.shift import (
@@ -48,6 +48,7 @@ from emendo.evaluate.zsre import ZSRE_METRICS, ZsreScores, prediction_agreement,
 __all__ = [
     "GENERATED_METRICS",
     "METRICS",
+    "SAID_METRICS",
     "ZSRE_METRICS",
     "DistributionShift",
     "EditScores",
@@ -62,6 +63,7 @@ __all__ = [
     "RecordScores",
     "ReferenceVocabulary",
     "Retention",
+    "SaidPrompt",
     "SaidRecord",
     "SampledPrompt",
     "Share",
@@ -100,6 +102,7 @@ __all__ = [
     "retention",
     "rewrite_magnitude",
     "rewrite_success",
+    "said_means",
     "said_records",
     "sampled_prompts",
     "score_records",

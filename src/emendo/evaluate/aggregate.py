@@ -196,12 +196,13 @@ def _notes(records: Sequence[RecordScore], score_defined: bool) -> list[str]:
     notes = []
     n = len(records)
     unknown = [record for record in records if record.target_true is None]
-    if unknown:
+    if len(unknown) == n:
+        notes.append("No target_true: ES, PS, NS and S were not measured")
+    elif unknown:
         skipped = sum(len(record.neighborhood) for record in unknown)
         notes.append(
-            f"{len(unknown)} of {n} records have no target_true: they count in EA, PA, EP and PP "
-            f"only. NS, NM, NA and NP are not defined for them, so their {skipped} neighborhood "
-            "prompts count nowhere"
+            f"{len(unknown)} of {n} records have no target_true: they count in EA, PA, EP and PP only, and their "
+            f"{skipped} neighborhood prompts count nowhere"
         )
     for kind, names, missing in (
         ("paraphrase", "PS, PM, PA, PP", sum(not record.paraphrase for record in records)),
@@ -214,6 +215,6 @@ def _notes(records: Sequence[RecordScore], score_defined: bool) -> list[str]:
         notes.append(
             f"{same} of {n} records have target equal to target_true: every comparison is a tie, which counts 0"
         )
-    if not score_defined:
+    if not score_defined and len(unknown) < n:
         notes.append("S is not defined: it needs ES, PS and NS")
     return notes

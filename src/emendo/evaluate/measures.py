@@ -17,6 +17,7 @@ from emendo.evaluate.generated import GENERATED_METRICS, GeneratedAnswer, genera
 from emendo.evaluate.measure import SIDE_EFFECTS, Column, Curve, Given, Measure, Panel
 from emendo.evaluate.probes import ProbeScore, probe_means, probe_scores
 from emendo.evaluate.proportion import wilson_interval
+from emendo.evaluate.said import SaidRecord, said_means
 from emendo.evaluate.shift import distribution_shift
 from emendo.evaluate.snapshot import Snapshot
 from emendo.evaluate.table import mean_over_records
@@ -113,39 +114,16 @@ def _generated_panel(kind: str, title: str, how: str) -> Panel:
 # ---- what is said ----------------------------------------------------------------------------------------------
 
 
-def _said_rows(snapshot: Snapshot, given: Given) -> list[dict[str, Any]]:
-    return [
-        {"edited": asdict(record.edited), "paraphrase": [asdict(prompt) for prompt in record.paraphrase]}
-        for record in snapshot.said
-    ]
-
-
-def _said_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Percent of records, and of the paraphrases of a record, that are continued with the new target."""
-    shares = [
-        {
-            "edited": float(row["edited"]["hit"]),
-            "paraphrase": float(np.mean([prompt["hit"] for prompt in row["paraphrase"]]))
-            if row["paraphrase"]
-            else None,
-        }
-        for row in rows
-    ]
-    return mean_over_records(shares, ("edited", "paraphrase"), scale=100).to_dict()
-
-
 _SAID = Panel(
     "said",
     "What is said",
     tuple(
-        _share_column(
-            f"said_{kind}",
-            f"said, {kind}",
-            "said.{when}",
-            kind,
-            f"greedy text after the {what} begins with the new target",
+        _share_column(name, label, "said.{when}", name, f"greedy text after {what} begins with the new target")
+        for name, label, what in (
+            ("said", "said", "the edited prompt"),
+            ("said_paraphrase", "said, paraphrase", "paraphrases"),
+            ("said_chat", "said, chat", "the edited prompt in chat"),
         )
-        for kind, what in (("edited", "edited prompt"), ("paraphrase", "paraphrases"))
     ),
 )
 
@@ -313,8 +291,8 @@ MEASURES: Registry[Measure] = Registry(
             name="said",
             meaning="greedy text begins with the new target as whole words",
             stage="what is said",
-            ask=_said_rows,
-            summarise=_of_rows(_said_means),
+            ask=lambda snapshot, given: [record.to_dict() for record in snapshot.said],
+            summarise=_of_rows(lambda rows: said_means([SaidRecord.from_dict(row) for row in rows]).to_dict()),
             rows=True,
             panels=(_SAID,),
             title="What is said",

@@ -6,16 +6,17 @@ Teacher forcing cannot see this: with every token of " Astana" the most likely o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from emendo.evaluate.generated import generate_texts
 from emendo.evaluate.matching import normalised_words
+from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import ModelAdapter
 from emendo.models.alignment import encode_target
-from emendo.progress import Progress
-from emendo.requests import EditRecord, keeps_joint
+from emendo.models.generation import continue_rows
+from emendo.progress import Progress, Silent
+from emendo.requests import EditRecord, EditRequest, keeps_joint
 
 MORE_TOKENS = 2
 """Generated beyond the target's own tokens, so that "Romeo" is not taken for "Rome"."""
@@ -43,20 +44,59 @@ class SaidRecord:
     Attributes:
         edited: To the edited prompt.
         paraphrase: To its other wordings.
+        chat: To the edited prompt as a user's message, where the answer begins with that prompt; None for a model
+            without a chat template.
     """
 
     edited: SaidPrompt
     paraphrase: tuple[SaidPrompt, ...] = ()
+    chat: SaidPrompt | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "paraphrase": [asdict(prompt) for prompt in self.paraphrase]}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> SaidRecord:
+        """What `to_dict` gave."""
+        chat = row["chat"]
+        return cls(
+            SaidPrompt(**row["edited"]),
+            tuple(SaidPrompt(**prompt) for prompt in row["paraphrase"]),
+            None if chat is None else SaidPrompt(**chat),
+        )
+
+
+SAID_METRICS = ("said", "said_paraphrase", "said_chat")
+"""Shares of `said_means`."""
+
+
+def said_means(records: Sequence[SaidRecord]) -> Means:
+    """Percent of records whose prompt, paraphrases (mean of a record's) and chat are continued with the new target.
+
+    Args:
+        records: At least one.
+    """
+    rows = [
+        {
+            "said": float(record.edited.hit),
+            "said_paraphrase": sum(p.hit for p in record.paraphrase) / len(record.paraphrase)
+            if record.paraphrase
+            else None,
+            "said_chat": None if record.chat is None else float(record.chat.hit),
+        }
+        for record in records
+    ]
+    return mean_over_records(rows, SAID_METRICS, scale=100)
 
 
 def said_records(
     adapter: ModelAdapter, records: Sequence[EditRecord], *, progress: Progress | None = None
 ) -> tuple[SaidRecord, ...]:
-    """What the model says to the prompt and the paraphrases of every record.
+    """What the model says to the prompt and the paraphrases of every record, and to the prompt in chat.
+
+    In chat the prompt is the whole message of one user, and the answer is begun with the same prompt, so that the new
+    target has to follow there as well.
 
     Args:
         adapter: The model as it stands.
@@ -66,26 +106,41 @@ def said_records(
     Raises:
         InputError: A prompt or a target has no token, or a prompt is longer than the model's positions.
     """
-    asked = [(record.request.text, *record.paraphrase_prompts) for record in records]
+    prompts = [prompt for record in records for prompt in (record.request.text, *record.paraphrase_prompts)]
+    raw = {prompt: adapter.encode(_trimmed(prompt)) for prompt in prompts}
+    chat: dict[str, list[int]] = {}
+    if adapter.has_chat_template:
+        for prompt in (record.request.text for record in records):
+            chat[prompt] = [*adapter.encode_chat(prompt), *adapter.encode_bare(_trimmed(prompt))]
+    rows = [*raw.values(), *chat.values()]
     requests = [record.request for record in records]
     targets = [encode_target(adapter, one.text, one.target, one.join)[1] for one in requests]
-    longest = max(map(len, targets), default=0)
-    prompts = [prompt for own in asked for prompt in own]
-    found = generate_texts(adapter, prompts, chat=False, new_tokens=longest + MORE_TOKENS, progress=progress)
-    texts = dict(zip(prompts, (one.text for one in found), strict=True))
-    judged = []
-    for request, own in zip(requests, asked, strict=True):
-        edited, *paraphrase = (
-            SaidPrompt(
-                prompt,
-                texts[prompt],
-                begins_with(texts[prompt], request.target)
-                and keeps_joint(prompt, texts[prompt], request.target, request.join),
-            )
-            for prompt in own
+    longest = max(map(len, targets), default=0) + MORE_TOKENS
+    progress = progress or Silent()
+    progress.start("what is said", len(rows))
+    found = continue_rows(adapter, rows, [longest] * len(rows), on_rows=progress.advance) if rows else []
+    progress.finish()
+    texts = [adapter.decode_after(row, one.ids) for row, one in zip(rows, found, strict=True)]
+    said = dict(zip(raw, texts[: len(raw)], strict=True))
+    said_in_chat = dict(zip(chat, texts[len(raw) :], strict=True))
+
+    def judged(request: EditRequest, prompt: str, text: str) -> SaidPrompt:
+        joined = keeps_joint(prompt, text, request.target, request.join)
+        return SaidPrompt(prompt, text, joined and begins_with(text, request.target))
+
+    return tuple(
+        SaidRecord(
+            judged(record.request, record.request.text, said[record.request.text]),
+            tuple(judged(record.request, prompt, said[prompt]) for prompt in record.paraphrase_prompts),
+            judged(record.request, record.request.text, said_in_chat[record.request.text]) if chat else None,
         )
-        judged.append(SaidRecord(edited, tuple(paraphrase)))
-    return tuple(judged)
+        for record in records
+    )
+
+
+def _trimmed(prompt: str) -> str:
+    """A space at the end of a prompt belongs to what follows, as in `generate_texts`."""
+    return prompt.rstrip(" ") or prompt
 
 
 def begins_with(text: str, target: str) -> bool:

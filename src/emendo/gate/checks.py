@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from emendo.evaluate import Snapshot
 from emendo.gate.canary_checks import (
@@ -94,11 +95,12 @@ def _verdict(config: CheckConfig, found: Measurement, judged: float, at_least: b
     number = f"{judged:.4g}"
     if isinstance(config, ShareConfig) and judged != found.value:
         number = f"{found.value:.4g}, of its interval the {config.judge.replace('_', ' ')} {judged:.4g},"
+    told = found.words if found.whole else f"{number} {found.words}"
     expected = f"expected at {'least' if at_least else 'most'} {config.limit:g}"
     if passed:
-        return f"{number} {found.words}; {expected}"
+        return f"{told}; {expected}"
     # A share or ratio that fails by its fourth digit would read "off by 0" in fixed places.
-    return f"{number} {found.words}; {expected}, off by {abs(judged - config.limit):.3g}"
+    return f"{told}; {expected}, off by {abs(judged - config.limit):.3g}"
 
 
 # ---- what the edit is for --------------------------------------------------------------------------------------
@@ -110,28 +112,38 @@ def _success(name: str, config: SuccessConfig, evidence: Evidence) -> Measuremen
         return Measurement(None, 0, "there is no record of what was edited (--requests FILE)")
     of_edit = name == "efficacy"
     outcomes = _outcomes(config, evidence.after, of_edit)
-    known = [(prompt, hit) for prompt, hit in outcomes if hit is not None]
+    known = [(missed, hit) for missed, hit in outcomes if hit is not None]
     if not outcomes:
         return Measurement(None, 0, "no record has paraphrase_prompts (--requests FILE)")
     if not known:
         return Measurement(None, 0, 'no record names target_true, which "beats_true" compares with')
-    words = f"of {len(known)} {'requests' if of_edit else 'paraphrases'} give the new target by {config.success}"
+    words = f"of {len(known)} {'requests' if of_edit else 'paraphrases'} {_SUCCESS[config.success]}"
     left = len(outcomes) - len(known)
     words += f", {left} without target_true left out" if left else ""
-    missed = [{"prompt": prompt} for prompt, hit in known if not hit]
+    missed = [detail for detail, hit in known if not hit]
     return share_of(len(known) - len(missed), len(known), words, missed[:SHOWN])
 
 
-def _outcomes(config: SuccessConfig, after: Snapshot, of_edit: bool) -> list[tuple[str, bool | None]]:
+_SUCCESS = {
+    "argmax": 'give the new target at every token (success = "argmax")',
+    "beats_true": 'prefer the new target (success = "beats_true")',
+    "generated": 'say the new target (success = "generated")',
+}
+
+
+def _outcomes(config: SuccessConfig, after: Snapshot, of_edit: bool) -> list[tuple[dict[str, Any], bool | None]]:
     """Every prompt that should give the new target, and whether it does; None where that cannot be said."""
     if config.success == "generated":
         said = [[record.edited] if of_edit else record.paraphrase for record in after.said]
-        return [(prompt.prompt, prompt.hit) for row in said for prompt in row]
+        return [({"prompt": prompt.prompt, "says": prompt.text}, prompt.hit) for row in said for prompt in row]
     scores = [score for record in after.scored for score in (record.efficacy if of_edit else record.paraphrase)]
     if config.success == "argmax":
-        return [(score.prompt, score.target.argmax) for score in scores]
+        return [({"prompt": score.prompt}, score.target.argmax) for score in scores]
     return [
-        (score.prompt, None if score.target_true is None else score.target.nll < score.target_true.nll)
+        (
+            {"prompt": score.prompt},
+            None if score.target_true is None else score.target.nll < score.target_true.nll,
+        )
         for score in scores
     ]
 
@@ -143,7 +155,7 @@ def _neighborhood_flips(evidence: Evidence) -> Measurement:
     before, after = evidence.before.neighborhood, evidence.after.neighborhood
     if before is None or after is None:
         return Measurement(None, 0, "no record has neighborhood_prompts (--requests FILE)")
-    return flips(evidence.adapter, before, after, "neighbourhood prompts")
+    return flips(evidence.adapter, before, after, "neighborhood prompts")
 
 
 def _neighborhood_lost(evidence: Evidence) -> Measurement:
@@ -156,16 +168,17 @@ def _neighborhood_lost(evidence: Evidence) -> Measurement:
     ]
     held = [(old, new) for old, new in pairs if old.target_true is not None and old.target_true.argmax]
     if not held:
-        return Measurement(None, 0, "no neighbourhood prompt gave its record's target_true before (--requests FILE)")
+        return Measurement(None, 0, "no neighborhood prompt gave its record's target_true before (--requests FILE)")
     lost = [{"prompt": old.prompt} for old, new in held if new.target_true is not None and not new.target_true.argmax]
-    words = f"of {len(held)} neighbourhood prompts that gave their true target no longer do"
+    words = f"of {len(held)} neighborhood prompts that gave their true target no longer do"
     return share_of(len(lost), len(held), words, lost[:SHOWN])
 
 
 def _perplexity_ratio(evidence: Evidence) -> Measurement:
     before, after = evidence.before.perplexity(), evidence.after.perplexity()
-    words = f"times the perplexity of the packaged text ({before.value:.2f} to {after.value:.2f})"
-    return Measurement(after.value / before.value, after.predicted_tokens, words)
+    ratio = after.value / before.value
+    words = f"perplexity of the packaged text {before.value:.2f} → {after.value:.2f} (× {ratio:.4f})"
+    return Measurement(ratio, after.predicted_tokens, words, whole=True)
 
 
 # ---- how far the weights have moved ----------------------------------------------------------------------------
@@ -173,25 +186,25 @@ def _perplexity_ratio(evidence: Evidence) -> Measurement:
 
 def _norm_growth(evidence: Evidence) -> Measurement:
     if not evidence.layers:
-        return Measurement(0.0, 0, "of a weight's norm: the edit changes no weights")
+        return Measurement(0.0, 0, "the edit changes no weights", whole=True)
     growth = {change.layer: change.norm_growth for change in evidence.layers}
     worst = _worst(growth)
-    words = f"of the norm of the weight is the norm of all updates together, in layer {worst}"
+    words = f"all updates together are {100 * growth[worst]:.2g} % of the weight's norm (layer {worst})"
     details = [{"layer": layer, "norm_growth": value} for layer, value in growth.items()]
-    return Measurement(growth[worst], len(growth), words, details=tuple(details))
+    return Measurement(growth[worst], len(growth), words, details=tuple(details), whole=True)
 
 
 def _relative_cost(evidence: Evidence) -> Measurement:
     if not evidence.layers:
-        return Measurement(0.0, 0, "of the output's mean square: the edit changes no weights")
+        return Measurement(0.0, 0, "the edit changes no weights", whole=True)
     costs = {change.layer: change.relative_cost for change in evidence.layers}
     priced = {layer: cost for layer, cost in costs.items() if cost is not None}
     if not priced:
         return Measurement(None, 0, evidence.unpriced)
     worst = _worst(priced)
-    words = f"of the output's mean square on preserved keys is changed, in layer {worst}"
+    words = f"relative change of the layer's output on ordinary text {priced[worst]:.3g} (layer {worst})"
     details = [{"layer": layer, "relative_cost": cost} for layer, cost in priced.items()]
-    return Measurement(priced[worst], len(priced), words, details=tuple(details))
+    return Measurement(priced[worst], len(priced), words, details=tuple(details), whole=True)
 
 
 def _worst(values: Mapping[int, float]) -> int:

@@ -61,6 +61,7 @@ class Measurement:
         words: What it is, or why there is no number.
         interval: 95 % Wilson interval of a share.
         details: What it is made of.
+        whole: `words` say the number as well.
     """
 
     value: float | None
@@ -68,6 +69,7 @@ class Measurement:
     words: str
     interval: tuple[float, float] | None = None
     details: tuple[Mapping[str, Any], ...] = field(default=())
+    whole: bool = False
 
 
 def share_of(hits: int, n: int, words: str, details: Sequence[Mapping[str, Any]] = ()) -> Measurement:

@@ -13,6 +13,7 @@ from emendo.io.whole_file import write_json, write_text
 from emendo.io.writable import check_writable
 from emendo.report.judging import Judgement
 from emendo.report.markdown import markdown_report
+from emendo.report.verdict import Verdict
 from emendo.updates.update import ModelUpdate
 
 UPDATE_NAME = "update.safetensors"
@@ -40,7 +41,9 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         )
 
 
-def report_document(plan: Plan, judgement: Judgement | None, seconds: dict[str, float]) -> dict[str, Any]:
+def report_document(
+    plan: Plan, judgement: Judgement | None, seconds: dict[str, float], verdict: Verdict | None = None
+) -> dict[str, Any]:
     """Everything about an edit as one JSON document."""
     return {
         "format": "emendo.report",
@@ -54,10 +57,11 @@ def report_document(plan: Plan, judgement: Judgement | None, seconds: dict[str, 
         "base": plan.update.base,
         "preceding": list(plan.update.preceding),
         "training": None,  # what a baseline's training did
-        **plan.update.info,
+        **{name: value for name, value in plan.update.info.items() if name != "measured"},
         "warnings": list(plan.warnings),
         "seconds": seconds,
         "judgement": judgement.to_dict() if judgement is not None else None,
+        "verdict": verdict.to_dict() if verdict is not None else None,
     }
 
 

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
-from emendo.evaluate import RecordScores, Snapshot, sampled_prompts
+from emendo.evaluate import (
+    METRICS,
+    SAID_METRICS,
+    Means,
+    RecordScores,
+    SaidRecord,
+    SampledPrompt,
+    Snapshot,
+    begins_with,
+    said_means,
+    sampled_prompts,
+)
 from emendo.progress import Progress
 from emendo.requests import EditRecord
+
+Mark: TypeAlias = Literal["said", "not said", "kept", "lost", "changed", ""]
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,9 @@ class Sample:
         wanted: What it should say after the edit; empty where unknown.
         before: Greedy continuation of the model without the update.
         after: Greedy continuation of the model with it.
+        mark: ``"said"`` or ``"not said"``: whether `after` begins with the new target as whole words. Of a neighbor
+            ``"kept"`` or ``"lost"`` where it was right before, ``"changed"`` where it was not and says something else,
+            and empty where it says the same.
     """
 
     kind: str
@@ -31,11 +47,12 @@ class Sample:
     wanted: str
     before: str
     after: str
+    mark: Mark = ""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What an update does to the facts it writes, to their neighbours, and to plain text.
+    """What an update does to the facts it writes, to their neighbors, and to plain text.
 
     Attributes:
         before: Scores without the update.
@@ -43,6 +60,8 @@ class Judgement:
         perplexity_before: On the packaged text, without the update.
         perplexity_after: On the packaged text, with it.
         samples: Generations, before and after.
+        said_before: What the model says to each fact without the update.
+        said_after: What it says with it.
         seconds: Wall time of the whole judgement.
     """
 
@@ -51,6 +70,8 @@ class Judgement:
     perplexity_before: float
     perplexity_after: float
     samples: tuple[Sample, ...]
+    said_before: tuple[SaidRecord, ...]
+    said_after: tuple[SaidRecord, ...]
     seconds: float
 
     @property
@@ -58,11 +79,30 @@ class Judgement:
         """Perplexity after over before."""
         return self.perplexity_after / self.perplexity_before
 
+    @property
+    def neighbors(self) -> tuple[int, int]:
+        """Of the neighborhood prompts that gave their true target by argmax before, how many still do."""
+        known = [
+            new.target_true is not None and new.target_true.argmax
+            for was, now in zip(self.before.records, self.after.records, strict=True)
+            for old, new in zip(was.neighborhood, now.neighborhood, strict=True)
+            if old.target_true is not None and old.target_true.argmax
+        ]
+        return sum(known), len(known)
+
+    def said(self) -> dict[str, Means]:
+        """Means of what is said, before and after."""
+        return {"before": said_means(self.said_before), "after": said_means(self.said_after)}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
+            "said": {
+                **{when: means.to_dict() for when, means in self.said().items()},
+                "records": [record.to_dict() for record in self.said_after],
+            },
             "perplexity": {
                 "before": self.perplexity_before,
                 "after": self.perplexity_after,
@@ -70,6 +110,23 @@ class Judgement:
             },
             "samples": [asdict(sample) for sample in self.samples],
         }
+
+    def recorded(self) -> dict[str, Any]:
+        """What an update's own file keeps of it: scores, perplexity, and what was said to every fact."""
+        after = self.after.scores.to_dict()
+        return {
+            "scores": {name: after[name] for name in METRICS} | {"n": after["n"]},
+            "said": {name: self.said()["after"].values[name] for name in SAID_METRICS},
+            "perplexity": {"before": self.perplexity_before, "after": self.perplexity_after},
+            "neighbors": dict(zip(("kept", "of"), self.neighbors, strict=True)),
+            "answers": [{"says": record.edited.text, "said": record.edited.hit} for record in self.said_after],
+        }
+
+
+def with_judgement(plan: Plan, judgement: Judgement) -> Plan:
+    """The plan with what was measured in its update's `info`, under ``"measured"``; its identity stays the same."""
+    info = {**plan.update.info, "measured": judgement.recorded()}
+    return replace(plan, update=replace(plan.update, info=info))
 
 
 def judge(
@@ -100,14 +157,41 @@ def judge(
     begin = time.perf_counter()
     if before is None or after is None:
         before, after = edit_snapshots(session, plan, records, progress=progress)
-    scores_before, ppl_before, texts_before = _asked(before, shown, new_tokens)
-    scores_after, ppl_after, texts_after = _asked(after, shown, new_tokens)
-    samples = tuple(
-        Sample(one.kind, one.prompt, one.wanted, old, new)
-        for one, old, new in zip(sampled_prompts(records, shown), texts_before, texts_after, strict=True)
+    sampled = sampled_prompts(records, shown)
+    texts: list[tuple[str, ...]] = []
+    for state in (before, after):  # one state after the other
+        _ = state.scores, state.perplexity(), state.said
+        prompts = [one.prompt for one in sampled_prompts(state.records, shown)]
+        texts.append(state.continuations(prompts, new_tokens))
+    return Judgement(
+        before.scores,
+        after.scores,
+        before.perplexity().value,
+        after.perplexity().value,
+        _samples(sampled, texts[0], texts[1], after.said),
+        before.said,
+        after.said,
+        time.perf_counter() - begin,
     )
-    seconds = time.perf_counter() - begin
-    return Judgement(scores_before, scores_after, ppl_before, ppl_after, samples, seconds)
+
+
+def _samples(
+    prompts: Sequence[SampledPrompt], before: Sequence[str], after: Sequence[str], said: Sequence[SaidRecord]
+) -> tuple[Sample, ...]:
+    samples = []
+    for one, old, new in zip(prompts, before, after, strict=True):
+        record = said[one.position]
+        mark: Mark = ""
+        if one.kind == "neighbor":
+            if one.wanted and begins_with(old, one.wanted):
+                mark = "kept" if begins_with(new, one.wanted) else "lost"
+            elif old != new:
+                mark = "changed"
+        else:
+            asked = record.edited if one.kind == "edited" else record.paraphrase[0]
+            mark = "said" if asked.hit else "not said"
+        samples.append(Sample(one.kind, one.prompt, one.wanted, old, new, mark))
+    return tuple(samples)
 
 
 def edit_snapshots(
@@ -126,8 +210,3 @@ def edit_snapshots(
         Snapshot(session.lm, records, progress=progress),
         Snapshot(lambda: session.preview([plan.update]), asked, progress=progress),
     )
-
-
-def _asked(snapshot: Snapshot, shown: int, new_tokens: int) -> tuple[RecordScores, float, tuple[str, ...]]:
-    prompts = [sample.prompt for sample in sampled_prompts(snapshot.records, shown)]
-    return snapshot.scores, snapshot.perplexity().value, snapshot.continuations(prompts, new_tokens)

@@ -7,9 +7,9 @@ from typing import Any
 
 from emendo.io.printable import printable
 from emendo.models.rounding import LEAST_KEPT
-from emendo.report.tables import added_ridge_note, layer_table, target_table, training_table
+from emendo.report.tables import added_ridge_note, layer_table, score_table, target_table, training_table
 
-NOT_JUDGED = "Nothing was judged: what this edit does to its facts, their neighbours and other text was not measured"
+NOT_JUDGED = "Nothing was judged: what this edit does to its facts, their neighbors and other text was not measured"
 """Said where a judgement would stand."""
 
 _ROUNDED = (
@@ -29,8 +29,6 @@ _LOOK_INSIDE = [
 ]
 """Pages about the same edit."""
 
-SHOWN_SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
-
 
 def markdown_report(document: dict[str, Any]) -> str:
     """The report as Markdown text.
@@ -40,8 +38,9 @@ def markdown_report(document: dict[str, Any]) -> str:
     """
     method, base = document["method"], document["base"]
     lines = [
-        f"# {len(document['requests'])} edit(s) of {base.get('name', 'a model')} with {method['name']}",
+        f"# {_what(document['requests'])} ({base.get('name', 'a model')}, method {method['name']})",
         "",
+        *_verdict(document.get("verdict")),
         f"Base weights `{base.get('weights_sha256', '')[:16]}…`, update `{document['update']['id'][:16]}…` "
         f"({document['update']['bytes']:,} bytes, layers {document['update']['layers']}, "
         f"rank {document['update']['rank']}), seed {document['seed']}.",
@@ -78,18 +77,27 @@ def markdown_report(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _what(requests: Sequence[dict[str, Any]]) -> str:
+    """What was edited, in a heading."""
+    if len(requests) == 1:
+        return f"{requests[0]['subject']} → {requests[0]['target'].strip()}"
+    return f"{len(requests)} facts"
+
+
+def _verdict(verdict: dict[str, Any] | None) -> list[str]:
+    if verdict is None:
+        return []
+    missed = [
+        f"* not said: {printable(m['prompt'])} → {printable(m['says'])}, not {printable(m['target'])}"
+        for m in verdict["misses"]
+    ]
+    return [f"**Verdict:** {verdict['text']}", "", *missed, *([""] if missed else [])]
+
+
 def _judgement(judgement: dict[str, Any]) -> list[str]:
-    before, after = judgement["before"]["scores"], judgement["after"]["scores"]
-    n = after["n"]
-    lines = [f"## Scores (percent, n = {n}, scored at once after one batch)", ""]
-    lines += _table(
-        ("metric", "before", "after", f"{after['bootstrap']['confidence']:.0%} interval after"),
-        (
-            (name, _percent(before[name]), _percent(after[name]), _interval(after["intervals"][name]))
-            for name in SHOWN_SCORES
-            if after[name] is not None
-        ),
-    )
+    after = judgement["after"]["scores"]
+    lines = [f"## Scores (percent, n = {after['n']}, scored right after the edit)", ""]
+    lines += _table(*score_table(judgement))
     lines += [f"* {note}" for note in after["notes"]] + ([""] if after["notes"] else [])
     ppl = judgement["perplexity"]
     lines += [
@@ -100,8 +108,8 @@ def _judgement(judgement: dict[str, Any]) -> list[str]:
         "",
     ]
     lines += _table(
-        ("", "prompt", "before", "after"),
-        ((s["kind"], s["prompt"], s["before"], s["after"]) for s in judgement["samples"]),
+        ("", "prompt", "before", "after", ""),
+        ((s["kind"], s["prompt"], s["before"], s["after"], s.get("mark", "")) for s in judgement["samples"]),
     )
     return lines
 
@@ -141,14 +149,6 @@ def _training(document: dict[str, Any]) -> list[str]:
         "",
         *_table(*training_table(document)),
     ]
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
-
-
-def _interval(bounds: Sequence[float] | None) -> str:
-    return "–" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
+
+SHOWN_SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 
 Rows: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Header and rows."""
@@ -34,6 +36,35 @@ def layer_table(document: Mapping[str, Any]) -> Rows:
     used = [i for i, name in enumerate(columns) if any(row[i] not in (None, plain.get(name)) for row in rows)]
     names = tuple(columns)
     return tuple(names[i] for i in used), [tuple(row[i] or "–" for i in used) for row in rows]
+
+
+def score_table(judgement: Mapping[str, Any]) -> Rows:
+    """Scores before and after in percent, with what is said beside them; metrics that are not defined are left out.
+
+    Args:
+        judgement: As `Judgement.to_dict` gives it.
+    """
+    before, after = judgement["before"]["scores"], judgement["after"]["scores"]
+    rows = _score_rows(SHOWN_SCORES, before, after)
+    if (said := judgement.get("said")) is not None:  # reports of earlier versions have none
+        rows += _score_rows(tuple(name for name in said["after"]["counts"]), said["before"], said["after"])
+    return ("metric", "before", "after", f"{after['bootstrap']['confidence']:.0%} interval after"), rows
+
+
+def _score_rows(names: Sequence[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (name.replace("_", ", "), _percent(before[name]), _percent(after[name]), _interval(after["intervals"][name]))
+        for name in names
+        if after[name] is not None
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "–" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
 
 
 def target_table(document: Mapping[str, Any]) -> Rows:

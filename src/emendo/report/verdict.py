@@ -1,0 +1,154 @@
+"""The verdict on an edit in one line: what was written and said, what it cost, and what was not measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from emendo.gate.report import GateReport
+from emendo.report.judging import Judgement
+
+Outcome: TypeAlias = Literal["good", "doubtful", "bad"]
+
+SHOWN_MISSES = 5
+"""Facts that are named because they are not said."""
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A fact that is not said.
+
+    Attributes:
+        prompt: The edited prompt.
+        target: What it should say.
+        says: What it says.
+    """
+
+    prompt: str
+    target: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of an edit.
+
+    Attributes:
+        facts: Facts of the edit.
+        written: Of them, those whose every target token is the most likely one; None where nothing was judged.
+        said: Of them, those that a greedy continuation says, as whole words; None where nothing was judged.
+        said_in_chat: The same through the chat template; None where the model has none or nothing was judged.
+        paraphrases: Paraphrases that say the new target, and of how many; None where none was asked.
+        neighbors: Neighborhood prompts that keep their true target, and of how many; None where none had it before.
+        perplexity_ratio: Of the packaged text, after over before; None where it was not measured.
+        gate: How the gate ended; None without one.
+        failed: Checks of it that fail.
+        not_measured: What nothing is known of: kinds of prompts, and checks of the gate.
+        checks: Checks of the gate.
+        misses: The facts that are not said.
+    """
+
+    facts: int
+    written: int | None = None
+    said: int | None = None
+    said_in_chat: int | None = None
+    paraphrases: tuple[int, int] | None = None
+    neighbors: tuple[int, int] | None = None
+    perplexity_ratio: float | None = None
+    gate: Literal["passed", "failed", "overridden"] | None = None
+    failed: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()
+    checks: int = 0
+    misses: tuple[Miss, ...] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """``"good"`` only where everything was measured, said and kept, and no gate failed."""
+        if self.gate in ("failed", "overridden") or self.said == 0:
+            return "bad"
+        partial = (part is not None and part[0] < part[1] for part in (self.paraphrases, self.neighbors))
+        whole = self.said == self.facts and self.said_in_chat in (None, self.facts)
+        return "good" if whole and not self.not_measured and not any(partial) else "doubtful"
+
+    def __str__(self) -> str:
+        parts = []
+        if self.written is None:
+            parts.append(f"{_facts(self.facts)} planned, nothing judged")
+        else:
+            chat = "" if self.said_in_chat is None else f", {self.said_in_chat} said in chat"
+            parts.append(f"{self.written} of {_facts(self.facts)} written, {self.said} said{chat}")
+        if self.paraphrases is not None:
+            parts.append(f"paraphrases {self.paraphrases[0]} of {self.paraphrases[1]} said")
+        if self.neighbors is not None:
+            parts.append(f"neighbors {self.neighbors[0]} of {self.neighbors[1]} kept")
+        if self.perplexity_ratio is not None:
+            parts.append(f"perplexity × {self.perplexity_ratio:.4f}")
+        if self.gate is not None:
+            named = f": {', '.join(self.failed)}" if self.failed else f", {self.checks} checks"
+            parts.append(f"gate {self.gate}{named}")
+        if self.not_measured:
+            parts.append(f"NOT MEASURED: {', '.join(self.not_measured)}")
+        return "; ".join(parts) + "."
+
+    def missed(self) -> str:
+        """The facts that are not said, with what is said instead; empty where all are."""
+        if not self.misses:
+            return ""
+        named = [f"{miss.prompt!r} → {miss.says!r}, not {miss.target!r}" for miss in self.misses[:SHOWN_MISSES]]
+        more = f" and {len(self.misses) - SHOWN_MISSES} more" if len(self.misses) > SHOWN_MISSES else ""
+        return f"Not said: {'; '.join(named)}{more}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        pairs = {name: getattr(self, name) for name in ("paraphrases", "neighbors")}
+        return {
+            **asdict(self),
+            **{name: None if pair is None else list(pair) for name, pair in pairs.items()},
+            "failed": list(self.failed),
+            "not_measured": list(self.not_measured),
+            "misses": [asdict(miss) for miss in self.misses],
+            "outcome": self.outcome,
+            "text": str(self),
+        }
+
+
+def verdict_of(facts: int, judgement: Judgement | None, gate: GateReport | None) -> Verdict:
+    """The verdict on an edit.
+
+    Args:
+        facts: Of the edit.
+        judgement: What was measured of it; None where nothing was.
+        gate: What its gate found; None without one.
+    """
+    found: dict[str, Any] = {}
+    unknown: list[str] = []
+    if judgement is not None:
+        edited = [record.efficacy[0].target.argmax for record in judgement.after.records]
+        said = judgement.said_after
+        chat = [record.chat.hit for record in said if record.chat is not None]
+        paraphrases = [prompt.hit for record in said for prompt in record.paraphrase]
+        targets = [record.target for record in judgement.after.records]
+        found = {
+            "written": sum(edited),
+            "said": sum(record.edited.hit for record in said),
+            "said_in_chat": sum(chat) if chat else None,
+            "paraphrases": (sum(paraphrases), len(paraphrases)) if paraphrases else None,
+            "neighbors": judgement.neighbors if judgement.neighbors[1] else None,
+            "perplexity_ratio": judgement.perplexity_ratio,
+            "misses": tuple(
+                Miss(record.edited.prompt, target.strip(), record.edited.text.strip())
+                for record, target in zip(said, targets, strict=True)
+                if not record.edited.hit
+            ),
+        }
+        unknown = [name for name in ("paraphrases", "neighbors") if found[name] is None]
+    if gate is not None:
+        found["gate"] = "passed" if gate.passed else "overridden" if gate.forced else "failed"
+        found["failed"] = tuple(check.name for check in gate.failures)
+        found["checks"] = len(gate.checks)
+        unknown += [check.name for check in gate.checks if check.measured is None and check.passed]
+    return Verdict(facts, **found, not_measured=tuple(unknown))
+
+
+def _facts(n: int) -> str:
+    return f"{n} fact{'' if n == 1 else 's'}"

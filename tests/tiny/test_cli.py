@@ -42,14 +42,20 @@ def test_one_fact(emendo: Command, model: str, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     code, text, err = emendo("edit", "--model", model, *FACT, *QUICK, "--target-true", "Paris", "--out", str(out))
     assert code == 0, err
-    for words in ("Before and after", "Scores in percent", "Perplexity", "Rollback: 4 of 4 touched tensors"):
+    for words in (
+        "Before and after",
+        "Scores in percent",
+        "Perplexity",
+        "The model in memory is restored exactly (4 of 4 tensors)",
+        "Verdict: ",
+    ):
         assert words in text
     assert "targets:" in err
     assert sorted(path.name for path in out.iterdir()) == ["report.json", "report.md", "update.safetensors"]
     update = ModelUpdate.load(out / "update.safetensors")
     report = json.loads((out / "report.json").read_text())
     assert report["update"]["id"] == update.id
-    assert "# 1 edit(s)" in (out / "report.md").read_text()
+    assert "# The Eiffel Tower → " in (out / "report.md").read_text()
     assert "emendo see . --model" in (out / "report.md").read_text()
 
 

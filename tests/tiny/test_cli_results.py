@@ -63,7 +63,7 @@ def test_the_demo_can_be_run_again(
 ) -> None:
     written: list[tuple[Any, bool]] = []
 
-    def run_edit(*arguments: Any, overwrite: bool) -> None:
+    def run_edit(*arguments: Any, overwrite: bool, model: str) -> None:
         written.append((arguments[6], overwrite))
 
     monkeypatch.setattr("emendo.cli.demo.run_edit", run_edit)
@@ -105,13 +105,15 @@ def test_a_second_edit_does_not_measure_the_unedited_model_again(
 ) -> None:
     monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "own"))
     perplexities = []
-    for fact in (FACT, [*FACT, "--target", "Tokyo"]):
+    for target in ("Tokyo", "Berlin", "Berlin"):
+        fact = [*FACT, "--target", target]
         code, text, err = emendo("edit", "--model", model, *fact, *QUICK, "--json")
         assert code == 0, err
         perplexities.append((err.count("perplexity:"), json.loads(text)["judgement"]["perplexity"]))
-    (first, before), (second, after) = perplexities
-    assert (first, second) == (2, 1)
-    assert before["before"] == after["before"]
+    assert [count for count, _ in perplexities] == [2, 1, 0]
+    (_, first), (_, second), (_, again) = perplexities
+    assert first["before"] == second["before"]
+    assert second == again
 
 
 # ---- plans -------------------------------------------------------------------------------------------------------

@@ -159,4 +159,4 @@ def test_a_layer_without_a_number_is_not_hidden_by_a_sound_one(name: str) -> Non
     config = config_of(name, 9.0)
     check = judge(name, config, measure(name, config, evidence))
     assert not check.passed
-    assert "in layer 1" in check.words
+    assert "(layer 1)" in check.words

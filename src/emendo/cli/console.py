@@ -116,7 +116,11 @@ class Terminal:
         if self.json_output:
             return
         table = Table(
-            title=_cell(title), title_justify="left", title_style="bold", header_style="bold", highlight=False
+            title=_cell(title) if title else None,
+            title_justify="left",
+            title_style="bold",
+            header_style="bold",
+            highlight=False,
         )
         for name in header:
             table.add_column(_cell(name), overflow="fold")

@@ -44,9 +44,11 @@ def demo(
     chosen.evaluation_prompts(records)
 
     from emendo.editing.session import EditSession
+    from emendo.editing.value_cache import remembered_targets
     from emendo.models import load
 
     terminal.message(f"Editing {len(records)} facts in SmolLM2-135M-Instruct with {method}")
     lm = load("demo", device=device, progress=terminal)
-    session = EditSession(lm, seed=seed, progress=terminal)
+    targets = remembered_targets([record.request for record in records])
+    session = EditSession(lm, seed=seed, targets=targets, progress=terminal)
     run_edit(terminal, session, records, method, chosen_layers, chosen_settings, out, model="demo", overwrite=overwrite)

@@ -56,6 +56,9 @@ def edit(
     who: ledgers.Who = None,
     limits: gate.Gate = None,
     force: gate.Force = False,
+    rejected: Annotated[
+        Path | None, typer.Option("--rejected", help="File for an update that its gate refuses, to look at.")
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -77,11 +80,16 @@ def edit(
         check_free(out, overwrite=overwrite or plan_only)
     ledgers.check_ledger(ledger, records, replace=replace, message=message, who=who)
     chosen_gate = gate.choose_gate(limits, force)
+    if rejected is not None:
+        gate.check_rejected(rejected, chosen_gate)
 
     from emendo.editing.session import EditSession
+    from emendo.editing.value_cache import remembered_targets
     from emendo.models import load
 
-    session = EditSession(load(model, device=device, dtype=dtype, progress=terminal), seed=seed, progress=terminal)
+    targets = remembered_targets([record.request for record in records])
+    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    session = EditSession(lm, seed=seed, targets=targets, progress=terminal)
     if plan_only:
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
         show_plan(terminal, session, resolved.config.evaluation_prompts(records), resolved.to_dict())
@@ -94,6 +102,7 @@ def edit(
             *(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate),
             model=model,
             ledger=ledger,
+            rejected=rejected,
             overwrite=overwrite,
             judged=not no_judge,
         )
@@ -112,6 +121,7 @@ def run_edit(
     *,
     model: str,
     ledger: Path | None = None,
+    rejected: Path | None = None,
     overwrite: bool = False,
     judged: bool = True,
 ) -> dict[str, Any]:
@@ -129,6 +139,7 @@ def run_edit(
         chosen_gate: The limits that it has to hold, if any.
         model: As the command names it.
         ledger: Folder of the ledger that it goes into, if any.
+        rejected: File for an update that its gate refuses; None: it is not written.
         overwrite: Replace a result that is in the folder.
         judged: Measure the model without the edit and with it.
 
@@ -152,7 +163,7 @@ def run_edit(
     begin = time.perf_counter()
     plan = session.plan([record.request for record in records], method, layers=layers, settings=settings)
     # Judgement and gate ask the same two states, and each question once.
-    before, after = edit_snapshots(session, plan, records, progress=terminal)
+    before, after = edit_snapshots(session, plan, records, progress=terminal, remember=True)
     judgement = judge(session, plan, records, before=before, after=after, progress=terminal) if judged else None
     if judgement is not None:
         plan = with_judgement(plan, judgement)
@@ -171,6 +182,8 @@ def run_edit(
     checked = session.verify_rolled_back()
     document["rolled_back_bitwise"] = checked
     document["files"] = write_folder(out, plan.update, document, overwrite=overwrite) if out is not None else {}
+    if rejected is not None and gated is not None and not gated.admitted:
+        document["rejected"] = str(plan.update.save(rejected))
     if pending is not None and (gated is None or gated.admitted):
         document["ledger"] = ledgers.keep_edit(pending, plan.update, document)
     gate.show_verdict(terminal, verdict)
@@ -199,9 +212,12 @@ def run_edit(
     if document["files"]:
         terminal.line(f"Update: {document['files']['update']} ({plan.update.nbytes / 1024:.0f} KiB)")
         terminal.line(f"Report: {document['files']['markdown']}")
+    if "rejected" in document:
+        terminal.line(f"Rejected update: {document['rejected']}")
     terminal.result(document)
     if gated is not None:
-        gate.refuse_failed(terminal, gated, "Nothing was written. --force writes it anyway; the record says so.")
+        written = "Only the rejected update was written." if "rejected" in document else "Nothing was written."
+        gate.refuse_failed(terminal, gated, f"{written} --force writes it anyway; the record says so.")
     return document
 
 
@@ -243,10 +259,10 @@ def show_judgement(terminal: Terminal, judgement: Judgement) -> None:
     )
     after = judgement.after.scores
     terminal.table(
-        f"Scores in percent (n = {after.n}; ES/PS/NS compare probabilities, EA/PA/NA ask for the argmax, said for the "
-        "words of the answer)",
+        f"Scores in percent (n = {after.n})",
         *score_table(judgement.to_dict()),
     )
+    terminal.line("  ES/PS/NS compare probabilities, EA/PA/NA ask for the argmax, said for the words of a greedy text.")
     for note in after.notes:
         terminal.line(f"  {note}")
     terminal.line(

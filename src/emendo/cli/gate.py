@@ -58,7 +58,7 @@ def gate(
     quiet: options.Quiet = False,
 ) -> None:
     """Judge update files: exit code 0 where every declared check holds, 1 where one fails; nothing is written."""
-    from emendo.gate import default_text, read_config, run_gate
+    from emendo.gate import default_text, read_config, reference_snapshot, run_gate
 
     if print_default:
         print(default_text(), end="")
@@ -77,7 +77,8 @@ def gate(
 
     lm = load(model, device=device, dtype=dtype, progress=terminal)
     session = EditSession(lm, seed=_seed(updates), progress=terminal)
-    report = run_gate(session, updates, records, chosen, progress=terminal)
+    before = reference_snapshot(session, records, chosen, progress=terminal, remember=True)
+    report = run_gate(session, updates, records, chosen, before=before, progress=terminal)
     verdict = verdict_of(len(records), None, report)
     show_verdict(terminal, verdict)
     if report.passed:
@@ -115,10 +116,11 @@ class GateChoice:
             before: The session's model without it.
             after: The session's model with it.
         """
-        from emendo.gate import run_gate, with_report
+        from emendo.gate import reference_snapshot, run_gate, with_report
 
-        at_reference = self.config.reference == "current" or not session.applied_updates
-        reference = before if at_reference else None
+        reference = before
+        if self.config.reference == "base" and session.applied_updates:
+            reference = reference_snapshot(session, before.records, self.config, progress=terminal, remember=True)
         report = run_gate(session, plan, before.records, self.config, before=reference, after=after, progress=terminal)
         report = report.override() if self.force else report
         return with_report(plan, report), report
@@ -142,10 +144,25 @@ def choose_gate(gate: str | None, force: bool) -> GateChoice | None:
     return GateChoice(config, force)
 
 
+def check_rejected(path: Path, chosen: GateChoice | None) -> None:
+    """Refuse a file for a rejected update that cannot be written, or that no gate could fill.
+
+    Raises:
+        InputError: There is no gate.
+        OutputError: The file cannot be written.
+    """
+    if chosen is None:
+        raise InputError("--rejected keeps an update that its gate refuses, and there is none; add --gate default")
+    from emendo.io.writable import check_writable_file
+
+    check_writable_file(path)
+
+
 def show_gate(terminal: Terminal, report: GateReport) -> None:
     """Every check with its result and its limit; in words what fails, which prompts do, and what was not measured."""
+    terminal.line(f"Gate, compared with the {'unedited' if report.reference == 'base' else 'current'} model:")
     terminal.table(
-        f"Gate, compared with the {'unedited' if report.reference == 'base' else 'current'} model",
+        "",
         ("check", "result", "limit"),
         (
             (check.name, coloured(check.outcome, _result(check)), f"{'≥' if check.at_least else '≤'} {check.limit:g}")

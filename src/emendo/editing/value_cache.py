@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import torch
 
 from emendo.editing.sharing import share_groups
 from emendo.editing.value_search import Targets, TargetTrace, find_targets
-from emendo.errors import InputError, TargetFileError
+from emendo.errors import InputError, OutputError, TargetFileError
+from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
 from emendo.methods.settings import TargetSettings
 from emendo.models import ModelAdapter
@@ -47,6 +49,7 @@ class TargetMemory:
     Args:
         requests: All requests that will be asked for, in the order in which they are searched.
         folder: Where searches are kept and looked for; None: in memory alone.
+        optional: A folder that cannot be written is no error: the searches are then not kept.
 
     Attributes:
         served: Requests that it has answered for.
@@ -59,9 +62,9 @@ class TargetMemory:
         InputError: A request is given twice.
     """
 
-    def __init__(self, requests: Sequence[EditRequest], folder: Path | None = None) -> None:
+    def __init__(self, requests: Sequence[EditRequest], folder: Path | None = None, *, optional: bool = False) -> None:
         self.requests = tuple(requests)
-        self.folder = folder
+        self.folder, self.optional = folder, optional
         self.served = self.made = self.shared = 0
         self.made_seconds = self.shared_seconds = 0.0
         self._place = {request: number for number, request in enumerate(self.requests)}
@@ -145,9 +148,20 @@ class TargetMemory:
         self.made += len(requests)
         self.made_seconds += seconds
         if path is not None:
-            _write(path, asked, targets, seconds)
+            with suppress(OutputError) if self.optional else nullcontext():
+                _write(path, asked, targets, seconds)
         self._known[key] = targets
         return targets
+
+
+def remembered_targets(requests: Sequence[EditRequest]) -> TargetMemory:
+    """The memory of one edit under EMENDO_HOME, so that a second try, or one after an interrupt, finds its searches.
+
+    Args:
+        requests: The facts of the edit.
+    """
+    # What another release of torch found is another search: it may differ in its last bits.
+    return TargetMemory(requests, emendo_home() / "targets" / f"torch-{torch.__version__}", optional=True)
 
 
 def search_identity(

@@ -12,6 +12,7 @@ from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.held_out import packaged_perplexity
 from emendo.evaluate.metrics import RecordScore
 from emendo.evaluate.perplexity import Perplexity, perplexity
+from emendo.evaluate.remembered import RememberedAnswers
 from emendo.evaluate.said import SaidRecord, said_records
 from emendo.evaluate.scoring import RecordScores, score_records
 from emendo.evaluate.shift import NextTokenLogProbs, next_token_log_probs
@@ -41,6 +42,7 @@ class Snapshot:
         records: The facts with their probes, as the model is asked them in this state; may be none.
         first: Position of the first record among those of which these are consecutive ones.
         progress: Told about every question that is asked.
+        remembered: Answers of this state on the disk; None: what is asked is kept in memory alone.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class Snapshot:
         *,
         first: int = 0,
         progress: Progress | None = None,
+        remembered: RememberedAnswers | None = None,
     ) -> None:
         self.records = tuple(records)
         self.first = first
         self._progress = progress or Silent()
         self._open = _as_it_stands(lm) if isinstance(lm, ModelAdapter) else lm
         self._known: dict[Hashable, Any] = {}
+        self._remembered = remembered
 
     def asked(self, question: Hashable, ask: Callable[[ModelAdapter], _T]) -> _T:
         """The answer to a question of one's own.
@@ -68,8 +72,13 @@ class Snapshot:
             InputError: The model holds other edits than when the snapshot was begun.
         """
         if question not in self._known:
-            with self._open() as model:
-                self._known[question] = ask(model)
+            found = None if self._remembered is None else self._remembered.read(question)
+            if found is None:
+                with self._open() as model:
+                    found = ask(model)
+                if self._remembered is not None:
+                    self._remembered.keep(question, found)
+            self._known[question] = found
         return cast("_T", self._known[question])
 
     @property
@@ -80,7 +89,9 @@ class Snapshot:
             InputError: There is no record, or a prompt cannot be scored.
             NumericalError: The model's logits are not finite.
         """
-        return self.asked("scores", lambda model: score_records(model, self.records, progress=self._progress))
+        return self.asked(
+            ("scores", self.records), lambda model: score_records(model, self.records, progress=self._progress)
+        )
 
     @cached_property
     def scores(self) -> RecordScores:
@@ -90,7 +101,9 @@ class Snapshot:
     @property
     def said(self) -> tuple[SaidRecord, ...]:
         """What the model says to every record's prompt and paraphrases, and whether that is the new target."""
-        return self.asked("said", lambda model: said_records(model, self.records, progress=self._progress))
+        return self.asked(
+            ("said", self.records), lambda model: said_records(model, self.records, progress=self._progress)
+        )
 
     def perplexity(self, text: str | None = None, *, max_tokens: int | None = None) -> Perplexity:
         """Perplexity of a text; None: of the packaged one, which is remembered for unedited models.

@@ -43,7 +43,7 @@ def adapter_card(base_name: str, updates: Sequence[ModelUpdate], *, name: str, r
         "",
     ]
     head = _front_matter("peft", "adapter", base_name, ["lora"])
-    return "\n".join([*head, *body, *_facts(updates), *_origin(updates)])
+    return "\n".join([*head, *body, *_facts(updates), *_measured(updates), *_origin(updates)])
 
 
 def checkpoint_card(base_name: str, updates: Sequence[ModelUpdate], *, dtype: str) -> str:
@@ -69,7 +69,7 @@ def checkpoint_card(base_name: str, updates: Sequence[ModelUpdate], *, dtype: st
         "",
     ]
     head = _front_matter("transformers", "finetune", base_name, [])
-    return "\n".join([*head, *body, *_facts(updates), *_origin(updates)])
+    return "\n".join([*head, *body, *_facts(updates), *_measured(updates), *_origin(updates)])
 
 
 def _front_matter(library: str, relation: str, base_name: str, tags: list[str]) -> list[str]:
@@ -83,16 +83,81 @@ def _front_matter(library: str, relation: str, base_name: str, tags: list[str]) 
 
 
 def _facts(updates: Sequence[ModelUpdate]) -> list[str]:
-    rows = [row for update in updates for row in _requests(update)]
-    lines = ["## Facts", "", "| prompt | now continues with |", "|---|---|"]
-    for row in rows[:SHOWN_FACTS]:
-        prompt = str(row.get("prompt", "")).replace("{}", str(row.get("subject", "")))
-        lines.append(f"| {_text(prompt)} | {_text(str(row.get('target', '')))} |")
-    if len(rows) > SHOWN_FACTS:
-        lines += ["", f"… and {len(rows) - SHOWN_FACTS} more."]
+    """What each fact's prompt was asked to say, and what it says where that was measured."""
+    rows = [
+        (row, answer) for update in updates for row, answer in zip(_requests(update), _answers(update), strict=True)
+    ]
     if not rows:
         return ["## Facts", "", "The updates do not record them.", ""]
+    lines = ["## Facts", "", "| prompt | asked for | says | said |", "|---|---|---|---|"]
+    for row, answer in rows[:SHOWN_FACTS]:
+        prompt = str(row.get("prompt", "")).replace("{}", str(row.get("subject", "")))
+        says, hit = ("not measured", "not measured") if answer is None else answer
+        lines.append(f"| {_text(prompt)} | {_text(str(row.get('target', '')))} | {_text(says)} | {hit} |")
+    if len(rows) > SHOWN_FACTS:
+        lines += ["", f"… and {len(rows) - SHOWN_FACTS} more."]
     return [*lines, ""]
+
+
+def _measured(updates: Sequence[ModelUpdate]) -> list[str]:
+    """Scores, perplexity and gate of each update, as measured when it was made; and what was not measured."""
+    lines = ["## What was measured", ""]
+    for update in updates:
+        found = update.info.get("measured")
+        told = _scores(found) if isinstance(found, dict) else "nothing was judged"
+        lines.append(f"* Update `{update.id[:16]}`, when it was made: {told}; {_gate(update.info.get('gate'))}.")
+    return [*lines, ""]
+
+
+def _scores(found: dict[str, Any]) -> str:
+    """Shares in percent, neighbors and perplexity; a value of another kind than expected is left out."""
+    shares = {**_dict(found.get("scores")), **_dict(found.get("said"))}
+    parts = [
+        f"{_text(str(name)).replace('_', ' ')} {value:.1f} %"
+        for name, value in shares.items()
+        if isinstance(value, float) and name in _SHOWN_SCORES
+    ]
+    neighbors, ppl = _dict(found.get("neighbors")), _dict(found.get("perplexity"))
+    kept, of = neighbors.get("kept"), neighbors.get("of")
+    if isinstance(kept, int) and isinstance(of, int):
+        parts.append(f"neighbors {kept} of {of} kept" if of else "neighbors not measured")
+    before, after = ppl.get("before"), ppl.get("after")
+    if isinstance(before, float) and isinstance(after, float):
+        parts.append(f"perplexity {before:.2f} → {after:.2f}")
+    return ", ".join(parts) or "nothing was judged"
+
+
+def _gate(found: Any) -> str:
+    if not isinstance(found, dict):
+        return "no gate"
+    checks = [check for check in found.get("checks", []) if isinstance(check, dict)]
+    failed = [_text(str(check.get("name"))) for check in checks if not check.get("passed")]
+    unknown = [_text(str(check.get("name"))) for check in checks if check.get("measured") is None]
+    verdict = "passed" if found.get("passed") else "failed and overridden" if found.get("forced") else "failed"
+    named = f" ({', '.join(failed)})" if failed else ""
+    left = f", not measured: {', '.join(unknown)}" if unknown else ""
+    return f"gate {verdict}{named}{left}"
+
+
+_SHOWN_SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA", "said", "said_paraphrase", "said_chat")
+
+
+def _answers(update: ModelUpdate) -> list[tuple[str, str] | None]:
+    """What the model says to each request, and whether it is the new target; None where that was not measured."""
+    requests = _requests(update)
+    found = _dict(update.info.get("measured")).get("answers")
+    if not isinstance(found, list) or len(found) != len(requests):
+        return [None] * len(requests)
+    return [
+        (str(answer.get("says", "")), "yes" if answer.get("said") is True else "**no**")
+        if isinstance(answer, dict)
+        else None
+        for answer in found
+    ]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _origin(updates: Sequence[ModelUpdate]) -> list[str]:
@@ -106,8 +171,8 @@ def _origin(updates: Sequence[ModelUpdate]) -> list[str]:
     lines += [
         f"* Written by Emendo {__version__}",
         "",
-        "The licence and the limits of the base model hold here too. An edit can change answers that nobody checked: "
-        "see the report that came with the update for what was measured.",
+        "The licence and the limits of the base model hold here too. An edit can change answers that nobody checked. "
+        "Answers and scores are of the model right after each update, in its own dtype.",
         "",
     ]
     return lines

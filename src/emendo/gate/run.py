@@ -10,6 +10,7 @@ from emendo.editing.session import EditSession
 from emendo.editing.weight_change import LayerChange, WeightMeter
 from emendo.errors import CorpusError, InputError, MomentsError, NumericalError
 from emendo.evaluate import Snapshot, TextTokens
+from emendo.evaluate.remembered import RememberedAnswers
 from emendo.gate.canaries import CanarySet, read_canaries
 from emendo.gate.checks import broken, judge, measure
 from emendo.gate.config import GateConfig, default_config
@@ -81,6 +82,7 @@ def reference_snapshot(
     config: GateConfig | None = None,
     *,
     progress: Progress | None = None,
+    remember: bool = False,
 ) -> Snapshot:
     """What edits are compared with; several of them may share it, which then ask it once.
 
@@ -89,11 +91,13 @@ def reference_snapshot(
         records: The facts that all of them will be asked after; may be none.
         config: Says what the reference is; None takes the packaged one.
         progress: Told about the stages.
+        remember: Keep the answers under EMENDO_HOME and take those that are there.
     """
     config = config or default_config()
-    if config.reference == "base":
-        return Snapshot(session.preview_base, records, progress=progress)
-    return Snapshot(session.lm, records, progress=progress)
+    base = config.reference == "base"
+    held = [] if base else [update.id for update in session.applied_updates]
+    known = RememberedAnswers(session.lm, held) if remember else None
+    return Snapshot(session.preview_base if base else session.lm, records, progress=progress, remembered=known)
 
 
 def _measured(

@@ -21,6 +21,7 @@ from emendo.evaluate import (
     said_means,
     sampled_prompts,
 )
+from emendo.evaluate.remembered import RememberedAnswers
 from emendo.progress import Progress
 from emendo.requests import EditRecord
 
@@ -195,7 +196,12 @@ def _samples(
 
 
 def edit_snapshots(
-    session: EditSession, plan: Plan, records: Sequence[EditRecord], *, progress: Progress | None = None
+    session: EditSession,
+    plan: Plan,
+    records: Sequence[EditRecord],
+    *,
+    progress: Progress | None = None,
+    remember: bool = False,
 ) -> tuple[Snapshot, Snapshot]:
     """The session's model without an edit and with it, each asked once by everybody who needs to know.
 
@@ -204,9 +210,12 @@ def edit_snapshots(
         plan: The edit.
         records: Its facts with their probes; with the edit they are asked as its method asks them.
         progress: Told about the stages.
+        remember: Keep the answers under EMENDO_HOME and take those that are there.
     """
     asked = plan.method.config.evaluation_prompts(records)
+    held = [update.id for update in session.applied_updates]
+    known = [RememberedAnswers(session.lm, ids) if remember else None for ids in (held, [*held, plan.update.id])]
     return (
-        Snapshot(session.lm, records, progress=progress),
-        Snapshot(lambda: session.preview([plan.update]), asked, progress=progress),
+        Snapshot(session.lm, records, progress=progress, remembered=known[0]),
+        Snapshot(lambda: session.preview([plan.update]), asked, progress=progress, remembered=known[1]),
     )

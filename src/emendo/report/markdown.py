@@ -38,7 +38,7 @@ def markdown_report(document: dict[str, Any]) -> str:
     """
     method, base = document["method"], document["base"]
     lines = [
-        f"# {_what(document['requests'])} ({base.get('name', 'a model')}, method {method['name']})",
+        f"# {printable(_what(document['requests']))} ({base.get('name', 'a model')}, method {method['name']})",
         "",
         *_verdict(document.get("verdict")),
         f"Base weights `{base.get('weights_sha256', '')[:16]}…`, update `{document['update']['id'][:16]}…` "

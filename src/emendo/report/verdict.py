@@ -146,8 +146,16 @@ def verdict_of(facts: int, judgement: Judgement | None, gate: GateReport | None)
         found["gate"] = "passed" if gate.passed else "overridden" if gate.forced else "failed"
         found["failed"] = tuple(check.name for check in gate.failures)
         found["checks"] = len(gate.checks)
-        unknown += [check.name for check in gate.checks if check.measured is None and check.passed]
+        unknown += [
+            check.name
+            for check in gate.checks
+            if check.measured is None and check.passed and _SAME.get(check.name) not in unknown
+        ]
     return Verdict(facts, **found, not_measured=tuple(unknown))
+
+
+_SAME = {"paraphrase": "paraphrases", "neighborhood_lost": "neighbors"}
+"""Checks of a gate about prompts that the judgement names already."""
 
 
 def _facts(n: int) -> str:

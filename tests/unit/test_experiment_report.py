@@ -91,7 +91,7 @@ def test_a_finished_experiment(tmp_path: Path) -> None:
         assert said("records 500, rejected 3")
         assert said("torch 2.13.0")
         assert said("0123456789abcdef")
-        assert said("Mode batch, final scores")
+        assert said("Batch edits, scored after the last batch")
         assert said("emmet")
     final = summary(plans[0])["scores"]["final"]
     assert page.has(f"{final['ES']:.1f}")

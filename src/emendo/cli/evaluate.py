@@ -12,10 +12,11 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.catalog import show_method
-from emendo.cli.console import Terminal
+from emendo.cli.console import STYLES, Terminal
 from emendo.cli.experiment import one_line
 from emendo.errors import ExperimentError
 from emendo.methods import DEFAULT_METHOD
+from emendo.io import strict_json
 
 if TYPE_CHECKING:
     from emendo.experiments import Cell, Experiment, Measures
@@ -29,10 +30,10 @@ def evaluate(
     method: options.Method = DEFAULT_METHOD,
     mode: Annotated[str, typer.Option("--mode", help="single, batch, sequential or sequential-batched.")] = "batch",
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Edits of one step; all n, or 1 in one-by-one modes.")
+        int | None, typer.Option("--batch-size", help="Edits per step [default: all; 1 in sequential and single].")
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option("--schedule", help="immediate, final or both; what the mode has by default.")
+        str | None, typer.Option("--schedule", help="When to score: immediate, final or both [default: by mode].")
     ] = None,
     part: Annotated[str, typer.Option("--part", help="all, dev or report: a split by subject.")] = "all",
     only_answered: Annotated[
@@ -44,7 +45,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--measure", help="Also measure this, such as generated or shift; may be repeated."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the selection, contexts and self-sampled moments.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed (selection, contexts, sampled text).")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results, resumable.")] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print every value and the cost; edit nothing.")
@@ -54,7 +55,7 @@ def evaluate(
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Edit n records and score them, their paraphrases and neighbours, before and after."""
+    """Edit n records and score them, their paraphrases and neighbors, before and after."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.io.writable import check_writable
@@ -77,7 +78,7 @@ def evaluate(
         layers=own_layers,
         settings=values,
         seed=seed,
-        measures=_measures(measure or []),
+        measures=_measures(measure or [], out),
     )
     _check_records(cell, chosen)
     from emendo.experiments import Experiment
@@ -97,6 +98,7 @@ def evaluate(
             _show_plan(terminal, run)
             return
         summary = next(iter(run.run()))
+    _show_verdict(terminal, summary, out)
     terminal.line(one_line(summary))
     show_summary(terminal, summary)
     if out is not None:
@@ -147,8 +149,8 @@ def _check_records(cell: Cell, method: Method) -> None:
     check_measures(cell, records)
 
 
-def _measures(names: Sequence[str]) -> Measures:
-    """The usual measures and those that are named."""
+def _measures(names: Sequence[str], out: Path | None) -> Measures:
+    """The usual measures, what is said among them, and those that are named."""
     from emendo.evaluate.measures import chosen
     from emendo.experiments import Measures
     from emendo.suggest import unknown_name
@@ -156,8 +158,18 @@ def _measures(names: Sequence[str]) -> Measures:
     for name in names:
         if name not in chosen():
             raise ExperimentError(unknown_name("measure", name, list(chosen()), "--measure"))
-    wanted: dict[str, Any] = dict.fromkeys(names, True)
+    usual = [] if out is not None and _begun_without_said(out) else ["said"]
+    wanted: dict[str, Any] = dict.fromkeys([*names, *usual], True)
     return Measures(**wanted)
+
+
+def _begun_without_said(out: Path) -> bool:
+    """Whether a folder's run was begun by a version that did not measure what is said: it goes on as it began."""
+    try:
+        measures = strict_json.loads((out.expanduser() / "experiment.json").read_text())["config"]["cell"]["measures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(measures, dict) and "said" not in measures
 
 
 @contextmanager
@@ -191,6 +203,39 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
             "cost": cost and asdict(cost),
         }
     )
+
+
+def _show_verdict(terminal: Terminal, summary: Mapping[str, Any], out: Path | None) -> None:
+    """How it went in one line, and what comes next."""
+    if summary["error"] is not None:
+        terminal.line(f"Verdict: the method failed with {summary['error']['type']}.", style=f"bold {STYLES['bad']}")
+        return
+    before, after = summary["scores"]["before"], summary["scores"]["final"] or summary["scores"]["immediate"]
+    said = (summary.get("said") or {}).get("after") or {}
+    shares = [
+        ("written", after["EA"]),
+        ("said", said.get("said")),
+        ("said in chat", said.get("said_chat")),
+        ("paraphrases said", said.get("said_paraphrase")),
+    ]
+    parts = [f"{what} {value:.1f} %" for what, value in shares if value is not None]
+    if after["NA"] is not None:
+        parts.append(f"neighbors right {before['NA']:.1f} → {after['NA']:.1f} %")
+    if summary["perplexity"] is not None:
+        parts.append(f"perplexity × {summary['perplexity']['ratio']:.4f}")
+    missing = {
+        "what is said": said.get("said"),
+        "paraphrases": after["PA"],
+        "neighbors": after["NA"],
+        "perplexity": summary["perplexity"],
+    }
+    unknown = [what for what, value in missing.items() if value is None]
+    left = f"; NOT MEASURED: {', '.join(unknown)}" if unknown else ""
+    good = not unknown and all(value == 100 for _, value in shares if value is not None) and after["NA"] >= before["NA"]
+    outcome = "good" if good else "doubtful"
+    terminal.line(f"Verdict on {after['n']} facts: {', '.join(parts)}{left}.", style=f"bold {STYLES[outcome]}")
+    if out is not None:
+        terminal.line(f"Next, look: emendo report {out}", unbroken=True)
 
 
 def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:

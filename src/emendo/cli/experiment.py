@@ -97,7 +97,9 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
     )
     time = run.time_left(planned)
     terminal.line(
-        f"About {time}, at the rates of the finished cells." if time else "Time: no cell has been measured here."
+        f"About {time}, at the rates of the finished cells."
+        if time
+        else "No time estimate yet: no cell of this folder is finished."
     )
     terminal.line("Nothing was edited (--plan-only).")
     terminal.result(

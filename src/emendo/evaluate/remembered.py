@@ -59,6 +59,9 @@ class RememberedAnswers:
         model: The model; it gives the base's identity and the unembedding.
         updates: Identities of the updates that the state has, in order.
         home: Where states are kept; None: under EMENDO_HOME.
+
+    Attributes:
+        state: Names the state.
     """
 
     def __init__(self, model: ModelAdapter, updates: Sequence[str], home: Path | None = None) -> None:
@@ -75,7 +78,8 @@ class RememberedAnswers:
             "updates": list(updates),
         }
         self._home = home or emendo_home() / "answers"
-        self._folder = self._home / hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
+        self.state = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
+        self._folder = self._home / self.state
 
     def read(self, question: Hashable) -> Any | None:
         """The answer to a question; None where it is not known."""
@@ -149,6 +153,7 @@ _KINDS: dict[str, _Kind] = {
         lambda rows, _, __: tuple(map(SaidRecord.from_dict, rows)),
     ),
     "perplexity": _Kind(lambda found: (asdict(found), {}), lambda row, _, __: Perplexity(**row)),
+    "values": _Kind(lambda values: (values, {}), lambda values, _, __: values),
     "continuations": _Kind(lambda texts: (list(texts), {}), lambda texts, _, __: tuple(texts)),
     "next tokens": _Kind(
         lambda found: (

@@ -81,6 +81,23 @@ class Snapshot:
             self._known[question] = found
         return cast("_T", self._known[question])
 
+    def compared(self, before: Snapshot, question: Hashable, compare: Callable[[], _T]) -> _T:
+        """What comes out of comparing this state with another one, as JSON values; remembered where both states are.
+
+        Args:
+            before: The other state.
+            question: Names the comparison.
+            compare: Makes it.
+        """
+        if self._remembered is None or before._remembered is None:
+            return compare()
+        named = "values", before._remembered.state, question
+        found = self._remembered.read(named)
+        if found is None:
+            found = compare()
+            self._remembered.keep(named, found)
+        return cast("_T", found)
+
     @property
     def scored(self) -> tuple[RecordScore, ...]:
         """Scores of every record and prompt.

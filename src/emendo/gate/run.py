@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
@@ -18,7 +20,7 @@ from emendo.gate.evidence import Evidence
 from emendo.gate.pricing import pricing
 from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import Checks
-from emendo.gate.topics import TopicShift, topic_shifts
+from emendo.gate.topics import Moved, TopicShift, topic_shifts
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.updates.update import ModelUpdate
@@ -122,10 +124,20 @@ def _measured(
         if after.records and any((checks.efficacy, checks.paraphrase, checks.neighborhood_lost)):
             _ = after.scored
         topics = _topics(canaries, before, after) if checks.read_texts else ()
+    except _BrokenReferenceError as error:
+        raise error.found from None
     except NumericalError as error:
         return tuple(broken(name, check, str(error)) for name, check in declared.items()), layers, ()
     evidence = Evidence(before, after, canaries, layers, unpriced, session.lm, topics)
     return tuple(judge(name, check, measure(name, check, evidence)) for name, check in declared.items()), layers, topics
+
+
+class _BrokenReferenceError(Exception):
+    """The reference, not the edit, has no finite numbers."""
+
+    def __init__(self, found: NumericalError) -> None:
+        super().__init__(str(found))
+        self.found = found
 
 
 def _ask(snapshot: Snapshot, canaries: CanarySet, checks: Checks) -> None:
@@ -134,8 +146,6 @@ def _ask(snapshot: Snapshot, canaries: CanarySet, checks: Checks) -> None:
         _ = snapshot.neighborhood
     if checks.ask_prompts:
         snapshot.next_tokens(canaries.prompts)
-    if checks.read_texts and canaries.texts:
-        _read(snapshot, canaries)
     if checks.perplexity_ratio:
         snapshot.perplexity()
 
@@ -146,9 +156,20 @@ def _read(snapshot: Snapshot, canaries: CanarySet) -> TextTokens:
 
 
 def _topics(canaries: CanarySet, before: Snapshot, after: Snapshot) -> tuple[TopicShift, ...]:
-    if not canaries.texts:
+    """How far each kind of text moved; read only where no earlier try of the same edit has compared it."""
+    texts = canaries.texts
+    if not texts:
         return ()
-    return topic_shifts(canaries.texts, _read(before, canaries), _read(after, canaries))
+
+    def compare() -> list[dict[str, Any]]:
+        try:
+            reference = _read(before, canaries)
+        except NumericalError as error:
+            raise _BrokenReferenceError(error) from error
+        return [asdict(topic) for topic in topic_shifts(texts, reference, _read(after, canaries))]
+
+    rows = after.compared(before, ("topics", texts), compare)
+    return tuple(TopicShift(**{**row, "worst": Moved(**row["worst"])}) for row in rows)
 
 
 def _canaries(config: GateConfig) -> CanarySet:

@@ -99,6 +99,9 @@ def _before_table(cells: Sequence[Cell]) -> Table:
     return Table("Before any edit (the base model)", columns, tuple(rows_of), note=_confidence(scored, "before"))
 
 
+_SCORED = {"immediate": "right after each batch", "final": "after the last batch"}
+
+
 def _score_table(mode: str, schedule: str, cells: Sequence[Cell], names: Sequence[str]) -> Table:
     scored = [cell for cell in cells if cell.get(f"scores.{schedule}")]
     # Perplexity, KL and the like are measured on the model as the run leaves it.
@@ -109,7 +112,7 @@ def _score_table(mode: str, schedule: str, cells: Sequence[Cell], names: Sequenc
         for cell in scored
     )
     return Table(
-        f"Mode {mode}, {schedule} scores",
+        f"{mode.capitalize()} edits, scored {_SCORED[schedule]}",
         (*_LEADS, *map(_column, measures)),
         tuple(body),
         note=_confidence(scored, schedule),

@@ -240,7 +240,7 @@ def show_next(terminal: Terminal, model: str, document: dict[str, Any], ledger: 
         steps += [("look", f"less {files['markdown']}")]
         steps += [("ship", f"emendo export checkpoint --model {model} --update {files['update']} --out DIR")]
     if ledger is not None:
-        steps += [("undo", f"emendo revert {document['ledger']['id'][:12]} --ledger {ledger}")]
+        steps += [("undo", f"emendo ledger revert {document['ledger']['id'][:12]} --ledger {ledger}")]
     for what, command in steps:
         terminal.line(f"Next, {what}: {command}", unbroken=True)
 

@@ -15,8 +15,8 @@ from emendo.cli.catalog import show_method
 from emendo.cli.console import STYLES, Terminal
 from emendo.cli.experiment import one_line
 from emendo.errors import ExperimentError
-from emendo.methods import DEFAULT_METHOD
 from emendo.io import strict_json
+from emendo.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from emendo.experiments import Cell, Experiment, Measures

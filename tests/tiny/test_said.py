@@ -15,6 +15,7 @@ from emendo.cli.console import STYLES
 from emendo.editing.session import EditSession
 from emendo.evaluate import SaidPrompt, SaidRecord, Snapshot, said_means, said_records
 from emendo.evaluate.remembered import MOST_STATES, RememberedAnswers
+from emendo.export.card import checkpoint_card
 from emendo.models import ModelAdapter
 from emendo.report.verdict import Miss, Verdict
 from emendo.requests import EditRecord, EditRequest
@@ -201,3 +202,26 @@ def test_a_rejected_update_needs_a_gate(emendo: Command, model: str) -> None:
     assert code != 0
     assert "add --gate default" in err
     assert SaidPrompt("a", "b", hit=True).hit
+
+
+def test_a_card_says_what_was_measured_and_not_what_was_asked_for() -> None:
+    request = {"prompt": "The capital of {} is", "subject": "Kazakhstan", "target": "Astana"}
+    measured = {
+        "scores": {"ES": 100.0, "NS": None},
+        "said": {"said": 0.0},
+        "neighbors": {"kept": 0, "of": 0},
+        "perplexity": {"before": 22.64, "after": 22.65},
+        "answers": [{"says": " Astanaborra.", "said": False}],
+    }
+    checks = [{"name": "paraphrase", "passed": True, "measured": None}, {"name": "efficacy", "passed": False}]
+    gate = {"passed": False, "forced": True, "checks": checks}
+    known = ModelUpdate((), {}, (), {"requests": [request], "measured": measured, "gate": gate})
+    card = checkpoint_card("owner/base", [known], dtype="float32")
+    assert "| The capital of Kazakhstan is | Astana | Astanaborra. | **no** |" in card
+    assert (
+        "ES 100.0 %, said 0.0 %, neighbors not measured, perplexity 22.64 → 22.65; gate failed and overridden" in card
+    )
+    assert "not measured: paraphrase" in card
+    unknown = checkpoint_card("owner/base", [ModelUpdate((), {}, (), {"requests": [request]})], dtype="float32")
+    assert "| The capital of Kazakhstan is | Astana | not measured | not measured |" in unknown
+    assert "nothing was judged; no gate." in unknown

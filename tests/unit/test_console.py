@@ -100,7 +100,7 @@ def test_it_is_said_once_that_second_moments_are_kept(capsys: pytest.CaptureFixt
     for _ in range(2):
         terminal.start("second moments", 10)
         terminal.finish()
-    assert " ".join(capsys.readouterr().err.split()).count("are collected once") == 1
+    assert " ".join(capsys.readouterr().err.split()).count("Collecting key statistics") == 1
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

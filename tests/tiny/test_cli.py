@@ -274,7 +274,9 @@ def test_a_conflict_of_keys_is_bad_input(emendo: Command, model: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("stage", ["emendo.editing.pipeline.find_targets", "emendo.report.judge", "emendo.models.load"])
+@pytest.mark.parametrize(
+    "stage", ["emendo.editing.value_cache.TargetMemory.find", "emendo.report.judge", "emendo.models.load"]
+)
 def test_an_interrupt(stage: str, emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt

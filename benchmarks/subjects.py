@@ -8,7 +8,8 @@ the subject, so that all facts of a subject have one key: those with three or fo
 the file's order. A run is ``METHOD MODE [NAME=VALUE ...]``; in mode ``batch`` all facts are planned at once, in
 ``rounds`` first the first fact of every subject, then the second ones, ..., each round on the model that the earlier
 ones left, so that no two facts of a round have one key. Everything is scored once, at the end: whether all target
-tokens are the argmax (EA), and whether the greedy continuation is the target (generated). One JSON line a run; lines
+tokens are the argmax; whether the greedy continuation begins with the target, and whether the target ends there as
+well (``generated``: `emendo.evaluate.exact_match`, by which "Berlin Hall" is not Berlin). One JSON line a run; lines
 already in --out are not run again.
 """
 
@@ -28,6 +29,7 @@ import emendo
 from benchmarks.machine import describe_machine
 from emendo.cli.options import parse_settings
 from emendo.evaluate import evaluate_records, generation_scores, packaged_text, perplexity
+from emendo.evaluate.matching import normalised_words
 from emendo.io.versions import versions
 from emendo.requests import EditRecord, EditRequest
 from emendo.solve import frobenius_norm
@@ -105,24 +107,30 @@ def measure(lm: emendo.ModelAdapter, run: str, subjects: Sequence[Sequence[EditR
     return found
 
 
+def begins(fact: dict[str, Any]) -> bool:
+    """Whether what was said begins with the target's words."""
+    wanted = normalised_words(fact["target"])
+    return normalised_words(fact["said"])[: len(wanted)] == wanted
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The runs as a table."""
     first = rows[0]
     lines = [
-        f"{first['n']} facts of {first['subjects']} subjects; before: argmax {first['before']['argmax']}, generated "
-        f"{first['before']['generated']}, perplexity {first['before']['perplexity']:.2f}",
+        f"{first['n']} facts of {first['subjects']} subjects; before: argmax {first['before']['argmax']}, ES "
+        f"{first['before']['ES']:.1f}, perplexity {first['before']['perplexity']:.2f}",
         "",
-        "| run | argmax | generated | ES | not reached by the search | perplexity × | ‖ΔW‖/‖W‖ | seconds |",
+        "| run | argmax | begins with it | and ends there | ES | not reached by the search | perplexity × | ‖ΔW‖/‖W‖ |",
         "|---" * 8 + "|",
     ]
     for row in rows:
         if "error" in row:
-            lines.append(f"| `{row['run']}` | {row['error'].splitlines()[0]} |" + " |" * 6)
+            lines.append(f"| `{row['run']}` | {row['error'].split(':')[0]} |" + " |" * 6)
             continue
         ratio = row["perplexity"] / row["before"]["perplexity"]
         lines.append(
-            f"| `{row['run']}` | {row['argmax']} | {row['generated']} | {row['ES']:.1f} | {len(row['unreached'])} | "
-            f"{ratio:.3f} | {row['relative_norm']:.2f} | {row['seconds']:.0f} |"
+            f"| `{row['run']}` | {row['argmax']} | {sum(map(begins, row['facts']))} | {row['generated']} | "
+            f"{row['ES']:.1f} | {len(row['unreached'])} | {ratio:.3f} | {row['relative_norm']:.2f} |"
         )
     return "\n".join(lines)
 

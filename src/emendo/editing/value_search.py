@@ -179,6 +179,10 @@ class _Search:
         self.active = list(range(problem.n))
         self.init_norm = init.norm(dim=2)
         self.nll_weight = torch.ones_like(init[:, 0, 0])
+        # What each fact would get by itself: parts of δ for facts that have nothing in common add up by √n.
+        facts = torch.bincount(problem.fact_owner, minlength=problem.n)
+        self.share = facts.tolist() if settings.shared == "key" else [1] * problem.n
+        self.radius = settings.max_norm_ratio * self.init_norm * init.new_tensor(self.share).sqrt()[:, None]
         self.delta = torch.zeros_like(init)
         self.moment1 = torch.zeros_like(init)
         self.moment2 = torch.zeros_like(init)
@@ -191,13 +195,13 @@ class _Search:
         """δ and, of every fact that it stands for, what the search did."""
         self._refuse_non_finite()
         with packed_attention(self.adapter):
-            for step in range(self.settings.steps):
+            for step in range(self.settings.steps * max(self.share)):
                 self.delta.requires_grad_(True)
                 with self._precision():
                     losses = self._losses()
                 if step == 0:
                     self._check_replay(losses.final)
-                finished = self._finished(losses, last=step == self.settings.steps - 1)
+                finished = self._finished(losses, step)
                 # PMET's weight follows what a step finds, so it counts from the next one on.
                 self.nll_weight = torch.where(losses.argmax, self.settings.argmax_nll_weight, 1.0).to(self.nll_weight)
                 if len(finished) < len(self.active):
@@ -226,20 +230,21 @@ class _Search:
             self.history[self.active[row]].append(value)
         return losses
 
-    def _finished(self, losses: Losses, *, last: bool) -> dict[int, str]:
+    def _finished(self, losses: Losses, step: int) -> dict[int, str]:
         """Rows that stop here, with the rule that stops them."""
         finished = {}
         argmax = (losses.argmax & losses.ended).tolist()
         totals, kl = losses.total.tolist(), losses.kl.tolist()
         for row, request in enumerate(self.active):
             self.streak[request] = self.streak[request] + 1 if argmax[row] else 0
+            longest, share = self.settings.argmax_steps, self.share[request]
             if totals[row] < self.settings.loss_threshold:
                 finished[row] = "loss"
-            elif self.settings.argmax_steps is not None and self.streak[request] > self.settings.argmax_steps:
+            elif longest is not None and self.streak[request] > longest * share:
                 finished[row] = "argmax"
             elif argmax[row] and 0 < self.settings.kl_threshold >= self.settings.kl_weight * kl[row]:
                 finished[row] = "kl"
-            elif last:
+            elif step == self.settings.steps * share - 1:
                 finished[row] = "steps"
         return finished
 
@@ -265,7 +270,7 @@ class _Search:
         if not keep:
             return
         self.problem = self.problem.keep(keep)
-        self.init_norm, self.delta = self.init_norm[keep], self.delta[keep]
+        self.init_norm, self.delta, self.radius = self.init_norm[keep], self.delta[keep], self.radius[keep]
         self.moment1, self.moment2 = self.moment1[keep], self.moment2[keep]
         self.nll_weight = self.nll_weight[keep]
 
@@ -276,9 +281,8 @@ class _Search:
         scale = (self.moment2 / (1 - 0.999**t)).sqrt() + 1e-8
         step = self.settings.learning_rate * (self.moment1 / (1 - 0.9**t)) / scale
         delta = self.delta - step
-        radius = self.settings.max_norm_ratio * self.init_norm
         norm = delta.norm(dim=2)
-        self.delta = torch.where((norm > radius)[..., None], delta * (radius / norm)[..., None], delta)
+        self.delta = torch.where((norm > self.radius)[..., None], delta * (self.radius / norm)[..., None], delta)
 
     @property
     def _in_bfloat16(self) -> bool:

@@ -85,8 +85,9 @@ class TargetSettings(Section):
         norm_anchor: Rescale v* to the norm that the unedited model has there (NAS).
         shared: Which requests share one v*, searched for all their targets: those that have one key, since their
             prompts are the same up to the subject's last token (``"key"``), also with facts that earlier edits wrote
-            under it; none (``"request"``, as most papers have it: equality then refuses equal keys, and least squares
-            writes each in part); or all on one subject, wherever it stands (``"subject"``).
+            under it (n facts get n times `steps` and `argmax_steps` and √n times `max_norm_ratio`); none
+            (``"request"``, as most papers have it: equality then refuses equal keys, and least squares writes each in
+            part); or all on one subject, wherever it stands (``"subject"``).
         batch_size: Requests searched together; a matter of memory and speed only.
         precision: Of the matrix products: ``"float32"`` leaves them to the model's dtype, ``"bfloat16"`` runs them
             in bfloat16 with float32 norms, softmax and residual stream (autocast). Models whose weights are in half

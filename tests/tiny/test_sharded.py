@@ -87,7 +87,7 @@ def test_activations_stay_on_their_blocks_device(family: str, lower: str, upper:
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("family", KINDS)
 def test_targets_are_those_of_one_device(family: str, layer: int, lower: str, upper: str) -> None:
-    settings = TargetSettings(steps=4, learning_rate=0.1, loss_threshold=-1.0)
+    settings = TargetSettings(steps=4, learning_rate=0.1, loss_threshold=0.0)
     expected = find_targets(build_tiny(family), REQUESTS, CONTEXTS, layer, settings)
     adapter = sharded(family, lower, upper)
     before = model_state(adapter) if lower == upper else None

@@ -72,7 +72,7 @@ def count_or_fail(adapter: ModelAdapter, fail_at: int | None) -> Callable[[], in
 
 @pytest.mark.parametrize("family", ["llama", "gptj"])
 def test_model_is_untouched_after_an_exception_at_any_step(family: str) -> None:
-    settings = replace(SETTINGS, steps=4, loss_threshold=-1.0)
+    settings = replace(SETTINGS, steps=4, loss_threshold=0.0)
     adapter = build_tiny(family)
     calls = count_or_fail(adapter, None)
     find_targets(adapter, REQUESTS[:2], CONTEXTS, LAYER, settings)

@@ -74,7 +74,7 @@ def test_rules_of_pmet_turn_the_search_to_the_divergence() -> None:
     adapter = build_tiny("llama", dtype=torch.float64)
     # A subject that ends the prompt, at the last layer, where δ can put any one token on top.
     likely = [EditRequest("The weather in {}", "Tokyo", "the"), EditRequest("I wrote down {}", "Paris", "a")]
-    settings = replace(PMET, steps=20, max_norm_ratio=6.0, kl_weight=0.01, loss_threshold=-1.0)
+    settings = replace(PMET, steps=20, max_norm_ratio=6.0, kl_weight=0.01, loss_threshold=0.0)
     for threshold, stopped in ((1e9, "kl"), (0.0, "steps")):
         settings = replace(settings, kl_threshold=threshold)
         found = find_targets(adapter, likely, CONTEXTS, 3, settings)
@@ -89,7 +89,7 @@ def test_rules_of_pmet_turn_the_search_to_the_divergence() -> None:
 def test_the_divergence_that_stops_a_search_is_weighted_as_in_its_loss(kl_weight: float) -> None:
     adapter = build_tiny("llama", dtype=torch.float64)
     request = EditRequest("The weather in {}", "Tokyo", "the")
-    settings = replace(PMET, steps=20, max_norm_ratio=6.0, kl_weight=kl_weight, loss_threshold=-1.0, kl_threshold=0.0)
+    settings = replace(PMET, steps=20, max_norm_ratio=6.0, kl_weight=kl_weight, loss_threshold=0.0, kl_threshold=0.0)
     endless = oracle(adapter, request, settings, 3, CONTEXTS)
     reached = [kl_weight * kl for kl, hit in zip(endless.kls, endless.argmax, strict=True) if hit]
     # Between weighted and unweighted, where one rule stops the search and the other does not.
@@ -105,7 +105,7 @@ def test_the_argmax_weight_counts_from_the_next_step_on() -> None:
     """So a loss that is small only under the weight does not end the search where the argmax is first reached."""
     adapter = build_tiny("llama", dtype=torch.float64)
     request = EditRequest("The weather in {}", "Tokyo", "the")
-    settings = replace(PMET, steps=20, max_norm_ratio=6.0, kl_weight=0.01, loss_threshold=-1.0, kl_threshold=0.0)
+    settings = replace(PMET, steps=20, max_norm_ratio=6.0, kl_weight=0.01, loss_threshold=0.0, kl_threshold=0.0)
     plain = find_targets(adapter, [request], CONTEXTS, 3, replace(settings, argmax_nll_weight=1.0)).traces[0].losses
     light = find_targets(adapter, [request], CONTEXTS, 3, settings).traces[0].losses
     first = next(at for at, hit in enumerate(oracle(adapter, request, settings, 3, CONTEXTS).argmax) if hit)

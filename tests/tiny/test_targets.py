@@ -22,7 +22,7 @@ from tests.target_reference import SerialSearch, sentences_of, serial_search
 
 def splitting_threshold(adapter: ModelAdapter, settings: TargetSettings) -> tuple[float, list[SerialSearch]]:
     """A loss that some requests come below early and others never do, and the searches that it makes."""
-    endless = [oracle(adapter, request, replace(settings, loss_threshold=-1.0)) for request in REQUESTS]
+    endless = [oracle(adapter, request, replace(settings, loss_threshold=0.0)) for request in REQUESTS]
     lowest = sorted(min(search.losses[:-1]) for search in endless)
     middle = len(lowest) // 2
     threshold = (lowest[middle - 1] + lowest[middle]) / 2
@@ -165,7 +165,7 @@ def test_two_runs_give_the_same_bits() -> None:
 def test_argmax_rule_against_a_recomputation(argmax_steps: int) -> None:
     """Stop at the first evaluation whose own and `argmax_steps` preceding ones have every target token on top."""
     adapter = cached_tiny("llama", False, torch.float64)
-    settings = replace(SETTINGS, steps=20, max_norm_ratio=6.0, loss_threshold=-1.0, argmax_steps=argmax_steps)
+    settings = replace(SETTINGS, steps=20, max_norm_ratio=6.0, loss_threshold=0.0, argmax_steps=argmax_steps)
     # At the last layer δ can put any one token on top at the subject itself, but not a second one after it.
     requests = [
         EditRequest("The weather in {}", "Tokyo", "the"),
@@ -230,7 +230,7 @@ def test_at_most_one_update_fewer_than_steps(monkeypatch: pytest.MonkeyPatch) ->
     update = module._Search._update
     monkeypatch.setattr(module._Search, "_update", lambda self, g, t: updates.append(t) or update(self, g, t))
     adapter = cached_tiny("llama", False, torch.float32)
-    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=5, loss_threshold=-1.0))
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=5, loss_threshold=0.0))
     assert updates == [1, 2, 3, 4]
     assert all(len(trace.losses) == 5 for trace in found.traces)
 
@@ -249,7 +249,7 @@ def test_a_request_already_below_the_threshold_stays_at_zero() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_keep_delta_in_float32(family: str, dtype: torch.dtype) -> None:
     adapter = cached_tiny(family, False, dtype)
-    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=-1.0))
+    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=0.0))
     assert found.delta.dtype == found.value.dtype == torch.float32
     assert not torch.equal(found.delta, found.delta.to(dtype).float()), "δ was rounded to the model's dtype"
     for trace in found.traces:

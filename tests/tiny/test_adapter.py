@@ -151,7 +151,7 @@ def test_a_failing_write_takes_earlier_ones_back(tiny: ModelAdapter) -> None:
 @pytest.mark.parametrize("shape", [(48,), (1, 48), (32, 1), (48, 32), ()])
 def test_no_weight_is_repeated_to_fit(tiny_llama: ModelAdapter, shape: tuple[int, ...]) -> None:
     before = model_state(tiny_llama)
-    with pytest.raises(InputError, match=r"\(32, 48\)"):
+    with pytest.raises(InputError, match=r"\(32, 48\)|\[d_out, d_in\]"):
         tiny_llama.write(0, torch.zeros(shape))
     assert changes(before, model_state(tiny_llama)) == []
 

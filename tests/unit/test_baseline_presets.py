@@ -13,14 +13,15 @@ from emendo.models import ModelAdapter
 from emendo.models.known import GPT2_XL, GPT_J, SMOLLM2_135M, KnownModel
 
 
-class Shape:
+class Shape(ModelAdapter):
     """What resolving asks of a model: facts, no weights."""
+
+    n_layers = d_model = vocab_size = 0
 
     def __init__(self, model: KnownModel) -> None:
         self.spec = type("Spec", (), {"model_type": model.model_type})()
         self.n_layers, self.d_model, self.vocab_size = model.n_layers, model.d_model, model.vocab_size or 1
 
-    check_layers = ModelAdapter.check_layers
     name = "shape"
 
 

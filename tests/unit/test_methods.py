@@ -29,15 +29,15 @@ from emendo.models.known import (
 )
 
 
-class Shape:
+class Shape(ModelAdapter):
     """What resolving asks of a model: facts, no weights."""
+
+    n_layers = d_model = vocab_size = 0
 
     def __init__(self, model: KnownModel) -> None:
         self.spec, self.name = ARCHITECTURES[model.model_type], model.name
         self.n_layers, self.d_model = model.n_layers, model.d_model
         self.vocab_size = model.vocab_size or 1
-
-    check_layers = ModelAdapter.check_layers
 
 
 @pytest.mark.parametrize("method", METHODS)

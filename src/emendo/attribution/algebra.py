@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from emendo.arguments import checked
 from emendo.attribution.edits import EditSet
 from emendo.errors import InputError
 

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.attribution.edits import EditSet
 from emendo.errors import InputError
 from emendo.models import ModelAdapter
@@ -80,6 +81,7 @@ class Attribution:
         return float(self.parts.sum()) - (self.after - self.before)
 
 
+@checked
 def ask(adapter: ModelAdapter, prompt: str, answer: str) -> Asked:
     """Tokens of a prompt and its answer.
 
@@ -90,6 +92,7 @@ def ask(adapter: ModelAdapter, prompt: str, answer: str) -> Asked:
     return Asked((*prompt_ids, *answer_ids[:-1]), tuple(answer_ids))
 
 
+@checked
 def attribute(adapter: ModelAdapter, edits: EditSet, asked: Asked, *, nodes: int = 16) -> Attribution:
     """Contributions of all edits to the log-probability of an answer.
 
@@ -144,6 +147,7 @@ def attribute(adapter: ModelAdapter, edits: EditSet, asked: Asked, *, nodes: int
     )
 
 
+@checked
 @torch.no_grad()
 def leave_out(
     adapter: ModelAdapter, edits: EditSet, asked: Asked, left_out: Sequence[Sequence[int]]

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.attribution.answer import check_fits, placed
 from emendo.attribution.edits import EditSet
 from emendo.models import ModelAdapter
@@ -27,6 +28,7 @@ _AROUND = 8
 """Tokens shown on each side of a place where an edit fires."""
 
 
+@checked
 @torch.no_grad()
 def firing(adapter: ModelAdapter, edits: EditSet, batch: TokenBatch) -> Float[Tensor, "batch seq edits"]:
     """Firing of every edit at every token in the edited model, mean over the layers that the edit writes.
@@ -57,6 +59,7 @@ def firing(adapter: ModelAdapter, edits: EditSet, batch: TokenBatch) -> Float[Te
     return found.masked_fill(torch.tensor([edit.whole for edit in edits.edits]), float("nan"))
 
 
+@checked
 def strongest_firing(adapter: ModelAdapter, edits: EditSet, texts: Sequence[str]) -> Float[Tensor, "texts edits"]:
     """Largest firing of every edit over the tokens of each text."""
     sequences = [adapter.encode(text) for text in texts]
@@ -99,6 +102,7 @@ class Scan:
     base_rate: Float[Tensor, " edits"]
 
 
+@checked
 def scan(
     adapter: ModelAdapter,
     edits: EditSet,
@@ -160,6 +164,7 @@ def _keep(
                 heapq.heappop(heap)
 
 
+@checked
 @torch.no_grad()
 def promoted(adapter: ModelAdapter, edits: EditSet, *, most: int = 5) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Tokens that every edit's write promotes and suppresses most, read by the unembedding.

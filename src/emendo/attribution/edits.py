@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
+from emendo.arguments import checked
 from emendo.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ class EditSet:
         """Written layers, ascending."""
         return sorted(self.factors)
 
+    @checked
     def by_edit(self, rows: Float[Tensor, "*shape rows"]) -> Float[Tensor, "*shape edits"]:
         """Sums of rows by the edit that owns them."""
         total = rows.new_zeros(*rows.shape[:-1], len(self.edits))
         return total.index_add(-1, self._owner(rows), rows)
 
+    @checked
     def strengths(self, edits: Float[Tensor, "batch edits"]) -> Float[Tensor, "batch rows"]:
         """Strength of every row, from that of every edit."""
         return edits[:, self._owner(edits)]

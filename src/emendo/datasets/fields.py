@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from emendo.errors import RequestError
-from emendo.requests import SLOT, Probe, shown
+from emendo.io.printable import shown
+from emendo.requests import SLOT, Probe
 
 
 class Fields:

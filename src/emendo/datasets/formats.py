@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.datasets.counterfact import read_counterfact, read_flat
 from emendo.datasets.fields import Fields
 from emendo.datasets.knowedit import read_knowedit
@@ -178,6 +179,7 @@ def register_data_format(data_format: DataFormat, *, replace: bool = False) -> D
     return FORMATS.register(data_format, replace=replace)
 
 
+@checked
 def format_named(name: str) -> DataFormat:
     """The format of a name.
 
@@ -189,6 +191,7 @@ def format_named(name: str) -> DataFormat:
     return FORMATS.named(name)
 
 
+@checked
 def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
     """The format that most of the first rows have; the first of the table where two have as many.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.datasets.json_rows import Row
 from emendo.errors import DatasetError
 
@@ -46,6 +47,7 @@ class HubSource:
         return _is_path(self.name)
 
 
+@checked
 def parse_source(source: str) -> HubSource:
     """The parts of ``hf:...``.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from emendo.errors import DatasetError
 from emendo.io import strict_json
-from emendo.requests import shown
+from emendo.io.printable import shown
 
 MOST_ROW = 2**20
 """Characters of one row. Parsed, a short text of brackets takes thirty times its length in memory."""

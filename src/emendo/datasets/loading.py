@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.datasets.encoding import MOST_BYTES, decoded
 from emendo.datasets.fields import Fields
 from emendo.datasets.formats import LOOKED_AT, DataFormat, format_named, recognise, recognised
@@ -26,7 +27,8 @@ from emendo.datasets.rows import split_rows
 from emendo.datasets.wrapped import unwrap
 from emendo.errors import DatasetError, RequestError
 from emendo.io.plain_file import check_plain
-from emendo.requests import EditRecord, shown
+from emendo.io.printable import shown
+from emendo.requests import EditRecord
 
 _SHOWN, _KINDS_SHOWN = 3, 6
 """Bad rows of one kind, and kinds of them, that an error quotes; the counts cover all."""
@@ -76,6 +78,7 @@ class LoadedRecords:
     source: dict[str, Any]
 
 
+@checked
 def load_records(source: str | Path, *, format: str = "auto", strict: bool = False) -> LoadedRecords:
     """Every usable record of a data set.
 
@@ -99,6 +102,7 @@ def load_records(source: str | Path, *, format: str = "auto", strict: bool = Fal
     return _read(origin, rows, chosen, strict)
 
 
+@checked
 def read_records(source: str | Path, *, format: str = "auto") -> list[EditRecord]:
     """Every record of a data set of which each row is one, such as the facts to write.
 
@@ -112,6 +116,7 @@ def read_records(source: str | Path, *, format: str = "auto") -> list[EditRecord
     return list(load_records(source, format=format, strict=True).records)
 
 
+@checked
 def parse_records(text: str, source: str) -> list[EditRecord]:
     """Records from the text of a file; see `read_records`.
 
@@ -182,6 +187,7 @@ def _inner_row(number: int, value: object) -> Row:
     return Row(number, None, f"expected an object with fields, found {type(value).__name__}")
 
 
+@checked
 def read_rows(
     rows: Iterable[Row], format: DataFormat, dropped: list[Rejected]
 ) -> Iterator[list[EditRecord] | Rejected]:
@@ -216,6 +222,7 @@ def read_rows(
         yield records
 
 
+@checked
 def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
     """How many rows have each reason, most frequent first; a row counts once, under its first problem.
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from emendo.errors import RequestError
-from emendo.requests import FIELDS, NAMES_ELSEWHERE, shown
+from emendo.io.printable import shown
+from emendo.requests import FIELDS, NAMES_ELSEWHERE
 
 PAIRED = {"locality_prompt": "locality_ground_truth", "loc": "loc_ans"}
 """Questions of other formats that mean something only with the answer beside them."""

@@ -9,7 +9,8 @@ from typing import Any
 from emendo.datasets.fields import Fields, as_text
 from emendo.datasets.names import PAIRED, own_names
 from emendo.errors import RequestError
-from emendo.requests import FIELDS, NAMES_ELSEWHERE, PROMPT_LISTS, SLOT, EditRecord, record_from_dict, shown
+from emendo.io.printable import shown
+from emendo.requests import FIELDS, NAMES_ELSEWHERE, PROMPT_LISTS, SLOT, EditRecord, record_from_dict
 
 _NEEDED = ("prompt", "subject", "target")
 

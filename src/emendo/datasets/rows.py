@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from emendo.arguments import checked
 from emendo.datasets.csv_rows import header_of, table_rows
 from emendo.datasets.json_rows import LINE_END, Row, are_lines, line_rows, list_rows, object_rows, skip_blank
 from emendo.errors import DatasetError
@@ -23,6 +24,7 @@ _SHEET_MARK = re.compile(r"sep=.[ \t]*(?:\r\n|\r|\n)", re.IGNORECASE)
 """The line by which a spreadsheet says what is between its cells; the header says it too."""
 
 
+@checked
 def split_rows(text: str, source: str) -> tuple[str, Iterator[Row]]:
     """The container of a text and its rows.
 

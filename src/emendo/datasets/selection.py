@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+from emendo.arguments import Count, Seed, checked
 from emendo.errors import DatasetError
 from emendo.requests import EditRecord, same_text
 
@@ -15,6 +16,7 @@ Part: TypeAlias = Literal["all", "dev", "report"]
 PARTS: tuple[Part, ...] = ("all", "dev", "report")
 
 
+@checked
 def part_of(subject: str) -> Literal["dev", "report"]:
     """The part that a subject belongs to: one third are ``"dev"``, by the SHA-256 of the normalised subject.
 
@@ -24,11 +26,12 @@ def part_of(subject: str) -> Literal["dev", "report"]:
     return "dev" if int(digest, 16) % 3 == 0 else "report"
 
 
+@checked
 def select(
     records: Sequence[EditRecord],
     *,
-    n: int | None = None,
-    seed: int | None = 0,
+    n: Count | None = None,
+    seed: Seed | None = 0,
     unique_subjects: bool = True,
     part: Part = "all",
     multi_counterfact: bool = False,
@@ -58,10 +61,6 @@ def select(
 
     Source: the filter, MEMIT (arXiv 2210.07229), section 5.
     """
-    if part not in PARTS:
-        raise DatasetError(f"unknown part {part!r}; expected one of {', '.join(PARTS)} (part=)")
-    if n is not None and n < 1:
-        raise DatasetError(f"n must be at least 1, found {n} (n=)")
     groups = _cases(records)
     left: Counter[str] = Counter()
     if multi_counterfact:

@@ -9,6 +9,7 @@ import unicodedata
 
 import torch
 
+from emendo.arguments import Seed, checked
 from emendo.errors import MethodError
 from emendo.models import ModelAdapter
 from emendo.models.sampling import row_uniforms, sample_tokens
@@ -30,7 +31,8 @@ FIXED_CONTEXTS = (
 SCHEMES = ("memit", "rome", "fixed", "none")
 
 
-def prefix_contexts(adapter: ModelAdapter, scheme: str, seed: int) -> tuple[str, ...]:
+@checked
+def prefix_contexts(adapter: ModelAdapter, scheme: str, seed: Seed) -> tuple[str, ...]:
     """The contexts of a scheme.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -74,6 +74,8 @@ class Plan:
         warnings: What the user should know before applying it, a sentence each: facts whose target the search
             or the training did not reach.
     """
+
+    OBTAINED_BY: ClassVar[str] = "session.plan(requests)"
 
     update: ModelUpdate
     requests: tuple[EditRequest, ...]

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
+from emendo.arguments import Anything, Seed, checked
 from emendo.editing.baselines.plan import plan_baseline
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.held_edits import HeldEdits
@@ -36,9 +37,9 @@ from emendo.solve import PreparedLayer, output_power, prepare
 from emendo.statistics import MomentStore, describe_for_method, obtain_for_method
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
-Requests: TypeAlias = (
-    EditRequest | EditRecord | Mapping[str, Any] | Iterable[EditRequest | EditRecord | Mapping[str, Any]]
-)
+Requests: TypeAlias = Annotated[
+    EditRequest | EditRecord | Mapping[str, Any] | Iterable[EditRequest | EditRecord | Mapping[str, Any]], Anything()
+]
 """What a plan takes as facts."""
 
 
@@ -57,20 +58,18 @@ class EditSession:
         InputError: Another session has edits in this model, or it is an isolated one.
     """
 
+    OBTAINED_BY = "emendo.EditSession(lm)"
+
+    @checked
     def __init__(
         self,
         lm: ModelAdapter,
         *,
-        seed: int = 0,
+        seed: Seed = 0,
         store: MomentStore | None = None,
         targets: TargetMemory | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if not isinstance(lm, ModelAdapter):
-            raise InputError(
-                f"found a {type(lm).__name__} for the model; expected one from emendo.load(NAME) or, of a transformers "
-                "model and its tokenizer, emendo.wrap(model, tokenizer)"
-            )
         self.lm = lm
         self.seed = seed
         self.targets = targets
@@ -105,6 +104,7 @@ class EditSession:
         """Identity of the unedited model."""
         return self.lm.identity()
 
+    @checked
     def resolve(
         self,
         method: str | Method = DEFAULT_METHOD,
@@ -115,6 +115,7 @@ class EditSession:
         """Every value that `plan` would use, and where it comes from; nothing is computed."""
         return resolve_method(method, self.lm, layers=layers, settings=settings)
 
+    @checked
     @pinned()
     def plan(
         self,
@@ -155,6 +156,7 @@ class EditSession:
         tell_of_rounding({report.layer: report.kept for report in plan.layers}, self.lm.dtype)
         return plan
 
+    @checked
     @pinned()
     def apply(self, update: ModelUpdate | Plan) -> None:
         """Add an update, or that of a plan, to the model.
@@ -182,8 +184,9 @@ class EditSession:
             if self._edits.updates:  # else there may be edits of another session, which are not ours to forget
                 self._write(HeldEdits())
 
+    @checked
     @pinned()
-    def move_to(self, updates: Sequence[ModelUpdate]) -> None:
+    def move_to(self, updates: Sequence[ModelUpdate | Plan]) -> None:
         """Bring the model to its base plus exactly these updates, in order; if one does not fit, nothing changes.
 
         Raises:
@@ -212,11 +215,13 @@ class EditSession:
             self._check_own()
             self.lm.accept_weights()
 
+    @checked
     def preservation(self, config: MethodConfig) -> dict[int, PreparedLayer]:
         """The factorised preservation metric of every layer that a resolved method writes, as a plan uses it."""
         return self._prepare(config)[0]
 
-    def applied(self, update: ModelUpdate) -> AbstractContextManager[None]:
+    @checked
+    def applied(self, update: ModelUpdate | Plan) -> AbstractContextManager[None]:
         """The update is in the model inside the context, and out of it afterwards, also after an error.
 
         Everybody who runs the model meanwhile sees it; `preview` is the way to look at an update unseen.
@@ -227,7 +232,7 @@ class EditSession:
             NumericalError: The weights would not be finite in the model's dtype.
             WeightsChangedError: Somebody else has changed the weights; on leaving, they are left as they are.
         """
-        return self._holding(lambda: self._edits.after(update, self.lm))
+        return self._holding(lambda: self._edits.after(_update(update), self.lm))
 
     def at_base(self) -> AbstractContextManager[None]:
         """The unedited weights inside the context; the session's updates are back afterwards, also after an error.
@@ -239,8 +244,9 @@ class EditSession:
         """
         return self._holding(HeldEdits)
 
+    @checked
     @contextmanager
-    def preview(self, updates: Sequence[ModelUpdate]) -> Iterator[ModelAdapter]:
+    def preview(self, updates: Sequence[ModelUpdate | Plan]) -> Iterator[ModelAdapter]:
         """A model that holds more updates, for this context alone: nothing is written to the session's own.
 
         Args:
@@ -253,7 +259,7 @@ class EditSession:
         with self.lm.access.reading():
             edits = self._edits
             for update in updates:
-                edits = edits.after(update, self.lm)
+                edits = edits.after(_update(update), self.lm)
             with self._isolated(edits) as lm:
                 yield lm
 
@@ -263,6 +269,7 @@ class EditSession:
         with self.lm.access.reading(), self._isolated(HeldEdits()) as lm:
             yield lm
 
+    @checked
     @pinned()
     def second_moments(
         self, layers: Sequence[int], settings: MomentSettings
@@ -292,6 +299,7 @@ class EditSession:
                 self._moments[layer] = record["fingerprint"], moment.to(self.lm.block_device(layer))
         return {layer: self._moments[layer][1] for layer in layers}, record
 
+    @checked
     def output_power(self, layer: int, moment: Moment) -> float:
         """tr(W₀ C W₀ᵀ) of a layer's unedited weight; the last one of a layer is remembered.
 
@@ -442,16 +450,6 @@ def _check_enough_tokens(record: Mapping[str, Any], d_in: int) -> None:
         )
 
 
-def _update(given: object) -> ModelUpdate:
-    """The update that was handed over, by itself or in its plan.
-
-    Raises:
-        InputError: It is neither.
-    """
-    update = given.update if isinstance(given, Plan) else given
-    if not isinstance(update, ModelUpdate):
-        raise InputError(
-            f"found a {type(given).__name__} for the update; expected a ModelUpdate (ModelUpdate.load(PATH) reads one) "
-            "or a Plan"
-        )
-    return update
+def _update(given: ModelUpdate | Plan) -> ModelUpdate:
+    """The update that was handed over, by itself or in its plan."""
+    return given.update if isinstance(given, Plan) else given

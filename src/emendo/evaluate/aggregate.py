@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from emendo.arguments import Confidence, Resamples, Seed, checked
 from emendo.errors import InputError
 from emendo.evaluate.bootstrap import (
     Interval,
-    check_bootstrap,
     column_means,
     quantile_interval,
     resampled_means,
@@ -88,13 +88,14 @@ class EditScores:
     notes: tuple[str, ...] = field(default=())
 
     @classmethod
+    @checked
     def from_records(
         cls,
         records: Sequence[RecordScore],
         *,
-        confidence: float = 0.95,
-        n_resamples: int = 1000,
-        seed: int = 0,
+        confidence: Confidence = 0.95,
+        n_resamples: Resamples = 1000,
+        seed: Seed = 0,
     ) -> EditScores:
         """Aggregate scored records.
 
@@ -109,7 +110,6 @@ class EditScores:
         """
         if not records:
             raise InputError("there is nothing to aggregate: the list of scored records is empty")
-        check_bootstrap(confidence, n_resamples)
         table = np.array([[row[name] for name in _COLUMNS] for row in map(record_measures, records)])
         defined = np.isfinite(table)
         values = _with_score(column_means(table, np.ones((1, len(records)))))[0]

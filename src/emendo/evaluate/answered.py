@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
+from emendo.arguments import Count, checked
 from emendo.errors import InputError
 from emendo.evaluate.scoring import score_targets
 from emendo.models import ModelAdapter
@@ -16,12 +17,13 @@ Level: TypeAlias = Literal["argmax", "probability"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
 
+@checked
 def answered(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],
     *,
     level: Level = "argmax",
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
 ) -> tuple[EditRecord, ...]:
     """The records whose true target the model gives after their plain prompt.

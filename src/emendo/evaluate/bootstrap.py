@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float
 
+from emendo.arguments import Confidence, Resamples, Seed, checked
 from emendo.errors import InputError
 
 Interval: TypeAlias = tuple[float, float]
@@ -17,8 +18,9 @@ _RESAMPLE_CELLS = 4_000_000
 """Draws held at once while resampling, to bound memory."""
 
 
+@checked
 def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    values: Sequence[float], *, confidence: Confidence = 0.95, n_resamples: Resamples = 1000, seed: Seed = 0
 ) -> Interval | None:
     """Percentile bootstrap interval of a mean.
 
@@ -36,7 +38,6 @@ def bootstrap_interval(
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
-    check_bootstrap(confidence, n_resamples)
     table = np.asarray(values, dtype=np.float64)[:, None]
     if not np.isfinite(table).all():
         raise InputError("a bootstrap needs finite values; drop or repair those that are not")
@@ -44,14 +45,6 @@ def bootstrap_interval(
         return None
     means = resampled_means(table, n_resamples, seed)
     return quantile_interval(means[:, 0], confidence)
-
-
-def check_bootstrap(confidence: float, n_resamples: int) -> None:
-    """Refuse settings out of range."""
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie between 0 and 1, found {confidence!r} (confidence=0.95 is usual)")
-    if n_resamples < 1:
-        raise InputError(f"n_resamples must be at least 1, found {n_resamples!r} (n_resamples=1000 is usual)")
 
 
 def resampled_means(table: Table, n_resamples: int, seed: int) -> Float[np.ndarray, "resamples metrics"]:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from emendo.arguments import Confidence, Count, Resamples, Seed, checked
 from emendo.errors import InputError
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import ModelAdapter
@@ -35,6 +36,7 @@ def entropy_words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+@checked
 def ngram_entropy(words: Sequence[Hashable], n: int) -> float:
     """Entropy of the n-grams of a text, in bits; 0 for a text with no n-gram.
 
@@ -45,6 +47,7 @@ def ngram_entropy(words: Sequence[Hashable], n: int) -> float:
     return 0.0 - math.fsum(count / total * math.log2(count / total) for count in counts.values())
 
 
+@checked
 def generation_entropy(texts: Sequence[str]) -> float:
     """Mean over texts of the weighted bigram and trigram entropy: GE, in bits (papers print it times 100).
 
@@ -64,6 +67,7 @@ def generation_entropy(texts: Sequence[str]) -> float:
     return math.fsum(_weighted(entropy_words(text)) for text in texts) / len(texts)
 
 
+@checked
 def token_entropy(ids: Sequence[int]) -> float:
     """Entropy of n-grams of token ids as a share of the most that this length allows, in [0, 1].
 
@@ -134,18 +138,19 @@ class EntropyScores:
         }
 
 
+@checked
 def entropy_of_records(
     adapter: ModelAdapter,
     prompts: Sequence[Sequence[str]],
     *,
     include_prompt: bool = True,
-    total_tokens: int = 100,
-    top_k: int | None = 5,
-    seed: int = 0,
-    token_budget: int | None = None,
+    total_tokens: Count = 100,
+    top_k: Count | None = 5,
+    seed: Seed = 0,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
-    confidence: float = 0.95,
-    n_resamples: int = 1000,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
 ) -> EntropyScores:
     """Continue each record's prompts freely and measure the entropy of the texts.
 
@@ -173,8 +178,6 @@ def entropy_of_records(
     flat = [prompt for record in prompts for prompt in record]
     if not flat:
         raise InputError("there is nothing to continue: no record has a generation prompt")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k must be at least 1, or None for greedy texts; found {top_k} (top_k=)")
     rows = [adapter.encode(prompt) for prompt in flat]
     total_tokens = min(total_tokens, adapter.max_length)
     if full := [prompt for prompt, row in zip(flat, rows, strict=True) if len(row) >= total_tokens]:

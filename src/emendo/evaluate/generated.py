@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emendo.arguments import Confidence, Count, Resamples, Seed, checked
 from emendo.errors import InputError
 from emendo.evaluate.matching import contained_match, exact_match
 from emendo.evaluate.table import Means, mean_over_records
@@ -129,13 +130,14 @@ class GenerationScores:
         }
 
 
+@checked
 def generate_texts(
     adapter: ModelAdapter,
     prompts: Sequence[str],
     *,
     chat: bool,
-    new_tokens: int = 32,
-    token_budget: int | None = None,
+    new_tokens: Count = 32,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
 ) -> list[GeneratedText]:
     """Greedy continuations that end where the model ends them; equal prompts are continued once.
@@ -152,8 +154,6 @@ def generate_texts(
     Raises:
         InputError: `chat` without a chat template, `new_tokens` below 1, or a prompt longer than the model's positions.
     """
-    if new_tokens < 1:
-        raise InputError(f"new_tokens must be at least 1, found {new_tokens} (new_tokens=)")
     distinct = list(dict.fromkeys(prompts))
     if not distinct:
         return []
@@ -172,17 +172,18 @@ def generate_texts(
     return [texts[prompt] for prompt in prompts]
 
 
+@checked
 def generation_scores(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],
     *,
     chat: bool,
-    new_tokens: int = 32,
-    token_budget: int | None = None,
+    new_tokens: Count = 32,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
-    confidence: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> GenerationScores:
     """Ask the edited prompt, its paraphrases and its neighbours, and judge what the model says.
 

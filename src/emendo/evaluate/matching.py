@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from emendo.arguments import checked
+
 _ARTICLES = ("a", "an", "the")
 
 _UNSPACED = re.compile(
@@ -37,6 +39,7 @@ def normalised_words(text: str) -> tuple[str, ...]:
     return tuple(word.text for word in _words(_folded(text)))
 
 
+@checked
 def exact_match(text: str, answer: str) -> bool:
     """Whether a text begins with the answer and the answer ends there: at the end of the text, a sentence or a line.
 
@@ -52,6 +55,7 @@ def exact_match(text: str, answer: str) -> bool:
     return _ENDS.search(folded[words[len(wanted) - 1].end : words[len(wanted)].start]) is not None
 
 
+@checked
 def contained_match(text: str, answer: str) -> bool:
     """Whether the answer's words stand in the text, next to each other and in order ("art" is not in "party")."""
     words, wanted = normalised_words(text), normalised_words(answer)

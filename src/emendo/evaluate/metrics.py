@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emendo.arguments import Measured, checked
 from emendo.errors import InputError, NumericalError
 
 
@@ -76,7 +77,8 @@ class RecordScore:
         return asdict(self)
 
 
-def rewrite_success(new: Sequence[float], true: Sequence[float]) -> float:
+@checked
+def rewrite_success(new: Sequence[Measured], true: Sequence[Measured]) -> float:
     """Share of prompts on which the new target beats the true one: ES and PS.
 
         mean over prompts of 1[nll(new) < nll(true)]        strict: a tie counts 0
@@ -93,7 +95,8 @@ def rewrite_success(new: Sequence[float], true: Sequence[float]) -> float:
     return _mean([float(n < t) for n, t in _pairs(new, true)])
 
 
-def neighborhood_success(new: Sequence[float], true: Sequence[float]) -> float:
+@checked
+def neighborhood_success(new: Sequence[Measured], true: Sequence[Measured]) -> float:
     """Share of neighborhood prompts on which the true target still beats the new one: NS.
 
         mean over prompts of 1[nll(true) < nll(new)]        strict: a tie counts 0
@@ -110,7 +113,8 @@ def neighborhood_success(new: Sequence[float], true: Sequence[float]) -> float:
     return _mean([float(t < n) for n, t in _pairs(new, true)])
 
 
-def rewrite_magnitude(new: Sequence[float], true: Sequence[float]) -> float:
+@checked
+def rewrite_magnitude(new: Sequence[Measured], true: Sequence[Measured]) -> float:
     """Mean probability margin of the new target over the true one: EM and PM.
 
         mean over prompts of exp(-nll(new)) - exp(-nll(true))
@@ -127,7 +131,8 @@ def rewrite_magnitude(new: Sequence[float], true: Sequence[float]) -> float:
     return _mean([math.exp(-n) - math.exp(-t) for n, t in _pairs(new, true)])
 
 
-def neighborhood_magnitude(new: Sequence[float], true: Sequence[float]) -> float:
+@checked
+def neighborhood_magnitude(new: Sequence[Measured], true: Sequence[Measured]) -> float:
     """Mean probability margin of the true target over the new one on neighborhood prompts: NM.
 
         mean over prompts of exp(-nll(true)) - exp(-nll(new))
@@ -144,6 +149,7 @@ def neighborhood_magnitude(new: Sequence[float], true: Sequence[float]) -> float
     return -rewrite_magnitude(new, true)
 
 
+@checked
 def argmax_accuracy(scores: Sequence[TargetScore]) -> float:
     """Share of prompts whose expected target is the argmax at every token: EA, PA and NA.
 
@@ -163,6 +169,7 @@ def argmax_accuracy(scores: Sequence[TargetScore]) -> float:
     return _mean([float(score.argmax) for score in scores])
 
 
+@checked
 def mean_probability(scores: Sequence[TargetScore]) -> float:
     """Mean over prompts of exp(-nll) of one target: EP, PP (new target) and NP (true target).
 
@@ -175,6 +182,7 @@ def mean_probability(scores: Sequence[TargetScore]) -> float:
     return _mean([score.probability for score in scores])
 
 
+@checked
 def harmonic_score(efficacy: float, paraphrase: float, neighborhood: float) -> float:
     """Editing score S: harmonic mean of the *aggregated* ES, PS and NS; 0 as soon as one is 0.
 
@@ -196,6 +204,7 @@ def harmonic_score(efficacy: float, paraphrase: float, neighborhood: float) -> f
     return harmonic_mean((efficacy, paraphrase, neighborhood))
 
 
+@checked
 def harmonic_mean(parts: Sequence[float]) -> float:
     """Harmonic mean, n / Σ 1/part; 0 as soon as one part is 0.
 
@@ -207,7 +216,7 @@ def harmonic_mean(parts: Sequence[float]) -> float:
     return 0.0 if min(parts) == 0 else len(parts) / sum(1 / part for part in parts)
 
 
-def _pairs(new: Sequence[float], true: Sequence[float]) -> list[tuple[float, float]]:
+def _pairs(new: Sequence[Measured], true: Sequence[Measured]) -> list[tuple[float, float]]:
     if len(new) != len(true) or not new:
         raise InputError(
             "expected at least one prompt, with one nll of the new and one of the true target "

@@ -9,6 +9,7 @@ from importlib import resources
 
 import torch
 
+from emendo.arguments import Count, checked
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate.tokens import resolve_token_budget, token_scores
 from emendo.models import ModelAdapter, pack_by_tokens
@@ -42,14 +43,15 @@ def packaged_text() -> str:
     return file.read_text(encoding="utf-8")
 
 
+@checked
 @pinned()
 def perplexity(
     adapter: ModelAdapter,
     text: str | Sequence[str],
     *,
-    max_tokens: int | None = None,
-    window: int | None = None,
-    token_budget: int | None = None,
+    max_tokens: Count | None = None,
+    window: Count | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
 ) -> Perplexity:
     """Perplexity of a text or of several documents, in windows that do not overlap.
@@ -82,8 +84,6 @@ def perplexity(
     window = min(WINDOW, longest) if window is None else window
     if not 2 <= window <= longest:
         raise InputError(f"window must lie between 2 and {longest}, found {window} (window=)")
-    if max_tokens is not None and max_tokens < 1:
-        raise InputError(f"max_tokens must be at least 1, found {max_tokens} (max_tokens=)")
     budget = resolve_token_budget(adapter, token_budget)
     documents = [text] if isinstance(text, str) else list(text)
     windows = token_windows(adapter, documents, window, max_tokens)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emendo.arguments import Confidence, Count, Resamples, Seed, checked
 from emendo.errors import InputError
 from emendo.evaluate.generated import GeneratedAnswer, generate_texts
 from emendo.evaluate.scoring import target_scores_by_pair
@@ -60,17 +61,18 @@ class ProbeScores:
         }
 
 
+@checked
 def probe_scores(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],
     *,
-    new_tokens: int | None = None,
+    new_tokens: Count | None = None,
     chat: bool = False,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
-    confidence: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> ProbeScores:
     """Ask every probe of every record; a probe is right where one of its answers is.
 
@@ -119,8 +121,13 @@ def probe_scores(
     return ProbeScores(scores, probe_means(scores, confidence=confidence, n_resamples=n_resamples, seed=seed))
 
 
+@checked
 def probe_means(
-    records: Sequence[Sequence[ProbeScore]], *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    records: Sequence[Sequence[ProbeScore]],
+    *,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> Means:
     """The means of `ProbeScores` from the probes of its records; arguments as of `probe_scores`."""
     generated = any(probe.generated is not None for probes in records for probe in probes)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+from emendo.arguments import Confidence, checked
 from emendo.errors import InputError
 from emendo.evaluate.bootstrap import Interval
 
 
-def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Interval | None:
+@checked
+def wilson_interval(successes: int, n: int, *, confidence: Confidence = 0.95) -> Interval | None:
     """Wilson score interval of a share; it says something also where every one of n trials went the same way.
 
         (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n)        p = successes / n, z the normal quantile
@@ -29,8 +31,6 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Inte
     """
     if not 0 <= successes <= n:
         raise InputError(f"a share needs 0 <= successes <= n, found {successes} of {n}")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie between 0 and 1, found {confidence!r} (confidence=0.95 is usual)")
     if n == 0:
         return None
     z = NormalDist().inv_cdf((1 + confidence) / 2)

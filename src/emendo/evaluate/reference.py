@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from emendo.arguments import checked
 from emendo.errors import InputError
 
 _TERM = re.compile(r"(?u)\b\w\w+\b")
@@ -38,6 +39,7 @@ class ReferenceVocabulary:
     documents: int
 
     @classmethod
+    @checked
     def fit(cls, documents: Sequence[str]) -> ReferenceVocabulary:
         """The vocabulary of some documents, such as all snippets of a data set.
 
@@ -50,12 +52,14 @@ class ReferenceVocabulary:
         n = len(documents)
         return cls({term: math.log((1 + n) / (1 + df)) + 1 for term, df in sorted(frequency.items())}, n)
 
+    @checked
     def vector(self, text: str) -> dict[str, float]:
         """Term counts times idf; terms outside the vocabulary are dropped."""
         counts = Counter(term for term in terms_of(text) if term in self.idf)
         return {term: count * self.idf[term] for term, count in counts.items()}
 
 
+@checked
 def reference_score(
     texts: Sequence[str], references: Sequence[str], vocabulary: ReferenceVocabulary | None = None
 ) -> float:

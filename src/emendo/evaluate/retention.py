@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from emendo.arguments import Confidence, checked
 from emendo.errors import InputError
 from emendo.evaluate.bootstrap import Interval
 from emendo.evaluate.proportion import wilson_interval
@@ -28,7 +29,8 @@ class Share:
     interval: Interval | None
 
     @classmethod
-    def of(cls, hits: Sequence[bool], confidence: float = 0.95) -> Share:
+    @checked
+    def of(cls, hits: Sequence[bool], confidence: Confidence = 0.95) -> Share:
         """The share of true entries."""
         successes, n = sum(map(bool, hits)), len(hits)
         return cls(successes / n if n else None, successes, n, wilson_interval(successes, n, confidence=confidence))
@@ -58,8 +60,9 @@ class Retention:
         return {**named, "first": {str(k): vars(share) for k, share in self.first.items()}}
 
 
+@checked
 def retention(
-    immediate: Sequence[bool], final: Sequence[bool], *, first: Sequence[int] = (), confidence: float = 0.95
+    immediate: Sequence[bool], final: Sequence[bool], *, first: Sequence[int] = (), confidence: Confidence = 0.95
 ) -> Retention:
     """Compare what held right after each edit with what holds at the end.
 

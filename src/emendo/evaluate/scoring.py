@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from emendo.arguments import Confidence, Count, Resamples, Seed, checked
 from emendo.errors import InputError
 from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
@@ -16,12 +17,13 @@ from emendo.progress import Progress
 from emendo.requests import EditRecord, Pair
 
 
+@checked
 @pinned()
 def score_targets(
     adapter: ModelAdapter,
     pairs: Sequence[Pair],
     *,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
 ) -> list[TargetScore]:
     """Score how likely the model finds each target after its prompt.
@@ -83,6 +85,7 @@ class RecordScores:
         }
 
 
+@checked
 @pinned()
 def score_records(
     adapter: ModelAdapter,
@@ -122,11 +125,11 @@ def evaluate_records(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],
     *,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
-    confidence: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> RecordScores:
     """The scores of `score_records` and the metrics over them.
 

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from emendo.arguments import Confidence, Count, Resamples, Seed, checked
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate.bootstrap import Interval, bootstrap_interval
 from emendo.evaluate.perplexity import WINDOW, token_windows
@@ -52,6 +53,7 @@ class NextTokenLogProbs:
     adapter: ModelAdapter
 
     @classmethod
+    @checked
     def of(
         cls, adapter: ModelAdapter, places: Sequence[str], hidden: Float[Tensor, "places d_model"]
     ) -> NextTokenLogProbs:
@@ -88,11 +90,12 @@ class NextTokenLogProbs:
             yield start, logits - normalizer
 
 
+@checked
 def next_token_log_probs(
     adapter: ModelAdapter,
     prompts: Sequence[str],
     *,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
 ) -> NextTokenLogProbs:
     """What the model says next after each prompt, to be compared with another model later.
@@ -129,13 +132,14 @@ def next_token_log_probs(
     return NextTokenLogProbs.of(adapter, prompts, last)
 
 
+@checked
 def text_log_probs(
     adapter: ModelAdapter,
     text: str | Sequence[str],
     *,
-    max_tokens: int = 2000,
-    every: int = 1,
-    window: int | None = None,
+    max_tokens: Count = 2000,
+    every: Count = 1,
+    window: Count | None = None,
     progress: Progress | None = None,
 ) -> NextTokenLogProbs:
     """What the model says next at positions of held-out text, in windows as `perplexity` makes them.
@@ -153,8 +157,6 @@ def text_log_probs(
         NumericalError: The model's logits are not finite.
     """
     window = min(WINDOW, adapter.max_length) if window is None else window
-    if every < 1 or max_tokens < 1:
-        raise InputError(f"every and max_tokens must be at least 1, found {every} and {max_tokens}")
     windows = token_windows(adapter, [text] if isinstance(text, str) else text, window, max_tokens)
     if not windows:
         raise InputError("there is no position to compare distributions at; give a longer text (text=)")
@@ -214,13 +216,14 @@ class DistributionShift:
         return {"n": len(self.places), **vars(self)}
 
 
+@checked
 def distribution_shift(
     before: NextTokenLogProbs,
     after: NextTokenLogProbs,
     *,
-    confidence: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> DistributionShift:
     """KL(base ‖ edited) of next-token distributions, and how often the most likely token changed.
 

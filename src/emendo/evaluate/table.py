@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from emendo.arguments import Confidence, Resamples, Seed, checked
 from emendo.errors import InputError
-from emendo.evaluate.bootstrap import Interval, check_bootstrap, column_means, quantile_interval, resampled_means
+from emendo.evaluate.bootstrap import Interval, column_means, quantile_interval, resampled_means
 from emendo.evaluate.metrics import harmonic_mean
+from emendo.io.printable import shown
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,16 @@ class Means:
         }
 
 
+@checked
 def mean_over_records(
-    rows: Sequence[Mapping[str, float | None]],
+    rows: Sequence[Mapping[str, Any]],
     names: Sequence[str],
     *,
     harmonic: Mapping[str, Sequence[str]] | None = None,
     scale: float = 1.0,
-    confidence: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> Means:
     """Mean of each measure over records, and harmonic means *of those means*.
 
@@ -78,13 +82,16 @@ def mean_over_records(
     """
     if not rows:
         raise InputError("there is nothing to average: the list of records is empty")
-    check_bootstrap(confidence, n_resamples)
     cells = [[row.get(name) for name in names] for row in rows]
+    if wrong := [cell for row in cells for cell in row if not isinstance(cell, Real | None)]:
+        raise InputError(f"found {shown(wrong[0])} for a measure; expected a number or None (rows=)")
     table = np.array([[math.nan if cell is None else cell for cell in row] for row in cells], dtype=np.float64)
     table = table.reshape(len(rows), len(names))
     if np.isinf(table).any():
         raise InputError("a mean needs finite measures; drop or repair the records that are not")
     harmonic = dict(harmonic or {})
+    if unknown := [part for members in harmonic.values() for part in members if part not in names]:
+        raise InputError(f"found {unknown[0]!r} in a harmonic mean; expected one of {', '.join(names)} (harmonic=)")
     parts = {name: [list(names).index(part) for part in members] for name, members in harmonic.items()}
     means = _with_harmonic(column_means(table, np.ones((1, len(rows)))), parts)[0]
     resampled = _with_harmonic(resampled_means(table, n_resamples, seed), parts)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from emendo.arguments import Count, checked
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate.shift import SHIFT_BYTES, UNEMBEDDING_TOLERANCE
 from emendo.evaluate.tokens import Ids, hidden_in_trees, logit_chunks, tree_budget
@@ -69,11 +70,12 @@ class TokenShift:
         return self.top_before != self.top_after
 
 
+@checked
 def text_tokens(
     adapter: ModelAdapter,
     texts: Sequence[Sequence[int]],
     *,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
 ) -> TextTokens:
     """Read texts and keep what the model predicts at every token, to be compared with another state later.
@@ -121,6 +123,7 @@ def text_tokens(
     return TextTokens(rows, places, kept, _first_normalizer(adapter, kept), adapter)
 
 
+@checked
 def token_shift(before: TextTokens, after: TextTokens) -> TokenShift:
     """Compare two states of one model at every token of the same texts.
 

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from emendo.arguments import Count, checked
 from emendo.errors import InputError, NumericalError, SelfCheckError
 from emendo.models import ModelAdapter
 from emendo.models.alignment import encode_target
@@ -70,11 +71,12 @@ class TokenScores:
         return 0.0 - math.fsum(self.log_probs) / len(self.log_probs)
 
 
+@checked
 def score_tokens(
     adapter: ModelAdapter,
     pairs: Sequence[Pair],
     *,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
 ) -> list[TokenScores]:
     """Score every token of each target after its prompt.
@@ -164,8 +166,6 @@ def resolve_token_budget(adapter: ModelAdapter, token_budget: int | None) -> int
     """
     if token_budget is None:
         return CPU_TOKEN_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
-    if token_budget < 1:
-        raise InputError(f"token_budget must be at least 1, found {token_budget} (token_budget=)")
     return token_budget
 
 
@@ -200,6 +200,7 @@ def check_tree(
         )
 
 
+@checked
 def token_scores(
     adapter: ModelAdapter,
     hidden: Float[Tensor, "rows d_model"],

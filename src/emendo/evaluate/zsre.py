@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emendo.arguments import Confidence, Count, Resamples, Seed, checked
 from emendo.errors import InputError
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.evaluate.tokens import TokenScores, scores_by_pair
@@ -17,6 +18,7 @@ from emendo.requests import EditRecord, Pair
 ZSRE_METRICS = ("efficacy", "paraphrase", "locality")
 
 
+@checked
 def token_accuracy(score: TokenScores) -> float:
     """Share of target tokens that are the argmax after the prompt and the tokens before them.
 
@@ -64,15 +66,16 @@ class ZsreScores:
         return {"scores": self.means.to_dict(), "records": [asdict(record) for record in self.records]}
 
 
+@checked
 def zsre_scores(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],
     *,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
-    confidence: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> ZsreScores:
     """Token accuracy on the edited question, its rephrasing and an unrelated question.
 
@@ -110,8 +113,9 @@ def zsre_scores(
     return ZsreScores(found, zsre_means(found, confidence=confidence, n_resamples=n_resamples, seed=seed))
 
 
+@checked
 def zsre_means(
-    records: Sequence[ZsreRecord], *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    records: Sequence[ZsreRecord], *, confidence: Confidence = 0.95, n_resamples: Resamples = 1000, seed: Seed = 0
 ) -> Means:
     """The means of `ZsreScores` from the accuracies of its records; arguments as of `zsre_scores`."""
     return mean_over_records(
@@ -125,6 +129,7 @@ def zsre_means(
     )
 
 
+@checked
 def prediction_agreement(before: Sequence[TokenScores], after: Sequence[TokenScores]) -> float:
     """Share of answer tokens at which two models predict the same token, right or wrong: agreement with the base model.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from emendo.arguments import checked
 from emendo.datasets import Part
 from emendo.errors import ExperimentError
 from emendo.evaluate.answered import Level
@@ -122,6 +123,7 @@ class ExperimentConfig(BaseModel):
     device: str = "auto"
     dtype: str = "auto"
 
+    @checked
     def with_n(self, n: int) -> ExperimentConfig:
         """The same grid with another number of records; batches that are larger are left out."""
 
@@ -246,6 +248,7 @@ def _matches(cell: Cell, pattern: Mapping[str, Any]) -> bool:
     return True
 
 
+@checked
 def read_config(path: Path) -> ExperimentConfig:
     """The configuration in a YAML file.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from emendo.arguments import checked
 from emendo.errors import ExperimentError
 
 Mode = Literal["single", "batch", "sequential", "sequential-batched"]
@@ -31,16 +32,19 @@ def restores(mode: Mode) -> bool:
     return mode in ("single", "batch")
 
 
+@checked
 def default_batch_size(mode: Mode, n: int) -> int:
     """One where the mode says so, else all records."""
     return 1 if mode in ("single", "sequential") else n
 
 
+@checked
 def default_schedule(mode: Mode) -> Schedule:
     """What is scored unless somebody says otherwise: all that the mode has."""
     return "immediate" if restores(mode) else "both"
 
 
+@checked
 def check_mode(mode: Mode, batch_size: int, n: int, schedule: Schedule) -> None:
     """Refuse combinations that mean nothing.
 
@@ -73,6 +77,7 @@ def check_mode(mode: Mode, batch_size: int, n: int, schedule: Schedule) -> None:
         )
 
 
+@checked
 def batch_ranges(n: int, batch_size: int) -> list[range]:
     """Positions of the records of every batch; the last batch may be smaller."""
     return [range(begin, min(begin + batch_size, n)) for begin in range(0, n, batch_size)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.experiments.cell_run import run_cell
 from emendo.experiments.cells import Cell
 from emendo.experiments.data import Source, read_source, select_records
@@ -61,6 +62,7 @@ class Experiment:
         progress: Told about every stage.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
@@ -165,6 +167,7 @@ class Experiment:
         records, zsre = self._records(cell, ground), self._source(cell.data).zsre
         return run_cell(cell, records, ground, zsre=zsre, store=self.store, progress=self.progress, title=title)
 
+    @checked
     def time_left(
         self, planned: Sequence[PlannedCell], done: Sequence[tuple[Mapping[str, Any], Cost]] = ()
     ) -> str | None:

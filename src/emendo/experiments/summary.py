@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from emendo.arguments import checked
 from emendo.evaluate import retention
 from emendo.evaluate.measures import MEASURES
 from emendo.evaluate.rows import Row, aggregate, holds
@@ -47,6 +48,7 @@ class Final:
     meter: Meter = field(default_factory=lambda: Meter(torch.device("cpu")))
 
 
+@checked
 def comparable(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary without what may differ between two runs of one cell."""
     return {name: value for name, value in summary.items() if name not in TIMING}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from emendo.arguments import checked
 from emendo.export.card import checkpoint_card
 from emendo.export.chain import checked_chain
 from emendo.io.whole_folder import whole_folder
@@ -17,6 +18,7 @@ from emendo.models.rounding import kept_of, rounding, tell_of_rounding
 from emendo.updates.update import ModelUpdate
 
 
+@checked
 def write_checkpoint(
     adapter: ModelAdapter,
     updates: Sequence[ModelUpdate],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.errors import ExportError, HubError
 
 TOKEN_VARIABLE = "HF_TOKEN"
@@ -42,6 +43,7 @@ class Upload:
     removed: tuple[str, ...]
 
 
+@checked
 def push_folder(folder: str | Path, repo: str, *, private: bool = True, endpoint: str | None = None) -> Upload:
     """Upload an exported adapter or checkpoint; the repository is made where it does not exist.
 

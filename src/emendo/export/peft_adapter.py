@@ -20,6 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.errors import ExportError, InputError
 from emendo.export.card import adapter_card
 from emendo.export.chain import checked_chain
@@ -62,6 +63,7 @@ class AdapterFolder:
         return {**vars(self), "path": str(self.path), "layers": list(self.layers)}
 
 
+@checked
 def write_adapter(
     adapter: ModelAdapter,
     updates: Sequence[ModelUpdate],

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.errors import GateConfigError
 from emendo.io.plain_file import read_plain_text
 from emendo.models import ModelAdapter
@@ -94,6 +95,7 @@ class CanarySet:
         return [canary.prompt for canary in self.canaries]
 
 
+@checked
 def read_canaries(files: Sequence[str], folder: Path | None = None) -> CanarySet:
     """Canaries from files; what several files have is taken once.
 

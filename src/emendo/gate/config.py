@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
+from emendo.arguments import checked
 from emendo.errors import GateConfigError
 from emendo.gate.canaries import PACKAGED
 from emendo.gate.sections import Amount, Checks, Share, Strict
@@ -104,6 +105,7 @@ def default_config() -> GateConfig:
     return parse_config(default_text(), "the packaged gate.toml")
 
 
+@checked
 def read_config(file: str | Path) -> GateConfig:
     """A configuration from a TOML file, or the packaged one for `DEFAULT`.
 

@@ -21,6 +21,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.editing.plan import Plan, trained_layer_report
 from emendo.editing.session import EditSession
 from emendo.editing.sharing import FactIndex, rows_without
@@ -107,6 +108,7 @@ class CollapseMonitor:
         InputError: The configuration's monitor looks at nothing.
     """
 
+    @checked
     def __init__(self, session: EditSession, config: GateConfig | None = None) -> None:
         self._session = session
         config = config or default_config()
@@ -125,6 +127,7 @@ class CollapseMonitor:
             with session.preview_base() as lm:
                 self._base = next_token_log_probs(lm, self._canaries.prompts)
 
+    @checked
     def observe(self, edit: Plan | ModelUpdate) -> list[CollapseWarning]:
         """Look at the model after an update; call it right after it was applied.
 

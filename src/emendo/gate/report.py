@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from emendo.arguments import checked
 from emendo.editing.plan import Plan
 from emendo.editing.weight_change import LayerChange
 from emendo.errors import GateError
@@ -154,6 +155,7 @@ class GateReport:
         }
 
 
+@checked
 def with_report(plan: Plan, report: GateReport) -> Plan:
     """The plan with the report in its update's `info`, under ``"gate"``; the update's identity stays the same."""
     return replace(plan, update=_recorded(plan.update, report))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.editing.weight_change import LayerChange, WeightMeter
@@ -26,6 +27,7 @@ from emendo.requests import EditRecord
 from emendo.updates.update import ModelUpdate
 
 
+@checked
 def run_gate(
     session: EditSession,
     edit: Plan | ModelUpdate | Sequence[ModelUpdate],
@@ -78,6 +80,7 @@ def run_gate(
     )
 
 
+@checked
 def reference_snapshot(
     session: EditSession,
     records: Sequence[EditRecord],

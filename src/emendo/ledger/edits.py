@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.errors import LedgerError
 from emendo.ledger.files import RESTORE
 from emendo.ledger.record import MAKES_EDIT, Active, Record
@@ -55,6 +56,7 @@ class History:
 
     _edits: dict[tuple[str | None, tuple[int, ...]], KeptEdit]
 
+    @checked
     def __init__(self, chain: Sequence[Record], earlier: History | None = None) -> None:
         self.chain = list(chain)
         self._by_id = {record.id: record for record in self.chain}
@@ -68,6 +70,7 @@ class History:
             advance(state, record)
         self.active = tuple(state)
 
+    @checked
     def record(self, prefix: str) -> Record:
         """The record whose id begins so.
 
@@ -90,6 +93,7 @@ class History:
         """Identity of the model that the ledger is for."""
         return dict(self.chain[0].details["base"])
 
+    @checked
     def state(self, prefix: str | None) -> tuple[Active, ...]:
         """The active updates after a record.
 
@@ -100,6 +104,7 @@ class History:
             return ()
         return self.active if prefix is None else active_after(self.chain, self.record(prefix).number)
 
+    @checked
     def reverted_by(self, record: Record) -> list[str]:
         """Ids of the edits that reverting a record takes out: its own, or all in what it folded.
 
@@ -122,6 +127,7 @@ class History:
             )
         return [record.id]
 
+    @checked
     def edits(self, active: Sequence[Active] | None = None) -> list[KeptEdit]:
         """The edits of a state in order, those inside a folded update too.
 
@@ -130,6 +136,7 @@ class History:
         """
         return [edit for edit, _ in self._walk(self.active if active is None else active)]
 
+    @checked
     def split(
         self, active: Sequence[Active], touched: Callable[[KeptEdit], bool]
     ) -> tuple[list[Active], list[KeptEdit]]:

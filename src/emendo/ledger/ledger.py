@@ -55,11 +55,12 @@ class EditLedger:
         LedgerError: There is no ledger, or it is damaged.
     """
 
+    @checked
     def __init__(
         self,
         folder: str | Path,
         *,
-        timeout: float = TIMEOUT,
+        timeout: NotNegative = TIMEOUT,
         waiting: Callable[[str], None] | None = None,
         who: str | None = None,
     ) -> None:
@@ -71,6 +72,7 @@ class EditLedger:
         self.store.head()
 
     @classmethod
+    @checked
     def create(
         cls,
         folder: str | Path,
@@ -110,6 +112,7 @@ class EditLedger:
         """All records, oldest first."""
         return self.store.chain()
 
+    @checked
     def record(self, id: str) -> Record:
         """The record whose id begins with `id`."""
         return self.history().record(id)
@@ -119,6 +122,7 @@ class EditLedger:
         """Identity of the model that the ledger is for."""
         return self.history().base
 
+    @checked
     def state(self, id: str | None = None) -> tuple[Active, ...]:
         """The active updates after a record, in order.
 
@@ -127,10 +131,12 @@ class EditLedger:
         """
         return self.history().state(id)
 
+    @checked
     def updates(self, id: str | None = None) -> tuple[ModelUpdate, ...]:
         """The updates of a state, each held against its digest."""
         return loaded(self.store, self.state(id))
 
+    @checked
     def merged(self, id: str | None = None) -> ModelUpdate:
         """One update that does what those of a state do together: their factors, stacked (`emendo.updates.merge`).
 
@@ -147,6 +153,7 @@ class EditLedger:
 
     # ---- sessions ----------------------------------------------------------------------------------------
 
+    @checked
     def session(self, lm: ModelAdapter, **options: Any) -> EditSession:
         """A session of a model with the active updates applied.
 
@@ -161,6 +168,7 @@ class EditLedger:
         self.sync(session)
         return session
 
+    @checked
     def sync(self, session: EditSession) -> None:
         """Bring a session to the present state."""
         history = self.history()
@@ -169,6 +177,7 @@ class EditLedger:
 
     # ---- operations --------------------------------------------------------------------------------------
 
+    @checked
     @contextmanager
     def editing(
         self, session: EditSession, requests: Sequence[EditRequest], *, replace: bool = False, message: str = ""
@@ -200,6 +209,7 @@ class EditLedger:
             if pending.record is None:
                 planner.move_to(recalled(self.store, history.active))
 
+    @checked
     def edit(
         self,
         session: EditSession,
@@ -228,6 +238,7 @@ class EditLedger:
             plan = session.plan(requests, method, layers=layers, settings=settings)
             return pending.commit(plan.update, metrics=examine(plan) if examine else None)
 
+    @checked
     def commit_edit(
         self, update: ModelUpdate, *, message: str = "", metrics: Mapping[str, Any] | None = None
     ) -> Record:
@@ -257,6 +268,7 @@ class EditLedger:
             state = [*history.active, stored(self.store, update)]
             return self._commit(history, "edit", state, details, message)
 
+    @checked
     def revert(
         self, id: str, planner: Planner | EditSession | None = None, *, how: str = "replay", message: str = ""
     ) -> Record:
@@ -283,11 +295,13 @@ class EditLedger:
                 details = {"reverts": gone, "how": how, **state.details}
                 return self._commit(history, "revert", state.active, details, message)
 
+    @checked
     def needs_model(self, id: str, how: str = "replay") -> bool:
         """Whether `revert` needs a session for this: not for the last edit, and rarely for the algebraic way."""
         history = self.history()
         return needs_planner(self.store, history, history.reverted_by(history.record(id)), how)
 
+    @checked
     def checkout(self, id: str, *, message: str = "") -> Record:
         """Make the state after an earlier record the present one; nothing is lost, and it can be left the same way.
 
@@ -299,6 +313,7 @@ class EditLedger:
             target = None if id == BASE else history.record(id).id
             return self._commit(history, "checkout", history.state(id), {"target": target}, message)
 
+    @checked
     def compact(self, tolerance: float = 1e-6, *, message: str = "") -> Record:
         """Fold all active updates into one of the smallest rank; what they were folded from stays in the ledger.
 

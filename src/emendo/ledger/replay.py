@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -22,6 +22,7 @@ NOT_RECORDED = "not recorded"
 """Of what an earlier Emendo did not look at."""
 
 
+@runtime_checkable
 class Planner(Protocol):
     """Something with a model that plans kept edits again, one on top of the other."""
 

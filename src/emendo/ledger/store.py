@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+from emendo.arguments import NotNegative, checked
 from emendo.errors import LedgerError, OutputError
 from emendo.ledger.files import (
     RESTORE,
@@ -51,6 +52,7 @@ class LedgerStore:
         folder: The folder; it may be a link, its parts may not.
     """
 
+    @checked
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self.head_path = self.folder / "HEAD"
@@ -91,6 +93,7 @@ class LedgerStore:
             raise LedgerError(f"the ledger's {str(self.head_path)!r} is damaged; {RESTORE}")
         return str(id), number
 
+    @checked
     def record(self, id: str) -> Record:
         """One record by its whole id, from its file.
 
@@ -132,6 +135,7 @@ class LedgerStore:
         chain.reverse()
         return chain
 
+    @checked
     def holds(self, record: Record) -> bool:
         """Whether a record is in the chain."""
         at: str | None = self.head()[0] if self.exists else None
@@ -140,19 +144,22 @@ class LedgerStore:
             at = newer.parent if newer.number > record.number else None
         return at is not None
 
+    @checked
     def record_path(self, id: str) -> Path:
         """File of a record."""
         return self.records / f"{_checked(id)}.json"
 
+    @checked
     def object_path(self, file: str) -> Path:
         """File of an update by the hash of its bytes."""
         return self.objects / f"{_checked(file)}{_SUFFIX}"
 
     # ---- writing -----------------------------------------------------------------------------------------
 
+    @checked
     @contextmanager
     def locked(
-        self, operation: str, *, timeout: float, waiting: Callable[[str], None] | None = None
+        self, operation: str, *, timeout: NotNegative, waiting: Callable[[str], None] | None = None
     ) -> Iterator[list[Record]]:
         """Hold the right to write; gives the chain as it is, after sweeping what a killed operation left.
 
@@ -168,7 +175,8 @@ class LedgerStore:
                     path.unlink()
             yield chain
 
-    def create(self, first: Record, *, timeout: float) -> None:
+    @checked
+    def create(self, first: Record, *, timeout: NotNegative) -> None:
         """Make the folder and its first record.
 
         Raises:
@@ -205,6 +213,7 @@ class LedgerStore:
                 f"{str(self.folder)!r} holds other files ({', '.join(strange[:3])}); give an empty or a new folder"
             )
 
+    @checked
     def append(self, record: Record) -> Record:
         """Commit a record; its objects are there already. The caller holds the lock.
 
@@ -246,6 +255,7 @@ class LedgerStore:
                 "system has no locks; nothing was added. Run the command again, and leave the lock in its place"
             )
 
+    @checked
     def put(self, save: Callable[[Path], object]) -> tuple[str, int]:
         """Store an update file. The caller holds the lock.
 
@@ -264,6 +274,7 @@ class LedgerStore:
             draft.unlink(missing_ok=True)
         return file, size
 
+    @checked
     def leftovers(self, chain: list[Record]) -> list[Path]:
         """Files that no record of the chain refers to: what killed operations left.
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from emendo.arguments import checked
 from emendo.errors import InputError, MethodError
 from emendo.methods.axes import Axes
 from emendo.methods.checks import check_values, leaves, parse, section_of

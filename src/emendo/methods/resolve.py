@@ -71,6 +71,7 @@ def check_named(name: str, settings: Mapping[str, Any]) -> Method:
     return config
 
 
+@checked
 def resolve_method(
     method: str | Method,
     lm: ModelAdapter,

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from emendo.arguments import Size, checked
 from emendo.errors import InputError, LayerError
 from emendo.io.printable import well_formed
 from emendo.models.access import ModelAccess, access_to
@@ -48,6 +49,9 @@ class ModelAdapter:
         NumericalError: What the model computes is not finite.
     """
 
+    OBTAINED_BY = "emendo.load(NAME) or, of a transformers model and its tokenizer, emendo.wrap(model, tokenizer)"
+
+    @checked
     def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
         self.model: Any = plain_model(model)
         self.tokenizer = tokenizer
@@ -100,6 +104,7 @@ class ModelAdapter:
         """Width of the residual stream."""
         return int(self.weight(0).shape[0])
 
+    @checked
     def d_in(self, layer: int) -> int:
         """Inner width of a layer's MLP: the dimension of its keys."""
         return int(self.weight(layer).shape[1])
@@ -109,10 +114,12 @@ class ModelAdapter:
         """Where inputs go: the device of the embedding."""
         return self.model.get_input_embeddings().weight.device
 
+    @checked
     def block_device(self, layer: int) -> torch.device:
         """Where a block computes, which differs between the blocks of a sharded model."""
         return self.down_projection(layer).weight.device
 
+    @checked
     def rotary_type(self, layer: int) -> str | None:
         """Which kind of position embedding a block takes, in a model with several."""
         return str(self.config.layer_types[layer]) if self.spec.rotary_by_layer_type else None
@@ -132,6 +139,7 @@ class ModelAdapter:
         """Longest sequence, in tokens, that the model has positions for and computes as it does any shorter one."""
         return longest_text(self)
 
+    @checked
     def check_layers(self, layers: Sequence[int]) -> list[int]:
         """Sorted `layers`, each an existing block and named once.
 
@@ -164,38 +172,46 @@ class ModelAdapter:
         """The decoder blocks, lowest first."""
         return self.decoder.get_submodule(self.spec.blocks)  # type: ignore[return-value]
 
+    @checked
     def module_name(self, layer: int) -> str:
         """Dotted name of a layer's edited linear map."""
         self.check_layers([layer])
         return f"{self.spec.decoder}.{self.spec.blocks}.{layer}.{self.spec.down_projection}"
 
+    @checked
     def parameter_name(self, layer: int) -> str:
         """Dotted name of a layer's edited weight."""
         return f"{self.module_name(layer)}.weight"
 
+    @checked
     def down_projection(self, layer: int) -> Any:
         """A layer's edited linear map, as the model has it."""
         return self.blocks[layer].get_submodule(self.spec.down_projection)
 
+    @checked
     def attention_output(self, layer: int) -> nn.Module:
         """The module whose output is what a layer's attention adds to the residual stream."""
         return self.blocks[layer].get_submodule(self.spec.attention_output or self.spec.attention)
 
+    @checked
     def stores_transposed(self, layer: int) -> bool:
         """Whether a layer's module keeps its weight as ``[d_in, d_out]`` (GPT-2's Conv1D)."""
         return isinstance(self.down_projection(layer), Conv1D)
 
+    @checked
     def weight(self, layer: int) -> Weight:
         """A layer's edited weight as ``[d_out, d_in]``, a view whatever the module's layout."""
         self.check_layers([layer])
         weight = self.down_projection(layer).weight.detach()
         return weight.T if self.stores_transposed(layer) else weight
 
+    @checked
     def base_weight(self, layer: int) -> Weight:
         """A layer's weight in the unedited model as ``[d_out, d_in]``, not to be changed."""
         held = self.contents
         return held.originals[layer] if layer in held.now.weights else self.weight(layer)
 
+    @checked
     def write(self, layer: int, weight: Weight) -> None:
         """Overwrite a layer's weight in place, cast once to the model's dtype.
 
@@ -216,6 +232,7 @@ class ModelAdapter:
             )
         own.copy_(weight)
 
+    @checked
     @contextmanager
     def edited(self, weights: Mapping[int, Weight]) -> Iterator[None]:
         """The model with other weights in some layers, restored bit for bit on exit, also after an error.
@@ -232,6 +249,7 @@ class ModelAdapter:
         with self.contents.holding(inside):
             yield
 
+    @checked
     @contextmanager
     def isolated(
         self, written: Mapping[int, Weight] | Sequence[int] = (), *, edited: bool | None = None
@@ -269,6 +287,7 @@ class ModelAdapter:
 
     # ---- running -----------------------------------------------------------------------------------------
 
+    @checked
     def run(
         self,
         batch: TokenBatch,
@@ -292,6 +311,7 @@ class ModelAdapter:
             own.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
         return capture
 
+    @checked
     def final_hidden(self, batch: TokenBatch) -> Hidden:
         """Hidden states after the final norm, ready for `unembed`; no logits are computed."""
         with self.isolated() as own, torch.no_grad():
@@ -303,7 +323,8 @@ class ModelAdapter:
             )
         return out.last_hidden_state.to(self.device)
 
-    def finish(self, stream: Hidden) -> Hidden:
+    @checked
+    def finish(self, stream: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """Hidden states ready for `unembed`, from the residual stream after the last block; differentiable."""
         for name in self.spec.final:
             # A configuration can leave a module out (OPT's projection): it is None then, which is no submodule.
@@ -312,6 +333,7 @@ class ModelAdapter:
                 stream = module(stream)
         return stream
 
+    @checked
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
         """The model's own logits, in float32 (or float64 for a float64 model); differentiable in `hidden`."""
         head, spec = self.model.get_output_embeddings(), self.spec
@@ -327,10 +349,12 @@ class ModelAdapter:
 
     # ---- text --------------------------------------------------------------------------------------------
 
+    @checked
     def encode(self, text: str) -> list[int]:
         """Token ids as the model expects them: its BOS if it has one, never a trailing EOS."""
         return self.encode_with_offsets(text)[0]
 
+    @checked
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the character span of each; special tokens that are not in the text span nothing."""
         encoded = self.tokenizer(text, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
@@ -343,12 +367,14 @@ class ModelAdapter:
         check_ids(self, ids)
         return ids, offsets
 
+    @checked
     def encode_bare(self, text: str) -> list[int]:
         """Token ids of `text` without any special token."""
         ids = list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
         check_ids(self, ids)
         return ids
 
+    @checked
     def encode_chat(self, message: str) -> list[int]:
         """Token ids of one user message in the model's chat template, up to where the answer begins.
 
@@ -369,6 +395,7 @@ class ModelAdapter:
         """Whether the tokenizer has a chat template."""
         return bool(self.tokenizer.chat_template)
 
+    @checked
     def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Token ids of a whole conversation in the model's chat template.
 
@@ -390,10 +417,12 @@ class ModelAdapter:
             ) from error
         return self.encode_bare(str(text))
 
+    @checked
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    @checked
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """Text that token ids add to those before them.
 
@@ -410,10 +439,12 @@ class ModelAdapter:
                 return int(candidate)
         return 0
 
+    @checked
     def knows(self, token: int | None) -> bool:
         """Whether the model has rows for a token of the tokenizer, which may have more than the model."""
         return token is not None and 0 <= token < known_tokens(self)
 
+    @checked
     def batch(self, sequences: Sequence[Sequence[int]]) -> TokenBatch:
         """Token sequences as a right-padded batch on the model's device.
 
@@ -424,11 +455,13 @@ class ModelAdapter:
         check_ids(self, [token for ids in sequences for token in ids])
         return TokenBatch.pad(sequences, self.pad_id, self.device)
 
-    def generate(self, prompt: str, max_new_tokens: int = 32) -> str:
+    @checked
+    def generate(self, prompt: str, max_new_tokens: Size = 32) -> str:
         """Greedy continuation of a raw prompt, without the prompt; it ends where the model's positions end."""
         return self.generate_many([prompt], max_new_tokens)[0]
 
-    def generate_many(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
+    @checked
+    def generate_many(self, prompts: Sequence[str], max_new_tokens: Size = 32) -> list[str]:
         """Greedy continuations of raw prompts, in batches of similar length.
 
         Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 
+from emendo.arguments import checked
 from emendo.errors import RequestError
 from emendo.models import ModelAdapter
 from emendo.requests import SLOT, EditRequest, Join, continuation
@@ -47,6 +48,7 @@ class AlignedEdit:
         return self.prompt.ids + self.target_ids[:-1]
 
 
+@checked
 def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLOT) -> AlignedPrompt:
     """Tokens of a request's prompt inside a context, and where its subject ends.
 
@@ -81,6 +83,7 @@ def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLO
     return AlignedPrompt(tuple(ids), inside[-1])
 
 
+@checked
 def encode_target(adapter: ModelAdapter, prompt: str, target: str, join: Join = "auto") -> tuple[list[int], list[int]]:
     """Tokens of a prompt, and the tokens of a target that follows it.
 
@@ -128,6 +131,7 @@ def _encode_apart(adapter: ModelAdapter, prompt_ids: list[int], spaced: str, joi
     return []
 
 
+@checked
 def align_edit(
     adapter: ModelAdapter, request: EditRequest, context: str = SLOT, *, end_of_text: bool = False
 ) -> AlignedEdit:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.errors import UnsupportedModelError
 from emendo.models.refusals import BIDIRECTIONAL, REFUSALS
 from emendo.registry import Registry
@@ -271,6 +272,7 @@ def resolve_architecture(config: Any) -> ArchitectureSpec:
     return spec
 
 
+@checked
 def has_dead_units(config: Any) -> bool:
     """Whether the activation is zero over a whole range, as a ReLU is, so that a unit may never fire at all.
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.shapes import Mask, TokenIds
 
 
@@ -29,6 +30,7 @@ class TokenBatch:
     attention_mask: Mask
 
     @classmethod
+    @checked
     def pad(cls, sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> TokenBatch:
         """Pad `sequences` with `pad_id` on the right.
 
@@ -49,6 +51,7 @@ class TokenBatch:
         return self.attention_mask.sum(dim=1)
 
 
+@checked
 def pack_by_tokens(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Group indices so that each group, padded to its longest member, fits the budget.
 

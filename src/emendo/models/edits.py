@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from emendo.arguments import checked
 from emendo.errors import BaseMismatchError
 from emendo.models.adapter import ModelAdapter
 from emendo.shapes import Weight
@@ -13,6 +14,7 @@ from emendo.updates.base_model import check_same_base
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 
+@checked
 def check_update(adapter: ModelAdapter, update: ModelUpdate, earlier: Sequence[str]) -> None:
     """Refuse an update that was not made for this model with these updates in it.
 
@@ -48,6 +50,7 @@ def check_update(adapter: ModelAdapter, update: ModelUpdate, earlier: Sequence[s
             )
 
 
+@checked
 def edited_weight(original: Weight, parts: Iterable[LayerUpdate]) -> Weight:
     """W₀ + ΣΔ in float32 or better, added in order: what every edited weight is cast from.
 

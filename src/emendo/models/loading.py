@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from emendo.arguments import checked
 from emendo.errors import InputError, ModelNotFoundError
 from emendo.models import demo
 from emendo.models.adapter import ModelAdapter
@@ -40,6 +41,7 @@ PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@checked
 def load(
     name: str | Path,
     *,
@@ -81,6 +83,7 @@ def load(
         progress.finish()
 
 
+@checked
 def wrap(model: Any, tokenizer: Any, name: str = "") -> ModelAdapter:
     """An adapter over a model and tokenizer that are already loaded; both stay as they are.
 

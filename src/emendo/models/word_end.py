@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.models import ModelAdapter
 from emendo.requests import EditRequest, unspaced
 
@@ -15,6 +16,7 @@ _GOES_ON = "-_'’\u2010\u2011"
 """Signs that stand inside words."""
 
 
+@checked
 def ends_in_word(request: EditRequest) -> bool:
     """Whether a target ends in a word or number that more letters or digits would make another one.
 
@@ -24,6 +26,7 @@ def ends_in_word(request: EditRequest) -> bool:
     return last.isalnum() and not unspaced(last)
 
 
+@checked
 def word_end_tokens(adapter: ModelAdapter) -> Bool[Tensor, " vocab"]:
     """Which tokens end the word before them: they begin with a space or punctuation, or end the text.
 

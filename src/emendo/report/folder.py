@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.editing.plan import Plan
 from emendo.errors import OutputError
 from emendo.io.in_place import replaced_files
@@ -20,6 +21,7 @@ UPDATE_NAME = "update.safetensors"
 _REPORTS = ("report.json", "report.md")
 
 
+@checked
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
     """Refuse a folder that could not be written or that holds a result, before any work is done; nothing is changed.
 
@@ -65,6 +67,7 @@ def report_document(
     }
 
 
+@checked
 def write_folder(
     folder: Path, update: ModelUpdate, document: dict[str, Any], *, overwrite: bool = False
 ) -> dict[str, str]:

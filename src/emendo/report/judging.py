@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+from emendo.arguments import checked
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.evaluate import (
@@ -130,6 +131,7 @@ def with_judgement(plan: Plan, judgement: Judgement) -> Plan:
     return replace(plan, update=replace(plan.update, info=info))
 
 
+@checked
 def judge(
     session: EditSession,
     plan: Plan,

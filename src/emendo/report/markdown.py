@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.io.printable import printable
 from emendo.models.rounding import LEAST_KEPT
 from emendo.report.tables import added_ridge_note, layer_table, score_table, target_table, training_table
@@ -30,6 +31,7 @@ _LOOK_INSIDE = [
 """Pages about the same edit."""
 
 
+@checked
 def markdown_report(document: dict[str, Any]) -> str:
     """The report as Markdown text.
 

@@ -12,6 +12,7 @@ Rows: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Header and rows."""
 
 
+@checked
 def layer_table(document: Mapping[str, Any]) -> Rows:
     """What the edit does to each layer; a column of no value, or of λ = 0, in every layer is left out.
 
@@ -91,6 +92,7 @@ def target_table(document: Mapping[str, Any]) -> Rows:
     return header, rows
 
 
+@checked
 def training_table(document: Mapping[str, Any]) -> Rows:
     """What a baseline's training reached, request by request.
 
@@ -130,6 +132,7 @@ def _kept(layer: Mapping[str, Any]) -> str | None:
     return f"{solved['dimensions']} of {solved['d_in']}"
 
 
+@checked
 def added_ridge_note(document: Mapping[str, Any]) -> str:
     """What dead units made necessary, in words; empty where there were none."""
     found = document.get("added_ridge")

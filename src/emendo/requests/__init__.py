@@ -1,7 +1,7 @@
 """What to edit: requests, records (a request with probes), their form as plain values, and validation."""
 
 from emendo.requests.given import requests_of
-from emendo.requests.hints import NAMES_ELSEWHERE, SLOT, shown
+from emendo.requests.hints import NAMES_ELSEWHERE, SLOT
 from emendo.requests.joining import JOINS, Join, Pair, attaches, continuation, keeps_joint, spelled_as_stored, unspaced
 from emendo.requests.reading import record_from_dict
 from emendo.requests.records import (
@@ -34,7 +34,6 @@ __all__ = [
     "record_from_dict",
     "requests_of",
     "same_text",
-    "shown",
     "spelled_as_stored",
     "unspaced",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from emendo.errors import RequestError
-from emendo.requests.hints import shown
+from emendo.io.printable import shown
 from emendo.requests.reading import record_from_dict
 from emendo.requests.records import EditRecord, EditRequest
 

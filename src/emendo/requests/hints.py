@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import reprlib
 from collections.abc import Sequence
+
+from emendo.io.printable import shown
 
 SLOT = "{}"
 
@@ -52,13 +53,6 @@ NAMES_ELSEWHERE = {
 }
 """Fields of other editing tools and data sets, and what they are called here. Files are read by it, and messages
 suggest by it: spelling alone would take target_new for target_true, which is its opposite."""
-
-
-def shown(value: object) -> str:
-    """A value as messages show it: shortened, however long or deep it is."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 120
-    return short.repr(value)
 
 
 def unknown_field(name: object, known: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from emendo.arguments import checked
 from emendo.errors import RequestError
 
 Join: TypeAlias = Literal["auto", "space", "none"]
@@ -110,6 +111,7 @@ _OPENED_BY = {"”": "“„", "’": "‘‚", "“": "„", "‘": "‚", "»"
 _INVISIBLE = "\u00ad\u200b\u200c\u200d\u2060"
 
 
+@checked
 def continuation(prompt: str, target: str, join: Join = "auto") -> tuple[str, str]:
     """The prompt without trailing spaces, and the target with what separates them.
 
@@ -136,6 +138,7 @@ def continuation(prompt: str, target: str, join: Join = "auto") -> tuple[str, st
     return stripped, bare if attached else " " + bare
 
 
+@checked
 def attaches(prompt: str, target: str) -> bool:
     """Whether a target stands against its prompt without a space, judged by the characters around the border.
 
@@ -171,11 +174,13 @@ def stored_join(prompt: str, target: str) -> Join:
     return "none" if stripped and bare and attached_at_first(stripped, bare) else "space"
 
 
+@checked
 def spelled_as_stored(prompt: str, target: str, join: Join) -> bool:
     """Whether a text is that of the same request stored without a `join`, so that what was found for it holds."""
     return continuation(prompt, target, join) == continuation(prompt, target, stored_join(prompt, target))
 
 
+@checked
 def keeps_joint(prompt: str, text: str, target: str, join: Join = "auto") -> bool:
     """Whether generated text follows its prompt as the target does: attached, or apart.
 
@@ -228,6 +233,7 @@ def _opens(text: str) -> bool:
     return last == '"' and text.count('"') % 2 == 1
 
 
+@checked
 def unspaced(character: str, scripts: tuple[str, ...] = _SCRIPTS) -> bool:
     """Whether a character belongs to writing without spaces between words; its wide punctuation does.
 

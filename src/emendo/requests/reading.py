@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from emendo.errors import RequestError
-from emendo.requests.hints import SLOT, shown, unknown_field
+from emendo.io.printable import shown
+from emendo.requests.hints import SLOT, unknown_field
 from emendo.requests.records import (
     FIELDS,
     PROMPT_LISTS,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
+from emendo.arguments import check_fields, checked
 from emendo.errors import ConflictError, RequestError
-from emendo.requests.hints import SLOT, shown, with_slot
+from emendo.io.printable import shown
+from emendo.requests.hints import SLOT, with_slot
 from emendo.requests.joining import JOINS, Join, Pair, stored_join
 
 PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
@@ -44,6 +46,8 @@ class EditRequest:
             `join` is unknown.
     """
 
+    OBTAINED_BY: ClassVar[str] = "EditRequest(prompt, subject, target)"
+
     prompt: str
     subject: str
     target: str
@@ -75,6 +79,7 @@ class EditRequest:
         """How messages and reports name this request."""
         return self.id or self.subject
 
+    @checked
     def pair(self, prompt: str, target: str) -> Pair:
         """A prompt and a target joined as this request says, for the functions that score pairs."""
         return prompt, target, self.join
@@ -148,6 +153,8 @@ class EditRecord:
         probes: Further questions with their answers.
     """
 
+    OBTAINED_BY: ClassVar[str] = "EditRecord(request) or emendo.read_records(PATH)"
+
     request: EditRequest
     target_true: str | None = None
     paraphrase_prompts: tuple[str, ...] = ()
@@ -157,6 +164,11 @@ class EditRecord:
     relation: str | None = None
     case: str = ""
     probes: tuple[Probe, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in (*PROMPT_LISTS, "probes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, say
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a row of JSONL, without what it does not have; `record_from_dict` reads it back."""
@@ -231,6 +243,7 @@ def is_visible(value: object) -> bool:
     return isinstance(value, str) and value != "" and not value.isspace() and is_text(value)
 
 
+@checked
 def check_requests(requests: Sequence[EditRequest]) -> None:
     """Refuse an empty batch, and requests that repeat or contradict each other.
 
@@ -257,6 +270,7 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
         )
 
 
+@checked
 def same_text(text: str) -> str:
     """The form by which two texts are the same: spacing and the composition of accents do not tell them apart."""
     return unicodedata.normalize("NFC", " ".join(text.split()))

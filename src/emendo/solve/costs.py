@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.shapes import DualKeys, Moment, Residuals, Weight
 
 
+@checked
 def preservation_cost(residuals: Residuals, dual_keys: DualKeys, moment: Moment) -> float:
     """tr(Δ C Δᵀ): mean squared change of the layer's output on the preserved keys.
 
@@ -28,6 +30,7 @@ def preservation_cost(residuals: Residuals, dual_keys: DualKeys, moment: Moment)
     return float(((folded @ moment.detach().to(folded)) * folded).sum().item())
 
 
+@checked
 @torch.no_grad()
 def output_power(weight: Weight, moment: Moment) -> float:
     """tr(W C Wᵀ): mean square of the layer's output (bias aside) on the preserved keys, in float64.
@@ -43,6 +46,7 @@ def output_power(weight: Weight, moment: Moment) -> float:
     return float(((weight @ moment.to(weight)) * weight).sum().item())
 
 
+@checked
 def frobenius_norm(residuals: Residuals, dual_keys: DualKeys) -> float:
     """‖Δ‖_F of the update Δ = RᵀQ.
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.errors import InfeasibleError, InputError, NumericalError
 from emendo.shapes import Keys
 
@@ -28,6 +29,7 @@ _LINES = 5  # conflicts described in one message
 _COSINE_ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
+@checked
 def key_tolerance(dtype: torch.dtype) -> float:
     """How near the span of others a key may lie before it counts as dependent on them.
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.errors import InfeasibleError
 from emendo.shapes import Keys, Moment
 from emendo.solve.conditioning import inverse_norm, one_norm
@@ -63,6 +64,7 @@ class PreparedLayer:
         """r: how many directions an update may use; d_in unless a null space is chosen."""
         return self.cholesky.shape[0]
 
+    @checked
     def with_history(self, history: Moment | None) -> PreparedLayer:
         """The same layer with another history H in place of this one's.
 
@@ -83,15 +85,18 @@ class PreparedLayer:
         """A, or A_U, rebuilt in float64."""
         return _metric(self.moment, self.preservation, self.history, self.null_space)
 
+    @checked
     def reduce(self, keys: Keys) -> Float[Tensor, "n r"]:
         """The keys' coordinates in the open directions: K U, or K."""
         keys = self._like(keys)
         return keys if self.null_space is None else self.null_space.reduce(keys)
 
+    @checked
     def lift(self, reduced: Float[Tensor, "n r"]) -> Keys:
         """From coordinates in the open directions to all coordinates: Z Uᵀ, or Z."""
         return reduced if self.null_space is None else self.null_space.lift(reduced)
 
+    @checked
     def whiten(self, keys: Keys) -> Float[Tensor, "n r"]:
         """Z = K L⁻ᵀ, or K U L⁻ᵀ, so that Z Zᵀ = K A⁻¹ Kᵀ."""
         # On the transpose: row-major K is column-major Kᵀ, which LAPACK takes without a copy.
@@ -99,11 +104,13 @@ class PreparedLayer:
         left: Tensor = torch.linalg.solve_triangular(self.cholesky, right, upper=False)
         return left.T
 
+    @checked
     def unwhiten(self, whitened: Float[Tensor, "n r"]) -> Keys:
         """Z L⁻¹, or Z L⁻¹ Uᵀ, so that ``unwhiten(whiten(K)) = K A⁻¹``."""
         left: Tensor = torch.linalg.solve_triangular(self.cholesky.T, whitened.T, upper=True)
         return self.lift(left.T)
 
+    @checked
     def leverage(self, keys: Keys) -> Float[Tensor, " n"]:
         """Leverage k A⁻¹ kᵀ of every key: one over the least price of a unit change there.
 
@@ -116,6 +123,7 @@ class PreparedLayer:
         return keys.detach().to(self.cholesky)
 
 
+@checked
 def prepare(moment: Moment, preservation: Preservation, *, history: Moment | None = None) -> PreparedLayer:
     """Factorise a layer's preservation metric in float64.
 

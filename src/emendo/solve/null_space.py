@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.errors import InfeasibleError
 from emendo.shapes import Keys, Moment
 from emendo.solve.preservation import check_history, check_moment
@@ -38,14 +39,17 @@ class NullSpace:
     eigenvalues: Float[Tensor, " r"]
     largest: float
 
+    @checked
     def reduce(self, keys: Keys) -> Float[Tensor, "n r"]:
         """K U: the keys' coordinates in the kept directions."""
         return keys @ self.basis
 
+    @checked
     def lift(self, reduced: Float[Tensor, "n r"]) -> Keys:
         """Z Uᵀ: back to all coordinates."""
         return reduced @ self.basis.T
 
+    @checked
     def metric(self, preservation: Preservation, moment: Moment, history: Moment | None) -> Float[Tensor, "r r"]:
         """A_U = weight · diag(eigenvalues) + ridge · I + Uᵀ H U, a new float64 matrix.
 
@@ -60,6 +64,7 @@ class NullSpace:
         metric.diagonal().add_(diagonal)
         return metric
 
+    @checked
     def rounding(self, preservation: Preservation) -> float:
         """How large an entry of A_U may be though exactly it is zero: what rounding leaves of C's largest."""
         noise = len(self.basis) * torch.finfo(torch.float64).eps

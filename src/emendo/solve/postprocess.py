@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.errors import InputError
 from emendo.shapes import DualKeys, Keys, Residuals, Weight
 from emendo.solve.costs import frobenius_norm
@@ -23,6 +24,7 @@ Factors = tuple[Residuals, DualKeys]
 _OFFSET = 1e-8  # RECT's, beside the weight in the denominator
 
 
+@checked
 @torch.no_grad()
 def rect(delta: Weight, weight: Weight, keep: float = 0.4) -> Factors:
     """RECT: keep the entries that change their weight the most, relatively, and leave the others as they were.
@@ -56,6 +58,7 @@ def rect(delta: Weight, weight: Weight, keep: float = 0.4) -> Factors:
     return _dense(torch.where(change >= threshold, delta, 0.0))
 
 
+@checked
 @torch.no_grad()
 def prune(total_residuals: Residuals, total_dual_keys: DualKeys, weight0: Weight, log_base: float = math.e) -> Factors:
     """PRUNE: restrain the large singular values of everything that was ever added to a weight.
@@ -106,6 +109,7 @@ def prune(total_residuals: Residuals, total_dual_keys: DualKeys, weight0: Weight
     return (left.Q @ (U * restrained)).T, (right.Q @ Vh.T).T
 
 
+@checked
 @torch.no_grad()
 def cap_norm(residuals: Residuals, dual_keys: DualKeys, weight: Weight, ratio: float) -> Factors:
     """Scale an update down so that ‖ΔW‖_F ≤ ratio · ‖W‖_F; one that is within stays as it is.
@@ -130,6 +134,7 @@ def cap_norm(residuals: Residuals, dual_keys: DualKeys, weight: Weight, ratio: f
     return (residuals * (most / norm) if norm > most else residuals), dual_keys
 
 
+@checked
 @torch.no_grad()
 def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_residuals: Residuals) -> Float[Tensor, " n"]:
     """How much of each edit an update gives: ⟨ΔW k, r⟩ / ⟨r, r⟩.
@@ -161,6 +166,7 @@ def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_resid
     return shares
 
 
+@checked
 @torch.no_grad()
 def retained_in_all(update: Factors, keys: Keys, wanted_residuals: Residuals) -> float | None:
     """How much of all edits together an update gives: Σ ⟨ΔW k, r⟩ / Σ ⟨r, r⟩.

@@ -12,6 +12,7 @@ import math
 
 import torch
 
+from emendo.arguments import checked
 from emendo.errors import InputError, MomentsError
 from emendo.shapes import Keys, Moment
 from emendo.solve.settings import Preservation
@@ -52,6 +53,7 @@ def preservation_metric(preservation: Preservation, moment: Moment, history: Mom
     return metric
 
 
+@checked
 def extend_history(history: Moment | None, keys: Keys, *, weight: float = 1.0) -> Moment:
     """Make edited keys part of what later edits preserve: H + weight · KᵀK.
 

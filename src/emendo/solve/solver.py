@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from emendo.arguments import checked
 from emendo.errors import InfeasibleError, InputError, NumericalError
 from emendo.shapes import DualKeys, Keys
 from emendo.solve.conditioning import Vector, inverse_norm, one_norm
@@ -92,6 +93,7 @@ class Solution:
     stats: SolveStats
 
 
+@checked
 @torch.no_grad()
 def check_keys(
     layer: PreparedLayer,
@@ -127,6 +129,7 @@ def check_keys(
     return names
 
 
+@checked
 @torch.no_grad()
 def check_system(
     layer: PreparedLayer,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from emendo.arguments import checked
 from emendo.errors import CorpusError, MomentsError, NumericalError
 from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.models import ModelAdapter
@@ -26,6 +27,7 @@ CHECKPOINT_EVERY = 16
 """Forward passes between two saved states: at most this much work is lost."""
 
 
+@checked
 @pinned()
 def collect_moments(
     adapter: ModelAdapter,

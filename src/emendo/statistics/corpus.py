@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from emendo.arguments import Count, Positive, Seed, check_fields, checked
 from emendo.errors import CorpusError
 from emendo.models import ModelAdapter
 from emendo.progress import Progress, Silent
@@ -32,6 +33,7 @@ _BLOCK_CHARACTERS = 20_000
 """A plain text file is tokenised in whole lines of about this many characters."""
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """A source of token sequences."""
 
@@ -103,9 +105,12 @@ class TextCorpus(GivenText):
         seed: Seed of the document order of a ``.jsonl`` file; None keeps the file's order.
     """
 
-    path: Path
+    path: str | Path
     field: str = "text"
-    seed: int | None = 0
+    seed: Seed | None = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, CorpusError)
 
     def describe(self) -> dict[str, Any]:
         """Digest of the file's bytes; for JSONL also the field and the order. The path does not matter."""
@@ -194,7 +199,10 @@ class DatasetCorpus(GivenText):
     split: str = "train"
     field: str = "text"
     revision: str | None = None
-    seed: int | None = 0
+    seed: Seed | None = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, CorpusError)
 
     def describe(self) -> dict[str, Any]:
         """The arguments and the library's own hash of the dataset's version and files."""
@@ -260,16 +268,12 @@ class SelfSampledCorpus:
         top_k: Keep only the k most likely tokens; None keeps all.
     """
 
-    seed: int = 0
-    temperature: float = 1.0
-    top_k: int | None = None
+    seed: Seed = 0
+    temperature: Positive = 1.0
+    top_k: Count | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0 or (self.top_k is not None and self.top_k < 1):
-            raise CorpusError(
-                f"temperature={self.temperature}, top_k={self.top_k}; expected a temperature above 0 and "
-                "top_k at least 1 or None"
-            )
+        check_fields(self, CorpusError)
 
     def describe(self) -> dict[str, Any]:
         """The sampling settings; the text also depends on the model, whose digest is recorded beside them."""
@@ -319,13 +323,14 @@ class SelfSampledCorpus:
             yield from sampled[max(0, start - rows.start) :]
 
 
+@checked
 def open_corpus(
     source: str,
     *,
     field: str = "text",
     split: str = "train",
     revision: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Corpus:
     """The corpus that a command line or a method's configuration names.
 

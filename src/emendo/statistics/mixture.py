@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.errors import CorpusError
 from emendo.statistics.spec import Fingerprint
 
@@ -33,6 +34,7 @@ class MixturePart:
     weight: float
 
 
+@checked
 def parse_mixture(source: str) -> tuple[MixturePart, ...]:
     """The parts of a source of second moments; one with weight 1 where it is a single corpus.
 

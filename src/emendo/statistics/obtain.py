@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from emendo.arguments import Seed, checked
 from emendo.errors import CorpusError, MomentsError
 from emendo.io.writable import check_room, check_writable
 from emendo.models import ModelAdapter
@@ -18,6 +19,7 @@ from emendo.statistics.spec import Fingerprint, MomentSpec, default_tokens
 from emendo.statistics.store import FORMAT, MomentHeader, MomentStore, StoredMoment, packed_bytes
 
 
+@checked
 def obtain_moments(
     adapter: ModelAdapter,
     layers: Sequence[int],
@@ -71,6 +73,7 @@ def obtain_moments(
     return {layer: stored for layer, stored in found.items() if stored is not None}
 
 
+@runtime_checkable
 class MethodMoments(Protocol):
     """What a method's configuration says about its second moments."""
 
@@ -87,8 +90,9 @@ class MethodMoments(Protocol):
         """Leave out the first position of every sequence."""
 
 
+@checked
 def describe_for_method(
-    adapter: ModelAdapter, layers: Sequence[int], settings: MethodMoments, *, seed: int = 0
+    adapter: ModelAdapter, layers: Sequence[int], settings: MethodMoments, *, seed: Seed = 0
 ) -> dict[str, Any]:
     """What a report says about the second moments that a method asks for; nothing is collected, no model runs.
 
@@ -107,12 +111,13 @@ def describe_for_method(
     return _record(settings.source, _parts(adapter, layers, settings, seed))
 
 
+@checked
 def obtain_for_method(
     adapter: ModelAdapter,
     layers: Sequence[int],
     settings: MethodMoments,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     store: MomentStore | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[int, Moment], dict[str, Any]]:

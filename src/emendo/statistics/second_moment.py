@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.errors import MomentsError, NumericalError
 from emendo.shapes import Keys, Moment
 
@@ -36,6 +37,7 @@ class SecondMoment:
         MomentsError: `total` is not a square matrix in float32 or float64, or `count` is negative.
     """
 
+    @checked
     def __init__(self, total: Float[Tensor, "d_in d_in"], count: int) -> None:
         if total.ndim != 2 or total.shape[0] != total.shape[1]:
             raise MomentsError(f"a second moment is a square matrix; found shape {list(total.shape)}")
@@ -47,6 +49,7 @@ class SecondMoment:
         self.count = int(count)
 
     @classmethod
+    @checked
     def empty(
         cls,
         d_in: int,
@@ -74,6 +77,7 @@ class SecondMoment:
         """Dtype of the running sum."""
         return "float64" if self.total.dtype == torch.float64 else "float32"
 
+    @checked
     def add(self, keys: Keys) -> None:
         """Count more keys, in place.
 
@@ -104,6 +108,7 @@ class SecondMoment:
         self.total += product.to(self.total.dtype)
         self.count += int(keys.shape[0])
 
+    @checked
     def merge(self, other: SecondMoment) -> SecondMoment:
         """The moment of both sets of keys; neither operand changes.
 

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from emendo.arguments import Count, check_fields, checked
 from emendo.errors import CorpusError
 from emendo.models import ModelAdapter
 from emendo.statistics.corpus import Corpus, SelfSampledCorpus
 from emendo.statistics.packing import bos_ids
-from emendo.statistics.second_moment import Accumulate, accumulate_dtype
+from emendo.statistics.second_moment import Accumulate
 
 DEFAULT_LENGTH = 128
 """Tokens of a packed sequence: edit prompts are short, and short sequences keep attention cheap."""
 
 
+@checked
 def default_tokens(d_in: int, multiple: float = 10) -> int:
     """How many keys are counted unless the caller says otherwise: a multiple of their dimension.
 
@@ -48,22 +50,22 @@ class MomentSpec:
     """
 
     corpus: Corpus = field(default_factory=SelfSampledCorpus)
-    tokens: int | None = None
+    tokens: Count | None = None
     length: int = DEFAULT_LENGTH
     exclude_first: bool = False
     accumulate: Accumulate = "float64"
 
     def __post_init__(self) -> None:
-        accumulate_dtype(self.accumulate)
-        if self.tokens is not None and self.tokens < 1:
-            raise CorpusError(f"tokens={self.tokens}; expected at least 1 (--tokens)")
+        check_fields(self, CorpusError, options=True)
 
+    @checked
     def tokens_for(self, adapter: ModelAdapter, layers: Sequence[int]) -> int:
         """Number of keys to count: `tokens`, or the default for the widest of `layers`."""
         if self.tokens is not None:
             return self.tokens
         return default_tokens(max(adapter.d_in(layer) for layer in layers))
 
+    @checked
     def check_length(self, adapter: ModelAdapter) -> None:
         """Refuse a length that the model has no positions for, or that leaves no text.
 
@@ -77,6 +79,7 @@ class MomentSpec:
                 f"{adapter.max_length} tokens (--length)"
             )
 
+    @checked
     def fingerprint(self, adapter: ModelAdapter, layers: Sequence[int]) -> Fingerprint:
         """What a moment collected by this spec from this model is valid for."""
         return Fingerprint(
@@ -119,6 +122,7 @@ class Fingerprint:
     accumulate: str
 
     @classmethod
+    @checked
     def from_json(cls, values: Mapping[str, Any]) -> Fingerprint:
         """The fingerprint that `to_json` wrote.
 
@@ -136,6 +140,7 @@ class Fingerprint:
         """SHA-256 over the canonical JSON of all fields."""
         return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
+    @checked
     def differences(self, expected: Fingerprint) -> list[str]:
         """In words, where this fingerprint is not the expected one."""
         mine, theirs = _flat(self.to_json()), _flat(expected.to_json())

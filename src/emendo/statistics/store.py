@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.errors import MomentsError
 from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, read_tensor_file_header, write_tensor_file
@@ -60,12 +61,14 @@ class MomentHeader:
     emendo_version: str = ""
 
     @classmethod
+    @checked
     def now(cls, fingerprint: Fingerprint, layer: int, module: str, model: str) -> MomentHeader:
         """A header for a moment collected just now."""
         created = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(fingerprint, layer, module, model, created, versions()["emendo"])
 
     @classmethod
+    @checked
     def from_json(cls, values: Mapping[str, Any]) -> MomentHeader:
         """The header that `to_json` wrote.
 
@@ -132,17 +135,21 @@ class MomentStore:
         root: The directory; None: ``moments`` under EMENDO_HOME.
     """
 
+    @checked
     def __init__(self, root: Path | str | None = None) -> None:
         self.root = emendo_home() / "moments" if root is None else Path(root).expanduser()
 
+    @checked
     def folder(self, fingerprint: Fingerprint) -> Path:
         """Where the layers of one collection lie, unfinished ones included."""
         return self.root / fingerprint.digest[:16]
 
+    @checked
     def path(self, fingerprint: Fingerprint, layer: int) -> Path:
         """The file of one layer."""
         return self.folder(fingerprint) / f"layer-{layer:02d}.safetensors"
 
+    @checked
     def get(self, fingerprint: Fingerprint, layer: int, module: str) -> StoredMoment | None:
         """The stored moment of a layer, or None where there is none.
 
@@ -199,6 +206,7 @@ class MomentStore:
             f"{'; '.join(differences)}. Collect the right one: {command}"
         )
 
+    @checked
     def put(self, moment: SecondMoment, header: MomentHeader) -> StoredMoment:
         """Write a moment; whole or not at all.
 
@@ -241,6 +249,7 @@ class MomentStore:
         return found
 
 
+@checked
 def read_moment(path: Path, fingerprint: Fingerprint | None = None, module: str | None = None) -> StoredMoment:
     """Read one file, checked against its digest and, where given, against what it should be.
 

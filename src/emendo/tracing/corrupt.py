@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.errors import RequestError
 from emendo.models import ModelAdapter
 from emendo.models.wave import changing
@@ -38,6 +39,7 @@ class Corrupted:
         return len(self.ids) - 1
 
 
+@checked
 def embedding_deviation(adapter: ModelAdapter, subjects: Sequence[str]) -> float:
     """Standard deviation of all elements of the embeddings of subjects, each tokenised alone.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from emendo.arguments import check_fields, checked
 from emendo.errors import RequestError
 from emendo.models import ModelAdapter
 from emendo.models.alignment import encode_target
@@ -34,6 +35,7 @@ class TraceFact:
     answer: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.prompt.count(SLOT) != 1:
             raise RequestError(
                 f"the prompt {self.prompt!r} has {self.prompt.count(SLOT)} slots; expected one {SLOT} where the "
@@ -45,6 +47,7 @@ class TraceFact:
             raise RequestError("the answer is empty; expected text, or leave it out for what the model says (--answer)")
 
     @classmethod
+    @checked
     def of(cls, record: EditRecord) -> TraceFact:
         """The fact that a record changes: its prompt with the true answer, or without one where it has none."""
         return cls(record.request.prompt, record.request.subject, record.target_true)
@@ -104,6 +107,7 @@ def align_fact(adapter: ModelAdapter, fact: TraceFact, lead: str = "") -> Aligne
     return AlignedFact(fact, tuple(ids), inside[0], inside[-1] + 1, answer)
 
 
+@checked
 def position_classes(length: int, begin: int, end: int) -> tuple[str, ...]:
     """The class of every position of a text.
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emendo.arguments import checked
 from emendo.errors import TraceError
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
 from emendo.tracing.result import FactTrace, KindTrace, Trace
@@ -23,6 +24,7 @@ _FIELDS = ("prompt", "subject", "answer", "said", "tokens", "begin", "end", "hig
 _PARTS = ("scores", "spread", "state")
 
 
+@checked
 def write_trace(path: Path, trace: Trace) -> Path:
     """Write a trace; the file appears whole or not at all.
 
@@ -51,6 +53,7 @@ def write_trace(path: Path, trace: Trace) -> Path:
     return write_tensor_file(path, FORMAT, tensors, header)
 
 
+@checked
 def read_trace(path: Path | str) -> Trace:
     """Read and verify a trace.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from emendo import arguments
 from emendo.evaluate.bootstrap import Interval, quantile_interval, resampled_means
 from emendo.tracing.facts import CLASSES, position_classes
 
@@ -73,10 +74,12 @@ class FactTrace:
         """Class of every position."""
         return position_classes(len(self.tokens), self.begin, self.end)
 
+    @arguments.checked
     def effects(self, kind: str) -> Float[np.ndarray, "length layers"]:
         """Indirect effects: what restoring one state gives back of the score."""
         return self.grids[kind].scores - float(self.low.mean())
 
+    @arguments.checked
     def strongest(self, kind: str) -> tuple[int, int]:
         """Token and layer of the largest indirect effect."""
         effects = np.nan_to_num(self.effects(kind), nan=-np.inf)
@@ -139,7 +142,8 @@ class Trace:
         """What was restored."""
         return tuple(self.made["settings"]["kinds"])
 
-    def averages(self, *, n_resamples: int = 1000, seed: int = 0) -> tuple[Average, ...]:
+    @arguments.checked
+    def averages(self, *, n_resamples: arguments.Resamples = 1000, seed: arguments.Seed = 0) -> tuple[Average, ...]:
         """Average indirect effects by kind and class of position, with bootstrap intervals over facts.
 
         A fact with several positions of a class counts once, by their mean.

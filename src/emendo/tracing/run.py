@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from emendo.arguments import checked
 from emendo.errors import RequestError, TraceError
 from emendo.io.versions import versions
 from emendo.models import ModelAdapter
@@ -29,6 +30,7 @@ LONGEST = 256
 """Most tokens of a prompt: the cost of a full grid grows with their square."""
 
 
+@checked
 def trace(
     adapter: ModelAdapter,
     facts: Sequence[TraceFact],

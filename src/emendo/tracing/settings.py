@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+from emendo.arguments import Count, Positive, Seed, check_fields, checked
 from emendo.errors import InputError
-from emendo.suggest import unknown_name
 
 Kind: TypeAlias = Literal["hidden", "mlp", "attention", "hidden-without-mlp", "hidden-without-attention"]
 """What is restored at one token.
@@ -20,11 +20,6 @@ Metric: TypeAlias = Literal["probability", "log-probability", "logit-difference"
 Positions: TypeAlias = Literal["all", "ends"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "corruption": get_args(Corruption),
-    "metric": get_args(Metric),
-    "positions": get_args(Positions),
-}
 
 
 @dataclass(frozen=True)
@@ -54,32 +49,20 @@ class TraceSettings:
 
     kinds: tuple[Kind, ...] = ("hidden", "mlp", "attention")
     corruption: Corruption = "noise"
-    noise: float = 3.0
-    samples: int = 10
+    noise: Positive = 3.0
+    samples: Count = 10
     metric: Metric = "probability"
-    window: int = 10
+    window: Count = 10
     positions: Positions = "all"
-    seed: int = 1
+    seed: Seed = 1
     lead: str = ""
 
     def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                raise InputError(unknown_name(name, str(value), known, f"--{name}"))
-        for kind in self.kinds:
-            if kind not in KINDS:
-                raise InputError(unknown_name("kind", str(kind), KINDS, "--kind"))
+        check_fields(self, options=True)
         if not self.kinds or len(set(self.kinds)) != len(self.kinds):
             raise InputError(f"kinds {list(self.kinds)}: expected at least one, each named once (--kind)")
-        if not (0 < self.noise < float("inf")):
-            raise InputError(f"noise must be above 0, found {self.noise!r} (--noise 3 is usual)")
-        if self.samples < 1:
-            raise InputError(f"samples must be at least 1, found {self.samples!r} (--samples 10 is usual)")
-        if self.window < 1:
-            raise InputError(f"window must be at least 1 layer, found {self.window!r} (--window 10 is usual)")
-        if self.seed < 0:
-            raise InputError(f"seed must be at least 0, found {self.seed!r} (--seed)")
 
+    @checked
     def span(self, layer: int, n_layers: int) -> range:
         """Layers in which the cell of a layer restores the output of an MLP or of attention."""
         return range(max(0, layer - self.window // 2), min(n_layers, layer - (-self.window // 2)))

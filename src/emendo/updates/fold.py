@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import Measured, checked
 from emendo.errors import InputError, NumericalError
 from emendo.shapes import DualKeys, Residuals
 from emendo.solve import frobenius_norm
@@ -100,16 +101,18 @@ class Folded:
         return {layer.layer: layer.rank for layer in self.layers}
 
 
+@checked
 def break_even_rank(d_out: int, d_in: int) -> int:
     """The largest rank at which factors are no larger than the matrix: ⌊d_in d_out / (d_in + d_out)⌋."""
     return d_out * d_in // (d_out + d_in)
 
 
+@checked
 @torch.no_grad()
 def fold(
     updates: ModelUpdate | Sequence[ModelUpdate],
     *,
-    tolerance: float | None = 1e-6,
+    tolerance: Measured | None = 1e-6,
     max_rank: int | None = None,
     keep_keys: bool = True,
 ) -> Folded:

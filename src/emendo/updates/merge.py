@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from emendo.arguments import Measured, checked
 from emendo.errors import BaseMismatchError, ConflictError, InputError, RequestError
 from emendo.requests import EditRequest
 from emendo.solve import retained
@@ -64,6 +65,7 @@ class Survival:
         return {"layer": self.layer, "mean": self.mean, "least": self.least, "most": self.most}
 
 
+@checked
 def merge(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> ModelUpdate:
     """The sum of updates, as one update.
 
@@ -100,7 +102,8 @@ def merge(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> ModelUpdate
     return ModelUpdate(layers, fullest(part.update.base for part in parts), preceding, info)
 
 
-def scale(update: ModelUpdate, factor: float) -> ModelUpdate:
+@checked
+def scale(update: ModelUpdate, factor: Measured) -> ModelUpdate:
     """The update times a number: 0.5 for half of it, −1 to take it away from weights that hold it.
 
     Its keys stay. It is no longer a solution of its method's equations, so what was measured on it is left out of its
@@ -127,6 +130,7 @@ def scale(update: ModelUpdate, factor: float) -> ModelUpdate:
     return replace(update, layers=layers, info=info)
 
 
+@checked
 def survival(updates: Sequence[ModelUpdate], position: int) -> tuple[Survival, ...]:
     """What an update still writes at its own keys once those that it does not know are added.
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.errors import InfeasibleError, InputError, UndoError
 from emendo.shapes import DualKeys, Keys, Residuals
 from emendo.solve import PreparedLayer, frobenius_norm
@@ -34,6 +35,7 @@ REPRODUCTION_TOLERANCE = 1e-3
 _Split: TypeAlias = Callable[[Residuals, Residuals], Residuals]
 
 
+@checked
 @torch.no_grad()
 def without(
     updates: Sequence[ModelUpdate],
@@ -80,6 +82,7 @@ def without(
     return tuple(kept)
 
 
+@checked
 def metric_layers(updates: Sequence[ModelUpdate], index: int) -> tuple[int, ...]:
     """The layers whose metric `without` needs: none where no later update keeps a history or splits by the metric.
 

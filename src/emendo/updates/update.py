@@ -11,11 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from emendo.arguments import check_fields, checked
 from emendo.errors import InputError, NumericalError, UpdateFileError
 from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.shapes import DualKeys, Keys, Residuals, Weight
@@ -117,12 +118,15 @@ class ModelUpdate:
         InputError: A layer has several entries, or the entries are not ascending.
     """
 
+    OBTAINED_BY: ClassVar[str] = "plan.update or ModelUpdate.load(PATH)"
+
     layers: tuple[LayerUpdate, ...]
     base: dict[str, str]
     preceding: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         # A file has one place for each layer, and the identity depends on the order.
         numbers = [update.layer for update in self.layers]
         if numbers != sorted(set(numbers)):
@@ -168,6 +172,7 @@ class ModelUpdate:
         """Bytes of the tensors."""
         return sum(tensor.nbytes for update in self.layers for tensor in update.tensors.values())
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the update to a file, which appears whole or not at all.
 
@@ -195,6 +200,7 @@ class ModelUpdate:
         return write_tensor_file(Path(path), FORMAT, tensors, header)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> ModelUpdate:
         """Read an update that `save` wrote.
 

@@ -18,13 +18,14 @@ from emendo.requests import EditRequest, check_requests
 from emendo.updates.update import LayerUpdate
 
 
+@checked
 def fit_baseline(
     adapter: ModelAdapter,
     requests: Sequence[EditRequest],
     config: BaselineConfig,
     *,
     layers: Sequence[int] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> tuple[tuple[LayerUpdate, ...], dict[str, Any]]:
     """Work out a baseline's update; nothing is written to the model, and others may run it meanwhile.

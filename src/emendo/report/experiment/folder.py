@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from emendo.arguments import checked
 from emendo.errors import ReportError
 
 State = Literal["done", "failed", "missing", "damaged"]
@@ -88,6 +89,7 @@ class Experiment:
         name = self.document.get("name")
         return name if isinstance(name, str) and name.strip() else self.folder.name
 
+    @checked
     def in_state(self, state: State) -> tuple[Cell, ...]:
         """Cells in one state."""
         return tuple(cell for cell in self.cells if cell.state == state)
@@ -98,6 +100,7 @@ class Experiment:
         return self.in_state("done")
 
 
+@checked
 def read_experiment(folder: str | Path) -> Experiment:
     """Read an experiment's folder, finished or not.
 

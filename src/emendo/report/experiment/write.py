@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from emendo.arguments import checked
 from emendo.errors import OutputError
 from emendo.io.in_place import replaced_files
 from emendo.io.whole_file import write_bytes, write_text
@@ -18,6 +19,7 @@ from emendo.report.html import check_jinja
 from emendo.report.packages import check_matplotlib
 
 
+@checked
 def write_report(
     folder: str | Path, *, out: str | Path | None = None, progress: Progress | None = None
 ) -> dict[str, Path]:

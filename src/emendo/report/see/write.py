@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.io import strict_json
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text
@@ -16,6 +17,7 @@ from emendo.report.see.page import answer_heat, crossing_heat, page
 PAGE = "see.html"
 
 
+@checked
 def write_seen(folder: Path, seen: Seen, document: dict[str, Any]) -> dict[str, str]:
     """Write the files; the page comes last. Without a model there is no picture, whose package takes half a second.
 

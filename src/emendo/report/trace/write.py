@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.io import strict_json
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text

@@ -1,0 +1,108 @@
+"""Every public function, given every wrong argument: taken, or refused in words; never an error from inside."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emendo.arguments import tests_of
+from emendo.editing.session import EditSession
+from emendo.errors import EmendoError, InputError
+from emendo.requests import EditRecord
+from tests.public_functions import public, value_of, values_of
+from tests.quick_plans import EIFFEL
+
+PUBLIC = public()
+
+LONGEST = 20
+"""Seconds of a call; the longest take one."""
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return values_of(tmp_path_factory.mktemp("values"))
+
+
+def wrong(values: dict[str, Any]) -> Iterator[Any]:
+    """What people hand over by mistake."""
+    yield from (None, True, 7, -1, 0, 10**30, -(10**30), 0.5, -0.5, float("nan"), float("inf"), float("-inf"), 1e308)
+    yield from ("", "text", "a\0b", "\ud800", "{}", b"x", Path("a\0b"), Path("nowhere"), object(), int, print)
+    yield from ([], (), {}, set(), [None], ["text"], ["\ud800"], [7], [-1], [10**30], [[7]], [[]], [float("nan")])
+    yield from ({"a": 1}, {1: None}, {-1: None}, (one for one in [7]), iter([]), np.zeros(3), np.zeros((2, 2)))
+    yield from (torch.zeros(()), torch.zeros(3), torch.zeros(3, 3), torch.full((3,), 7), torch.empty(0))
+    yield from (EIFFEL, [EIFFEL], EditRecord(EIFFEL), [EditRecord(EIFFEL)], [EIFFEL.to_dict()], EIFFEL.to_dict())
+    yield from (
+        values[name] for name in ("adapter", "model", "tokenizer", "session", "plan", "update", "store", "keys")
+    )
+    yield from ([values["plan"]], [values["update"]] * 2, [[values["update"]]], values["trace"], values["edits"])
+
+
+def arguments(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What a function is called with: a value of each parameter that has no default."""
+    parameters = inspect.signature(PUBLIC[name]).parameters.values()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    return {parameter: value_of(name, parameter, values) for parameter in needed}
+
+
+def call(function: Callable[..., Any], given: dict[str, Any]) -> None:
+    """Call it, and begin what it gives."""
+    more = dict(given)
+    first = [more.pop("self")] if "self" in more else []
+    result = function(*first, **more)
+    if hasattr(result, "__enter__"):
+        with result:
+            pass
+    elif inspect.isgenerator(result):
+        list(islice(result, 3))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_wrong_argument_is_taken_or_refused_in_words(
+    name: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    function, tests, right = PUBLIC[name], tests_of(PUBLIC[name]), arguments(name, values)
+    assert all(test(right[parameter]) is None for parameter, test in tests.items() if parameter in right), "ill chosen"
+    for parameter in inspect.signature(function).parameters:
+        if parameter == "self":
+            continue
+        refused = False
+        for value in wrong(values):
+            fault = tests[parameter](value) if parameter in tests else None
+            if refused and fault is not None:
+                continue  # `checked` has been seen at work
+            refused = refused or fault is not None
+            try_one(name, {**right, parameter: value})
+    session: EditSession = values["session"]
+    session.rollback()
+
+
+def try_one(name: str, given: dict[str, Any]) -> None:
+    """Call a function: it does it, or says in words why not, and soon."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"more than {LONGEST} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(LONGEST)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call(PUBLIC[name], given)
+    except EmendoError:
+        pass
+    except Exception as error:
+        shown = {key: value for key, value in given.items() if key != "self"}
+        raise AssertionError(f"{type(error).__name__} from inside {name}: {error}\n{shown!r:.500}") from error
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,24 @@ from emendo import attribution, evaluate, experiments, gate, ledger, report, sol
 from emendo import statistics as moments
 from emendo.datasets import format_named
 from emendo.editing.session import EditSession
-from emendo.methods.baselines import BASELINES
 from emendo.models import TokenBatch
+from emendo.report.diff import document as difference_document
 from emendo.report.experiment import Experiment as ReadExperiment
 from emendo.report.see import Seen
+from emendo.report.see.document import document as seen_document
 from emendo.requests import EditRecord
 from tests.conftest import build_tiny
 from tests.quick_plans import EIFFEL, quick_plan
 
 PACKAGES = (
-    *("emendo", "emendo.attribution", "emendo.baselines", "emendo.compose", "emendo.datasets", "emendo.evaluate"),
-    *("emendo.experiments", "emendo.export", "emendo.gate", "emendo.ledger", "emendo.methods", "emendo.models"),
-    *("emendo.moments", "emendo.report", "emendo.report.see", "emendo.report.trace", "emendo.report.experiment"),
-    *("emendo.requests", "emendo.solve", "emendo.text", "emendo.tracing", "emendo.undo"),
+    *("emendo", "emendo.attribution", "emendo.datasets", "emendo.evaluate", "emendo.experiments", "emendo.export"),
+    *("emendo.gate", "emendo.ledger", "emendo.methods", "emendo.models", "emendo.report", "emendo.report.diff"),
+    *("emendo.report.experiment", "emendo.report.see", "emendo.report.trace", "emendo.requests", "emendo.solve"),
+    *("emendo.statistics", "emendo.tracing", "emendo.updates"),
 )
 
 
-_WITH_BASELINE = ("apply_baseline_settings", "baseline_layers", "baseline_records", "fit_baseline", "resolve_baseline")
+_OF_MOMENTS = ("EditSession.second_moments", "second_moments", "describe_for_method", "obtain_for_method")
 
 
 def public() -> dict[str, Callable[..., Any]]:
@@ -97,6 +99,11 @@ def values_of(folder: Path) -> dict[str, Any]:
     answers = evaluate.zsre_scores(adapter, [record])
     cell = experiments.Cell("demo", "facts.jsonl", "emmet", "batch", 1, 1, "immediate")
     experiment = experiments.Experiment("name", {}, [cell], folder / "experiment", lambda name, progress: adapter)
+    (folder / "facts.jsonl").write_text(json.dumps(EIFFEL.to_dict()), encoding="utf-8")
+    seen = Seen(edits, ("update",), update.base)
+    (folder / "facts.jsonl").write_text(json.dumps(EIFFEL.to_dict()), encoding="utf-8")
+    states = (attribution.State("base"), attribution.State("edited", (update,)))
+    found = attribution.difference(adapter, *states, ["The capital is"])
     factors = (part.residuals, part.dual_keys)
     document = report.report_document(plan, None, {})
     values: dict[str, Any] = {
@@ -127,7 +134,7 @@ def values_of(folder: Path) -> dict[str, Any]:
         # files, ledgers, moments
         **{"base": session, "id": entry.id, "prefix": entry.id, "chain": book.log(), "active": book.state()},
         **{"touched": lambda kept: True, "operation": "test", "timeout": 1.0, "file": entry.added[0].file},
-        **{"save": lambda path: Path(path).write_bytes(b"x"), "first": book.log()[0], "header": header},
+        **{"save": lambda path: Path(path).write_bytes(b"x"), "header": header},
         **{"fingerprint": header.fingerprint, "expected": header.fingerprint, "module": header.module, "store": store},
         **{"spec": moments.MomentSpec(tokens=64, length=16), "source": "self", "name": "emmet", "files": ["packaged"]},
         **{"format": format_named("emendo"), "dropped": [], "rejected": [], "folder": folder / "new"},
@@ -136,13 +143,12 @@ def values_of(folder: Path) -> dict[str, Any]:
         # tracing, attribution, experiments
         **{"facts": [fact], "trace": trace, "length": 6, "begin": 1, "end": 3, "n_layers": 4, "kind": "hidden"},
         **{"edits": edits, "asked": attribution.ask(adapter, "The capital is", "Rome"), "left_out": [[0]]},
-        **{"seen": Seen(edits, ("update",), update.base), "mode": "batch", "batch_size": 1, "schedule": "immediate"},
+        **{"seen": seen, "mode": "batch", "batch_size": 1, "schedule": "immediate"},
         **{"cells": [cell], "state": "finished", "load": lambda name, progress: adapter, "planned": [], "summary": {}},
         **{"token_budget": 8, "lengths": [1, 2], "repo": "someone/something"},
         # names that mean something else somewhere
         **{"MomentHeader.now.model": "name", "MomentStore.put.moment": moments.SecondMoment(moment, 10)},
         **{"stable_rank.values": torch.ones(3), "entropy_of_records.prompts": [["The capital is"]]},
-        **{f"{name}.config": BASELINES["ft"] for name in _WITH_BASELINE},
         **{"EditScores.from_records.records": scores.records, "zsre_means.records": answers.records},
         **{"probe_means.records": [[]], "text_tokens.texts": [[5, 6, 7]], "harmonic_mean.parts": [1.0, 2.0]},
         **{"prediction_agreement.before": tokens, "prediction_agreement.after": tokens},
@@ -155,7 +161,23 @@ def values_of(folder: Path) -> dict[str, Any]:
             "Fingerprint.from_json.values": header.fingerprint.to_json(),
             "MomentHeader.from_json.values": header.to_json(),
         },
-        **{"CollapseMonitor.__init__.config": gate.default_config(), "Experiment.__init__.config": {}},
+        **{"first": attribution.State("base"), "second": attribution.State("edited", (update,)), "found": found},
+        **{"document.base": dict(update.base), "write_difference.document": difference_document(found, update.base)},
+        **{"LedgerStore.create.first": book.log()[0], "in_state.state": "done", "reference_score.texts": ["a b c"]},
+        **{"write_seen.document": seen_document(seen), "CollapseMonitor.__init__.config": gate.default_config()},
+        **{f"{name}.settings": config.moments for name in _OF_MOMENTS},
+        **{"Experiment.__init__.config": {}, "format_named.name": "zsre", "parse_source.source": f"hf:a/b@{'0' * 40}"},
+        **{f"{name}.source": str(folder / "facts.jsonl") for name in ("read_records", "load_records")},
+        **{"parse_records.text": '{"prompt": "{} is in", "subject": "Paris", "target": "Rome"}', "run.resid": [0]},
+        **{
+            "recognise.rows": [EIFFEL.to_dict()],
+            "trace.subjects": ["Italy"],
+            "ModelUpdate.load.path": folder / "update",
+        },
+        **{
+            "read_trace.path": tracing.write_trace(folder / "trace", trace),
+            "read_moment.path": store.entries()[0].path,
+        },
         **{"token_entropy.ids": [5, 6], "has_dead_units.config": adapter.config},
     }
     instances = (
@@ -163,9 +185,9 @@ def values_of(folder: Path) -> dict[str, Any]:
         *(header.fingerprint, values["spec"], store, values["other"], narrow.null_space, prepared.preservation),
         *(settings, trace, trace.facts[0], evaluate.ReferenceVocabulary.fit(["a text"]), gate.CollapseMonitor(session)),
         experiments.ExperimentConfig(name="a", data="facts.jsonl", n=1, methods=["emmet"]),
-        ReadExperiment(folder, {}, ()),
     )
-    return values | {f"{type(one).__name__}.self": one for one in instances}
+    values |= {f"{type(one).__name__}.self": one for one in instances}
+    return values | {"in_state.self": ReadExperiment(folder, {}, ())}
 
 
 def value_of(function: str, parameter: str, values: dict[str, Any]) -> Any:

@@ -218,5 +218,5 @@ def test_sampling_leaves_the_model_as_it_was(tiny_llama: ModelAdapter) -> None:
 
 @pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"top_k": 0}, {"temperature": float("nan")}])
 def test_sampling_settings_are_checked(bad: dict[str, float]) -> None:
-    with pytest.raises(CorpusError, match="temperature is .* above 0|top_k is 0 .* at least 1"):
+    with pytest.raises(CorpusError, match=r"temperature is .* above 0|top_k is 0 .* at least 1"):
         SelfSampledCorpus(**bad)  # type: ignore[arg-type]

@@ -174,7 +174,7 @@ def test_a_model_whose_blocks_do_more_is_refused(tiny_llama: ModelAdapter) -> No
 
 
 def test_a_token_budget_of_nothing_is_refused(tiny_llama: ModelAdapter) -> None:
-    with pytest.raises(InputError, match="token_budget is 0 .* at least 1"):
+    with pytest.raises(InputError, match=r"token_budget is 0 .* at least 1"):
         score_targets(tiny_llama, PAIRS, token_budget=0)
 
 

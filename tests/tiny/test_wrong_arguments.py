@@ -14,17 +14,26 @@ import numpy as np
 import pytest
 import torch
 
-from emendo.arguments import tests_of
+from emendo.arguments import checks_of
 from emendo.editing.session import EditSession
-from emendo.errors import EmendoError, InputError
+from emendo.errors import EmendoError
 from emendo.requests import EditRecord
 from tests.public_functions import public, value_of, values_of
 from tests.quick_plans import EIFFEL
 
 PUBLIC = public()
 
-LONGEST = 20
+LONGEST = 30
 """Seconds of a call; the longest take one."""
+
+TRIED = 4
+"""Values of a parameter that a function takes and is called with: what it computes is the business of other tests."""
+
+LONG = (
+    *("generation", "entropy", "generate", "gate", "look_at", "plan", "judge", "edit", "moments", "fit", "write"),
+    *("difference", "evaluate"),
+)
+"""Functions that take long; there it is one for the function."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,16 @@ def arguments(name: str, values: dict[str, Any]) -> dict[str, Any]:
     """What a function is called with: a value of each parameter that has no default."""
     parameters = inspect.signature(PUBLIC[name]).parameters.values()
     needed = [one.name for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
-    return {parameter: value_of(name, parameter, values) for parameter in needed}
+    given = {parameter: value_of(name, parameter, values) for parameter in needed}
+    if name.endswith(".__init__"):
+        given["self"] = object.__new__(type(given["self"]))  # the values are not made anew
+    return given
+
+
+def unseen(annotation: str, value: Any) -> bool:
+    """What no check can see: what a function gives, what is in a generator, in a document that Emendo itself wrote."""
+    of_a_document = isinstance(value, dict) and annotation in ("dict[str, Any]", "Mapping[str, Any]")
+    return of_a_document or (callable(value) and "Callable" in annotation) or isinstance(value, Iterator)
 
 
 def call(function: Callable[..., Any], given: dict[str, Any]) -> None:
@@ -70,17 +88,22 @@ def test_a_wrong_argument_is_taken_or_refused_in_words(
     name: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    function, tests, right = PUBLIC[name], tests_of(PUBLIC[name]), arguments(name, values)
+    function, tests, right = PUBLIC[name], checks_of(PUBLIC[name]), arguments(name, values)
     assert all(test(right[parameter]) is None for parameter, test in tests.items() if parameter in right), "ill chosen"
-    for parameter in inspect.signature(function).parameters:
-        if parameter == "self":
+    long, taken = any(word in name for word in LONG), 0
+    for parameter, declared in inspect.signature(function).parameters.items():
+        if parameter == "self" or declared.kind is declared.VAR_KEYWORD:
             continue
-        refused = False
+        refused, taken = False, taken if long else 0
         for value in wrong(values):
+            if unseen(str(declared.annotation), value):
+                continue
             fault = tests[parameter](value) if parameter in tests else None
             if refused and fault is not None:
                 continue  # `checked` has been seen at work
-            refused = refused or fault is not None
+            refused, taken = refused or fault is not None, taken + (fault is None)
+            if taken > (1 if long else TRIED) and fault is None:
+                continue
             try_one(name, {**right, parameter: value})
     session: EditSession = values["session"]
     session.rollback()

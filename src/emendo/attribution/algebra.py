@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from emendo.arguments import checked
+from emendo.arguments import check_width, checked
 from emendo.attribution.edits import EditSet
 from emendo.errors import InputError
 
@@ -75,6 +75,8 @@ def reading(edits: EditSet, layer: int, moment: Any) -> Reading:
         layer: Layer.
         moment: C of the layer, ``[d_in, d_in]``, an array or a tensor on the CPU.
     """
+    if layer not in edits.factors:
+        raise InputError(f"these edits do not write layer {layer}; expected one of {edits.layers} (layer=)")
     dual_keys, residuals = edits.factors[layer]
     q = _exact(dual_keys)
     squared = np.maximum(((q @ _exact(moment)) * q).sum(axis=1), 0.0)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.arguments import checked
+from emendo.arguments import Count, checked
 from emendo.attribution.edits import EditSet
 from emendo.errors import InputError
 from emendo.models import ModelAdapter
@@ -93,7 +93,7 @@ def ask(adapter: ModelAdapter, prompt: str, answer: str) -> Asked:
 
 
 @checked
-def attribute(adapter: ModelAdapter, edits: EditSet, asked: Asked, *, nodes: int = 16) -> Attribution:
+def attribute(adapter: ModelAdapter, edits: EditSet, asked: Asked, *, nodes: Count = 16) -> Attribution:
     """Contributions of all edits to the log-probability of an answer.
 
     Args:
@@ -161,8 +161,10 @@ def leave_out(
         left_out: Sets of edits to leave out; an empty one leaves all in.
     """
     check_fits(adapter, edits)
+    if bad := [edit for some in left_out for edit in some if not 0 <= edit < len(edits.edits)]:
+        raise InputError(f"found edit {bad[0]} to leave out; expected 0 to {len(edits.edits) - 1} (left_out=)")
     factors = placed(adapter, edits)
-    found = []
+    found = [torch.empty(0, dtype=torch.float64)]
     for start in range(0, len(left_out), _ROWS):
         chunk = left_out[start : start + _ROWS]
         kept = torch.ones(len(chunk), len(edits.edits), device=adapter.device)

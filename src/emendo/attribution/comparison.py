@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import Count, Size, check_fields, checked
 from emendo.attribution.answer import Asked, attribute
 from emendo.attribution.dashboard import strongest_firing
 from emendo.attribution.edits import EditSet, edits_of
@@ -44,6 +45,9 @@ class State:
 
     name: str
     updates: tuple[ModelUpdate, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ class Difference:
         return () if edits is None else tuple(ids[edit.update] not in others for edit in edits.edits)
 
 
+@checked
 def difference(
     adapter: ModelAdapter,
     first: State,
@@ -133,8 +138,8 @@ def difference(
     *,
     new_tokens: int = 16,
     order: Order = "continuation",
-    top: int = 5,
-    most: int = 10,
+    top: Count = 5,
+    most: Size = 10,
     progress: Progress | None = None,
 ) -> Difference:
     """Compare two states of a model on prompts; no weight is written.

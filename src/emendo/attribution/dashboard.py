@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.arguments import checked
+from emendo.arguments import Count, checked
 from emendo.attribution.answer import check_fits, placed
 from emendo.attribution.edits import EditSet
 from emendo.models import ModelAdapter
@@ -108,8 +108,8 @@ def scan(
     edits: EditSet,
     text: str,
     *,
-    length: int = 128,
-    most: int = 5,
+    length: Count = 128,
+    most: Count = 5,
     progress: Progress | None = None,
 ) -> Scan:
     """Read a text and note where every edit fires most.
@@ -166,7 +166,9 @@ def _keep(
 
 @checked
 @torch.no_grad()
-def promoted(adapter: ModelAdapter, edits: EditSet, *, most: int = 5) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+def promoted(
+    adapter: ModelAdapter, edits: EditSet, *, most: Count = 5
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Tokens that every edit's write promotes and suppresses most, read by the unembedding.
 
     The sum of an edit's writes over its layers goes through the final norm and the unembedding as if nothing came
@@ -191,6 +193,7 @@ def promoted(adapter: ModelAdapter, edits: EditSet, *, most: int = 5) -> list[tu
     found = []
     for row in total.T:
         logits = adapter.unembed(adapter.finish(row.to(adapter.device, adapter.dtype)[None]))[0]
-        high, low = logits.topk(most).indices.tolist(), (-logits).topk(most).indices.tolist()
+        count = min(most, len(logits))
+        high, low = logits.topk(count).indices.tolist(), (-logits).topk(count).indices.tolist()
         found.append((tuple(adapter.decode([i]) for i in high), tuple(adapter.decode([i]) for i in low)))
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
-from emendo.arguments import checked
+from emendo.arguments import check_width, checked
 from emendo.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class EditSet:
     @checked
     def by_edit(self, rows: Float[Tensor, "*shape rows"]) -> Float[Tensor, "*shape edits"]:
         """Sums of rows by the edit that owns them."""
+        check_width("rows", rows, len(self.owner))
         total = rows.new_zeros(*rows.shape[:-1], len(self.edits))
         return total.index_add(-1, self._owner(rows), rows)
 

@@ -204,6 +204,8 @@ def recognise(rows: Sequence[Mapping[str, Any]], source: str) -> DataFormat:
     Raises:
         DatasetError: No row looks like any format.
     """
+    if not rows:
+        raise DatasetError(f"{source}: there is no row whose format could be told; expected at least one")
     looked = [_spelt(row) for row in rows[:LOOKED_AT]]
     count = {entry.name: sum(map(entry.recognises, looked)) for entry in FORMATS.values()}
     best = max(count, key=count.__getitem__)

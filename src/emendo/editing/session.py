@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Annotated, Any, TypeAlias
 
-from emendo.arguments import Anything, Seed, checked
+from emendo.arguments import Anything, Seed, check_width, checked
 from emendo.editing.baselines.plan import plan_baseline
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.held_edits import HeldEdits
@@ -307,6 +307,7 @@ class EditSession:
             layer: Index of the block.
             moment: C, as `second_moments` gives it.
         """
+        check_width("moment", moment, self.lm.d_in(layer))
         known = self._powers.get(layer)
         if known is None or known[0] is not moment:
             power = output_power(self.lm.base_weight(layer), moment)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from emendo.arguments import Confidence, Resamples, Seed, checked
+from emendo.arguments import Confidence, Measured, Resamples, Seed, checked
 from emendo.errors import InputError
 
 Interval: TypeAlias = tuple[float, float]
@@ -20,7 +20,11 @@ _RESAMPLE_CELLS = 4_000_000
 
 @checked
 def bootstrap_interval(
-    values: Sequence[float], *, confidence: Confidence = 0.95, n_resamples: Resamples = 1000, seed: Seed = 0
+    values: Sequence[Measured] | Float[np.ndarray, " records"],
+    *,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> Interval | None:
     """Percentile bootstrap interval of a mean.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ def entropy_words(text: str) -> list[str]:
 
 
 @checked
-def ngram_entropy(words: Sequence[Hashable], n: int) -> float:
+def ngram_entropy(words: Sequence[str | int], n: Count) -> float:
     """Entropy of the n-grams of a text, in bits; 0 for a text with no n-gram.
 
     H_n = -Σ p log2 p over distinct n-grams, p its share of all n-grams
@@ -85,7 +85,7 @@ def token_entropy(ids: Sequence[int]) -> float:
     return shares[0] / 3 + 2 * shares[1] / 3
 
 
-def _weighted(words: Sequence[Hashable]) -> float:
+def _weighted(words: Sequence[str | int]) -> float:
     return ngram_entropy(words, 2) / 3 + 2 * ngram_entropy(words, 3) / 3
 
 

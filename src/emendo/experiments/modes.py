@@ -15,9 +15,9 @@ mixed in one number: immediate scores hide what later edits undo.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from emendo.arguments import checked
+from emendo.arguments import Between, Count, checked
 from emendo.errors import ExperimentError
 
 Mode = Literal["single", "batch", "sequential", "sequential-batched"]
@@ -78,6 +78,6 @@ def check_mode(mode: Mode, batch_size: int, n: int, schedule: Schedule) -> None:
 
 
 @checked
-def batch_ranges(n: int, batch_size: int) -> list[range]:
+def batch_ranges(n: Annotated[int, Between(0, 10**7)], batch_size: Count) -> list[range]:
     """Positions of the records of every batch; the last batch may be smaller."""
     return [range(begin, min(begin + batch_size, n)) for begin in range(0, n, batch_size)]

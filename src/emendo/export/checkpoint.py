@@ -12,9 +12,10 @@ from emendo.export.card import checkpoint_card
 from emendo.export.chain import checked_chain
 from emendo.io.whole_folder import whole_folder
 from emendo.io.writable import check_room
-from emendo.models import ModelAdapter, check_saveable, edited_weight, save_model
+from emendo.models import ModelAdapter, edited_weight
 from emendo.models.loading import dtype_named
 from emendo.models.rounding import kept_of, rounding, tell_of_rounding
+from emendo.models.saving import check_saveable, save_model
 from emendo.updates.update import ModelUpdate
 
 

@@ -36,10 +36,6 @@ if TYPE_CHECKING:
     from emendo.models.refusals import (
         REFUSALS,
     )
-    from emendo.models.saving import (
-        check_saveable,
-        save_model,
-    )
 
 __all__ = [
     "ARCHITECTURES",
@@ -50,7 +46,6 @@ __all__ = [
     "ModelAdapter",
     "TokenBatch",
     "adding",
-    "check_saveable",
     "check_update",
     "edited_weight",
     "has_dead_units",
@@ -72,7 +67,6 @@ __getattr__ = lazy(
         "TokenBatch": "emendo.models.batch",
         "WRAPPERS": "emendo.models.architecture",
         "adding": "emendo.models.hooks",
-        "check_saveable": "emendo.models.saving",
         "check_update": "emendo.models.edits",
         "edited_weight": "emendo.models.edits",
         "has_dead_units": "emendo.models.architecture",

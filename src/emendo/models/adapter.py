@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from emendo.arguments import Size, checked
+from emendo.arguments import Size, TokenId, check_width, checked
 from emendo.errors import InputError, LayerError
 from emendo.io.printable import well_formed
 from emendo.models.access import ModelAccess, access_to
@@ -186,11 +186,13 @@ class ModelAdapter:
     @checked
     def down_projection(self, layer: int) -> Any:
         """A layer's edited linear map, as the model has it."""
+        self.check_layers([layer])
         return self.blocks[layer].get_submodule(self.spec.down_projection)
 
     @checked
     def attention_output(self, layer: int) -> nn.Module:
         """The module whose output is what a layer's attention adds to the residual stream."""
+        self.check_layers([layer])
         return self.blocks[layer].get_submodule(self.spec.attention_output or self.spec.attention)
 
     @checked
@@ -325,7 +327,12 @@ class ModelAdapter:
 
     @checked
     def finish(self, stream: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """Hidden states ready for `unembed`, from the residual stream after the last block; differentiable."""
+        """Hidden states ready for `unembed`, from the residual stream after the last block; differentiable.
+
+        Raises:
+            InputError: They are of another width.
+        """
+        check_width("stream", stream, self.d_model)
         for name in self.spec.final:
             # A configuration can leave a module out (OPT's projection): it is None then, which is no submodule.
             module: Any = getattr(self.decoder, name)
@@ -335,8 +342,13 @@ class ModelAdapter:
 
     @checked
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
-        """The model's own logits, in float32 (or float64 for a float64 model); differentiable in `hidden`."""
+        """The model's own logits, in float32 (or float64 for a float64 model); differentiable in `hidden`.
+
+        Raises:
+            InputError: Hidden states are of another width.
+        """
         head, spec = self.model.get_output_embeddings(), self.spec
+        check_width("hidden", hidden, head.weight.shape[1])
         logits: Tensor = head(hidden.to(head.weight)).to(hidden.device)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if spec.logit_scale is not None:
@@ -407,6 +419,8 @@ class ModelAdapter:
         """
         if not self.has_chat_template:
             raise InputError(f"the tokenizer of {self.name!r} has no chat template; expected a model tuned for chat")
+        if not messages:
+            raise InputError("there is no message; expected one or more (role, content) (messages=)")
         conversation = [{"role": role, "content": content} for role, content in messages]
         try:
             text = self.tokenizer.apply_chat_template(conversation, tokenize=False)
@@ -418,12 +432,12 @@ class ModelAdapter:
         return self.encode_bare(str(text))
 
     @checked
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[TokenId]) -> str:
         """Text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @checked
-    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+    def decode_after(self, before: Sequence[TokenId], ids: Sequence[TokenId]) -> str:
         """Text that token ids add to those before them.
 
         Some tokenizers drop the space of a text's first word, which here is not the first.

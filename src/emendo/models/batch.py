@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from emendo.arguments import checked
+from emendo.errors import InputError
 from emendo.shapes import Mask, TokenIds
 
 
@@ -35,10 +36,10 @@ class TokenBatch:
         """Pad `sequences` with `pad_id` on the right.
 
         Raises:
-            ValueError: There is no sequence, or one is empty.
+            InputError: There is no sequence, or one is empty.
         """
         if not sequences or not all(len(ids) for ids in sequences):
-            raise ValueError("a token batch needs at least one sequence, each with at least one token")
+            raise InputError("a token batch needs at least one sequence, each with at least one token")
         lengths = torch.tensor([len(ids) for ids in sequences])
         width = int(lengths.max())
         rows = [[*ids, *[pad_id] * (width - len(ids))] for ids in sequences]

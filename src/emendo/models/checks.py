@@ -23,12 +23,17 @@ def plain_model(model: Any) -> Any:
     """The model itself, of which a compiled one is only another way to call it.
 
     Raises:
-        UnsupportedModelError: It is spread over copies on several devices.
+        UnsupportedModelError: It is spread over copies on several devices, or no model at all.
     """
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise UnsupportedModelError(
             f"found a {type(model).__name__}, which holds copies of a model; expected the model itself: pass "
             "model.module"
+        )
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"found a {type(model).__name__} for the model; expected a transformers causal LM and its tokenizer, as "
+            "emendo.wrap(model, tokenizer) takes them, or the name of one, which emendo.load(NAME) takes"
         )
     return getattr(model, COMPILED, model)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from emendo.arguments import checked
-from emendo.errors import BaseMismatchError
+from emendo.errors import BaseMismatchError, InputError
 from emendo.models.adapter import ModelAdapter
 from emendo.shapes import Weight
 from emendo.updates.base_model import check_same_base
@@ -57,9 +57,16 @@ def edited_weight(original: Weight, parts: Iterable[LayerUpdate]) -> Weight:
     Args:
         original: W₀ ``[d_out, d_in]``, left as it is.
         parts: Updates of this one layer.
+
+    Raises:
+        InputError: A part is of another size.
     """
     weight = original.to(torch.promote_types(original.dtype, torch.float32), copy=True)
     for part in parts:
+        if (size := (part.residuals.shape[1], part.dual_keys.shape[1])) != original.shape:
+            raise InputError(
+                f"a weight of shape {tuple(original.shape)} cannot take an update of shape {size} (parts=)"
+            )
         weight += part.delta().to(weight.device)
     return weight
 

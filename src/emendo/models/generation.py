@@ -87,6 +87,8 @@ def continue_rows(
     """
     if token_budget is None:
         token_budget = CPU_TOKEN_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
+    if not rows:
+        return []
     adapter.batch(rows)  # refuses rows that are too long
     limits = [min(n, adapter.max_length - len(row)) for row, n in zip(rows, new_tokens, strict=True)]
     found = [Continuation((), False)] * len(rows)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from emendo.arguments import checked
 from emendo.models import ModelAdapter
-from emendo.requests import EditRequest, unspaced
+from emendo.requests import EditRequest
+from emendo.requests.joining import unspaced
 
 _GOES_ON = "-_'’\u2010\u2011"
 """Signs that stand inside words."""

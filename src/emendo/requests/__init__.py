@@ -2,7 +2,7 @@
 
 from emendo.requests.given import requests_of
 from emendo.requests.hints import NAMES_ELSEWHERE, SLOT
-from emendo.requests.joining import JOINS, Join, Pair, attaches, continuation, keeps_joint, spelled_as_stored, unspaced
+from emendo.requests.joining import JOINS, Join, Pair, attaches, continuation, keeps_joint, spelled_as_stored
 from emendo.requests.reading import record_from_dict
 from emendo.requests.records import (
     FIELDS,
@@ -35,5 +35,4 @@ __all__ = [
     "requests_of",
     "same_text",
     "spelled_as_stored",
-    "unspaced",
 ]

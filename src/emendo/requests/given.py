@@ -23,7 +23,7 @@ def requests_of(given: object) -> list[EditRequest]:
     """
     if isinstance(given, EditRequest | EditRecord | Mapping):
         return [_request(given, "the request")]
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable) or hasattr(given, "tolist"):
         hint = "; a file is read by emendo.read_records(PATH)" if isinstance(given, str) else ""
         raise RequestError(f"found {shown(given)} ({type(given).__name__}) for the requests; {_EXPECTED}{hint}")
     return [_request(one, f"request {number}") for number, one in enumerate(given, start=1)]

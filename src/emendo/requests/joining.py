@@ -146,6 +146,8 @@ def attaches(prompt: str, target: str) -> bool:
         prompt: Does not end in whitespace.
         target: Does not begin with whitespace.
     """
+    if not prompt or not target:
+        return False
     last, first = prompt[-1], target[0]
     return (
         attached_at_first(prompt, target)
@@ -233,7 +235,6 @@ def _opens(text: str) -> bool:
     return last == '"' and text.count('"') % 2 == 1
 
 
-@checked
 def unspaced(character: str, scripts: tuple[str, ...] = _SCRIPTS) -> bool:
     """Whether a character belongs to writing without spaces between words; its wide punctuation does.
 

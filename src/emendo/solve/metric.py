@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.arguments import checked
+from emendo.arguments import check_width, checked
 from emendo.errors import InfeasibleError
 from emendo.shapes import Keys, Moment
 from emendo.solve.conditioning import inverse_norm, one_norm
@@ -107,6 +107,7 @@ class PreparedLayer:
     @checked
     def unwhiten(self, whitened: Float[Tensor, "n r"]) -> Keys:
         """Z L⁻¹, or Z L⁻¹ Uᵀ, so that ``unwhiten(whiten(K)) = K A⁻¹``."""
+        check_width("whitened", whitened, self.dimensions)
         left: Tensor = torch.linalg.solve_triangular(self.cholesky.T, whitened.T, upper=True)
         return self.lift(left.T)
 
@@ -120,6 +121,7 @@ class PreparedLayer:
         return self.whiten(keys).square().sum(dim=1)
 
     def _like(self, keys: Keys) -> Keys:
+        check_width("keys", keys, self.d_in)
         return keys.detach().to(self.cholesky)
 
 

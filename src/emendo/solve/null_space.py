@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.arguments import checked
+from emendo.arguments import check_width, checked
 from emendo.errors import InfeasibleError
 from emendo.shapes import Keys, Moment
 from emendo.solve.preservation import check_history, check_moment
@@ -42,12 +42,14 @@ class NullSpace:
     @checked
     def reduce(self, keys: Keys) -> Float[Tensor, "n r"]:
         """K U: the keys' coordinates in the kept directions."""
-        return keys @ self.basis
+        check_width("keys", keys, self.basis.shape[0])
+        return keys.to(self.basis) @ self.basis
 
     @checked
     def lift(self, reduced: Float[Tensor, "n r"]) -> Keys:
         """Z Uᵀ: back to all coordinates."""
-        return reduced @ self.basis.T
+        check_width("reduced", reduced, self.basis.shape[1])
+        return reduced.to(self.basis) @ self.basis.T
 
     @checked
     def metric(self, preservation: Preservation, moment: Moment, history: Moment | None) -> Float[Tensor, "r r"]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.arguments import checked
+from emendo.arguments import Count, checked
 from emendo.errors import MomentsError, NumericalError
 from emendo.shapes import Keys, Moment
 
@@ -52,7 +52,7 @@ class SecondMoment:
     @checked
     def empty(
         cls,
-        d_in: int,
+        d_in: Count,
         *,
         accumulate: Accumulate = "float64",
         device: torch.device | str = "cpu",

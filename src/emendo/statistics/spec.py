@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
-from emendo.arguments import Count, check_fields, checked
+from emendo.arguments import Between, Count, check_fields, checked
 from emendo.errors import CorpusError
 from emendo.models import ModelAdapter
 from emendo.statistics.corpus import Corpus, SelfSampledCorpus
@@ -20,7 +20,7 @@ DEFAULT_LENGTH = 128
 
 
 @checked
-def default_tokens(d_in: int, multiple: float = 10) -> int:
+def default_tokens(d_in: Count, multiple: Annotated[float, Between(0, 10**9, open=True)] = 10) -> int:
     """How many keys are counted unless the caller says otherwise: a multiple of their dimension.
 
     At least `d_in` keys are needed for the moment to be invertible.
@@ -63,7 +63,7 @@ class MomentSpec:
         """Number of keys to count: `tokens`, or the default for the widest of `layers`."""
         if self.tokens is not None:
             return self.tokens
-        return default_tokens(max(adapter.d_in(layer) for layer in layers))
+        return default_tokens(max(map(adapter.d_in, adapter.check_layers(layers))))
 
     @checked
     def check_length(self, adapter: ModelAdapter) -> None:

@@ -49,6 +49,8 @@ def embedding_deviation(adapter: ModelAdapter, subjects: Sequence[str]) -> float
 
     Source: the noise scale of ROME's public causal-tracing script, which takes 3 of these.
     """
+    if len(subjects) < 2:
+        raise RequestError(f"found {len(subjects)} subject(s) for a scale of noise; expected several (subjects=)")
     embedding = adapter.model.get_input_embeddings()
     with torch.no_grad():
         parts = [embedding(torch.tensor(adapter.encode(text), device=adapter.device)) for text in subjects]

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from emendo import arguments
+from emendo.errors import TraceError
 from emendo.evaluate.bootstrap import Interval, quantile_interval, resampled_means
 from emendo.tracing.facts import CLASSES, position_classes
 
@@ -76,7 +77,13 @@ class FactTrace:
 
     @arguments.checked
     def effects(self, kind: str) -> Float[np.ndarray, "length layers"]:
-        """Indirect effects: what restoring one state gives back of the score."""
+        """Indirect effects: what restoring one state gives back of the score.
+
+        Raises:
+            TraceError: The kind was not traced.
+        """
+        if kind not in self.grids:
+            raise TraceError(f"{kind!r} was not traced; expected one of {', '.join(self.grids)} (kind=)")
         return self.grids[kind].scores - float(self.low.mean())
 
     @arguments.checked

@@ -145,6 +145,8 @@ def survival(updates: Sequence[ModelUpdate], position: int) -> tuple[Survival, .
         One entry for each of its layers whose keys are known.
     """
     parts = _parts(updates)
+    if not 0 <= position < len(parts):
+        raise InputError(f"there are {len(parts)} updates, and found position {position}; expected one of theirs")
     return _survival(parts, parts[position])
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.attribution import Difference, EditSet, PromptDifference, Side, State
 
 LARGEST = 10
 """Edits that are kept for a prompt: those that fire most, and those that contribute most."""
 
 
+@checked
 def document(found: Difference, base: dict[str, str]) -> dict[str, Any]:
     """The document.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.io import strict_json
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text
@@ -16,6 +17,7 @@ from emendo.report.packages import check_packages
 PAGE = "diff.html"
 
 
+@checked
 def write_difference(folder: Path, document: Mapping[str, Any]) -> dict[str, str]:
     """Write the files; the page comes last.
 

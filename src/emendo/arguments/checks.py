@@ -1,0 +1,117 @@
+"""Functions and dataclasses that hold what they are given to their annotations."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+from numbers import Real
+from types import NoneType
+from typing import Any, ParamSpec, TypeVar, get_type_hints
+
+from emendo.arguments.holding import Fault, Test, tester
+from emendo.errors import InputError
+from emendo.io.printable import shown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose arguments are held to its annotations at every call.
+
+    Raises:
+        InputError: An argument is of another type or out of range; names it, what was found and what was expected.
+    """
+    code = inspect.unwrap(function).__code__
+    names = code.co_varnames[: code.co_argcount]
+    tests: dict[str, Test] = {}
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not tests:  # annotations may name what is defined further down
+            tests.update(checks_of(function) or {"": lambda value: None})
+        with _one_size():
+            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+                if (holds := tests.get(name)) is not None and (fault := holds(value)) is not None:
+                    raise InputError(_message(function.__qualname__, name, fault))
+        return function(*args, **kwargs)
+
+    call.__checked__ = True  # type: ignore[attr-defined]
+    return call
+
+
+def check_fields(instance: Any, error: type[InputError] = InputError, *, options: bool = False) -> None:
+    """Hold the fields of a dataclass to their annotations; for its `__post_init__`.
+
+    Args:
+        instance: What was made.
+        error: Class of the error.
+        options: Whether the command has an option of each field's name, which the message gives then.
+
+    Raises:
+        InputError: A field is of another type or out of range.
+    """
+    kind: Any = type(instance)
+    tests = _field_tests(kind)
+    for entry in fields(instance):
+        if (fault := tests[entry.name](getattr(instance, entry.name))) is not None:
+            fix = f" (--{entry.name.replace('_', '-')})" if options else ""
+            raise error(_message(kind.__name__, entry.name, fault) + fix)
+
+
+def check_width(name: str, tensor: Any, width: int) -> None:
+    """Hold the last dimension of a tensor to a size that no annotation knows.
+
+    Raises:
+        InputError: It is another.
+    """
+    if tensor.shape[-1] != width:
+        raise InputError(f"{name} is of shape {list(tensor.shape)}; expected {width} numbers in its last dimension")
+
+
+def _message(owner: str, name: str, fault: Fault) -> str:
+    owner = owner.removesuffix(".__init__")
+    kind = type(fault.found).__name__
+    found = shown(fault.found) if isinstance(fault.found, str | Real | NoneType) else f"a {kind}"
+    shape = getattr(fault.found, "shape", None)
+    shape = "" if shape is None else f" of shape {list(shape)} and dtype {fault.found.dtype}"  # type: ignore[attr-defined]
+    kind = f" ({kind})" if isinstance(fault.found, str | Real) else shape
+    why = f": {fault.why}" if fault.why else ""
+    return f"{owner}: {name}{fault.where} is {found}{kind}{why}; expected {fault.expected}"
+
+
+def _one_size() -> AbstractContextManager[object]:
+    """Inside, a dimension of one name is of one size in all tensors of a call: jaxtyping's memory of them."""
+    known = sys.modules.get("jaxtyping")  # without it there is no tensor to look at
+    return nullcontext() if known is None else known.jaxtyped("context")
+
+
+def checks_of(function: Callable[..., Any]) -> dict[str, Test]:
+    """What holds each argument of a function to its annotation."""
+    known = inspect.unwrap(function).__globals__
+    hints = get_type_hints(function, known, _Exported(known), include_extras=True)
+    return {name: tester(hint) for name, hint in hints.items() if name != "return" and hint is not Any}
+
+
+class _Exported(dict[str, Any]):
+    """Names that a module imports for type checkers alone, such as ModelAdapter where torch is to stay away."""
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._known = known
+
+    def __missing__(self, name: str) -> Any:
+        exported = sys.modules["emendo"]
+        if name in self._known or name not in exported.__all__:
+            raise KeyError(name)
+        return getattr(exported, name)
+
+
+@functools.cache
+def _field_tests(kind: Any) -> dict[str, Test]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {entry.name: tester(hints[entry.name]) for entry in fields(kind)}

@@ -157,7 +157,7 @@ _Part: TypeAlias = tuple[MixturePart, MomentSpec, Fingerprint]
 
 def _parts(adapter: ModelAdapter, layers: Sequence[int], settings: MethodMoments, seed: int) -> list[_Part]:
     """The parts of a source, in an order of their own: the sum is the same, bit for bit, however they were named."""
-    tokens = default_tokens(max(adapter.d_in(layer) for layer in layers), settings.multiple)
+    tokens = default_tokens(max(map(adapter.d_in, adapter.check_layers(layers))), settings.multiple)
     parts = []
     for part in parse_mixture(settings.source):
         corpus = _opened(part, settings.source, seed)

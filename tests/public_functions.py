@@ -144,7 +144,15 @@ def values_of(folder: Path) -> dict[str, Any]:
         **{"facts": [fact], "trace": trace, "length": 6, "begin": 1, "end": 3, "n_layers": 4, "kind": "hidden"},
         **{"edits": edits, "asked": attribution.ask(adapter, "The capital is", "Rome"), "left_out": [[0]]},
         **{"seen": seen, "mode": "batch", "batch_size": 1, "schedule": "immediate"},
-        **{"cells": [cell], "state": "finished", "load": lambda name, progress: adapter, "planned": [], "summary": {}},
+        **{
+            "cells": [cell],
+            "cell": cell,
+            "most": 2,
+            "state": "finished",
+            "load": lambda name, progress: adapter,
+            "planned": [],
+            "summary": {},
+        },
         **{"token_budget": 8, "lengths": [1, 2], "repo": "someone/something"},
         # names that mean something else somewhere
         **{"MomentHeader.now.model": "name", "MomentStore.put.moment": moments.SecondMoment(moment, 10)},

@@ -30,7 +30,7 @@ TRIED = 4
 """Values of a parameter that a function takes and is called with: what it computes is the business of other tests."""
 
 LONG = (
-    *("generation", "entropy", "generate", "gate", "look_at", "plan", "judge", "edit", "moments", "fit", "write"),
+    *("generation", "entropy", "generate", "gate", "snapshot", "plan", "judge", "edit", "moments", "fit", "write"),
     *("difference", "evaluate"),
 )
 """Functions that take long; there it is one for the function."""

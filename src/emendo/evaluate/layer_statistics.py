@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from emendo.arguments import Confidence, Resamples, Seed, checked
 from emendo.errors import InputError
-from emendo.evaluate.bootstrap import Interval, check_bootstrap, quantile_interval
+from emendo.evaluate.bootstrap import Interval, quantile_interval
 
 Outcomes = Float[np.ndarray, "facts layers"]
 Shares = Float[np.ndarray, "facts layers 3"]
@@ -102,8 +103,9 @@ def score(shares: Shares, counts: Counts | None = None) -> Float[np.ndarray, "re
     return 100 * harmonic
 
 
+@checked
 def rank_correlation(
-    effects: Outcomes, shares: Shares, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    effects: Outcomes, shares: Shares, *, confidence: Confidence = 0.95, n_resamples: Resamples = 1000, seed: Seed = 0
 ) -> Estimate:
     """Spearman's correlation over layers of the mean causal effect with S.
 
@@ -124,8 +126,14 @@ def rank_correlation(
     return _estimate(value, found, len(effects), confidence)
 
 
+@checked
 def explained(
-    effects: Outcomes, outcomes: Outcomes, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    effects: Outcomes,
+    outcomes: Outcomes,
+    *,
+    confidence: Confidence = 0.95,
+    n_resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> Explained:
     """How much of an outcome by fact and layer the layer, the causal effect and both explain.
 
@@ -151,7 +159,10 @@ def explained(
     return Explained(*estimates)
 
 
-def standing(shares: Shares, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> Standing:
+@checked
+def standing(
+    shares: Shares, *, confidence: Confidence = 0.95, n_resamples: Resamples = 1000, seed: Seed = 0
+) -> Standing:
     """Which layers cannot be told from the one with the highest S.
 
     Intervals are of each layer against the best one, by themselves: with many layers some are told apart by chance.
@@ -245,7 +256,6 @@ def _estimate(value: float, drawn: np.ndarray, facts: int, confidence: float) ->
 
 
 def _checked(a: np.ndarray, b: np.ndarray, confidence: float, n_resamples: int, seed: int) -> Counts:
-    check_bootstrap(confidence, n_resamples)
     _check_same(a, b)
     return draws(len(a), n_resamples, seed)
 

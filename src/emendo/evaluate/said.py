@@ -90,6 +90,7 @@ def said_means(records: Sequence[SaidRecord]) -> Means:
     return mean_over_records(rows, SAID_METRICS, scale=100)
 
 
+@checked
 def said_records(
     adapter: ModelAdapter, records: Sequence[EditRecord], *, progress: Progress | None = None
 ) -> tuple[SaidRecord, ...]:
@@ -143,6 +144,7 @@ def _trimmed(prompt: str) -> str:
     return prompt.rstrip(" ") or prompt
 
 
+@checked
 def begins_with(text: str, target: str) -> bool:
     """Whether a continuation begins with the words of a target; case and punctuation do not matter.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emendo.arguments import checked
 from emendo.requests import EditRecord
 
 
@@ -25,6 +26,7 @@ class SampledPrompt:
     wanted: str
 
 
+@checked
 def sampled_prompts(records: Sequence[EditRecord], most: int, *, first: int = 0) -> list[SampledPrompt]:
     """Of each of the first `most` records the prompt, a paraphrase and a neighbor.
 

@@ -91,7 +91,7 @@ def score_records(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],
     *,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     progress: Progress | None = None,
 ) -> tuple[RecordScore, ...]:
     """Score records on the model as it stands, edited or not.
@@ -121,6 +121,7 @@ def score_records(
     return tuple(_record_score(record, by_pair) for record in records)
 
 
+@checked
 def evaluate_records(
     adapter: ModelAdapter,
     records: Sequence[EditRecord],

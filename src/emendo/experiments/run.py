@@ -211,6 +211,7 @@ class Experiment:
             self._sources[name] = read_source(name)
         return self._sources[name]
 
+    @checked
     def records(self, cell: Cell) -> list[EditRecord]:
         """The records of a cell, in the order in which they are edited; loads its model."""
         return self._records(cell, self._ground_of(cell.model))

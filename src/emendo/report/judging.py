@@ -197,6 +197,7 @@ def _samples(
     return tuple(samples)
 
 
+@checked
 def edit_snapshots(
     session: EditSession,
     plan: Plan,

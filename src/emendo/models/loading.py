@@ -30,7 +30,8 @@ from emendo.models.sources import DEMO, find_source
 from emendo.progress import Progress, Silent
 
 UNREADABLE = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError),
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError, ArithmeticError),
+    ImportError,
     *(SafetensorError, StrictDataclassError, struct.error),
 )
 """What readers of configurations, checkpoints and GGUF files raise on files that are absent or damaged."""
@@ -136,7 +137,7 @@ def _from_pretrained(place: str, options: dict[str, Any], name: str = "") -> tup
             ignore_mismatched_sizes=True,  # they are told below, by name
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **pinned)
+        tokenizer = _tokenizer(name, pretrained_model_name_or_path=place, trust_remote_code=False, **pinned)
     except (InputError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:
@@ -149,6 +150,18 @@ def _from_pretrained(place: str, options: dict[str, Any], name: str = "") -> tup
             f"{missing[0]} for one; expected a complete checkpoint of a causal LM (--model)"
         )
     return model, tokenizer
+
+
+def _tokenizer(name: str, **where: Any) -> Any:
+    """The tokenizer of a model; the library in Rust behind it raises Exception itself, or panics, on damaged files."""
+    try:
+        return AutoTokenizer.from_pretrained(**where)
+    except Exception as error:
+        raise _cannot_load(name, error) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _cannot_load(name, ValueError(f"its tokenizer's files are damaged ({error})")) from error
 
 
 def _weights(place: str, name: str, folder: Path, commit: str | None, said: dict[str, Any]) -> list[Path]:
@@ -202,7 +215,7 @@ def _load_gguf(path: Path, options: dict[str, Any], name: str = "") -> tuple[Any
         resolve_architecture(config)
         check_model_size(AutoModelForCausalLM, config, [path], GGUF_GROWTH)
         model = AutoModelForCausalLM.from_pretrained(**where, **_with_dtype(options, torch.float32))
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = _tokenizer(name, **where)
     except (InputError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:

@@ -1,0 +1,125 @@
+"""Good files of every kind, which the fuzz of the commands makes wrong; and the tiny model, loaded once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+import yaml
+
+import emendo.models
+from emendo import tracing
+from emendo.editing.session import EditSession
+from emendo.ledger import EditLedger
+from emendo.models import ModelAdapter, load
+from emendo.statistics import MomentStore
+from tests.conftest import build_tiny
+from tests.dataset_rows import COUNTERFACT, FLAT, KNOWEDIT, KNOWN, MQUAKE, OWN, ZSRE
+from tests.experiment_folders import plan, write_experiment
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, quick_plan
+
+REQUESTS = [request.to_dict() for request in (EIFFEL, DARRIEUX)]
+FORMATS = [REQUESTS, [COUNTERFACT], [FLAT], [ZSRE], [KNOWEDIT], [MQUAKE], [KNOWN], [OWN], {"data": REQUESTS}]
+
+EXPERIMENT = {
+    "name": "fuzz",
+    "data": "../good/facts.jsonl",
+    "models": ["MODEL"],
+    "n": 2,
+    "mode": "batch",
+    "batch_sizes": [1, 2],
+    "layers": [[1], None],
+    "settings": {"target.steps": 2, "contexts.scheme": "fixed"},
+    "methods": [{"method": "emmet", "settings": {"distribution": "single"}}, "memit"],
+    "cells": [{"method": "rome", "mode": "sequential", "n": 1, "schedule": "both"}],
+    "measures": {"perplexity": True, "perplexity_tokens": 64, "samples": 1},
+}
+
+GATE = """reference = "base"
+
+[checks.norm_growth]
+limit = 0.2
+
+[checks.efficacy]
+limit = 0.5
+judge = "estimate"
+success = "argmax"
+
+[checks.canary_flips]
+limit = 0.4
+unmeasured = "pass"
+
+[canaries]
+files = ["canaries.jsonl"]
+
+[monitor]
+norm_growth = 0.1
+"""
+
+CANARIES = [
+    {"id": "a", "prompt": "The capital of Italy is", "topic": "places"},
+    {"id": "b", "topic": "chat", "messages": [{"role": "user", "content": "Where is it?"}]},
+    {"id": "c", "topic": "text", "text": "The weather was calm that morning."},
+]
+
+
+def good_files(folder: Path) -> Path:
+    """Write one good file of each kind.
+
+    Returns:
+        The folder of the model.
+    """
+    from tests.tiny_gguf import write_tiny_gguf
+
+    folder.mkdir(parents=True)
+    model = folder / "model"
+    built = build_tiny("llama")
+    built.model.save_pretrained(model)
+    built.tokenizer.save_pretrained(model)
+    adapter = load(model, device="cpu")
+    session = EditSession(adapter, store=MomentStore(folder / "store"))
+    session.second_moments([1], quick_plan(session, [EIFFEL]).method.config.moments)  # type: ignore[union-attr]
+    first, second = quick_plan(session, [EIFFEL]).update, quick_plan(session, [JAPAN], "memit").update
+    first.save(folder / "first.safetensors")
+    second.save(folder / "second.safetensors")
+    book = EditLedger.create(folder / "ledger", session)
+    with_book = book.session(adapter)
+    for request in (EIFFEL, DARRIEUX):
+        book.edit(with_book, [request], "emmet", settings=QUICK)
+    with_book.rollback()
+    facts = [tracing.TraceFact("The capital of {} is", "Japan")]
+    settings = tracing.TraceSettings(samples=2, positions="ends")
+    trace = tracing.trace(adapter, facts, settings, subjects=("Italy",), any_answer=True)
+    tracing.write_trace(folder / "trace.safetensors", trace)
+    (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in REQUESTS), encoding="utf-8")
+    (folder / "prompts.txt").write_text("The capital is\nIt stands in\n", encoding="utf-8")
+    (folder / "canaries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CANARIES), encoding="utf-8")
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(EXPERIMENT).replace("MODEL", str(model)), encoding="utf-8")
+    (folder / "gate.toml").write_text(GATE, encoding="utf-8")
+    write_experiment(folder / "results", [plan("emmet", 4), plan("memit", 4)])
+    write_tiny_gguf(folder / "tiny.gguf")
+    return model
+
+
+def keep_model_loaded(folder: Path) -> None:
+    """From now on `load` of the good model gives a copy of one that is in memory; every other name is loaded."""
+    read = load
+    held = read(folder, device="cpu")
+
+    def quick(name: str | Path, **options: Any) -> ModelAdapter:
+        if (
+            str(name) != str(folder)
+            or options.get("dtype", "auto") != "auto"
+            or options.get("device", "auto") != "auto"
+        ):
+            return read(name, **options)
+        with torch.no_grad():
+            return ModelAdapter(copy.deepcopy(held.model), held.tokenizer, held.name)
+
+    emendo.models.load = quick  # type: ignore[assignment]
+    typer.main.get_command = functools.cache(typer.main.get_command)  # else most of the time goes into making it anew

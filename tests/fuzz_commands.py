@@ -162,14 +162,10 @@ def main() -> int:
                 print(f"#{bad.number} {bad.kind} {bad.arguments}\n{bad.what}\n", flush=True)
         os.chdir(here)
     grown = peak() - begin
-    print(
-        f"{given.inputs:,} inputs in {time.perf_counter() - start:,.0f} s, seed {given.seed}: {len(found)} ended badly"
-    )
+    print(f"{given.inputs:,} inputs, seed {given.seed}: {time.perf_counter() - start:,.0f} s, {len(found)} ended badly")
     print("exit codes:", dict(sorted(fuzz.codes.items())))
     print("by kind:", {kind: (count, round(fuzz.seconds[kind], 1)) for kind, count in fuzz.kinds.most_common()})
-    print(
-        f"memory: {grown / 2**20:,.0f} MiB more at its peak than before the first input; bound {MOST_BYTES / 2**20:,.0f}"
-    )
+    print(f"memory: {grown / 2**20:,.0f} MiB more at its peak than at first; bound {MOST_BYTES / 2**20:,.0f}")
     return int(bool(found) or grown > MOST_BYTES)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from emendo.editing.session import EditSession
 from emendo.ledger import EditLedger, KeptEdit
 from emendo.requests import EditRequest
 from emendo.updates.update import LayerUpdate, ModelUpdate
@@ -75,14 +76,17 @@ class WorldPlanner:
         return {"emendo": "test"}
 
 
-class WorldSession(WorldPlanner):
+class WorldSession(WorldPlanner, EditSession):  # type: ignore[misc]
     """As much of an `EditSession` as a ledger asks for, in the world of `planned`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        WorldPlanner.__init__(self)
         self.seed = 0
-        self.base = {name: value for name, value in BASE.items() if name != "dtype"}
         self.lm = SimpleNamespace(dtype=torch.float32, device="cpu")
+
+    @property
+    def base(self) -> dict[str, str]:
+        return {name: value for name, value in BASE.items() if name != "dtype"}
 
     @property
     def applied_updates(self) -> tuple[ModelUpdate, ...]:

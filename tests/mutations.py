@@ -6,7 +6,7 @@ import copy
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 NUMBERS = ("NaN", "Infinity", "-Infinity", "1e400", "-1", "0", "-0.0", "1e-320", "9" * 40, "2147483648", "0.5", "1_000")
@@ -114,7 +114,7 @@ def changed(value: Any, draw: random.Random) -> Any:
 
 
 def as_json(value: Any, draw: random.Random) -> bytes:
-    """JSON text, as broken as JSON text comes: repeated names, numbers that no parser takes, raw halves of characters."""
+    """JSON text, as broken as it comes: repeated names, numbers that no parser takes, raw halves of characters."""
     text = json.dumps(value, ensure_ascii=draw.random() < 0.7)
     what = draw.randrange(8)
     if what == 0:
@@ -135,16 +135,19 @@ def rewritten(text: str, draw: random.Random) -> bytes:
     lines = text.split("\n")
     for _ in range(draw.choice((1, 1, 2, 4))):
         at = draw.randrange(len(lines))
-        steps: tuple[Callable[[], Any], ...] = (
-            lambda: lines.insert(at, lines[draw.randrange(len(lines))]),
-            lambda: lines.pop(at) if len(lines) > 1 else None,
-            lambda: lines.__setitem__(at, draw.choice(("  ", "\t", "- ", "[", "#")) + lines[at]),
-            lambda: lines.__setitem__(at, re.sub(r"[\w.]+$", lambda _: str(weird(draw)), lines[at])),
-            lambda: lines.__setitem__(at, re.sub(r"^\s*[\w.-]+", lambda _: str(weird(draw)), lines[at])),
-            lambda: lines.__setitem__(
-                at, lines[at] + draw.choice((": &a *a", " !!python/object:os.system x", "[" * 300, ",", '"'))
-            ),
-            lambda: lines.insert(at, "<<: *x" if draw.random() < 0.5 else "a: &x [" + "*x," * 5 + "]"),
-        )
-        draw.choice(steps)()
+        what = draw.randrange(7)
+        if what == 0:
+            lines.insert(at, lines[draw.randrange(len(lines))])
+        elif what == 1 and len(lines) > 1:
+            lines.pop(at)
+        elif what == 2:
+            lines[at] = draw.choice(("  ", "\t", "- ", "[", "#")) + lines[at]
+        elif what == 3:
+            lines[at] = re.sub(r"[\w.]+$", lambda _: str(weird(draw)), lines[at])
+        elif what == 4:
+            lines[at] = re.sub(r"^\s*[\w.-]+", lambda _: str(weird(draw)), lines[at])
+        elif what == 5:
+            lines[at] += draw.choice((": &a *a", " !!python/object:os.system x", "[" * 300, ",", '"'))
+        else:
+            lines.insert(at, "<<: *x" if draw.random() < 0.5 else "a: &x [" + "*x," * 5 + "]")
     return "\n".join(lines).encode("utf-8", "surrogatepass")

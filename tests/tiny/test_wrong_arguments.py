@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from emendo.arguments import checks_of
 from emendo.editing.session import EditSession
 from emendo.errors import EmendoError
 from emendo.requests import EditRecord
@@ -88,7 +87,7 @@ def test_a_wrong_argument_is_taken_or_refused_in_words(
     name: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    function, tests, right = PUBLIC[name], checks_of(PUBLIC[name]), arguments(name, values)
+    function, tests, right = PUBLIC[name], PUBLIC[name].__checked__(), arguments(name, values)
     assert all(test(right[parameter]) is None for parameter, test in tests.items() if parameter in right), "ill chosen"
     long, taken = any(word in name for word in LONG), 0
     for parameter, declared in inspect.signature(function).parameters.items():

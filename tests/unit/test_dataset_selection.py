@@ -75,9 +75,9 @@ def test_the_order_of_a_seed_never_changes() -> None:
     assert names(select(MANY, n=4)) == ["subject 100", "subject 223", "subject 42", "subject 227"]
 
 
-@pytest.mark.parametrize(("n", "reason"), [(0, "n must be at least 1, found 0"), (-3, "found -3")])
+@pytest.mark.parametrize(("n", "reason"), [(0, "n is 0"), (-3, "n is -3")])
 def test_n_is_a_count(n: int, reason: str) -> None:
-    with pytest.raises(DatasetError, match=reason):
+    with pytest.raises(InputError, match=reason):
         select(MANY, n=n)
 
 
@@ -92,7 +92,7 @@ def test_more_than_there_is_is_an_error_in_words() -> None:
         select([fact("Louvre")], part="report")
     with pytest.raises(DatasetError, match="no record is left of 0"):
         select([])
-    with pytest.raises(InputError, match="unknown part 'test'; expected one of all, dev, report"):
+    with pytest.raises(InputError, match=r"part is 'test' .* expected 'all' or 'dev' or 'report'"):
         select(MANY, part="test")  # type: ignore[arg-type]
 
 

@@ -84,7 +84,7 @@ def test_nothing_reads_pickles_or_runs_code_from_files(path: Path) -> None:
 def test_every_model_is_loaded_without_remote_code() -> None:
     """Left out, the option makes transformers ask on the terminal."""
     calls = list(loads((SOURCE / "models" / "loading.py").read_text(encoding="utf-8")))
-    assert len(calls) == 6
+    assert len(calls) == 5
     for call in calls:
         named = {keyword.arg for keyword in call.keywords}
         assert "trust_remote_code" in named or ast.unparse(call.keywords[0]) == "**where", ast.unparse(call)

@@ -379,7 +379,7 @@ def test_a_file_without_requests_is_refused(tmp_path: Path, data: bytes) -> None
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "", "a\0b", "a\ud800", "x" * 5000, "missing/facts.jsonl"])
 def test_paths_that_cannot_be_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RequestError, match="cannot read the data set"):
+    with pytest.raises(InputError, match=r"cannot read the data set|no path has|file system cannot"):
         read_records(f"{tmp_path}/{name}")
 
 

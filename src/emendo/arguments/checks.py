@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from numbers import Real
 from types import NoneType
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from typing import Any, ParamSpec, TypeVar, get_type_hints, overload
 
-from emendo.arguments.holding import Fault, Test, tester
+from emendo.arguments.holding import Fault, Test, holder_of
 from emendo.errors import InputError
 from emendo.io.printable import shown
 
@@ -20,12 +20,29 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def checked(function: Callable[P, R]) -> Callable[P, R]:
+@overload
+def checked(function: Callable[P, R], /) -> Callable[P, R]: ...
+
+
+@overload
+def checked(*, sizes: bool) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+def checked(function: Callable[P, R] | None = None, /, *, sizes: bool = True) -> Any:
     """The function, whose arguments are held to its annotations at every call.
+
+    Args:
+        function: What is decorated.
+        sizes: Whether tensors have to be of the annotated dimensions and dtype. Without it any tensor passes: the
+            function looks itself, and has better words.
 
     Raises:
         InputError: An argument is of another type or out of range; names it, what was found and what was expected.
     """
+    return functools.partial(_checked, sizes=sizes) if function is None else _checked(function, sizes=sizes)
+
+
+def _checked(function: Callable[P, R], *, sizes: bool) -> Callable[P, R]:
     code = inspect.unwrap(function).__code__
     names = code.co_varnames[: code.co_argcount]
     tests: dict[str, Test] = {}
@@ -33,14 +50,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not tests:  # annotations may name what is defined further down
-            tests.update(checks_of(function) or {"": lambda value: None})
+            tests.update(checks_of(function, sizes=sizes) or {"": lambda value: None})
         with _one_size():
             for name, value in (*zip(names, args, strict=False), *kwargs.items()):
                 if (holds := tests.get(name)) is not None and (fault := holds(value)) is not None:
                     raise InputError(_message(function.__qualname__, name, fault))
         return function(*args, **kwargs)
 
-    call.__checked__ = True  # type: ignore[attr-defined]
+    call.__checked__ = functools.partial(checks_of, function, sizes=sizes)  # type: ignore[attr-defined]
     return call
 
 
@@ -90,11 +107,16 @@ def _one_size() -> AbstractContextManager[object]:
     return nullcontext() if known is None else known.jaxtyped("context")
 
 
-def checks_of(function: Callable[..., Any]) -> dict[str, Test]:
-    """What holds each argument of a function to its annotation."""
+def checks_of(function: Callable[..., Any], *, sizes: bool = True) -> dict[str, Test]:
+    """What holds each argument of a function to its annotation.
+
+    Args:
+        function: With annotations.
+        sizes: See `checked`.
+    """
     known = inspect.unwrap(function).__globals__
     hints = get_type_hints(function, known, _Exported(known), include_extras=True)
-    return {name: tester(hint) for name, hint in hints.items() if name != "return" and hint is not Any}
+    return {name: holder_of(hint, sizes) for name, hint in hints.items() if name != "return" and hint is not Any}
 
 
 class _Exported(dict[str, Any]):
@@ -114,4 +136,4 @@ class _Exported(dict[str, Any]):
 @functools.cache
 def _field_tests(kind: Any) -> dict[str, Test]:
     hints = get_type_hints(kind, include_extras=True)
-    return {entry.name: tester(hints[entry.name]) for entry in fields(kind)}
+    return {entry.name: holder_of(hints[entry.name]) for entry in fields(kind)}

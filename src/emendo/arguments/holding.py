@@ -32,8 +32,13 @@ class Fault:
 Test: TypeAlias = Callable[[Any], Fault | None]
 
 
-def tester(hint: Any) -> Test:
-    """What holds a value to an annotation."""
+def holder_of(hint: Any, sizes: bool = True) -> Test:
+    """What holds a value to an annotation.
+
+    Args:
+        hint: The annotation.
+        sizes: Whether tensors that are handed over as they are have to be of the annotated dimensions and dtype.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if hint in (Any, object) or isinstance(hint, TypeVar):
         return lambda value: None
@@ -41,7 +46,7 @@ def tester(hint: Any) -> Test:
         ranges = [extra for extra in inner[1:] if isinstance(extra, Between)]
         if any(isinstance(extra, Anything) for extra in inner[1:]):
             return _measured if inner[0] is float else lambda value: None
-        return _number(inner[0], ranges[0]) if ranges else tester(inner[0])
+        return _number(inner[0], ranges[0]) if ranges else holder_of(inner[0])
     if hint in (int, float):
         return _number(hint, None)
     if hint is str:
@@ -49,7 +54,7 @@ def tester(hint: Any) -> Test:
     if origin is Literal:
         return _one_of(inner)
     if origin in (Union, UnionType):
-        return _any_of(inner)
+        return _any_of(inner, sizes)
     if origin is tuple:
         return _sequence(inner[0], exact=tuple) if inner[-1] is Ellipsis else _tuple(inner)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -58,7 +63,7 @@ def tester(hint: Any) -> Test:
         return _sequence(inner[0], exact=origin if origin in (list,) else None)
     if origin is not None and issubclass(origin, Iterable):
         return _iterable(inner[0])
-    return _instance(hint)
+    return _instance(hint, sizes)
 
 
 def _number(kind: Any, within: Between | None) -> Test:
@@ -122,14 +127,14 @@ def _one_of(values: tuple[Any, ...]) -> Test:
     return test_value
 
 
-def _any_of(kinds: tuple[Any, ...]) -> Test:
+def _any_of(kinds: tuple[Any, ...], sizes: bool = True) -> Test:
     if str in kinds and any(map(is_path, kinds)):
         kinds = tuple(kind for kind in kinds if kind is not str)
-        tests = [_path if is_path(kind) else tester(kind) for kind in kinds]
+        tests = [_path if is_path(kind) else holder_of(kind) for kind in kinds]
     elif device := next((kind for kind in kinds if getattr(kind, "__name__", "") == "device"), None):  # torch's
         tests = [_device(device)]
     else:
-        tests = [tester(kind) for kind in kinds]
+        tests = [holder_of(kind, sizes) for kind in kinds]
     expected = words(Union[kinds])  # noqa: UP007
 
     def test_kinds(value: Any) -> Fault | None:
@@ -145,7 +150,7 @@ def _any_of(kinds: tuple[Any, ...]) -> Test:
 
 
 def _tuple(kinds: tuple[Any, ...]) -> Test:
-    tests = [tester(kind) for kind in kinds]
+    tests = [holder_of(kind) for kind in kinds]
     expected = f"a tuple of {len(kinds)}: {', '.join(map(words, kinds))}"
 
     def test_tuple(value: Any) -> Fault | None:
@@ -157,7 +162,7 @@ def _tuple(kinds: tuple[Any, ...]) -> Test:
 
 
 def _sequence(kind: Any, exact: type | None) -> Test:
-    one, expected = tester(kind), f"a sequence, each {words(kind)}"
+    one, expected = holder_of(kind), f"a sequence, each {words(kind)}"
 
     def test_sequence(value: Any) -> Fault | None:
         if exact is list and not isinstance(value, list):
@@ -173,7 +178,7 @@ def _sequence(kind: Any, exact: type | None) -> Test:
 
 
 def _iterable(kind: Any) -> Test:
-    one, expected = tester(kind), f"a sequence, each {words(kind)}"
+    one, expected = holder_of(kind), f"a sequence, each {words(kind)}"
 
     def test_iterable(value: Any) -> Fault | None:
         if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping) or hasattr(value, "tolist"):
@@ -184,7 +189,7 @@ def _iterable(kind: Any) -> Test:
 
 
 def _mapping(key: Any, kind: Any) -> Test:
-    of_key, of_value, expected = tester(key), tester(kind), f"a mapping of {words(key)} to {words(kind)}"
+    of_key, of_value, expected = holder_of(key), holder_of(kind), f"a mapping of {words(key)} to {words(kind)}"
 
     def test_mapping(value: Any) -> Fault | None:
         if not isinstance(value, Mapping):
@@ -204,10 +209,12 @@ def _inside(values: Iterable[tuple[Any, Any]], test_at: Callable[[Any], Test]) -
     return None
 
 
-def _instance(hint: Any) -> Test:
+def _instance(hint: Any, sizes: bool) -> Test:
     if is_path(hint):
         return lambda value: _path(value) if isinstance(value, os.PathLike) else Fault("", value, "a pathlib.Path")
     kind = get_origin(hint) or hint
+    if not sizes and hasattr(kind, "dim_str"):
+        kind = kind.array_type
     expected = words(hint)
 
     def test_instance(value: Any) -> Fault | None:

@@ -223,7 +223,7 @@ def read_rows(
 
 
 @checked
-def count_reasons(rejected: Sequence[Rejected]) -> dict[str, int]:
+def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
     """How many rows have each reason, most frequent first; a row counts once, under its first problem.
 
     What a reason quotes of the row is left out, so that equal problems are counted together.

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.arguments import checked
+from emendo.arguments import Measured, checked
 from emendo.errors import InputError
 from emendo.shapes import DualKeys, Keys, Residuals, Weight
 from emendo.solve.costs import frobenius_norm
@@ -24,9 +24,9 @@ Factors = tuple[Residuals, DualKeys]
 _OFFSET = 1e-8  # RECT's, beside the weight in the denominator
 
 
-@checked
+@checked(sizes=False)
 @torch.no_grad()
-def rect(delta: Weight, weight: Weight, keep: float = 0.4) -> Factors:
+def rect(delta: Weight, weight: Weight, keep: Measured = 0.4) -> Factors:
     """RECT: keep the entries that change their weight the most, relatively, and leave the others as they were.
 
     An entry counts by |Δ / (W + 1e-8)|; those at or above the (1 − keep) quantile are kept, ties with it
@@ -58,9 +58,11 @@ def rect(delta: Weight, weight: Weight, keep: float = 0.4) -> Factors:
     return _dense(torch.where(change >= threshold, delta, 0.0))
 
 
-@checked
+@checked(sizes=False)
 @torch.no_grad()
-def prune(total_residuals: Residuals, total_dual_keys: DualKeys, weight0: Weight, log_base: float = math.e) -> Factors:
+def prune(
+    total_residuals: Residuals, total_dual_keys: DualKeys, weight0: Weight, log_base: Measured = math.e
+) -> Factors:
     """PRUNE: restrain the large singular values of everything that was ever added to a weight.
 
     With s_max the largest singular value of the *untouched* weight W₀, a singular value s of the *total* update
@@ -109,9 +111,9 @@ def prune(total_residuals: Residuals, total_dual_keys: DualKeys, weight0: Weight
     return (left.Q @ (U * restrained)).T, (right.Q @ Vh.T).T
 
 
-@checked
+@checked(sizes=False)
 @torch.no_grad()
-def cap_norm(residuals: Residuals, dual_keys: DualKeys, weight: Weight, ratio: float) -> Factors:
+def cap_norm(residuals: Residuals, dual_keys: DualKeys, weight: Weight, ratio: Measured) -> Factors:
     """Scale an update down so that ‖ΔW‖_F ≤ ratio · ‖W‖_F; one that is within stays as it is.
 
     Args:
@@ -134,7 +136,7 @@ def cap_norm(residuals: Residuals, dual_keys: DualKeys, weight: Weight, ratio: f
     return (residuals * (most / norm) if norm > most else residuals), dual_keys
 
 
-@checked
+@checked(sizes=False)
 @torch.no_grad()
 def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_residuals: Residuals) -> Float[Tensor, " n"]:
     """How much of each edit an update gives: ⟨ΔW k, r⟩ / ⟨r, r⟩.
@@ -166,7 +168,7 @@ def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_resid
     return shares
 
 
-@checked
+@checked(sizes=False)
 @torch.no_grad()
 def retained_in_all(update: Factors, keys: Keys, wanted_residuals: Residuals) -> float | None:
     """How much of all edits together an update gives: Σ ⟨ΔW k, r⟩ / Σ ⟨r, r⟩.

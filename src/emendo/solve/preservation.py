@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from emendo.arguments import checked
+from emendo.arguments import Measured, checked
 from emendo.errors import InputError, MomentsError
 from emendo.shapes import Keys, Moment
 from emendo.solve.settings import Preservation
@@ -53,8 +53,8 @@ def preservation_metric(preservation: Preservation, moment: Moment, history: Mom
     return metric
 
 
-@checked
-def extend_history(history: Moment | None, keys: Keys, *, weight: float = 1.0) -> Moment:
+@checked(sizes=False)
+def extend_history(history: Moment | None, keys: Keys, *, weight: Measured = 1.0) -> Moment:
     """Make edited keys part of what later edits preserve: H + weight · KᵀK.
 
     With ``weight = 1/s`` a later solve at the same s counts earlier requests exactly as its own

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from emendo.arguments import checked
+from emendo.arguments import Measured, checked
 from emendo.errors import InfeasibleError, InputError, NumericalError
 from emendo.shapes import DualKeys, Keys
 from emendo.solve.conditioning import Vector, inverse_norm, one_norm
@@ -93,13 +93,13 @@ class Solution:
     stats: SolveStats
 
 
-@checked
+@checked(sizes=False)
 @torch.no_grad()
 def check_keys(
     layer: PreparedLayer,
     keys: Keys,
     *,
-    s: float,
+    s: Measured,
     labels: Sequence[str] | None = None,
     tolerance: float = KEY_TOLERANCE,
     what: str = "keys",
@@ -129,7 +129,7 @@ def check_keys(
     return names
 
 
-@checked
+@checked(sizes=False)
 @torch.no_grad()
 def check_system(
     layer: PreparedLayer,
@@ -167,7 +167,7 @@ def solve(
     layer: PreparedLayer,
     keys: Keys,
     *,
-    s: float,
+    s: Measured,
     constraint_keys: Keys | None = None,
     form: Form = "auto",
     labels: Sequence[str] | None = None,

@@ -186,6 +186,8 @@ def values_of(folder: Path) -> dict[str, Any]:
             "read_trace.path": tracing.write_trace(folder / "trace", trace),
             "read_moment.path": store.entries()[0].path,
         },
+        **{"edit.model": session, "resolve_method.model": adapter, "check_system.layer": prepared},
+        **{"by_digest.digest": header.fingerprint.digest},
         **{"token_entropy.ids": [5, 6], "has_dead_units.config": adapter.config},
     }
     instances = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
 import sys
@@ -120,7 +121,10 @@ def checks_of(function: Callable[..., Any], *, sizes: bool = True) -> dict[str, 
 
 
 class _Exported(dict[str, Any]):
-    """Names that a module imports for type checkers alone, such as ModelAdapter where torch is to stay away."""
+    """Names that a module imports for type checkers alone, such as ModelAdapter where torch is to stay away.
+
+    What neither Emendo nor torch exports stands for anything: there the function looks itself.
+    """
 
     def __init__(self, known: Mapping[str, Any]) -> None:
         super().__init__()
@@ -128,9 +132,9 @@ class _Exported(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         exported = sys.modules["emendo"]
-        if name in self._known or name not in exported.__all__:
+        if name in self._known or hasattr(builtins, name):
             raise KeyError(name)
-        return getattr(exported, name)
+        return getattr(exported, name) if name in exported.__all__ else getattr(sys.modules.get("torch"), name, Any)
 
 
 @functools.cache

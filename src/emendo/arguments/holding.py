@@ -83,7 +83,7 @@ def _number(kind: Any, within: Between | None) -> Test:
 
 def _measured(value: Any) -> Fault | None:
     too_large = isinstance(value, Integral) and not -MOST <= int(value) <= MOST
-    return Fault("", value, "a number") if too_large or not isinstance(value, Real) else None
+    return Fault("", value, "a number") if too_large or isinstance(value, bool) or not isinstance(value, Real) else None
 
 
 def _text(value: Any) -> Fault | None:

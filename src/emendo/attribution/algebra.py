@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from emendo.arguments import check_width, checked
 from emendo.attribution.edits import EditSet
 from emendo.errors import InputError
 

@@ -79,6 +79,7 @@ class EditSet:
         return torch.from_numpy(self.owner).to(like.device)
 
 
+@checked
 def edits_of(updates: Sequence[Update]) -> EditSet:
     """The single edits of updates that are in a model together.
 
@@ -88,6 +89,8 @@ def edits_of(updates: Sequence[Update]) -> EditSet:
     Raises:
         InputError: There is no update, none writes a layer, or two of them do not belong to one model.
     """
+    if strange := [update for update in updates if not hasattr(update, "layers")]:
+        raise InputError(f"found a {type(strange[0]).__name__} among the updates; expected ModelUpdates (updates=)")
     if not updates or not any(update.layers for update in updates):
         raise InputError("these updates write no layer; expected at least one that does (an in-context edit has none)")
     edits: list[Edit] = []

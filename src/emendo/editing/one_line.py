@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emendo.arguments import Seed, checked
 from emendo.editing.session import EditSession, Requests
 from emendo.methods import DEFAULT_METHOD, Method
 from emendo.models import ModelAdapter, load
 from emendo.progress import Progress
 
 
+@checked
 def edit(
     model: str | ModelAdapter | EditSession,
     requests: Requests,
@@ -18,7 +20,7 @@ def edit(
     *,
     layers: Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress | None = None,

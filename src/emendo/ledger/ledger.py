@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments import NotNegative, checked
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.errors import LedgerError

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar, cast
 
+from emendo.arguments import checked
 from emendo.errors import MethodError
 from emendo.methods.baselines import BUILT_IN
 from emendo.methods.config import BaselineConfig, Method, MethodConfig
@@ -225,6 +226,7 @@ def register_method(config: M, *, replace: bool = False) -> M:
     return config
 
 
+@checked
 def method_named(name: str) -> Method:
     """The named method or baseline; capital letters do not matter.
 

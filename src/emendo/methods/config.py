@@ -213,6 +213,7 @@ _FIXED = (*_LABELS, "layers", "span")
 """Not settable with --set: names, and layers, which have their own argument."""
 
 
+@checked
 def apply_settings(config: M, settings: Mapping[str, Any]) -> M:
     """A copy of a method or baseline with some settings replaced.
 
@@ -227,6 +228,7 @@ def apply_settings(config: M, settings: Mapping[str, Any]) -> M:
     return _replaced(config, read_settings(config, settings))
 
 
+@checked
 def read_settings(config: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Some settings as values of their types, each checked by itself: what goes together is not looked at.
 

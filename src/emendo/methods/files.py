@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emendo.arguments import checked
 from emendo.errors import MethodError
 from emendo.methods.catalog import CATALOGUE, method_named
 from emendo.methods.config import Method, read_settings
@@ -68,6 +69,7 @@ def is_method_file(method: str) -> bool:
     return method.lower().endswith(_ENDINGS)
 
 
+@checked
 def read_method_file(path: str | Path) -> MethodFile:
     """A method of one's own from its file.
 
@@ -103,6 +105,7 @@ def read_method_file(path: str | Path) -> MethodFile:
     return MethodFile(path, base, name, source, layers, settings)
 
 
+@checked
 def spelled_out(
     method: str, settings: Mapping[str, Any], layers: Sequence[int] | None
 ) -> tuple[str, dict[str, Any], tuple[int, ...] | None]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from emendo.arguments import checked
 from emendo.methods.catalog import CATALOGUE, METHODS, method_named
 from emendo.methods.config import BaselineConfig, Method, MethodConfig, apply_settings, read_settings
 from emendo.methods.files import MethodFile, is_method_file, read_method_file
@@ -52,6 +53,7 @@ class ResolvedMethod(Generic[C]):
         return {**self.config.to_dict(), "origins": self.origins}
 
 
+@checked
 def check_named(name: str, settings: Mapping[str, Any]) -> Method:
     """Refuse what can be refused of a named method, or of a file of settings, before the model is known.
 
@@ -115,6 +117,7 @@ def resolve_method(
     return ResolvedMethod(config, origins)
 
 
+@checked
 def stored_method(name: str, source: str, settings: Mapping[str, Any]) -> Method:
     """A method or baseline from values that were stored, all of them: the named one with them, or one of its own.
 

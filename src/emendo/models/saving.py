@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emendo.arguments import checked
 from emendo.errors import ExportError, NumericalError, SelfCheckError
 from emendo.models.adapter import ModelAdapter
 from emendo.models.loading import silent_transformers
 from emendo.shapes import Weight
 
 
+@checked
 def save_model(adapter: ModelAdapter, weights: Mapping[int, Weight], folder: Path, dtype: torch.dtype | None) -> None:
     """Write model, generation settings and tokenizer into a folder, as `from_pretrained` reads them.
 

@@ -24,6 +24,7 @@ Factors = tuple[Residuals, DualKeys]
 _OFFSET = 1e-8  # RECT's, beside the weight in the denominator
 
 
+@checked
 @checked(sizes=False)
 @torch.no_grad()
 def rect(delta: Weight, weight: Weight, keep: Measured = 0.4) -> Factors:
@@ -58,6 +59,7 @@ def rect(delta: Weight, weight: Weight, keep: Measured = 0.4) -> Factors:
     return _dense(torch.where(change >= threshold, delta, 0.0))
 
 
+@checked
 @checked(sizes=False)
 @torch.no_grad()
 def prune(
@@ -111,6 +113,7 @@ def prune(
     return (left.Q @ (U * restrained)).T, (right.Q @ Vh.T).T
 
 
+@checked
 @checked(sizes=False)
 @torch.no_grad()
 def cap_norm(residuals: Residuals, dual_keys: DualKeys, weight: Weight, ratio: Measured) -> Factors:
@@ -136,6 +139,7 @@ def cap_norm(residuals: Residuals, dual_keys: DualKeys, weight: Weight, ratio: M
     return (residuals * (most / norm) if norm > most else residuals), dual_keys
 
 
+@checked
 @checked(sizes=False)
 @torch.no_grad()
 def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_residuals: Residuals) -> Float[Tensor, " n"]:
@@ -168,6 +172,7 @@ def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_resid
     return shares
 
 
+@checked
 @checked(sizes=False)
 @torch.no_grad()
 def retained_in_all(update: Factors, keys: Keys, wanted_residuals: Residuals) -> float | None:

@@ -93,6 +93,7 @@ class Solution:
     stats: SolveStats
 
 
+@checked
 @checked(sizes=False)
 @torch.no_grad()
 def check_keys(
@@ -129,6 +130,7 @@ def check_keys(
     return names
 
 
+@checked
 @checked(sizes=False)
 @torch.no_grad()
 def check_system(
@@ -162,6 +164,7 @@ def check_system(
             raise _entangled(layer, system, names, condition)
 
 
+@checked
 @torch.no_grad()
 def solve(
     layer: PreparedLayer,

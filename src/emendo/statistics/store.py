@@ -160,6 +160,7 @@ class MomentStore:
         # Not path.exists(): that raises for a name that no file can have.
         return read_moment(path, fingerprint, module) if os.path.exists(path) else None
 
+    @checked
     def by_digest(self, digest: str, layer: int, module: str) -> StoredMoment | None:
         """The stored moment that an update was planned with, by the digest that it records; None where there is none.
 
@@ -177,6 +178,7 @@ class MomentStore:
         found = read_moment(path, module=module)
         return found if found.header.fingerprint.digest == digest else None
 
+    @checked
     def require(self, fingerprint: Fingerprint, layer: int, module: str, *, model: str = "MODEL") -> StoredMoment:
         """The stored moment of a layer.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from emendo.arguments import Seed, checked
 from emendo.editing.baselines.training import TrainingTrace
 from emendo.errors import NumericalError
 from emendo.methods import BaselineConfig

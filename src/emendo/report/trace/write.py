@@ -21,6 +21,7 @@ from emendo.tracing import Average, Trace, write_trace
 NAME = "trace.safetensors"
 
 
+@checked
 def write_trace_report(folder: Path, trace: Trace) -> dict[str, str]:
     """Write a trace and everything that shows it; the tensors come last, so a folder that has them is whole.
 

@@ -420,7 +420,6 @@ def test_a_file_of_a_folder_stands_for_the_folder(folder: Path, file: str) -> No
         ("/dev/null", "a device"),
         ("a model", "letters, digits"),
         ("x" * 5000, "no model at"),
-        ("a\0b", "no model at|letters"),
     ],
 )
 def test_names_that_mean_no_model(name: str, words: str) -> None:

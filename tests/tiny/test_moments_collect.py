@@ -251,7 +251,7 @@ def test_errors(tiny_llama: ModelAdapter, text: TextCorpus) -> None:
     with pytest.raises(CorpusError, match="length=1"):
         collect_moments(tiny_llama, [0], MomentSpec(text, tokens=9, length=1))
     with pytest.raises(CorpusError, match="tokens is 0"):
-        MomentSpec(text, tokens == 0)
+        MomentSpec(text, tokens=0)
     with pytest.raises(LayerError):
         collect_moments(tiny_llama, [9], MomentSpec(text, tokens=9, **SHORT))
 

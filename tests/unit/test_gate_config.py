@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emendo.datasets import read_records
-from emendo.errors import GateConfigError, PluginError
+from emendo.errors import GateConfigError, InputError, PluginError
 from emendo.gate import (
     GATE_CHECKS,
     GateCheck,

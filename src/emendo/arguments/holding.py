@@ -56,7 +56,7 @@ def holder_of(hint: Any, sizes: bool = True) -> Test:
     if origin in (Union, UnionType):
         return _any_of(inner, sizes)
     if origin is tuple:
-        return _sequence(inner[0], exact=tuple) if inner[-1] is Ellipsis else _tuple(inner)
+        return _sequence(inner[0], exact=tuple) if inner[-1] is Ellipsis else _tuple(inner, sizes)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping(*inner)
     if isinstance(origin, type) and issubclass(origin, Sequence):
@@ -149,8 +149,8 @@ def _any_of(kinds: tuple[Any, ...], sizes: bool = True) -> Test:
     return test_kinds
 
 
-def _tuple(kinds: tuple[Any, ...]) -> Test:
-    tests = [holder_of(kind) for kind in kinds]
+def _tuple(kinds: tuple[Any, ...], sizes: bool) -> Test:
+    tests = [holder_of(kind, sizes) for kind in kinds]
     expected = f"a tuple of {len(kinds)}: {', '.join(map(words, kinds))}"
 
     def test_tuple(value: Any) -> Fault | None:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from emendo.arguments import checked
+from emendo.arguments import Measured, checked
 from emendo.errors import ExportError, InputError
 from emendo.export.card import adapter_card
 from emendo.export.chain import checked_chain
@@ -69,7 +69,7 @@ def write_adapter(
     updates: Sequence[ModelUpdate],
     out: str | Path,
     *,
-    tolerance: float | None = None,
+    tolerance: Measured | None = None,
     base_name: str | None = None,
 ) -> AdapterFolder:
     """Write updates as one PEFT LoRA adapter into a folder of its own inside `out`; it appears whole or not at all.

@@ -64,7 +64,6 @@ class PreparedLayer:
         """r: how many directions an update may use; d_in unless a null space is chosen."""
         return self.cholesky.shape[0]
 
-    @checked
     @checked(sizes=False)
     def with_history(self, history: Moment | None) -> PreparedLayer:
         """The same layer with another history H in place of this one's.
@@ -126,7 +125,6 @@ class PreparedLayer:
         return keys.detach().to(self.cholesky)
 
 
-@checked
 @checked(sizes=False)
 def prepare(moment: Moment, preservation: Preservation, *, history: Moment | None = None) -> PreparedLayer:
     """Factorise a layer's preservation metric in float64.

@@ -51,7 +51,6 @@ class NullSpace:
         check_width("reduced", reduced, self.basis.shape[1])
         return reduced.to(self.basis) @ self.basis.T
 
-    @checked
     @checked(sizes=False)
     def metric(self, preservation: Preservation, moment: Moment, history: Moment | None) -> Float[Tensor, "r r"]:
         """A_U = weight · diag(eigenvalues) + ridge · I + Uᵀ H U, a new float64 matrix.

@@ -24,7 +24,6 @@ Factors = tuple[Residuals, DualKeys]
 _OFFSET = 1e-8  # RECT's, beside the weight in the denominator
 
 
-@checked
 @checked(sizes=False)
 @torch.no_grad()
 def rect(delta: Weight, weight: Weight, keep: Measured = 0.4) -> Factors:
@@ -59,7 +58,6 @@ def rect(delta: Weight, weight: Weight, keep: Measured = 0.4) -> Factors:
     return _dense(torch.where(change >= threshold, delta, 0.0))
 
 
-@checked
 @checked(sizes=False)
 @torch.no_grad()
 def prune(
@@ -113,7 +111,6 @@ def prune(
     return (left.Q @ (U * restrained)).T, (right.Q @ Vh.T).T
 
 
-@checked
 @checked(sizes=False)
 @torch.no_grad()
 def cap_norm(residuals: Residuals, dual_keys: DualKeys, weight: Weight, ratio: Measured) -> Factors:
@@ -139,7 +136,6 @@ def cap_norm(residuals: Residuals, dual_keys: DualKeys, weight: Weight, ratio: M
     return (residuals * (most / norm) if norm > most else residuals), dual_keys
 
 
-@checked
 @checked(sizes=False)
 @torch.no_grad()
 def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_residuals: Residuals) -> Float[Tensor, " n"]:
@@ -172,7 +168,6 @@ def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_resid
     return shares
 
 
-@checked
 @checked(sizes=False)
 @torch.no_grad()
 def retained_in_all(update: Factors, keys: Keys, wanted_residuals: Residuals) -> float | None:

@@ -53,7 +53,6 @@ def preservation_metric(preservation: Preservation, moment: Moment, history: Mom
     return metric
 
 
-@checked
 @checked(sizes=False)
 def extend_history(history: Moment | None, keys: Keys, *, weight: Measured = 1.0) -> Moment:
     """Make edited keys part of what later edits preserve: H + weight · KᵀK.

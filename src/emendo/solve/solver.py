@@ -93,7 +93,6 @@ class Solution:
     stats: SolveStats
 
 
-@checked
 @checked(sizes=False)
 @torch.no_grad()
 def check_keys(
@@ -130,7 +129,6 @@ def check_keys(
     return names
 
 
-@checked
 @checked(sizes=False)
 @torch.no_grad()
 def check_system(
@@ -164,7 +162,7 @@ def check_system(
             raise _entangled(layer, system, names, condition)
 
 
-@checked
+@checked(sizes=False)
 @torch.no_grad()
 def solve(
     layer: PreparedLayer,

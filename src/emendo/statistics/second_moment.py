@@ -37,7 +37,6 @@ class SecondMoment:
         MomentsError: `total` is not a square matrix in float32 or float64, or `count` is negative.
     """
 
-    @checked
     @checked(sizes=False)
     def __init__(self, total: Float[Tensor, "d_in d_in"], count: int) -> None:
         if total.ndim != 2 or total.shape[0] != total.shape[1]:

@@ -224,7 +224,7 @@ def stores(fuzz: Fuzz, draw: random.Random, folder: Path) -> list[str]:
     home = Path(fuzz.home)
     shutil.rmtree(home / "moments", ignore_errors=True)
     shutil.copytree(fuzz.good / "store", home / "moments")
-    path = draw.choice(sorted(path for path in home.rglob("*") if path.is_file()))
+    path = draw.choice(sorted(path for path in (home / "moments").rglob("*") if path.is_file()))
     at = path.relative_to(home / "moments")
     if path.suffix == ".safetensors":
         _tensor_file(fuzz, draw, path, str(Path("store") / at))
@@ -288,14 +288,14 @@ def command_lines(fuzz: Fuzz, draw: random.Random, folder: Path) -> list[str]:
         ["methods", "emmet", "--json"],
         ["models", "llama"],
         ["layers", *model, "--facts", str(fuzz.good / "none.jsonl"), "--n", "1", "--layers", "1"],
-        ["demo", "--help"],
+        ["--version"],
     )
     words = [_words(draw, word, fuzz) for word in draw.choice(lines)]
     if draw.random() < 0.2:
         words.pop(draw.randrange(len(words)))
     if draw.random() < 0.1:
         words.insert(draw.randrange(len(words) + 1), words[draw.randrange(len(words))] if words else "")
-    return words
+    return ["--help"] if words[:1] == ["demo"] else words  # it loads a real model
 
 
 CASES: tuple[tuple[str, Case, int], ...] = (

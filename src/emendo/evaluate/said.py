@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.evaluate.matching import normalised_words
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import ModelAdapter

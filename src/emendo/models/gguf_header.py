@@ -13,6 +13,9 @@ _STRING, _ARRAY = 8, 9
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a value, by its type."""
 
+_WHOLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}
+"""Whole numbers among them, as `struct` reads them."""
+
 _MOST_DIMENSIONS = 8
 _MOST_DEPTH = 4
 
@@ -54,9 +57,9 @@ def check_gguf(path: Path) -> None:
             kind = head.number("I")
             at = stream.tell()
             head.skip_value(kind)
-            if key.endswith(b".block_count") and kind in (4, 5, 10, 11):
+            if key.endswith(b".block_count") and kind in _WHOLE:
                 stream.seek(at)
-                blocks = head.number({4: "I", 5: "i", 10: "Q", 11: "q"}[kind])
+                blocks = max(blocks, head.number(_WHOLE[kind]))  # of a repeated key, whichever the reader takes
         if blocks > tensors:
             raise ValueError(f"it declares {blocks:,} blocks and {tensors:,} tensors, expected at least one a block")
         for _ in range(tensors):

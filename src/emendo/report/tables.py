@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from emendo.arguments import checked
+
 SHOWN_SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 
 Rows: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]

@@ -158,7 +158,9 @@ def retained(residuals: Residuals, dual_keys: DualKeys, keys: Keys, wanted_resid
     """
     residuals, dual_keys = residuals.detach().double(), dual_keys.detach().double()
     keys, wanted = keys.detach().to(dual_keys), wanted_residuals.detach().to(residuals)
-    if len(keys) != len(wanted) or keys.shape[1] != dual_keys.shape[1] or wanted.shape[1] != residuals.shape[1]:
+    matrices = all(one.ndim == 2 for one in (residuals, dual_keys, keys, wanted))
+    sizes = (len(keys), dual_keys.shape[1], residuals.shape[1]) if matrices else ()
+    if not matrices or sizes != (len(wanted), keys.shape[1], wanted.shape[1]):
         raise InputError(
             f"Keys {list(keys.shape)} and residuals {list(wanted.shape)} of edits do not fit an update with residuals "
             f"{list(residuals.shape)} and dual keys {list(dual_keys.shape)}."
@@ -184,10 +186,10 @@ def retained_in_all(update: Factors, keys: Keys, wanted_residuals: Residuals) ->
     Returns:
         The share, or None where no edit wanted anything.
     """
+    shares = retained(*update, keys, wanted_residuals)
     wanted = wanted_residuals.detach().double().square().sum(dim=1)
     if not float(wanted.sum()):
         return None
-    shares = retained(*update, keys, wanted_residuals)
     return float((shares.nan_to_num() * wanted).sum() / wanted.sum())
 
 
@@ -198,7 +200,8 @@ def _dense(delta: Weight) -> Factors:
 
 def _float64(residuals: Residuals, dual_keys: DualKeys, weight: Weight) -> Factors:
     """The factors in float64, once they are known to be an update of this weight."""
-    if len(residuals) != len(dual_keys) or (residuals.shape[1], dual_keys.shape[1]) != tuple(weight.shape):
+    matrices = residuals.ndim == dual_keys.ndim == 2 and len(residuals) == len(dual_keys)
+    if not matrices or (residuals.shape[1], dual_keys.shape[1]) != tuple(weight.shape):
         raise InputError(
             f"Residuals {list(residuals.shape)} and dual keys {list(dual_keys.shape)} are no update of a weight "
             f"{list(weight.shape)}; expected [n, d_out] and [n, d_in] for [d_out, d_in]."

@@ -52,7 +52,7 @@ def test_every_method_resolves_on_every_family(method: str, tiny: ModelAdapter) 
     assert resolved.to_dict()["settings"] == config.settings()
 
 
-PRESET_ROWS = [(method, model) for method in METHODS.keys() & PRESETS.keys() for model in PRESETS[method]]
+PRESET_ROWS = [(method, model) for method in METHODS if method in PRESETS for model in PRESETS[method]]
 
 
 @pytest.mark.parametrize(("method", "model"), PRESET_ROWS, ids=lambda value: getattr(value, "name", value))

@@ -24,15 +24,15 @@ DEV_FACTS = Path(__file__).parent / "data" / "dev_facts.jsonl"
 
 def reuse_targets() -> None:
     """Let the pipeline find equal target searches on the unedited model only once in this process."""
-    search, known = emendo.editing.pipeline.find_targets, {}
+    search, known = emendo.editing.pipeline.search_values, {}
 
-    def remembered(adapter, requests, contexts, layer, settings, progress=None):
+    def remembered(lm, requests, contexts, layer, settings, progress=None):
         key = (tuple(requests), tuple(contexts), layer, settings)
         if key not in known:
-            known[key] = search(adapter, requests, contexts, layer, settings, progress)
+            known[key] = search(lm, requests, contexts, layer, settings, progress)
         return known[key]
 
-    emendo.editing.pipeline.find_targets = remembered
+    emendo.editing.pipeline.search_values = remembered
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from benchmarks.machine import describe_machine
 from emendo.datasets import read_records
 from emendo.editing.session import EditSession
 from emendo.export import write_adapter, write_checkpoint
-from emendo.models import ModelAdapter, load
+from emendo.models import EditableModel, load
 from emendo.models.alignment import align_edit
 from emendo.requests import EditRecord
 from emendo.updates.update import ModelUpdate
@@ -71,7 +71,7 @@ def distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, f
     }
 
 
-def efficacy(model: Any, lm: ModelAdapter, records: Sequence[EditRecord]) -> dict[str, float]:
+def efficacy(model: Any, lm: EditableModel, records: Sequence[EditRecord]) -> dict[str, float]:
     """ES and EA in percent."""
     wins, hits = [], []
     for record in records:
@@ -88,7 +88,7 @@ def efficacy(model: Any, lm: ModelAdapter, records: Sequence[EditRecord]) -> dic
     return {"ES": 100 * sum(wins) / len(wins), "EA": 100 * sum(hits) / len(hits)}
 
 
-def rounding(lm: ModelAdapter, update: ModelUpdate) -> dict[str, Any]:
+def rounding(lm: EditableModel, update: ModelUpdate) -> dict[str, Any]:
     """What is left of ΔW in the weights of a bf16 checkpoint, layer by layer."""
     layers, changed, entries = [], 0, 0
     for part in update.layers:
@@ -120,7 +120,7 @@ def sizes(update: ModelUpdate, folder: Path) -> dict[str, Any]:
 
 
 def in_float32(
-    lm: ModelAdapter, base: Callable[[str], Any], update: ModelUpdate, texts: list[list[int]], exported: Path
+    lm: EditableModel, base: Callable[[str], Any], update: ModelUpdate, texts: list[list[int]], exported: Path
 ) -> tuple[dict[str, Any], list[Tensor]]:
     """Adapter and merged adapter against the edited model; and the edited model's logits."""
     session = EditSession(lm)

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from emendo import EditRecord, EditRequest, EditSession, ModelUpdate, load, read_records
-from emendo.editing.value_cache import TargetMemory
+from emendo.editing.value_cache import ValueCache
 
 FACTS = Path(__file__).parent / "data" / "dev_facts.jsonl"
 
@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     facts = known_facts()
     everything = [*facts, FRANCE]
-    memory = TargetMemory([record.request for record in everything], args.out / "targets")
+    memory = ValueCache([record.request for record in everything], args.out / "targets")
     session = EditSession(load("demo"), targets=memory)
     for name, records in batches(facts):
         folder = args.out / "sound" / name

@@ -35,11 +35,11 @@ from benchmarks import moments as moments_benchmark
 from benchmarks import solve as solve_benchmark
 from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
 from benchmarks.targets import measure
-from emendo import EditRequest, ModelAdapter, wrap
+from emendo import EditableModel, EditRequest, wrap
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.keys import extract_keys
 from emendo.editing.pipeline import plan_edit
-from emendo.editing.value_search import find_targets
+from emendo.editing.value_search import search_values
 from emendo.errors import InfeasibleError
 from emendo.methods import ResolvedMethod, resolve_method
 from emendo.shapes import Moment
@@ -99,23 +99,23 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     device, dtype = torch.device(arguments.device), _DTYPES[arguments.dtype]
     stages = Stages(device)
-    adapter = stages.run("build", lambda: build(arguments.shape, device, dtype, invented(arguments.n)))
-    requests, contexts = invented(arguments.n), prefix_contexts(adapter, "fixed", 0)
+    lm = stages.run("build", lambda: build(arguments.shape, device, dtype, invented(arguments.n)))
+    requests, contexts = invented(arguments.n), prefix_contexts(lm, "fixed", 0)
     settings = {**FIXED_LENGTH, "target.steps": arguments.steps, "contexts.scheme": "fixed"}
     settings |= {"target.batch_size": arguments.batch_size}
-    method = resolve_method(arguments.method, adapter, layers=arguments.layers, settings=settings)
-    find_targets(adapter, requests[:2], contexts, method.config.layers[-1], replace(method.config.target, steps=2))
+    method = resolve_method(arguments.method, lm, layers=arguments.layers, settings=settings)
+    search_values(lm, requests[:2], contexts, method.config.layers[-1], replace(method.config.target, steps=2))
     tiny = arguments.shape.startswith("tiny")
     rate = partial(gemm_gflops, dtype, 256 if tiny else 2048 if device.type == "cpu" else 8192, device=device)
     document = {
         "benchmark": "large_models",
         "machine": describe_machine(),
         "setting": {**vars(arguments), "out": None, "layers": list(method.config.layers), "contexts": len(contexts)},
-        "parameters": sum(parameter.numel() for parameter in adapter.model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
         "notes": __doc__.split("\n\n")[2].replace("\n", " "),
-        **edit(adapter, requests, contexts, method, arguments.tokens, stages, rate),
+        **edit(lm, requests, contexts, method, arguments.tokens, stages, rate),
     }
-    del adapter  # the solver is measured without the model beside it
+    del lm  # the solver is measured without the model beside it
     document["solve"] = stages.run("solve", lambda: bench_solver(document["d_in"], arguments.batches, device, tiny))
     document["stages"] = stages.found
     text = json.dumps(document, indent=2)
@@ -146,7 +146,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def edit(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: list[EditRequest],
     contexts: tuple[str, ...],
     method: ResolvedMethod,
@@ -157,26 +157,24 @@ def edit(
     """Every stage of one edit on its own, then the whole plan; the model comes out as it went in."""
     config = method.config
     layers = list(config.written_layers)
-    stages.run("weights digest", adapter.weights_digest)  # a session takes it before it writes
+    stages.run("weights digest", lm.weights_digest)  # a session takes it before it writes
     spec = MomentSpec(tokens=tokens)
-    found = stages.run("second moments", lambda: collect_moments(adapter, layers, spec))
-    searched = stages.run(
-        "targets", lambda: measure(adapter, requests, contexts, config.layers[-1], config.target, 1, rate)
-    )
-    stages.run("keys", lambda: extract_keys(adapter, requests, contexts, layers, config.keys.average))
+    found = stages.run("second moments", lambda: collect_moments(lm, layers, spec))
+    searched = stages.run("targets", lambda: measure(lm, requests, contexts, config.layers[-1], config.target, 1, rate))
+    stages.run("keys", lambda: extract_keys(lm, requests, contexts, layers, config.keys.average))
     means = {layer: moment.mean() for layer, moment in found.items()}
     del found
     prepared, ridge = stages.run("prepare", lambda: with_ridge(means, method))
     whole: dict[str, Any] = {"preservation_ridge": ridge}
     try:
-        plan = stages.run("plan", lambda: plan_edit(adapter, requests, method, prepared))
+        plan = stages.run("plan", lambda: plan_edit(lm, requests, method, prepared))
         whole |= {"seconds": plan.seconds, "update_mib": plan.update.nbytes / 2**20}
     except InfeasibleError as error:  # keys of random weights may be too much alike for equality
         whole["refused"] = str(error)
-    flops = moments_benchmark.floor_flops(adapter, layers, tokens)
+    flops = moments_benchmark.floor_flops(lm, layers, tokens)
     seconds = {name: stage["seconds"] for name, stage in stages.found.items()}
     return {
-        "d_in": adapter.d_in(layers[0]),
+        "d_in": lm.d_in(layers[0]),
         "second_moments": {
             "tokens": tokens,
             "tokens_per_second": tokens / seconds["second moments"],
@@ -246,7 +244,7 @@ def invented(n: int) -> list[EditRequest]:
     ]
 
 
-def build(shape: str, device: torch.device, dtype: torch.dtype, requests: list[EditRequest]) -> ModelAdapter:
+def build(shape: str, device: torch.device, dtype: torch.dtype, requests: list[EditRequest]) -> EditableModel:
     """A model of a shape with random weights, made on the device."""
     model_type, settings = SHAPES[shape]
     config = AutoConfig.for_model(model_type, **settings, **_TOKENS)

@@ -30,7 +30,7 @@ import emendo
 from benchmarks.machine import describe_machine
 from emendo.cli.options import parse_layers, parse_settings
 from emendo.datasets import select
-from emendo.editing.value_cache import TargetMemory
+from emendo.editing.value_cache import ValueCache
 from emendo.evaluate import evaluate_records, packaged_text, perplexity
 from emendo.io.versions import versions
 from emendo.methods import BASELINES, method_named
@@ -44,7 +44,7 @@ FAST = {"target.precision": "bfloat16"}
 
 
 def measure(
-    lm: emendo.ModelAdapter, run: str, records: Sequence[EditRecord], n_batches: int, searches: Path
+    lm: emendo.EditableModel, run: str, records: Sequence[EditRecord], n_batches: int, searches: Path
 ) -> dict[str, Any]:
     """Write the facts in batches, score them all at the end, and take them back."""
     method, *pairs = run.split()
@@ -53,7 +53,7 @@ def measure(
     layers = parse_layers(settings.pop("layers", None))
     size = -(-len(records) // n_batches)
     # Later batches are searched on the model that holds the earlier ones.
-    memory = TargetMemory([record.request for record in records[:size]], searches)
+    memory = ValueCache([record.request for record in records[:size]], searches)
     session = emendo.EditSession(lm, targets=memory)
     seconds, reports = 0.0, []
     for begin in range(0, len(records), size):

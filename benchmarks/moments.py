@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from emendo.io.versions import versions
-from emendo.models import ModelAdapter, load
+from emendo.models import EditableModel, load
 from emendo.statistics import MomentSpec, SelfSampledCorpus, TextCorpus, collect_moments
 from emendo.statistics.collect import TOKEN_BUDGET
 from emendo.statistics.corpus import SAMPLE_ROWS
@@ -48,40 +48,40 @@ def timed(work: Callable[[], Any]) -> tuple[Any, Timed]:
     return result, Timed(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def product_rate(adapter: ModelAdapter, rows: int, layer: int, repeats: int = 15) -> float:
+def product_rate(lm: EditableModel, rows: int, layer: int, repeats: int = 15) -> float:
     """FLOP/s of the down-projection on `rows` keys: the fastest of several products."""
-    weight = adapter.weight(layer)
+    weight = lm.weight(layer)
     keys = torch.randn(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
     seconds = [timed(lambda: keys @ weight.T)[1].wall for _ in range(repeats)]
     return 2 * rows * weight.numel() / min(seconds)
 
 
-def gram_rate(adapter: ModelAdapter, layer: int, repeats: int = 5) -> float:
+def gram_rate(lm: EditableModel, layer: int, repeats: int = 5) -> float:
     """FLOP/s of Kᵀ K on one forward pass worth of keys."""
-    keys = torch.randn(TOKEN_BUDGET, adapter.d_in(layer), device=adapter.device)
+    keys = torch.randn(TOKEN_BUDGET, lm.d_in(layer), device=lm.device)
     seconds = [timed(lambda: keys.T @ keys)[1].wall for _ in range(repeats)]
     return 2 * keys.shape[0] * keys.shape[1] ** 2 / min(seconds)
 
 
-def rates(adapter: ModelAdapter, layer: int) -> dict[str, float]:
+def rates(lm: EditableModel, layer: int) -> dict[str, float]:
     return {
-        "sampling": product_rate(adapter, SAMPLE_ROWS, layer),
-        "capture": product_rate(adapter, TOKEN_BUDGET, layer),
-        "gram": gram_rate(adapter, layer),
+        "sampling": product_rate(lm, SAMPLE_ROWS, layer),
+        "capture": product_rate(lm, TOKEN_BUDGET, layer),
+        "gram": gram_rate(lm, layer),
     }
 
 
-def floor_flops(adapter: ModelAdapter, layers: Sequence[int], keys: int) -> dict[str, float]:
+def floor_flops(lm: EditableModel, layers: Sequence[int], keys: int) -> dict[str, float]:
     """Matrix-product FLOPs of each stage: two for every weight and token."""
 
     def linear(block: int) -> int:
-        return sum(p.numel() for p in adapter.blocks[block].parameters() if p.ndim == 2)
+        return sum(p.numel() for p in lm.blocks[block].parameters() if p.ndim == 2)
 
-    head = adapter.model.get_output_embeddings().weight.numel()
+    head = lm.model.get_output_embeddings().weight.numel()
     return {
-        "sampling": 2.0 * keys * (sum(map(linear, range(adapter.n_layers))) + head),
+        "sampling": 2.0 * keys * (sum(map(linear, range(lm.n_layers))) + head),
         "capture": 2.0 * keys * sum(map(linear, range(max(layers) + 1))),
-        "gram": 2.0 * keys * sum(adapter.d_in(layer) ** 2 for layer in layers),
+        "gram": 2.0 * keys * sum(lm.d_in(layer) ** 2 for layer in layers),
     }
 
 
@@ -113,21 +113,21 @@ def peak_rss_mb() -> float:
 
 
 def measure(
-    adapter: ModelAdapter, layers: Sequence[int], tokens: int | None, length: int, text: Path | None
+    lm: EditableModel, layers: Sequence[int], tokens: int | None, length: int, text: Path | None
 ) -> dict[str, Any]:
     flops = None
     report: dict[str, Any] = {"peak_rss_after_loading_mb": peak_rss_mb(), "results": {}}
     with tempfile.TemporaryDirectory() as folder:
         for source in ("text", "self"):
             spec = MomentSpec(SelfSampledCorpus(), tokens=tokens, length=length)
-            count = spec.tokens_for(adapter, layers)
-            flops = floor_flops(adapter, layers, count)
+            count = spec.tokens_for(lm, layers)
+            flops = floor_flops(lm, layers, count)
             if source == "text":
-                path = text or write_sample(adapter, Path(folder) / "sample.jsonl", count, length)
+                path = text or write_sample(lm, Path(folder) / "sample.jsonl", count, length)
                 spec = MomentSpec(TextCorpus(path), tokens=count, length=length)
-            before = rates(adapter, max(layers))
-            _, spent = timed(lambda spec=spec: collect_moments(adapter, layers, spec))
-            after = rates(adapter, max(layers))
+            before = rates(lm, max(layers))
+            _, spent = timed(lambda spec=spec: collect_moments(lm, layers, spec))
+            after = rates(lm, max(layers))
             report["results"][source] = result(spec, spent, count, flops, before, after)
             report["results"][source]["product_rate_gflops"] = {
                 stage: [round(before[stage] / 1e9), round(after[stage] / 1e9)] for stage in before
@@ -136,10 +136,10 @@ def measure(
     return report
 
 
-def write_sample(adapter: ModelAdapter, path: Path, tokens: int, length: int) -> Path:
+def write_sample(lm: EditableModel, path: Path, tokens: int, length: int) -> Path:
     """Sampled text as JSONL, repeated until it holds enough tokens: timing needs no meaning."""
-    few = SelfSampledCorpus(seed=1).sequences(adapter, length=length, count=32)
-    rows = [json.dumps({"text": adapter.decode(ids)}) for ids in few]
+    few = SelfSampledCorpus(seed=1).sequences(lm, length=length, count=32)
+    rows = [json.dumps({"text": lm.decode(ids)}) for ids in few]
     repeats = 2 + 2 * tokens // (32 * length)
     path.write_text("\n".join(rows * repeats), encoding="utf-8")
     return path
@@ -158,18 +158,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    adapter = load(arguments.model, device=arguments.device)
+    lm = load(arguments.model, device=arguments.device)
     report = {
-        "model": adapter.name,
+        "model": lm.name,
         "layers": arguments.layers,
         "length": arguments.length,
-        "dtype": str(adapter.dtype),
-        "device": str(adapter.device),
+        "dtype": str(lm.dtype),
+        "device": str(lm.device),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load_average_before": os.getloadavg(),
         "versions": versions(),
-        **measure(adapter, arguments.layers, arguments.tokens, arguments.length, arguments.text),
+        **measure(lm, arguments.layers, arguments.tokens, arguments.length, arguments.text),
         "load_average_after": os.getloadavg(),
     }
     text = json.dumps(report, indent=2)

@@ -29,7 +29,7 @@ from benchmarks.machine import describe_machine
 from emendo import EditSession, load
 from emendo.attribution import ask, attribute, base_rates, edits_of, reading, strongest_firing
 from emendo.datasets import load_records, select
-from emendo.evaluate import distribution_shift, next_token_log_probs, score_targets
+from emendo.evaluate import measure_drift, next_token_log_probs, score_targets
 from emendo.evaluate.layer_statistics import draws, ranks
 
 CHANGED_KL = 0.1
@@ -75,7 +75,7 @@ def main() -> None:
     before, said = score_targets(lm, pairs), next_token_log_probs(lm, prompts)
     with session.preview([plan.update]) as edited:
         after, says = score_targets(edited, pairs), next_token_log_probs(edited, prompts)
-    shift = distribution_shift(said, says, n_resamples=1)
+    shift = measure_drift(said, says, n_resamples=1)
     kept = np.array([b.nll < w.nll for b, w in zip(before[::2], before[1::2], strict=True)])
     lost = np.array([b.nll >= w.nll for b, w in zip(after[::2], after[1::2], strict=True)])
     moments, _ = session.second_moments(edits.layers, plan.method.config.moments)  # type: ignore[union-attr]

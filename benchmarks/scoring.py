@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
-from emendo import EditRecord, ModelAdapter, load
+from emendo import EditableModel, EditRecord, load
 from emendo.datasets import load_records
 from emendo.evaluate import score_tokens
 from emendo.models.alignment import encode_target
-from emendo.models.tree import plant
+from emendo.models.tree import build_prefix_tree
 
 Pair = tuple[str, str]
 
@@ -47,23 +47,23 @@ def pairs_of(records: list[EditRecord]) -> list[Pair]:
     ]
 
 
-def naive_nll(adapter: ModelAdapter, pair: Pair) -> float:
+def naive_nll(lm: EditableModel, pair: Pair) -> float:
     """One pair alone: the whole model, logits at every position, log-softmax where the target is predicted."""
-    prompt, target = encode_target(adapter, *pair)
+    prompt, target = encode_target(lm, *pair)
     with torch.no_grad():
-        logits = adapter.model(input_ids=torch.tensor([[*prompt, *target]], device=adapter.device)).logits[0]
+        logits = lm.model(input_ids=torch.tensor([[*prompt, *target]], device=lm.device)).logits[0]
     log_probs = logits[len(prompt) - 1 : -1].float().log_softmax(dim=-1)
     return -float(log_probs[torch.arange(len(target)), torch.tensor(target)].mean())
 
 
-def work(adapter: ModelAdapter, pairs: list[Pair]) -> dict[str, float]:
+def work(lm: EditableModel, pairs: list[Pair]) -> dict[str, float]:
     """Distinct tokens and positions of the pairs, what the naive loop runs instead, and both in GFLOP."""
-    encoded = [encode_target(adapter, *pair) for pair in dict.fromkeys(pairs)]
-    forest = plant([[*prompt, *target[:-1]] for prompt, target in encoded])
+    encoded = [encode_target(lm, *pair) for pair in dict.fromkeys(pairs)]
+    forest = build_prefix_tree([[*prompt, *target[:-1]] for prompt, target in encoded])
     scored = {node for path, (prompt, _) in zip(forest.paths, encoded, strict=True) for node in path[len(prompt) - 1 :]}
-    body = sum(p.numel() for block in adapter.blocks for p in block.parameters() if p.ndim == 2)
-    head = adapter.vocab_size * adapter.d_model
-    fed = [len(prompt) + len(target) for prompt, target in (encode_target(adapter, *pair) for pair in pairs)]
+    body = sum(p.numel() for block in lm.blocks for p in block.parameters() if p.ndim == 2)
+    head = lm.vocab_size * lm.d_model
+    fed = [len(prompt) + len(target) for prompt, target in (encode_target(lm, *pair) for pair in pairs)]
     return {
         "pairs": len(pairs),
         "distinct_tokens": len(forest.tokens),
@@ -74,15 +74,15 @@ def work(adapter: ModelAdapter, pairs: list[Pair]) -> dict[str, float]:
     }
 
 
-def measure_block(adapter: ModelAdapter, pairs: list[Pair], token_budget: int | None) -> dict[str, Any]:
+def measure_block(lm: EditableModel, pairs: list[Pair], token_budget: int | None) -> dict[str, Any]:
     rate = gemm_gflops()
     begin, begin_cpu = time.perf_counter(), time.process_time()
-    fast = score_tokens(adapter, pairs, token_budget=token_budget)
+    fast = score_tokens(lm, pairs, token_budget=token_budget)
     between, between_cpu = time.perf_counter(), time.process_time()
-    naive = [naive_nll(adapter, pair) for pair in pairs]
+    naive = [naive_nll(lm, pair) for pair in pairs]
     end, end_cpu = time.perf_counter(), time.process_time()
     rate = (rate + gemm_gflops()) / 2
-    row: dict[str, Any] = work(adapter, pairs)
+    row: dict[str, Any] = work(lm, pairs)
     return {
         **row,
         "seconds": between - begin,
@@ -97,10 +97,10 @@ def measure_block(adapter: ModelAdapter, pairs: list[Pair], token_budget: int | 
     }
 
 
-def profile(adapter: ModelAdapter, pairs: list[Pair]) -> list[dict[str, Any]]:
+def profile(lm: EditableModel, pairs: list[Pair]) -> list[dict[str, Any]]:
     """Where the time goes: the largest operators by their own time, in percent."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
-        score_tokens(adapter, pairs)
+        score_tokens(lm, pairs)
     rows = sorted(record.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
     return [
@@ -119,12 +119,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     load_before = os.getloadavg()[0]
-    adapter = load(args.model, dtype="float32")
+    lm = load(args.model, dtype="float32")
     records = list(load_records(args.data, format="counterfact").records[: args.n])
-    measure_block(adapter, pairs_of(records[:1]), args.budget)  # warm-up
+    measure_block(lm, pairs_of(records[:1]), args.budget)  # warm-up
     blocks = []
     for start in range(0, len(records), args.block):
-        row = measure_block(adapter, pairs_of(records[start : start + args.block]), args.budget)
+        row = measure_block(lm, pairs_of(records[start : start + args.block]), args.budget)
         blocks.append(row)
         print(
             f"records {start:4d}: {row['pairs'] / row['seconds']:6.1f} pairs/s, {row['ratio']:.1f} times the naive, "
@@ -145,7 +145,7 @@ def main() -> None:
         "ratio_of_blocks": {"median": statistics.median(ratios), "range": [ratios[0], ratios[-1]]},
         "of_floor": statistics.median(row["of_floor"] for row in blocks),
         "blocks": blocks,
-        **({"profile": profile(adapter, pairs_of(records[: args.block]))} if args.profile else {}),
+        **({"profile": profile(lm, pairs_of(records[: args.block]))} if args.profile else {}),
         "peak_memory_mib": peak_memory_mib(),
     }
     print(

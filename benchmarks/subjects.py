@@ -60,7 +60,7 @@ def choose(path: Path, n_subjects: int, most: int) -> list[list[EditRecord]]:
     return sorted(several, key=lambda facts: -len(facts))[:n_subjects]
 
 
-def measure(lm: emendo.ModelAdapter, run: str, subjects: Sequence[Sequence[EditRecord]]) -> dict[str, Any]:
+def measure(lm: emendo.EditableModel, run: str, subjects: Sequence[Sequence[EditRecord]]) -> dict[str, Any]:
     """Write all facts, score them at the end, and take them back."""
     method, mode, *pairs = run.split()
     session = emendo.EditSession(lm)

@@ -24,11 +24,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
-from emendo import EditRequest, ModelAdapter, load
+from emendo import EditableModel, EditRequest, load
 from emendo.datasets import load_records, parse_records
 from emendo.editing.contexts import prefix_contexts
-from emendo.editing.objective import Entry, target_problem
-from emendo.editing.value_search import Targets, find_targets
+from emendo.editing.objective import InjectionSite, value_problem
+from emendo.editing.value_search import FoundValues, search_values
 from emendo.methods.settings import TargetSettings
 
 RULES = {
@@ -48,14 +48,14 @@ def read_requests(path: Path | None, n: int) -> list[EditRequest]:
 
 
 def floor_gflop(
-    adapter: ModelAdapter, requests: list[EditRequest], contexts: tuple[str, ...], layer: int, found: Targets
+    lm: EditableModel, requests: list[EditRequest], contexts: tuple[str, ...], layer: int, found: FoundValues
 ) -> dict[str, float]:
     """Arithmetic a fact that the search cannot avoid, in GFLOP: linear maps only, two operations a weight."""
-    entry = Entry.at(adapter, layer, "resid_post")
-    problem, _ = target_problem(adapter, [[request] for request in requests], contexts, entry)
-    above = sum(p.numel() for block in adapter.blocks[layer + 1 :] for p in block.parameters() if p.ndim == 2)
-    whole = sum(p.numel() for block in adapter.blocks for p in block.parameters() if p.ndim == 2)
-    head = adapter.vocab_size * adapter.d_model
+    entry = InjectionSite.at(lm, layer, "resid_post")
+    problem, _ = value_problem(lm, [[request] for request in requests], contexts, entry)
+    above = sum(p.numel() for block in lm.blocks[layer + 1 :] for p in block.parameters() if p.ndim == 2)
+    whole = sum(p.numel() for block in lm.blocks for p in block.parameters() if p.ndim == 2)
+    head = lm.vocab_size * lm.d_model
     evaluations = torch.tensor([len(trace.losses) for trace in found.traces], dtype=torch.float64)
     owner = problem.owner[problem.layout.rows].bincount().double()
     scored = problem.score_owner.bincount().double() + 1
@@ -69,7 +69,7 @@ def floor_gflop(
 
 
 def measure(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: list[EditRequest],
     contexts: tuple[str, ...],
     layer: int,
@@ -81,11 +81,11 @@ def measure(
     for _ in range(repeats):
         before = rate()
         begin = time.perf_counter()
-        found = find_targets(adapter, requests, contexts, layer, settings)
+        found = search_values(lm, requests, contexts, layer, settings)
         times.append((time.perf_counter() - begin) / len(requests))
         rates.append((before + rate()) / 2)
     costs = sorted(t * r for t, r in zip(times, rates, strict=True))
-    floor = floor_gflop(adapter, requests, contexts, layer, found)
+    floor = floor_gflop(lm, requests, contexts, layer, found)
     cost = statistics.median(costs)
     return {
         "seconds_per_fact": statistics.median(times),
@@ -102,11 +102,11 @@ def measure(
 
 
 def profile(
-    adapter: ModelAdapter, requests: list[EditRequest], contexts: tuple[str, ...], layer: int
+    lm: EditableModel, requests: list[EditRequest], contexts: tuple[str, ...], layer: int
 ) -> list[dict[str, Any]]:
     """Where the time goes: the largest operators by their own time, in percent."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
-        find_targets(adapter, requests, contexts, layer, TargetSettings(steps=6))
+        search_values(lm, requests, contexts, layer, TargetSettings(steps=6))
     rows = sorted(record.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
     return [
@@ -125,10 +125,10 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    adapter = load(args.model)
+    lm = load(args.model)
     requests = read_requests(args.data, args.n)
-    contexts = prefix_contexts(adapter, "memit", 0)
-    find_targets(adapter, requests[:4], contexts, args.layer, TargetSettings(steps=2))  # warm-up
+    contexts = prefix_contexts(lm, "memit", 0)
+    search_values(lm, requests[:4], contexts, args.layer, TargetSettings(steps=2))  # warm-up
     document: dict[str, Any] = {
         "benchmark": "targets",
         "machine": describe_machine(),
@@ -136,7 +136,7 @@ def main() -> None:
         "rules": {},
     }
     for rule in args.rules:
-        row = measure(adapter, requests, contexts, args.layer, RULES[rule], args.repeats)
+        row = measure(lm, requests, contexts, args.layer, RULES[rule], args.repeats)
         document["rules"][rule] = row
         print(
             f"{rule:30s} {row['seconds_per_fact']:.2f} s/fact, cost {row['cost_gflop']:.0f} GFLOP "
@@ -144,7 +144,7 @@ def main() -> None:
             file=sys.stderr,
         )
     if args.profile:
-        document["profile"] = profile(adapter, requests, contexts, args.layer)
+        document["profile"] = profile(lm, requests, contexts, args.layer)
     document["peak_memory_mib"] = peak_memory_mib()
     text = json.dumps(document, indent=2)
     if args.out:

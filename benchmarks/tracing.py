@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine, gemm_gflops, peak_memory_mib
-from emendo import ModelAdapter, load
+from emendo import EditableModel, load
 from emendo.tracing import TraceFact, TraceSettings, embedding_deviation, packaged_subjects
 from emendo.tracing import grid as wave
 from emendo.tracing.check import cell_by_forward
@@ -35,32 +35,32 @@ from emendo.tracing.facts import align_fact
 from emendo.tracing.runs import answered_token, run_both
 
 
-def facts_of(adapter: ModelAdapter, count: int) -> list[TraceFact]:
+def facts_of(lm: EditableModel, count: int) -> list[TraceFact]:
     """The first packaged facts whose prompts have 8 to 11 tokens."""
     text = (resources.files("emendo") / "data" / "demo_facts.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     facts = [TraceFact(row["prompt"], row["subject"]) for row in rows]
-    return [fact for fact in facts if 8 <= len(align_fact(adapter, fact).ids) <= 11][:count]
+    return [fact for fact in facts if 8 <= len(align_fact(lm, fact).ids) <= 11][:count]
 
 
 def measure(
-    adapter: ModelAdapter, fact: TraceFact, settings: TraceSettings, deviation: float, cells: int
+    lm: EditableModel, fact: TraceFact, settings: TraceSettings, deviation: float, cells: int
 ) -> dict[str, Any]:
     rate = gemm_gflops()
-    aligned = align_fact(adapter, fact)
-    corrupted = corrupt(adapter, aligned, settings, deviation)
+    aligned = align_fact(lm, fact)
+    corrupted = corrupt(lm, aligned, settings, deviation)
     counted: list[int] = []
     step = wave.wave_step
 
-    def counting(own: ModelAdapter, layer: int, stream: torch.Tensor, layout: Any) -> torch.Tensor:
+    def counting(own: EditableModel, layer: int, stream: torch.Tensor, layout: Any) -> torch.Tensor:
         counted.append(stream.shape[0] * stream.shape[1] * stream.shape[2])
         return step(own, layer, stream, layout)
 
     begin, begin_cpu = time.perf_counter(), time.process_time()
-    answer = answered_token(adapter, aligned)
-    runs = run_both(adapter, corrupted, answer, settings.metric, settings.kinds)
+    answer = answered_token(lm, aligned)
+    runs = run_both(lm, corrupted, answer, settings.metric, settings.kinds)
     with mock.patch.object(wave, "wave_step", counting):
-        grids = {kind: wave.trace_grid(adapter, aligned, runs, kind, settings) for kind in settings.kinds}
+        grids = {kind: wave.trace_grid(lm, aligned, runs, kind, settings) for kind in settings.kinds}
     seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
     random, worst, naive_seconds, naive_cpu, asked, every = np.random.default_rng(0), 0.0, 0.0, 0.0, 0, 0
     for kind, grid in grids.items():
@@ -70,12 +70,12 @@ def measure(
         for place in random.choice(len(exact), min(cells, len(exact)), replace=False):
             t, layer = exact[place]
             begin, begin_cpu = time.perf_counter(), time.process_time()
-            expected = cell_by_forward(adapter, corrupted, runs, kind, t, layer, settings)
+            expected = cell_by_forward(lm, corrupted, runs, kind, t, layer, settings)
             naive_seconds += time.perf_counter() - begin
             naive_cpu += time.process_time() - begin_cpu
             asked += 1
             worst = max(worst, float((expected - grid.scores[:, t, layer]).abs().max()))
-    body = sum(p.numel() for block in adapter.blocks for p in block.parameters() if p.ndim == 2) / adapter.n_layers
+    body = sum(p.numel() for block in lm.blocks for p in block.parameters() if p.ndim == 2) / lm.n_layers
     floor = 2 * body * sum(counted) / 1e9
     rate = (rate + gemm_gflops()) / 2
     return {
@@ -97,14 +97,14 @@ def measure(
     }
 
 
-def profile(adapter: ModelAdapter, fact: TraceFact, settings: TraceSettings, deviation: float) -> list[dict[str, Any]]:
+def profile(lm: EditableModel, fact: TraceFact, settings: TraceSettings, deviation: float) -> list[dict[str, Any]]:
     """Where the time of the wave goes: the largest operators by their own time, in percent."""
-    aligned = align_fact(adapter, fact)
-    corrupted = corrupt(adapter, aligned, settings, deviation)
-    runs = run_both(adapter, corrupted, answered_token(adapter, aligned), settings.metric, settings.kinds)
+    aligned = align_fact(lm, fact)
+    corrupted = corrupt(lm, aligned, settings, deviation)
+    runs = run_both(lm, corrupted, answered_token(lm, aligned), settings.metric, settings.kinds)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
         for kind in settings.kinds:
-            wave.trace_grid(adapter, aligned, runs, kind, settings)
+            wave.trace_grid(lm, aligned, runs, kind, settings)
     rows = sorted(record.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
     return [
@@ -122,14 +122,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    adapter = load(args.model)
+    lm = load(args.model)
     resident = peak_memory_mib()
-    deviation = embedding_deviation(adapter, packaged_subjects())
+    deviation = embedding_deviation(lm, packaged_subjects())
     rows = []
-    for fact in facts_of(adapter, args.facts):
+    for fact in facts_of(lm, args.facts):
         for positions in ("ends", "all"):
             settings = TraceSettings(samples=args.samples, positions=positions)
-            rows.append(measure(adapter, fact, settings, deviation, args.cells))
+            rows.append(measure(lm, fact, settings, deviation, args.cells))
             print(json.dumps(rows[-1]), flush=True)
     whole = [row for row in rows if row["positions"] == "all"]
     document = {
@@ -141,7 +141,7 @@ def main() -> None:
     }
     if args.profile:
         settings = TraceSettings(samples=args.samples, positions="ends")
-        document["profile"] = profile(adapter, facts_of(adapter, 1)[0], settings, deviation)
+        document["profile"] = profile(lm, facts_of(lm, 1)[0], settings, deviation)
     print(json.dumps({name: document[name] for name in ("whole_grid_cpu_ratio", "memory_above_the_model_mib")}))
     if args.out:
         args.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -32,8 +32,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine, gemm_gflops
-from emendo import EditRequest, EditSession, ModelAdapter, ModelUpdate, load, read_records
-from emendo.editing.value_search import Targets, find_targets
+from emendo import EditableModel, EditRequest, EditSession, ModelUpdate, load, read_records
+from emendo.editing.value_search import FoundValues, search_values
 from emendo.evaluate import score_targets
 from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.solve import PreparedLayer, prepare
@@ -57,18 +57,16 @@ def edited(session: EditSession, requests: Sequence[EditRequest], method: str) -
 
 
 @contextmanager
-def kept_targets(known: dict[tuple[str, int], Targets]) -> Iterator[None]:
+def kept_targets(known: dict[tuple[str, int], FoundValues]) -> Iterator[None]:
     """Inside the context a target that was once searched is not searched again."""
 
-    def remembered(
-        adapter: ModelAdapter, requests: Sequence[EditRequest], contexts: Any, layer: int, *rest: Any
-    ) -> Any:
+    def remembered(lm: EditableModel, requests: Sequence[EditRequest], contexts: Any, layer: int, *rest: Any) -> Any:
         key = " | ".join(request.text for request in requests), layer
         if key not in known:
-            known[key] = find_targets(adapter, requests, contexts, layer, *rest)
+            known[key] = search_values(lm, requests, contexts, layer, *rest)
         return known[key]
 
-    with patch("emendo.editing.pipeline.find_targets", remembered):
+    with patch("emendo.editing.pipeline.search_values", remembered):
         yield
 
 
@@ -136,7 +134,7 @@ def measure(session: EditSession, requests: Sequence[EditRequest], method: str, 
     """One removal, both ways."""
     resolved = session.resolve(method)
     assert isinstance(resolved, ResolvedMethod)
-    targets: dict[tuple[str, int], Targets] = {}
+    targets: dict[tuple[str, int], FoundValues] = {}
     with kept_targets(targets):
         updates, plan_seconds = edited(session, requests, method)
     begin = time.perf_counter()

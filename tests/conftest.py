@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from emendo.errors import ModelNotFoundError
-from emendo.models import ARCHITECTURES, ModelAdapter, load
+from emendo.models import ARCHITECTURES, EditableModel, load
 
 TRAINING_TEXT = [
     "The Eiffel Tower is located in the city of Paris, the capital of France.",
@@ -295,10 +295,10 @@ def tiny_config(family: str, vocab_size: int) -> PretrainedConfig:
 
 def build_tiny(
     family: str = "llama", *, bos: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> ModelAdapter:
+) -> EditableModel:
     """A tiny random model of a family, wrapped; its own, though it is made only once."""
     model, tokenizer = copy.deepcopy(_made(family, bos, dtype, seed))
-    return ModelAdapter(model, tokenizer, name=f"tiny-{family}")
+    return EditableModel(model, tokenizer, name=f"tiny-{family}")
 
 
 @cache
@@ -319,25 +319,25 @@ def _made(family: str, bos: bool, dtype: torch.dtype, seed: int) -> tuple[Any, P
 
 
 @pytest.fixture(params=sorted(FAMILIES))
-def tiny(request: pytest.FixtureRequest) -> ModelAdapter:
+def tiny(request: pytest.FixtureRequest) -> EditableModel:
     """One tiny model for each supported family."""
     return build_tiny(request.param)
 
 
 @pytest.fixture
-def tiny_llama() -> ModelAdapter:
+def tiny_llama() -> EditableModel:
     """A tiny random Llama."""
     return build_tiny("llama")
 
 
 @pytest.fixture
-def tiny_gpt2() -> ModelAdapter:
+def tiny_gpt2() -> EditableModel:
     """A tiny random GPT-2 (Conv1D weights)."""
     return build_tiny("gpt2")
 
 
 @pytest.fixture(scope="session")
-def demo_model() -> ModelAdapter:
+def demo_model() -> EditableModel:
     """The demo model; tests that use it leave it unchanged."""
     try:
         return load("demo", device="cpu")

@@ -16,7 +16,7 @@ import emendo.models
 from emendo import tracing
 from emendo.editing.session import EditSession
 from emendo.ledger import EditLedger
-from emendo.models import ModelAdapter, load
+from emendo.models import EditableModel, load
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.dataset_rows import COUNTERFACT, FLAT, KNOWEDIT, KNOWN, MQUAKE, OWN, ZSRE
@@ -81,20 +81,20 @@ def good_files(folder: Path) -> Path:
     built = build_tiny("llama")
     built.model.save_pretrained(model)
     built.tokenizer.save_pretrained(model)
-    adapter = load(model, device="cpu")
-    session = EditSession(adapter, store=MomentStore(folder / "store"))
+    lm = load(model, device="cpu")
+    session = EditSession(lm, store=MomentStore(folder / "store"))
     session.second_moments([1], quick_plan(session, [EIFFEL]).method.config.moments)  # type: ignore[union-attr]
     first, second = quick_plan(session, [EIFFEL]).update, quick_plan(session, [JAPAN], "memit").update
     first.save(folder / "first.safetensors")
     second.save(folder / "second.safetensors")
     book = EditLedger.create(folder / "ledger", session)
-    with_book = book.session(adapter)
+    with_book = book.session(lm)
     for request in (EIFFEL, DARRIEUX):
         book.edit(with_book, [request], "emmet", settings=QUICK)
     with_book.rollback()
     facts = [tracing.TraceFact("The capital of {} is", "Japan")]
     settings = tracing.TraceSettings(samples=2, positions="ends")
-    trace = tracing.trace(adapter, facts, settings, subjects=("Italy",), any_answer=True)
+    trace = tracing.trace(lm, facts, settings, subjects=("Italy",), any_answer=True)
     tracing.write_trace(folder / "trace.safetensors", trace)
     (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in REQUESTS), encoding="utf-8")
     (folder / "prompts.txt").write_text("The capital is\nIt stands in\n", encoding="utf-8")
@@ -111,7 +111,7 @@ def keep_model_loaded(folder: Path) -> None:
     read = load
     held = read(folder, device="cpu")
 
-    def quick(name: str | Path, **options: Any) -> ModelAdapter:
+    def quick(name: str | Path, **options: Any) -> EditableModel:
         if (
             str(name) != str(folder)
             or options.get("dtype", "auto") != "auto"
@@ -119,7 +119,7 @@ def keep_model_loaded(folder: Path) -> None:
         ):
             return read(name, **options)
         with torch.no_grad():
-            return ModelAdapter(copy.deepcopy(held.model), held.tokenizer, held.name)
+            return EditableModel(copy.deepcopy(held.model), held.tokenizer, held.name)
 
     emendo.models.load = quick  # type: ignore[assignment]
     typer.main.get_command = functools.cache(typer.main.get_command)  # else most of the time goes into making it anew

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from emendo.editing.session import EditSession
-from emendo.ledger import EditLedger, KeptEdit
+from emendo.ledger import EditLedger, StoredEdit
 from emendo.requests import EditRequest
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
@@ -68,7 +68,7 @@ class WorldPlanner:
             assert list(update.preceding) == ids[:count]
         self.updates = list(updates)
 
-    def plan(self, edit: KeptEdit) -> ModelUpdate:
+    def plan(self, edit: StoredEdit) -> ModelUpdate:
         self.updates.append(planned(list(edit.requests.values()), self.updates, edit.seed))
         return self.updates[-1]
 

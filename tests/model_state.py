@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 
 _HOOKS = (
     "_forward_hooks",
@@ -20,9 +20,9 @@ _HOOKS = (
 )
 
 
-def model_state(adapter: ModelAdapter) -> dict[str, Any]:
+def model_state(lm: EditableModel) -> dict[str, Any]:
     """Weights bit by bit, flags, hooks, attributes, configuration, tokenizer settings and all random streams."""
-    model, tokenizer = adapter.model, adapter.tokenizer
+    model, tokenizer = lm.model, lm.tokenizer
     modules = list(model.named_modules())
     return {
         "weights": {name: _bits(value) for name, value in model.state_dict(keep_vars=True).items()},

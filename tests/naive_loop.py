@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from emendo.editing.plan import Plan
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import align_prompt
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore, obtain_for_method
@@ -36,25 +36,25 @@ def apart(found: Tensor, other: Tensor) -> float:
 class Naive:
     """One model and its contexts; columns, as the papers have them."""
 
-    def __init__(self, adapter: ModelAdapter, contexts: Sequence[str]) -> None:
-        self.adapter, self.contexts = adapter, contexts
+    def __init__(self, lm: EditableModel, contexts: Sequence[str]) -> None:
+        self.lm, self.contexts = lm, contexts
 
     def module(self, layer: int) -> torch.nn.Module:
-        return self.adapter.model.get_submodule(self.adapter.module_name(layer))
+        return self.lm.model.get_submodule(self.lm.module_name(layer))
 
     def at_subject(self, request: EditRequest, context: str, layer: int, what: str) -> Tensor:
         """One activation at the subject's last token: "key", "mlp_out" or "resid_post"."""
-        prompt = align_prompt(self.adapter, request, context)
+        prompt = align_prompt(self.lm, request, context)
         seen: list[Tensor] = []
 
         def hook(_: Any, args: Any, out: Any) -> None:
             found = args[0] if what == "key" else out[0] if isinstance(out, tuple) else out
             seen.append(found.detach().clone())  # a copy, since Falcon goes on to add to this tensor
 
-        place = self.adapter.blocks[layer] if what == "resid_post" else self.module(layer)
+        place = self.lm.blocks[layer] if what == "resid_post" else self.module(layer)
         handle = place.register_forward_hook(hook)
         with torch.no_grad():
-            self.adapter.model(input_ids=torch.tensor([prompt.ids]))
+            self.lm.model(input_ids=torch.tensor([prompt.ids]))
         handle.remove()
         return seen[0].view(len(prompt.ids), -1)[prompt.subject_last].double()  # OPT's MLP sees [batch × seq, ·]
 
@@ -80,16 +80,14 @@ class Naive:
     @contextmanager
     def pushed(self, request: EditRequest, layer: int, delta: Tensor, site: str = "resid_post") -> Iterator[None]:
         """δ is added at the subject's last token of the plain prompt."""
-        at = align_prompt(self.adapter, request).subject_last
+        at = align_prompt(self.lm, request).subject_last
 
         def hook(_: Any, args: Any, out: Any) -> Any:
             hidden = (out[0] if isinstance(out, tuple) else out).clone()
             hidden.view(-1, hidden.shape[-1])[at] += delta.to(hidden)
             return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
-        handle = (self.adapter.blocks[layer] if site == "resid_post" else self.module(layer)).register_forward_hook(
-            hook
-        )
+        handle = (self.lm.blocks[layer] if site == "resid_post" else self.module(layer)).register_forward_hook(hook)
         try:
             yield
         finally:
@@ -101,4 +99,4 @@ class Naive:
 
     def moment(self, layer: int, plan: Plan, store: MomentStore) -> Tensor:
         config = plan.method.config
-        return obtain_for_method(self.adapter, config.written_layers, config.moments, store=store)[0][layer]
+        return obtain_for_method(self.lm, config.written_layers, config.moments, store=store)[0][layer]

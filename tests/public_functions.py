@@ -69,15 +69,15 @@ def values_of(folder: Path) -> dict[str, Any]:
     Args:
         folder: Where files go.
     """
-    adapter = build_tiny("llama")
-    tokenizer: Any = adapter.tokenizer
+    lm = build_tiny("llama")
+    tokenizer: Any = lm.tokenizer
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     store = moments.MomentStore(folder / "moments")
-    session = EditSession(adapter, store=store)
+    session = EditSession(lm, store=store)
     plan = quick_plan(session, [EIFFEL])
     config: Any = plan.method.config
     update, part = plan.update, plan.update.layers[0]
-    layer, keys, weight = part.layer, part.keys, adapter.weight(plan.update.layers[0].layer).clone()
+    layer, keys, weight = part.layer, part.keys, lm.weight(plan.update.layers[0].layer).clone()
     assert keys is not None
     record = EditRecord(EIFFEL, "Paris", ("It stands in",), ("The capital of Italy is",))
     moment = session.second_moments([layer], config.moments)[0][layer]
@@ -86,29 +86,29 @@ def values_of(folder: Path) -> dict[str, Any]:
     narrow = solve.prepare(moment, solve.Preservation(null_space="energy", threshold=0.5, ridge=1.0))
     book = ledger.EditLedger.create(folder / "ledger", session)
     entry = book.commit_edit(update)
-    batch = TokenBatch.pad([[5, 6, 7]], adapter.pad_id)
-    hidden = adapter.final_hidden(batch)[0]
+    batch = TokenBatch.pad([[5, 6, 7]], lm.pad_id)
+    hidden = lm.final_hidden(batch)[0]
     fact = tracing.TraceFact("The capital of {} is", "Japan")
     settings = tracing.TraceSettings(samples=2)
-    trace = tracing.trace(adapter, [fact], settings, subjects=("Italy",), any_answer=True)
+    trace = tracing.trace(lm, [fact], settings, subjects=("Italy",), any_answer=True)
     edits = attribution.edits_of([update])
-    scores = evaluate.evaluate_records(adapter, [record])
-    tokens = evaluate.score_tokens(adapter, [("The capital is", "Rome")])
-    log_probs = evaluate.next_token_log_probs(adapter, ["The capital is"])
-    text = evaluate.text_tokens(adapter, [[5, 6, 7]])
-    answers = evaluate.zsre_scores(adapter, [record])
+    scores = evaluate.evaluate_records(lm, [record])
+    tokens = evaluate.score_tokens(lm, [("The capital is", "Rome")])
+    log_probs = evaluate.next_token_log_probs(lm, ["The capital is"])
+    text = evaluate.text_tokens(lm, [[5, 6, 7]])
+    answers = evaluate.zsre_scores(lm, [record])
     cell = experiments.Cell("demo", "facts.jsonl", "emmet", "batch", 1, 1, "immediate")
-    experiment = experiments.Experiment("name", {}, [cell], folder / "experiment", lambda name, progress: adapter)
+    experiment = experiments.Experiment("name", {}, [cell], folder / "experiment", lambda name, progress: lm)
     (folder / "facts.jsonl").write_text(json.dumps(EIFFEL.to_dict()), encoding="utf-8")
     seen = Seen(edits, ("update",), update.base)
     (folder / "facts.jsonl").write_text(json.dumps(EIFFEL.to_dict()), encoding="utf-8")
     states = (attribution.State("base"), attribution.State("edited", (update,)))
-    found = attribution.difference(adapter, *states, ["The capital is"])
+    found = attribution.difference(lm, *states, ["The capital is"])
     factors = (part.residuals, part.dual_keys)
     document = report.report_document(plan, None, {})
     values: dict[str, Any] = {
         # models and text
-        **{"adapter": adapter, "lm": adapter, "model": adapter.model, "tokenizer": tokenizer, "session": session},
+        **{"adapter": lm, "lm": lm, "model": lm.model, "tokenizer": tokenizer, "session": session},
         **{"prompt": "The capital is", "prompts": ["The capital is"], "text": "The capital of Japan is Tokyo. " * 8},
         **{"texts": ["The capital of Japan is Tokyo."], "target": "Rome", "join": "auto", "answer": "Rome"},
         **{"references": ["The capital of Japan."], "subject": "Paris", "subjects": ["Rome", "Paris"]},
@@ -142,14 +142,14 @@ def values_of(folder: Path) -> dict[str, Any]:
         **{"report": gate.run_gate(session, plan, [record]), "other": moments.SecondMoment(moment, 10)},
         # tracing, attribution, experiments
         **{"facts": [fact], "trace": trace, "length": 6, "begin": 1, "end": 3, "n_layers": 4, "kind": "hidden"},
-        **{"edits": edits, "asked": attribution.ask(adapter, "The capital is", "Rome"), "left_out": [[0]]},
+        **{"edits": edits, "asked": attribution.ask(lm, "The capital is", "Rome"), "left_out": [[0]]},
         **{"seen": seen, "mode": "batch", "batch_size": 1, "schedule": "immediate"},
         **{
             "cells": [cell],
             "cell": cell,
             "most": 2,
             "state": "finished",
-            "load": lambda name, progress: adapter,
+            "load": lambda name, progress: lm,
             "planned": [],
             "summary": {},
         },
@@ -160,7 +160,7 @@ def values_of(folder: Path) -> dict[str, Any]:
         **{"EditScores.from_records.records": scores.records, "zsre_means.records": answers.records},
         **{"probe_means.records": [[]], "text_tokens.texts": [[5, 6, 7]], "harmonic_mean.parts": [1.0, 2.0]},
         **{"prediction_agreement.before": tokens, "prediction_agreement.after": tokens},
-        **{"distribution_shift.before": log_probs, "distribution_shift.after": log_probs},
+        **{"measure_drift.before": log_probs, "measure_drift.after": log_probs},
         **{"token_shift.before": text, "token_shift.after": text, "read_rows.rows": []},
         **{"EditSet.by_edit.rows": torch.ones(edits.owner.shape), "EditSet.strengths.edits": torch.ones(1, 1)},
         **{f"{name}.record": entry for name in ("History.reverted_by", "LedgerStore.holds", "LedgerStore.append")},
@@ -186,12 +186,12 @@ def values_of(folder: Path) -> dict[str, Any]:
             "read_trace.path": tracing.write_trace(folder / "trace", trace),
             "read_moment.path": store.entries()[0].path,
         },
-        **{"edit.model": session, "resolve_method.model": adapter, "check_system.layer": prepared},
+        **{"edit.model": session, "resolve_method.model": lm, "check_system.layer": prepared},
         **{"by_digest.digest": header.fingerprint.digest},
-        **{"token_entropy.ids": [5, 6], "has_dead_units.config": adapter.config},
+        **{"token_entropy.ids": [5, 6], "has_dead_units.config": lm.config},
     }
     instances = (
-        *(EIFFEL, session, adapter, update, edits, experiment, book, book.store, book.history(), header, prepared),
+        *(EIFFEL, session, lm, update, edits, experiment, book, book.store, book.history(), header, prepared),
         *(header.fingerprint, values["spec"], store, values["other"], narrow.null_space, prepared.preservation),
         *(settings, trace, trace.facts[0], evaluate.ReferenceVocabulary.fit(["a text"]), gate.CollapseMonitor(session)),
         experiments.ExperimentConfig(name="a", data="facts.jsonl", n=1, methods=["emmet"]),

@@ -7,7 +7,7 @@ from typing import Any
 
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 
@@ -24,7 +24,7 @@ def quick_plan(session: EditSession, requests: Sequence[EditRequest], method: st
 
 
 def planned(
-    model: ModelAdapter | EditSession,
+    model: EditableModel | EditSession,
     store: MomentStore,
     requests: Sequence[EditRequest],
     method: str,

@@ -7,34 +7,34 @@ from typing import Any
 
 import torch
 
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 
-def random_part(adapter: ModelAdapter, layer: int, rank: int, seed: int, scale: float = 0.3) -> LayerUpdate:
+def random_part(lm: EditableModel, layer: int, rank: int, seed: int, scale: float = 0.3) -> LayerUpdate:
     """A layer's update whose entries are about `scale` large."""
     generator = torch.Generator().manual_seed(seed)
-    d_out, d_in = adapter.weight(layer).shape
+    d_out, d_in = lm.weight(layer).shape
     return LayerUpdate(
         layer,
-        adapter.module_name(layer),
+        lm.module_name(layer),
         torch.randn(rank, d_out, generator=generator) * scale,
         torch.randn(rank, d_in, generator=generator) / rank**0.5,
     )
 
 
 def random_update(
-    adapter: ModelAdapter, ranks: dict[int, int], earlier: Sequence[ModelUpdate] = (), seed: int = 0, **info: Any
+    lm: EditableModel, ranks: dict[int, int], earlier: Sequence[ModelUpdate] = (), seed: int = 0, **info: Any
 ) -> ModelUpdate:
     """An update of the given ranks by layer, on top of earlier ones.
 
     Args:
-        adapter: The unedited model.
+        lm: The unedited model.
         ranks: Rows of the factors by layer.
         earlier: Updates that precede it.
         seed: Of the factors.
         info: What it records.
     """
-    base = adapter.identity()
-    parts = tuple(random_part(adapter, layer, ranks[layer], seed + 31 * layer) for layer in sorted(ranks))
+    base = lm.identity()
+    parts = tuple(random_part(lm, layer, ranks[layer], seed + 31 * layer) for layer in sorted(ranks))
     return ModelUpdate(parts, base, tuple(update.id for update in earlier), info)

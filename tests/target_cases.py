@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from emendo.methods.settings import TargetSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from tests.conftest import build_tiny
 from tests.target_reference import ATTENTION_OUT, SerialSearch, sentences_of, serial_search
@@ -28,13 +28,13 @@ SETTINGS = TargetSettings(steps=8, learning_rate=0.3, max_norm_ratio=2.0)
 
 
 @cache
-def cached_tiny(family: str, bos: bool, dtype: torch.dtype) -> ModelAdapter:
+def cached_tiny(family: str, bos: bool, dtype: torch.dtype) -> EditableModel:
     """One model for many tests that leave it unchanged."""
     return build_tiny(family, bos=bos, dtype=dtype)
 
 
 def oracle(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     request: EditRequest,
     settings: TargetSettings,
     layer: int = LAYER,
@@ -42,8 +42,8 @@ def oracle(
 ) -> SerialSearch:
     """The serial search with the same settings."""
     return serial_search(
-        adapter.model,
-        sentences_of(adapter, request, contexts, settings.end_of_text),
+        lm.model,
+        sentences_of(lm, request, contexts, settings.end_of_text),
         layer,
         site=settings.site,
         steps=settings.steps,
@@ -52,7 +52,7 @@ def oracle(
         kl_factor=settings.kl_weight,
         weight_decay=settings.weight_decay,
         loss_threshold=settings.loss_threshold,
-        joint_attention=ATTENTION_OUT[adapter.spec.model_type] if settings.joint_attention else None,
+        joint_attention=ATTENTION_OUT[lm.spec.model_type] if settings.joint_attention else None,
         argmax_nll_weight=settings.argmax_nll_weight,
         kl_threshold=settings.kl_threshold,
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import align_edit, align_prompt
 from emendo.requests import EditRequest
 
@@ -85,11 +85,11 @@ class SerialSearch:
 
 
 def sentences_of(
-    adapter: ModelAdapter, request: EditRequest, contexts: Sequence[str], end_of_text: bool = False
+    lm: EditableModel, request: EditRequest, contexts: Sequence[str], end_of_text: bool = False
 ) -> Sentences:
     """Tokens and lookup positions of a request."""
-    edits = [align_edit(adapter, request, context, end_of_text=end_of_text) for context in contexts]
-    kl_prompt = align_prompt(adapter, EditRequest("{} is a", request.subject, request.target))
+    edits = [align_edit(lm, request, context, end_of_text=end_of_text) for context in contexts]
+    kl_prompt = align_prompt(lm, EditRequest("{} is a", request.subject, request.target))
     return Sentences(
         ids=[[*edit.prompt.ids, *edit.target_ids[:-1]] for edit in edits] + [list(kl_prompt.ids)],
         lookups=[edit.prompt.subject_last for edit in edits] + [kl_prompt.subject_last],

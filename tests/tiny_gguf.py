@@ -31,9 +31,9 @@ def write_tiny_gguf(path: Path, *, blocks: int | None = None) -> Path:
         blocks: What it says of its layers; None: their number.
     """
     gguf = pytest.importorskip("gguf")
-    adapter = build_tiny("llama")
-    config, weights = adapter.model.config, adapter.model.state_dict()
-    core = json.loads(adapter.tokenizer.backend_tokenizer.to_str())["model"]
+    lm = build_tiny("llama")
+    config, weights = lm.model.config, lm.model.state_dict()
+    core = json.loads(lm.tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(core["vocab"], key=core["vocab"].__getitem__)
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(config.num_hidden_layers if blocks is None else blocks)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from tests.conftest import build_tokenizer, tiny_config
 
 
-def arithmetic_gpt2() -> ModelAdapter:
+def arithmetic_gpt2() -> EditableModel:
     """A tiny GPT-2 whose weights come from integers: no generator draws them, so recorded numbers hold everywhere."""
     tokenizer = build_tokenizer()
     model = AutoModelForCausalLM.from_config(tiny_config("gpt2", len(tokenizer)))
@@ -23,11 +23,11 @@ def arithmetic_gpt2() -> ModelAdapter:
             drawn = ((place * 7919 + number * 104729 + place * place * 31) % 2003).double() / 2003 - 0.5
             norm = parameter.dim() == 1 and number > 1
             parameter.copy_((drawn * (0.2 if norm else 0.8) + (1.0 if norm else 0.0)).view(parameter.shape))
-    return ModelAdapter(model.eval(), tokenizer, name="arithmetic-gpt2")
+    return EditableModel(model.eval(), tokenizer, name="arithmetic-gpt2")
 
 
 def naive_scores(
-    lm: ModelAdapter,
+    lm: EditableModel,
     ids: list[int],
     subject: tuple[int, int],
     noise: Tensor,

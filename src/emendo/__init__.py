@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from emendo.io.versions import __version__
     from emendo.ledger import EditLedger
     from emendo.methods import BASELINES, METHODS, BaselineConfig, MethodConfig, register_method
-    from emendo.models import ModelAdapter, load, register_model_family, wrap
+    from emendo.models import EditableModel, load, register_model_family, wrap
     from emendo.requests import EditRecord, EditRequest
     from emendo.solve.distribution import register_distribution
     from emendo.updates.update import ModelUpdate
@@ -47,10 +47,10 @@ __all__ = [
     "EditRecord",
     "EditRequest",
     "EditSession",
+    "EditableModel",
     "EmendoError",
     "InputError",
     "MethodConfig",
-    "ModelAdapter",
     "ModelUpdate",
     "Plan",
     "__version__",
@@ -83,7 +83,7 @@ __getattr__ = lazy(
         "InputError": "emendo.errors",
         "METHODS": "emendo.methods",
         "MethodConfig": "emendo.methods",
-        "ModelAdapter": "emendo.models",
+        "EditableModel": "emendo.models",
         "ModelUpdate": "emendo.updates",
         "Plan": "emendo.editing.plan",
         "edit": "emendo.editing.one_line",

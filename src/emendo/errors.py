@@ -33,7 +33,7 @@
     ├── LedgerBusyError (TimeoutError)     another process writes the ledger
     ├── ModelBusyError                     another thread changes the model, and cannot wait for this one
     ├── HubError (ConnectionError)         the Hugging Face Hub refused, or was not reached
-    ├── SelfCheckError (RuntimeError)      the adapter disagrees with the model it wraps
+    ├── SelfCheckError (RuntimeError)      the wrapper disagrees with the model in it
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
 
     EmendoWarning (UserWarning)     nothing failed, and a result is not all that its reader may take it for
@@ -193,7 +193,7 @@ class GateError(EmendoError):
 
 
 class SelfCheckError(EmendoError, RuntimeError):
-    """The adapter's view of a module disagrees with what the module computes."""
+    """The wrapper's view of a module disagrees with what the module computes."""
 
 
 class NumericalError(EmendoError, ArithmeticError):

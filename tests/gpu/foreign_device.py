@@ -163,21 +163,21 @@ def main(families: str, methods: str) -> None:
     with foreign_device(), TemporaryDirectory() as folder:
         for family in families.split(","):
             tiny = build_tiny(family)
-            adapter = wrap(tiny.model.to(DEVICE), tiny.tokenizer, name=tiny.name)
+            lm = wrap(tiny.model.to(DEVICE), tiny.tokenizer, name=tiny.name)
             for method in methods.split(","):
                 own = {"preservation.null_space": "energy", "preservation.threshold": 0.3}
                 own = settings | (own if method == "alphaedit" else {})
                 layers = [1] if method_named(method).span == 1 else [1, 2]
-                session = EditSession(adapter, store=MomentStore(folder))
+                session = EditSession(lm, store=MomentStore(folder))
                 for part in (requests[:2], requests[2:]):
                     session.apply(session.plan(part, method, layers=layers, settings=own).update)
-                evaluate_records(adapter, [EditRecord(requests[0], target_true="Paris")])
+                evaluate_records(lm, [EditRecord(requests[0], target_true="Paris")])
                 session.rollback()
                 assert all(session.verify_rolled_back().values())
-                assert adapter.weight(1).device == DEVICE
+                assert lm.weight(1).device == DEVICE
                 print(family, method, flush=True)
-            perplexity(adapter, "The capital of Japan is Tokyo.")
-            adapter.generate("The capital of", 4)
+            perplexity(lm, "The capital of Japan is Tokyo.")
+            lm.generate("The capital of", 4)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from emendo.editing.pipeline import plan_edit
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.methods import resolve_method
-from emendo.models import ModelAdapter, wrap
+from emendo.models import EditableModel, wrap
 from emendo.requests import EditRequest
 from emendo.shapes import Moment
 from emendo.solve import prepare
@@ -66,34 +66,34 @@ HALVES_ON_CUDA = [
 
 
 @cache
-def tiny(family: str) -> ModelAdapter:
+def tiny(family: str) -> EditableModel:
     return build_tiny(family)
 
 
-def on(adapter: ModelAdapter, device: str, dtype: torch.dtype) -> ModelAdapter:
+def on(lm: EditableModel, device: str, dtype: torch.dtype) -> EditableModel:
     """The same weights elsewhere, up to the rounding of another dtype."""
-    model = copy.deepcopy(adapter.model).to(device=device, dtype=dtype)
-    return wrap(model, adapter.tokenizer, name=adapter.name)
+    model = copy.deepcopy(lm.model).to(device=device, dtype=dtype)
+    return wrap(model, lm.tokenizer, name=lm.name)
 
 
 @cache
 def moments(family: str, folder: Path) -> dict[int, Moment]:
     """Counted once, in float64 on the CPU, for every plan of a family."""
-    adapter = on(tiny(family), "cpu", torch.float64)
-    config = resolve_method("memit", adapter, layers=[1, 2], settings=SETTINGS).config
-    return obtain_for_method(adapter, [1, 2], config.moments, store=MomentStore(folder))[0]
+    lm = on(tiny(family), "cpu", torch.float64)
+    config = resolve_method("memit", lm, layers=[1, 2], settings=SETTINGS).config
+    return obtain_for_method(lm, [1, 2], config.moments, store=MomentStore(folder))[0]
 
 
-def planned(adapter: ModelAdapter, method: str, found: dict[int, Moment]) -> Plan:
+def planned(lm: EditableModel, method: str, found: dict[int, Moment]) -> Plan:
     settings = SETTINGS | (NULL_SPACE if method == "alphaedit" else {})
-    resolved = resolve_method(method, adapter, layers=LAYERS[method], settings=settings)
+    resolved = resolve_method(method, lm, layers=LAYERS[method], settings=settings)
     prepared = {
-        layer: prepare(found[layer].to(adapter.weight(layer).device), resolved.config.preservation)
+        layer: prepare(found[layer].to(lm.weight(layer).device), resolved.config.preservation)
         for layer in LAYERS[method]
     }
     if method == "alphaedit":
         assert all(0 < layer.dimensions < layer.d_in for layer in prepared.values())
-    return plan_edit(adapter, REQUESTS, resolved, prepared)
+    return plan_edit(lm, REQUESTS, resolved, prepared)
 
 
 @cache
@@ -132,9 +132,9 @@ def allocated(device: str) -> int:
 @pytest.mark.parametrize(("family", "method", "device"), PAIRS + ON_CUDA)
 def test_the_update_is_that_of_float64_on_a_cpu(family: str, method: str, device: str, folder: Path) -> None:
     expected = reference(family, method, torch.float32, folder)
-    adapter = on(tiny(family), device, torch.float32)
-    assert adapter.weight(1).device.type == device
-    found = planned(adapter, method, moments(family, folder))
+    lm = on(tiny(family), device, torch.float32)
+    assert lm.weight(1).device.type == device
+    found = planned(lm, method, moments(family, folder))
     assert [len(trace.losses) for trace in found.targets] == [len(trace.losses) for trace in expected.targets]
     assert error(found, expected) <= TOLERANCE[torch.float32]
     for layer, wanted in zip(found.layers, expected.layers, strict=True):
@@ -146,33 +146,33 @@ def test_the_update_is_that_of_float64_on_a_cpu(family: str, method: str, device
 @pytest.mark.parametrize(("family", "dtype", "device"), HALVES + HALVES_ON_CUDA)
 def test_half_precision_weights(family: str, dtype: torch.dtype, device: str, folder: Path) -> None:
     """The update of weights in half precision is near; what is written is W + ΔW, rounded once."""
-    adapter = on(tiny(family), device, dtype)
-    found = planned(adapter, "emendo", moments(family, folder))
+    lm = on(tiny(family), device, dtype)
+    found = planned(lm, "emendo", moments(family, folder))
     assert error(found, reference(family, "emendo", dtype, folder)) <= TOLERANCE[dtype]
-    session = EditSession(adapter)
-    originals = {part.layer: adapter.weight(part.layer).clone() for part in found.update.layers}
+    session = EditSession(lm)
+    originals = {part.layer: lm.weight(part.layer).clone() for part in found.update.layers}
     update = replace(found.update, base=session.base)
     with session.applied(update):
         for part in update.layers:
             before = originals[part.layer]
             expected = (before.float() + part.delta().to(before.device)).to(dtype)
-            assert torch.equal(adapter.weight(part.layer), expected)
+            assert torch.equal(lm.weight(part.layer), expected)
             assert not torch.equal(expected, before)
-    assert all(torch.equal(adapter.weight(layer), original) for layer, original in originals.items())
+    assert all(torch.equal(lm.weight(layer), original) for layer, original in originals.items())
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_edits_on_edits_are_rolled_back_bit_for_bit(device: str, tmp_path: Path) -> None:
-    adapter = on(tiny("llama"), device, torch.float32)
-    before = {name: value.detach().clone() for name, value in adapter.model.named_parameters()}
-    session = EditSession(adapter, store=MomentStore(tmp_path))
+    lm = on(tiny("llama"), device, torch.float32)
+    before = {name: value.detach().clone() for name, value in lm.model.named_parameters()}
+    session = EditSession(lm, store=MomentStore(tmp_path))
     for request in REQUESTS:
         update = session.plan([request], "emendo", layers=[1, 2], settings=SETTINGS).update
         session.apply(update)
-    assert not torch.equal(adapter.model.get_submodule(update.layers[0].module).weight, before[weight_name(update)])
+    assert not torch.equal(lm.model.get_submodule(update.layers[0].module).weight, before[weight_name(update)])
     session.rollback()
     assert session.verify_rolled_back() == {part.module: True for part in update.layers}
-    for name, value in adapter.model.named_parameters():
+    for name, value in lm.model.named_parameters():
         assert value.device.type == device
         assert torch.equal(value, before[name]), name
 
@@ -184,8 +184,8 @@ def weight_name(update: ModelUpdate) -> str:
 @pytest.mark.parametrize("device", DEVICES)
 def test_memory_does_not_grow(device: str, tmp_path: Path) -> None:
     """A session keeps the originals of what it touched, and each round of planning and editing nothing more."""
-    adapter = on(tiny("llama"), device, torch.float32)
-    session = EditSession(adapter, store=MomentStore(tmp_path))
+    lm = on(tiny("llama"), device, torch.float32)
+    session = EditSession(lm, store=MomentStore(tmp_path))
 
     def edit() -> None:
         session.apply(session.plan(REQUESTS, "memit", layers=[1, 2], settings=SETTINGS).update)

@@ -9,7 +9,7 @@ import pytest
 
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from emendo.updates.update import ModelUpdate
@@ -22,7 +22,7 @@ NEIGHBOUR = "The Louvre is located in the city of"
 
 
 @pytest.fixture(scope="module")
-def session(demo_model: ModelAdapter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EditSession]:
+def session(demo_model: EditableModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EditSession]:
     session = EditSession(demo_model, store=MomentStore(tmp_path_factory.mktemp("moments")))
     yield session
     session.rollback()

@@ -12,7 +12,7 @@ from peft import PeftModel
 from emendo.datasets import read_records
 from emendo.editing.session import EditSession
 from emendo.export import write_adapter
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.statistics import MomentStore
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 FACTS = Path(__file__).parents[2] / "benchmarks" / "data" / "dev_facts.jsonl"
 
 
-def test_ten_facts_are_small_and_the_adapter_gives_their_logits(demo_model: ModelAdapter, tmp_path: Path) -> None:
+def test_ten_facts_are_small_and_the_adapter_gives_their_logits(demo_model: EditableModel, tmp_path: Path) -> None:
     records = read_records(FACTS)[:10]
     texts = [
         text

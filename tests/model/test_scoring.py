@@ -12,7 +12,7 @@ import pytest
 from benchmarks.scoring import naive_nll, pairs_of
 from emendo.datasets import load_records
 from emendo.evaluate import METRICS, RecordScore, evaluate_records, score_targets
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from tests.independent_scorer import Candidate, IndependentScorer, summary
 
 pytestmark = pytest.mark.slow
@@ -30,14 +30,14 @@ def counterfact() -> Path:
     return path
 
 
-def test_agrees_with_one_pair_at_a_time(demo_model: ModelAdapter, counterfact: Path) -> None:
+def test_agrees_with_one_pair_at_a_time(demo_model: EditableModel, counterfact: Path) -> None:
     pairs = pairs_of(list(load_records(counterfact, format="counterfact").records[:8]))
     fast = score_targets(demo_model, pairs)
     naive = [naive_nll(demo_model, pair) for pair in pairs]
     assert [score.nll for score in fast] == pytest.approx(naive, abs=1e-4)
 
 
-def test_every_comparison_is_that_of_an_independent_scorer(demo_model: ModelAdapter, counterfact: Path) -> None:
+def test_every_comparison_is_that_of_an_independent_scorer(demo_model: EditableModel, counterfact: Path) -> None:
     rows = [json.loads(line) for line in counterfact.read_text(encoding="utf-8").splitlines()[:N]]
     found = evaluate_records(demo_model, load_records(counterfact, format="counterfact").records[:N])
     scorer = IndependentScorer(copy.deepcopy(demo_model.model), demo_model.tokenizer)

@@ -10,7 +10,7 @@ import pytest
 
 from emendo.cli.app import run
 from emendo.editing.session import EditSession
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 
@@ -24,16 +24,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
 
 
 @pytest.fixture
-def session(store: MomentStore, tiny_llama: ModelAdapter) -> EditSession:
+def session(store: MomentStore, tiny_llama: EditableModel) -> EditSession:
     return EditSession(tiny_llama, store=store)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    adapter = build_tiny("llama")
-    adapter.model.save_pretrained(folder)
-    adapter.tokenizer.save_pretrained(folder)
+    lm = build_tiny("llama")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
     return str(folder)
 
 

@@ -13,31 +13,31 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, ByT5Tokenizer, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from emendo.errors import InputError, LayerError, SelfCheckError, UnsupportedModelError
-from emendo.models import ModelAdapter, wrap
+from emendo.models import EditableModel, wrap
 from tests.conftest import FAMILIES, FLOAT32_ATTENTION, ROWS, build_tiny, build_tokenizer
 from tests.model_state import changes, model_state
 
 SEQUENCES = [[5, 6, 7, 8, 9], [10, 11, 12], [20, 21, 22, 23, 24, 25, 26]]
 
 
-def down(adapter: ModelAdapter, layer: int) -> nn.Module:
-    return adapter.model.get_submodule(adapter.module_name(layer))
+def down(lm: EditableModel, layer: int) -> nn.Module:
+    return lm.model.get_submodule(lm.module_name(layer))
 
 
-def unsettle(adapter: ModelAdapter) -> None:
+def unsettle(lm: EditableModel) -> None:
     """A state that no default would restore by luck."""
-    adapter.model.train()
-    adapter.blocks[1].eval()
-    adapter.model.requires_grad_(True)
-    next(adapter.blocks[2].parameters()).requires_grad_(False)
-    adapter.tokenizer.padding_side = "left"
-    adapter.blocks[0].register_forward_hook(lambda module, args, out: None)
+    lm.model.train()
+    lm.blocks[1].eval()
+    lm.model.requires_grad_(True)
+    next(lm.blocks[2].parameters()).requires_grad_(False)
+    lm.tokenizer.padding_side = "left"
+    lm.blocks[0].register_forward_hook(lambda module, args, out: None)
 
 
 # ---- facts ---------------------------------------------------------------------------------------------------
 
 
-def test_facts(tiny: ModelAdapter) -> None:
+def test_facts(tiny: EditableModel) -> None:
     width = {"tiny-gpt2_square": 32, "tiny-bloom": 4 * 32}.get(tiny.name, 48)  # BLOOM's is four times d_model always
     assert (tiny.n_layers, tiny.d_model, tiny.d_in(2)) == (4, 32, width)
     assert (tiny.vocab_size, tiny.max_length) == (len(tiny.tokenizer), 128)
@@ -46,7 +46,7 @@ def test_facts(tiny: ModelAdapter) -> None:
     assert ".3." in tiny.module_name(3)
 
 
-def test_weight_is_output_by_input_whatever_the_layout(tiny: ModelAdapter) -> None:
+def test_weight_is_output_by_input_whatever_the_layout(tiny: EditableModel) -> None:
     """The rows of the view are what the module does to a one-hot key."""
     for layer in range(tiny.n_layers):
         module, weight = down(tiny, layer), tiny.weight(layer)
@@ -59,13 +59,13 @@ def test_weight_is_output_by_input_whatever_the_layout(tiny: ModelAdapter) -> No
 
 
 @pytest.mark.parametrize("layers", [[4], [-1], [0, 99], [], [1, 1]])
-def test_layers_that_do_not_exist(tiny_llama: ModelAdapter, layers: list[int]) -> None:
+def test_layers_that_do_not_exist(tiny_llama: EditableModel, layers: list[int]) -> None:
     with pytest.raises(LayerError, match=r"0 to 3.*--layers"):
         tiny_llama.check_layers(layers)
 
 
 @pytest.mark.parametrize("call", ["weight", "d_in", "module_name"])
-def test_single_layers_that_do_not_exist(tiny_llama: ModelAdapter, call: str) -> None:
+def test_single_layers_that_do_not_exist(tiny_llama: EditableModel, call: str) -> None:
     for layer in (4, -1):
         with pytest.raises(LayerError, match=str(layer)):
             getattr(tiny_llama, call)(layer)
@@ -85,14 +85,14 @@ def test_self_check_passes_in_every_dtype(family: str, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("layer", [0, 3])
-def test_self_check_finds_a_module_that_does_something_else(tiny: ModelAdapter, layer: int) -> None:
+def test_self_check_finds_a_module_that_does_something_else(tiny: EditableModel, layer: int) -> None:
     down(tiny, layer).register_forward_hook(lambda module, args, out: out * 1.01)
     with pytest.raises(SelfCheckError) as caught:
         wrap(tiny.model, tiny.tokenizer)
     assert tiny.module_name(layer) in str(caught.value)
 
 
-def test_wrapping_leaves_the_model_as_it_was(tiny: ModelAdapter) -> None:
+def test_wrapping_leaves_the_model_as_it_was(tiny: EditableModel) -> None:
     unsettle(tiny)
     before = model_state(tiny)
     wrap(tiny.model, tiny.tokenizer)
@@ -102,33 +102,33 @@ def test_wrapping_leaves_the_model_as_it_was(tiny: ModelAdapter) -> None:
 # ---- writing -------------------------------------------------------------------------------------------------
 
 
-def noise(adapter: ModelAdapter, layer: int) -> Tensor:
+def noise(lm: EditableModel, layer: int) -> Tensor:
     generator = torch.Generator().manual_seed(layer)
-    return torch.randn(adapter.weight(layer).shape, generator=generator)
+    return torch.randn(lm.weight(layer).shape, generator=generator)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_edits_are_written_and_taken_back_bit_for_bit(family: str, dtype: torch.dtype) -> None:
-    adapter = build_tiny(family, dtype=dtype)
-    unsettle(adapter)
-    before = model_state(adapter)
-    with adapter.edited({1: noise(adapter, 1), 3: noise(adapter, 3)}):
-        assert torch.equal(adapter.weight(1), noise(adapter, 1).to(dtype))
-        assert torch.equal(adapter.weight(3), noise(adapter, 3).to(dtype))
-        assert changes(before, model_state(adapter)) == ["weights"]
-    assert changes(before, model_state(adapter)) == []
-    with pytest.raises(ZeroDivisionError), adapter.edited({1: noise(adapter, 1)}):
+    lm = build_tiny(family, dtype=dtype)
+    unsettle(lm)
+    before = model_state(lm)
+    with lm.edited({1: noise(lm, 1), 3: noise(lm, 3)}):
+        assert torch.equal(lm.weight(1), noise(lm, 1).to(dtype))
+        assert torch.equal(lm.weight(3), noise(lm, 3).to(dtype))
+        assert changes(before, model_state(lm)) == ["weights"]
+    assert changes(before, model_state(lm)) == []
+    with pytest.raises(ZeroDivisionError), lm.edited({1: noise(lm, 1)}):
         raise ZeroDivisionError
-    with adapter.isolated([0, 2]) as own:
-        own.write(0, noise(adapter, 0))
-        own.write(2, noise(adapter, 2))
-        assert torch.equal(own.weight(2), noise(adapter, 2).to(dtype))
-        assert changes(before, model_state(adapter)) == []
-    assert changes(before, model_state(adapter)) == []
+    with lm.isolated([0, 2]) as own:
+        own.write(0, noise(lm, 0))
+        own.write(2, noise(lm, 2))
+        assert torch.equal(own.weight(2), noise(lm, 2).to(dtype))
+        assert changes(before, model_state(lm)) == []
+    assert changes(before, model_state(lm)) == []
 
 
-def test_edits_change_what_the_model_computes(tiny: ModelAdapter) -> None:
+def test_edits_change_what_the_model_computes(tiny: EditableModel) -> None:
     batch = tiny.batch(SEQUENCES[:1])
     before = tiny.final_hidden(batch)
     delta = torch.zeros(tiny.d_model, tiny.d_in(1))
@@ -141,7 +141,7 @@ def test_edits_change_what_the_model_computes(tiny: ModelAdapter) -> None:
     torch.testing.assert_close(moved, key @ delta.T, rtol=1e-4, atol=1e-4)
 
 
-def test_a_failing_write_takes_earlier_ones_back(tiny: ModelAdapter) -> None:
+def test_a_failing_write_takes_earlier_ones_back(tiny: EditableModel) -> None:
     before = model_state(tiny)
     with pytest.raises(InputError, match="shape"), tiny.edited({1: noise(tiny, 1), 2: torch.zeros(3, 3)}):
         pytest.fail("a weight of another shape was accepted")
@@ -149,7 +149,7 @@ def test_a_failing_write_takes_earlier_ones_back(tiny: ModelAdapter) -> None:
 
 
 @pytest.mark.parametrize("shape", [(48,), (1, 48), (32, 1), (48, 32), ()])
-def test_no_weight_is_repeated_to_fit(tiny_llama: ModelAdapter, shape: tuple[int, ...]) -> None:
+def test_no_weight_is_repeated_to_fit(tiny_llama: EditableModel, shape: tuple[int, ...]) -> None:
     before = model_state(tiny_llama)
     with pytest.raises(InputError, match=r"\(32, 48\)|\[d_out, d_in\]"):
         tiny_llama.write(0, torch.zeros(shape))
@@ -159,7 +159,7 @@ def test_no_weight_is_repeated_to_fit(tiny_llama: ModelAdapter, shape: tuple[int
 # ---- running -------------------------------------------------------------------------------------------------
 
 
-def test_run_captures_what_hooks_see(tiny: ModelAdapter) -> None:
+def test_run_captures_what_hooks_see(tiny: EditableModel) -> None:
     found: dict[str, Tensor] = {}
     handles = [
         down(tiny, 1).register_forward_pre_hook(lambda m, args: found.__setitem__("key", args[0])),
@@ -194,7 +194,7 @@ def test_padding_changes_nothing(family: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["keys", "mlp_out", "resid"])
-def test_run_stops_above_the_highest_layer(tiny: ModelAdapter, what: str) -> None:
+def test_run_stops_above_the_highest_layer(tiny: EditableModel, what: str) -> None:
     calls: list[int] = []
     for layer in range(tiny.n_layers):
         tiny.blocks[layer].register_forward_pre_hook(lambda m, args, layer=layer: calls.append(layer))
@@ -202,7 +202,7 @@ def test_run_stops_above_the_highest_layer(tiny: ModelAdapter, what: str) -> Non
     assert calls == [0, 1]
 
 
-def test_final_hidden_and_unembed_are_the_models_logits(tiny: ModelAdapter) -> None:
+def test_final_hidden_and_unembed_are_the_models_logits(tiny: EditableModel) -> None:
     with torch.no_grad():
         expected = tiny.model(input_ids=torch.tensor([SEQUENCES[0]])).logits
     found = tiny.unembed(tiny.final_hidden(tiny.batch(SEQUENCES[:1])))
@@ -212,18 +212,18 @@ def test_final_hidden_and_unembed_are_the_models_logits(tiny: ModelAdapter) -> N
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_configuration_that_asks_for_tuples_and_hidden_states(family: str) -> None:
-    adapter = build_tiny(family)
-    batch = adapter.batch(SEQUENCES)
-    expected, text = adapter.final_hidden(batch), adapter.generate("The capital of", 4)
-    key = adapter.run(batch, keys=[1]).keys[1]
-    adapter.model.config.return_dict = False
-    adapter.model.config.output_hidden_states = True
-    assert torch.equal(adapter.final_hidden(batch), expected)
-    assert torch.equal(adapter.run(batch, keys=[1]).keys[1], key)
-    assert adapter.generate("The capital of", 4) == text
+    lm = build_tiny(family)
+    batch = lm.batch(SEQUENCES)
+    expected, text = lm.final_hidden(batch), lm.generate("The capital of", 4)
+    key = lm.run(batch, keys=[1]).keys[1]
+    lm.model.config.return_dict = False
+    lm.model.config.output_hidden_states = True
+    assert torch.equal(lm.final_hidden(batch), expected)
+    assert torch.equal(lm.run(batch, keys=[1]).keys[1], key)
+    assert lm.generate("The capital of", 4) == text
 
 
-METHODS: dict[str, Callable[[ModelAdapter], object]] = {
+METHODS: dict[str, Callable[[EditableModel], object]] = {
     "run": lambda a: a.run(a.batch(SEQUENCES), keys=[0], mlp_out=[1], resid=[2]),
     "final_hidden": lambda a: a.final_hidden(a.batch(SEQUENCES)),
     "generate": lambda a: a.generate("The capital of", 3),
@@ -234,7 +234,7 @@ METHODS: dict[str, Callable[[ModelAdapter], object]] = {
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_leaves_the_model_as_it_was(tiny: ModelAdapter, method: str) -> None:
+def test_every_method_leaves_the_model_as_it_was(tiny: EditableModel, method: str) -> None:
     unsettle(tiny)
     before = model_state(tiny)
     METHODS[method](tiny)
@@ -242,7 +242,7 @@ def test_every_method_leaves_the_model_as_it_was(tiny: ModelAdapter, method: str
 
 
 @pytest.mark.parametrize("method", ["run", "final_hidden", "generate"])
-def test_also_after_an_error_inside_the_model(tiny: ModelAdapter, method: str) -> None:
+def test_also_after_an_error_inside_the_model(tiny: EditableModel, method: str) -> None:
     def fail(module: nn.Module, args: object) -> None:
         raise ZeroDivisionError
 
@@ -254,7 +254,7 @@ def test_also_after_an_error_inside_the_model(tiny: ModelAdapter, method: str) -
     assert changes(before, model_state(tiny)) == []
 
 
-def test_state_comparison_can_fail(tiny_llama: ModelAdapter) -> None:
+def test_state_comparison_can_fail(tiny_llama: EditableModel) -> None:
     before = model_state(tiny_llama)
     tiny_llama.model.train()
     next(tiny_llama.model.parameters()).data[0, 0] += 1e-6
@@ -273,23 +273,23 @@ def test_encode_has_the_models_bos_and_never_an_eos() -> None:
     both.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
-    adapter = wrap(plain.model, both)
+    lm = wrap(plain.model, both)
     assert both("The capital")["input_ids"][-1] == 1
-    assert adapter.encode("The capital") == bos.encode("The capital")
-    assert adapter.encode("The capital</s>") == [*bos.encode("The capital"), 1], "an EOS that the text holds stays"
+    assert lm.encode("The capital") == bos.encode("The capital")
+    assert lm.encode("The capital</s>") == [*bos.encode("The capital"), 1], "an EOS that the text holds stays"
     assert plain.decode(bos.encode("The capital")) == "The capital"
 
 
 def test_texts_that_cannot_be_used() -> None:
-    adapter = build_tiny()
+    lm = build_tiny()
     with pytest.raises(InputError, match="no tokens"):
-        adapter.encode("")
+        lm.encode("")
     with pytest.raises(InputError, match=r"129 tokens.*128"):
-        adapter.batch([[5] * 129])
-    assert adapter.batch([[5] * 128]).input_ids.shape == (1, 128)
+        lm.batch([[5] * 129])
+    assert lm.batch([[5] * 128]).input_ids.shape == (1, 128)
 
 
-def test_generation_is_greedy_whatever_the_generation_config_says(tiny: ModelAdapter) -> None:
+def test_generation_is_greedy_whatever_the_generation_config_says(tiny: EditableModel) -> None:
     ids = tiny.encode("The capital of")
     for _ in range(8):
         with torch.no_grad():
@@ -308,19 +308,19 @@ def test_generation_is_greedy_whatever_the_generation_config_says(tiny: ModelAda
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_generating_together_is_generating_alone(family: str) -> None:
     """Prompts of different lengths, of which some end early."""
-    adapter = build_tiny(family)
+    lm = build_tiny(family)
     prompts = ["The capital of", "I", "Therefore we opened the book", "Paris, the capital of France, is located in"]
-    alone = [adapter.generate(prompt, 6) for prompt in prompts]
-    assert adapter.generate_many(prompts, 6) == alone
-    prompt = adapter.encode(prompts[2])
-    first = int(adapter.unembed(adapter.final_hidden(adapter.batch([prompt]))[0, -1]).argmax())
-    adapter.model.generation_config.eos_token_id = first
-    assert adapter.generate(prompts[2], 6) == ""
-    assert adapter.generate_many(prompts, 6) == [adapter.generate(prompt, 6) for prompt in prompts]
+    alone = [lm.generate(prompt, 6) for prompt in prompts]
+    assert lm.generate_many(prompts, 6) == alone
+    prompt = lm.encode(prompts[2])
+    first = int(lm.unembed(lm.final_hidden(lm.batch([prompt]))[0, -1]).argmax())
+    lm.model.generation_config.eos_token_id = first
+    assert lm.generate(prompts[2], 6) == ""
+    assert lm.generate_many(prompts, 6) == [lm.generate(prompt, 6) for prompt in prompts]
 
 
 @pytest.mark.parametrize("as_list", [False, True])
-def test_generation_ends_at_an_end_token_and_at_the_last_position(tiny_llama: ModelAdapter, as_list: bool) -> None:
+def test_generation_ends_at_an_end_token_and_at_the_last_position(tiny_llama: EditableModel, as_list: bool) -> None:
     full = tiny_llama.generate("The capital of", 500)
     prompt = tiny_llama.encode("The capital of")
     assert full
@@ -332,7 +332,7 @@ def test_generation_ends_at_an_end_token_and_at_the_last_position(tiny_llama: Mo
 # ---- identity ------------------------------------------------------------------------------------------------
 
 
-def test_digest_changes_with_any_weight(tiny: ModelAdapter) -> None:
+def test_digest_changes_with_any_weight(tiny: EditableModel) -> None:
     digest = wrap(tiny.model, tiny.tokenizer).weights_digest()
     assert wrap(tiny.model, tiny.tokenizer).weights_digest() == digest
     seen = {digest}
@@ -346,7 +346,7 @@ def test_digest_changes_with_any_weight(tiny: ModelAdapter) -> None:
     assert wrap(tiny.model, tiny.tokenizer).weights_digest() == digest
 
 
-def test_digest_is_of_the_base_and_knows_the_dtype(tiny_llama: ModelAdapter) -> None:
+def test_digest_is_of_the_base_and_knows_the_dtype(tiny_llama: EditableModel) -> None:
     digest = tiny_llama.weights_digest()
     with tiny_llama.edited({0: noise(tiny_llama, 0)}):
         assert tiny_llama.weights_digest() == digest
@@ -357,15 +357,15 @@ def test_digest_is_of_the_base_and_knows_the_dtype(tiny_llama: ModelAdapter) -> 
 
 def test_tied_embeddings(tmp_path: Path) -> None:
     """GPT-2 ties its unembedding to its embedding: an edit touches neither, and a copy has the same identity."""
-    adapter = build_tiny("gpt2")
-    assert adapter.model.lm_head.weight.data_ptr() == adapter.model.transformer.wte.weight.data_ptr()
-    embedding = adapter.model.lm_head.weight.detach().clone()
-    adapter.write(3, noise(adapter, 3))
-    assert torch.equal(adapter.model.lm_head.weight, embedding)
-    adapter.model.save_pretrained(tmp_path)
-    again = wrap(AutoModelForCausalLM.from_pretrained(tmp_path), adapter.tokenizer)
+    lm = build_tiny("gpt2")
+    assert lm.model.lm_head.weight.data_ptr() == lm.model.transformer.wte.weight.data_ptr()
+    embedding = lm.model.lm_head.weight.detach().clone()
+    lm.write(3, noise(lm, 3))
+    assert torch.equal(lm.model.lm_head.weight, embedding)
+    lm.model.save_pretrained(tmp_path)
+    again = wrap(AutoModelForCausalLM.from_pretrained(tmp_path), lm.tokenizer)
     assert again.model.lm_head.weight.data_ptr() == again.model.transformer.wte.weight.data_ptr()
-    assert again.weights_digest() == adapter.weights_digest()
+    assert again.weights_digest() == lm.weights_digest()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -373,16 +373,16 @@ def test_tied_embeddings(tmp_path: Path) -> None:
 def test_an_edited_model_is_saved_and_loaded_by_transformers_alone(
     family: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    adapter = build_tiny(family, dtype=dtype)
-    adapter.write(2, noise(adapter, 2))
-    expected = adapter.final_hidden(adapter.batch(SEQUENCES))
-    adapter.model.save_pretrained(tmp_path)
-    adapter.tokenizer.save_pretrained(tmp_path)
+    lm = build_tiny(family, dtype=dtype)
+    lm.write(2, noise(lm, 2))
+    expected = lm.final_hidden(lm.batch(SEQUENCES))
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     again = wrap(model, PreTrainedTokenizerFast.from_pretrained(tmp_path))
-    assert torch.equal(again.weight(2), noise(adapter, 2).to(dtype))
-    assert again.weights_digest() == adapter.weights_digest()
-    assert again.tokenizer_digest() == adapter.tokenizer_digest()
+    assert torch.equal(again.weight(2), noise(lm, 2).to(dtype))
+    assert again.weights_digest() == lm.weights_digest()
+    assert again.tokenizer_digest() == lm.tokenizer_digest()
     if dtype == torch.float32:  # `.to(bfloat16)` in `build_tiny` rounds rotary frequencies, which loading does not
         assert torch.equal(again.final_hidden(again.batch(SEQUENCES)), expected)
 
@@ -409,13 +409,13 @@ class Wrapped(nn.Module):
         return self.base_layer(x)
 
 
-def test_wrapped_linear_is_refused(tiny: ModelAdapter) -> None:
+def test_wrapped_linear_is_refused(tiny: EditableModel) -> None:
     parent, _, name = tiny.module_name(1).rpartition(".")
     setattr(tiny.model.get_submodule(parent), name, Wrapped(down(tiny, 1)))
     refused(tiny.model, tiny.tokenizer, tiny.module_name(1), "Wrapped", "merge_and_unload")
 
 
-def test_models_that_are_not_the_causal_lm_itself_are_refused(tiny_llama: ModelAdapter) -> None:
+def test_models_that_are_not_the_causal_lm_itself_are_refused(tiny_llama: EditableModel) -> None:
     tokenizer, config = tiny_llama.tokenizer, tiny_llama.model.config
 
     class Outer(nn.Module):
@@ -429,17 +429,17 @@ def test_models_that_are_not_the_causal_lm_itself_are_refused(tiny_llama: ModelA
     refused(nn.Linear(2, 2), tokenizer, "model_type None", "emendo models")
 
 
-def test_offloaded_weights_are_refused(tiny_llama: ModelAdapter) -> None:
+def test_offloaded_weights_are_refused(tiny_llama: EditableModel) -> None:
     refused(tiny_llama.model.to("meta"), tiny_llama.tokenizer, "meta", "offload")
 
 
-def test_weights_that_are_not_floating_point_are_refused(tiny_llama: ModelAdapter) -> None:
+def test_weights_that_are_not_floating_point_are_refused(tiny_llama: EditableModel) -> None:
     module = down(tiny_llama, 2)
     module.weight = nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
     refused(tiny_llama.model, tiny_llama.tokenizer, tiny_llama.module_name(2), "int8", "--dtype float32")
 
 
-def test_quantised_and_unknown_models_are_refused(tiny_llama: ModelAdapter) -> None:
+def test_quantised_and_unknown_models_are_refused(tiny_llama: EditableModel) -> None:
     config = tiny_llama.model.config
     config.quantization_config = {"quant_method": "bitsandbytes"}
     refused(tiny_llama.model, tiny_llama.tokenizer, "bitsandbytes", "unquantised")
@@ -449,5 +449,5 @@ def test_quantised_and_unknown_models_are_refused(tiny_llama: ModelAdapter) -> N
         refused(tiny_llama.model, tiny_llama.tokenizer, repr(model_type), "emendo models")
 
 
-def test_slow_tokenizers_are_refused(tiny_llama: ModelAdapter) -> None:
+def test_slow_tokenizers_are_refused(tiny_llama: EditableModel) -> None:
     refused(tiny_llama.model, ByT5Tokenizer(), "ByT5Tokenizer", "offsets", "AutoTokenizer")

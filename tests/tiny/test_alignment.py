@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from emendo.editing.contexts import FIXED_CONTEXTS
 from emendo.errors import InputError, RequestError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import AlignedEdit, align_edit, align_prompt, encode_target
 from emendo.requests import EditRequest, Join, continuation
 from tests.conftest import TRAINING_TEXT, build_tokenizer
@@ -97,7 +97,7 @@ LOSSLESS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 }
 
 
-def wrapped(tokenizer: PreTrainedTokenizerFast) -> ModelAdapter:
+def wrapped(tokenizer: PreTrainedTokenizerFast) -> EditableModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -108,20 +108,20 @@ def wrapped(tokenizer: PreTrainedTokenizerFast) -> ModelAdapter:
             num_attention_heads=1,
             max_position_embeddings=512,
         )
-        return ModelAdapter(LlamaForCausalLM(config).eval(), tokenizer, name="tiny")
+        return EditableModel(LlamaForCausalLM(config).eval(), tokenizer, name="tiny")
 
 
-ADAPTERS: dict[str, ModelAdapter] = {}
+ADAPTERS: dict[str, EditableModel] = {}
 
 
-def adapter_of(kind: str) -> ModelAdapter:
+def adapter_of(kind: str) -> EditableModel:
     if kind not in ADAPTERS:
         ADAPTERS[kind] = wrapped(LOSSLESS[kind]())
     return ADAPTERS[kind]
 
 
 @pytest.fixture(params=LOSSLESS)
-def adapter(request: pytest.FixtureRequest) -> ModelAdapter:
+def lm(request: pytest.FixtureRequest) -> EditableModel:
     return adapter_of(request.param)
 
 
@@ -133,30 +133,30 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFC", text).lstrip(" ")
 
 
-def check(adapter: ModelAdapter, request: EditRequest, context: str = "{}") -> AlignedEdit:
+def check(lm: EditableModel, request: EditRequest, context: str = "{}") -> AlignedEdit:
     """Everything that must hold of one aligned edit."""
-    edit = align_edit(adapter, request, context)
+    edit = align_edit(lm, request, context)
     lead = context[: context.index("{}")]
     stripped, spaced = continuation(request.text, request.target)
     before = request.prompt[: request.prompt.index("{}")]
     subject_end = plain(lead + before + request.subject.rstrip())
     ids, last = list(edit.prompt.ids), edit.prompt.subject_last
     # The prompt and its target read as they were given, with nothing between or after them.
-    assert plain(adapter.decode(ids)) == plain(lead + stripped)
-    assert plain(adapter.decode([*ids, *edit.target_ids])) == plain(lead + stripped + spaced)
-    assert ids == adapter.encode(lead + stripped)
+    assert plain(lm.decode(ids)) == plain(lead + stripped)
+    assert plain(lm.decode([*ids, *edit.target_ids])) == plain(lead + stripped + spaced)
+    assert ids == lm.encode(lead + stripped)
     assert list(edit.ids) == ids + list(edit.target_ids[:-1])
     # The subject is complete after its last token, and not before.
-    assert plain(adapter.decode(ids[: last + 1])).startswith(subject_end)
-    assert not plain(adapter.decode(ids[:last])).startswith(subject_end)
+    assert plain(lm.decode(ids[: last + 1])).startswith(subject_end)
+    assert not plain(lm.decode(ids[:last])).startswith(subject_end)
     # One BOS where the model expects it, and no special token anywhere else.
-    special = set(adapter.tokenizer.all_special_ids)
+    special = set(lm.tokenizer.all_special_ids)
     assert not special & {*ids[1:], *edit.target_ids}
-    assert (ids[0] in special) == (adapter.encode("a")[0] in special)
+    assert (ids[0] in special) == (lm.encode("a")[0] in special)
     # The target's tokens are those of the plain prompt.
-    prompt_ids, target_ids = encode_target(adapter, request.text, request.target)
+    prompt_ids, target_ids = encode_target(lm, request.text, request.target)
     assert target_ids == list(edit.target_ids)
-    assert tuple(prompt_ids) == align_prompt(adapter, request).ids
+    assert tuple(prompt_ids) == align_prompt(lm, request).ids
     return edit
 
 
@@ -208,23 +208,23 @@ CASES = {
 
 @pytest.mark.parametrize("context", ["{}", FIXED_CONTEXTS[1], "Paris (Paris). {}", "巴黎。{}"])
 @pytest.mark.parametrize("case", CASES)
-def test_position_and_target(adapter: ModelAdapter, case: str, context: str) -> None:
+def test_position_and_target(lm: EditableModel, case: str, context: str) -> None:
     request = EditRequest(*CASES[case])
-    check(adapter, request, context)
+    check(lm, request, context)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LOSSLESS if "NFC" not in kind])
 def test_an_accent_after_the_subject_is_not_the_subjects(kind: str) -> None:
-    adapter = adapter_of(kind)
-    aligned = align_prompt(adapter, EditRequest("a {}\u0301x is", "cafe", "Rome"))
-    assert adapter.decode(aligned.ids[: aligned.subject_last + 1]) == "a cafe"
+    lm = adapter_of(kind)
+    aligned = align_prompt(lm, EditRequest("a {}\u0301x is", "cafe", "Rome"))
+    assert lm.decode(aligned.ids[: aligned.subject_last + 1]) == "a cafe"
 
 
 def test_a_composed_accent_is_in_the_subjects_last_token() -> None:
-    adapter = adapter_of("byte-level, NFC")
-    aligned = align_prompt(adapter, EditRequest("a {}\u0301x is", "cafe", "Rome"))
-    assert adapter.decode(aligned.ids[: aligned.subject_last + 1]).startswith("a caf\u00e9")
-    assert not adapter.decode(aligned.ids[: aligned.subject_last]).startswith("a caf\u00e9")
+    lm = adapter_of("byte-level, NFC")
+    aligned = align_prompt(lm, EditRequest("a {}\u0301x is", "cafe", "Rome"))
+    assert lm.decode(aligned.ids[: aligned.subject_last + 1]).startswith("a caf\u00e9")
+    assert not lm.decode(aligned.ids[: aligned.subject_last]).startswith("a caf\u00e9")
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -237,9 +237,9 @@ def test_a_composed_accent_is_in_the_subjects_last_token() -> None:
     ],
 )
 def test_the_slot_counts_not_the_word(kind: str, prompt: str, subject: str, last: str) -> None:
-    adapter = adapter_of(kind)
-    aligned = align_prompt(adapter, EditRequest(prompt, subject, "x"))
-    assert plain(adapter.decode(aligned.ids[: aligned.subject_last + 1])) == last
+    lm = adapter_of(kind)
+    aligned = align_prompt(lm, EditRequest(prompt, subject, "x"))
+    assert plain(lm.decode(aligned.ids[: aligned.subject_last + 1])) == last
 
 
 LETTER = st.sampled_from("aeP ris.,!?'\"()-«»“”„¿0é\u0301ß塔巴はトหแरशאب🗼\u200d\n\t\u00a0\u3000\u2028Ⅳﬁ")
@@ -269,10 +269,10 @@ def test_position_and_target_of_any_text(
 @given(suffixes=st.lists(st.text("abcdeParis巴é", min_size=1, max_size=8), min_size=2, max_size=4))
 def test_what_follows_the_subject_changes_nothing_up_to_it(kind: str, suffixes: list[str]) -> None:
     """By causality the subject's key must not hang on the rest of the prompt."""
-    adapter = adapter_of(kind)
+    lm = adapter_of(kind)
     found = set()
     for suffix in ["", *(f" {suffix}" for suffix in suffixes)]:
-        aligned = align_prompt(adapter, EditRequest("The city of {}" + suffix, "Darrieux Tower", "Rome"))
+        aligned = align_prompt(lm, EditRequest("The city of {}" + suffix, "Darrieux Tower", "Rome"))
         found.add((aligned.ids[: aligned.subject_last + 1], aligned.subject_last))
     assert len(found) == 1
 
@@ -404,36 +404,36 @@ def test_an_empty_target_is_refused(target: str) -> None:
 )
 def test_a_merge_across_the_border_changes_neither_prompt_nor_text(kind: str, prompt: str, target: str) -> None:
     """Scores of different targets are conditioned on one prompt, and no space appears between the two."""
-    adapter = adapter_of(kind)
-    prompt_ids, target_ids = encode_target(adapter, prompt, target)
+    lm = adapter_of(kind)
+    prompt_ids, target_ids = encode_target(lm, prompt, target)
     stripped, spaced = continuation(prompt, target)
-    assert prompt_ids == adapter.encode(stripped)
-    assert plain(adapter.decode([*prompt_ids, *target_ids])) == plain(stripped + spaced)
+    assert prompt_ids == lm.encode(stripped)
+    assert plain(lm.decode([*prompt_ids, *target_ids])) == plain(stripped + spaced)
 
 
 def test_there_are_merges_across_the_border() -> None:
     """What the test above is for does happen, else it would test nothing."""
-    adapter = adapter_of("metaspace first")
-    prompt_ids, target_ids = encode_target(adapter, "位于", "巴黎")
-    joint = adapter.encode("位于巴黎")
+    lm = adapter_of("metaspace first")
+    prompt_ids, target_ids = encode_target(lm, "位于", "巴黎")
+    joint = lm.encode("位于巴黎")
     assert joint[: len(prompt_ids)] != prompt_ids
-    assert target_ids != adapter.encode_bare("巴黎")  # which has a "▁" in front
+    assert target_ids != lm.encode_bare("巴黎")  # which has a "▁" in front
 
 
 def test_targets_that_a_tokenizer_cannot_write_are_refused() -> None:
-    adapter = wrapped(unigram())
+    lm = wrapped(unigram())
     for prompt, target in [("It is", "โรม"), ("โรม", "โรม"), ("It is", "Rome 🗼")]:
         with pytest.raises(RequestError, match="has no tokens for the target"):
-            encode_target(adapter, prompt, target)
-    assert plain(adapter.decode(encode_target(adapter, "It is", "Rome")[1])) == "Rome"
+            encode_target(lm, prompt, target)
+    assert plain(lm.decode(encode_target(lm, "It is", "Rome")[1])) == "Rome"
 
 
 def test_a_subject_that_reads_like_any_unknown_name_is_refused() -> None:
     """Its edit would be found at every such name."""
-    adapter = wrapped(unigram())
+    lm = wrapped(unigram())
     with pytest.raises(RequestError, match="no tokens for the subject 'โรม'"):
-        align_prompt(adapter, EditRequest("It is {} in", "โรม", "Rome"))
-    align_prompt(adapter, EditRequest("It is {} in", "Rome โรม", "Rome"))  # a part of it is known
+        align_prompt(lm, EditRequest("It is {} in", "โรม", "Rome"))
+    align_prompt(lm, EditRequest("It is {} in", "Rome โรม", "Rome"))  # a part of it is known
 
 
 def test_a_subject_of_no_tokens_is_refused() -> None:
@@ -445,25 +445,25 @@ def test_a_subject_of_no_tokens_is_refused() -> None:
         wrapped(tokenizer).encode("\u200b")
 
 
-def test_the_model_is_not_run_and_the_tokenizer_not_changed(adapter: ModelAdapter) -> None:
-    digest = adapter.tokenizer.backend_tokenizer.to_str()
-    adapter.model.forward = None  # running it would fail
+def test_the_model_is_not_run_and_the_tokenizer_not_changed(lm: EditableModel) -> None:
+    digest = lm.tokenizer.backend_tokenizer.to_str()
+    lm.model.forward = None  # running it would fail
     try:
         for case in CASES.values():
-            align_edit(adapter, EditRequest(*case))
+            align_edit(lm, EditRequest(*case))
     finally:
-        del adapter.model.forward
-    assert adapter.tokenizer.backend_tokenizer.to_str() == digest
+        del lm.model.forward
+    assert lm.tokenizer.backend_tokenizer.to_str() == digest
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
 @pytest.mark.parametrize("join", ["auto", "space", "none"])
 def test_search_and_score_spell_a_target_alike(kind: str, join: Join) -> None:
-    adapter = adapter_of(kind)
+    lm = adapter_of(kind)
     for prompt, target in [("It is in {} $", "20"), ("It is in {}", "Rome"), ("{}位于", "巴黎"), ("{} is 19", "84")]:
         request = EditRequest(prompt, "Paris", target, join=join)
-        searched = align_edit(adapter, request)
-        scored = encode_target(adapter, *request.pair(request.text, target))
+        searched = align_edit(lm, request)
+        scored = encode_target(lm, *request.pair(request.text, target))
         assert (list(searched.prompt.ids), list(searched.target_ids)) == scored
         text = "".join(continuation(request.text, target, join))
-        assert plain(adapter.decode([*searched.prompt.ids, *searched.target_ids])) == plain(text)
+        assert plain(lm.decode([*searched.prompt.ids, *searched.target_ids])) == plain(text)

@@ -7,7 +7,7 @@ import torch
 
 from emendo.errors import InputError
 from emendo.evaluate import answered
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.requests import EditRecord, EditRequest
 
@@ -16,27 +16,27 @@ SUBJECTS = ("Japan", "The Eiffel Tower", "Danielle Darrieux")
 WORDS = ("Paris", "Rome", "the capital of Italy", "Tokyo", "was", "of")
 
 
-def log_probs(adapter: ModelAdapter, prompt: str, target: str) -> tuple[float, bool]:
+def log_probs(lm: EditableModel, prompt: str, target: str) -> tuple[float, bool]:
     """Mean log-probability of a target's tokens and whether each is the argmax."""
-    prompt_ids, target_ids = encode_target(adapter, prompt, target)
+    prompt_ids, target_ids = encode_target(lm, prompt, target)
     with torch.no_grad():
-        logits = adapter.model(input_ids=torch.tensor([[*prompt_ids, *target_ids]])).logits[0].double()
+        logits = lm.model(input_ids=torch.tensor([[*prompt_ids, *target_ids]])).logits[0].double()
     at = logits[len(prompt_ids) - 1 : -1]
     wanted = torch.tensor(target_ids)
     chosen = at.log_softmax(dim=-1)[torch.arange(len(wanted)), wanted]
     return float(chosen.mean()), bool((at.argmax(dim=-1) == wanted).all())
 
 
-def likely_word(adapter: ModelAdapter, prompt: str) -> str:
+def likely_word(lm: EditableModel, prompt: str) -> str:
     """The text of the most likely next token that the tokenizer reads back as that token alone."""
     with torch.no_grad():
-        logits = adapter.model(input_ids=torch.tensor([adapter.encode(prompt)])).logits[0, -1]
-    text = adapter.decode([int(logits.argmax())])
+        logits = lm.model(input_ids=torch.tensor([lm.encode(prompt)])).logits[0, -1]
+    text = lm.decode([int(logits.argmax())])
     return text if text.strip() else "Paris"
 
 
 @pytest.fixture
-def records(tiny_llama: ModelAdapter) -> list[EditRecord]:
+def records(tiny_llama: EditableModel) -> list[EditRecord]:
     """Twelve facts; every other one has what the model says as its true target."""
     made = []
     for number, (prompt, subject) in enumerate((p, s) for p in PROMPTS for s in SUBJECTS):
@@ -46,14 +46,14 @@ def records(tiny_llama: ModelAdapter) -> list[EditRecord]:
     return made
 
 
-def test_argmax_is_every_token_of_the_true_target(tiny_llama: ModelAdapter, records: list[EditRecord]) -> None:
+def test_argmax_is_every_token_of_the_true_target(tiny_llama: EditableModel, records: list[EditRecord]) -> None:
     expected = [r for r in records if log_probs(tiny_llama, r.request.text, r.target_true or "")[1]]
     assert 0 < len(expected) < len(records), "the facts must tell the two apart"
     assert answered(tiny_llama, records) == tuple(expected)
     assert answered(tiny_llama, records[::-1], token_budget=8) == tuple(expected[::-1])
 
 
-def test_probability_is_the_true_target_above_the_new_one(tiny_llama: ModelAdapter, records: list[EditRecord]) -> None:
+def test_probability_is_the_true_target_above_the_new_one(tiny_llama: EditableModel, records: list[EditRecord]) -> None:
     expected = [
         record
         for record in records
@@ -64,12 +64,12 @@ def test_probability_is_the_true_target_above_the_new_one(tiny_llama: ModelAdapt
     assert answered(tiny_llama, records, level="probability") == tuple(expected)
 
 
-def test_a_tie_is_not_answered(tiny_llama: ModelAdapter) -> None:
+def test_a_tie_is_not_answered(tiny_llama: EditableModel) -> None:
     same = EditRecord(EditRequest("The capital of {} is", "Japan", "Tokyo"), "Tokyo")
     assert answered(tiny_llama, [same], level="probability") == ()
 
 
-def test_records_without_a_true_target_are_refused(tiny_llama: ModelAdapter, records: list[EditRecord]) -> None:
+def test_records_without_a_true_target_are_refused(tiny_llama: EditableModel, records: list[EditRecord]) -> None:
     unknown = EditRecord(EditRequest("{} is", "Japan", "Tokyo", "u"))
     with pytest.raises(InputError, match=r"1 of 13 records have no target_true.*'u'"):
         answered(tiny_llama, [*records, unknown])

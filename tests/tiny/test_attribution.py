@@ -33,7 +33,7 @@ from emendo.attribution import (
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.errors import InputError, UpdateFileError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.statistics import MomentStore
 from emendo.updates.stored import StoredUpdate
@@ -46,14 +46,14 @@ PROMPT, ANSWER = EIFFEL.text, EIFFEL.target
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "opt", "gemma2", "granite"])
-def edited(request: pytest.FixtureRequest, store: MomentStore) -> tuple[ModelAdapter, Plan, EditSet]:
+def edited(request: pytest.FixtureRequest, store: MomentStore) -> tuple[EditableModel, Plan, EditSet]:
     lm = build_tiny(request.param)
     method = "emmet" if request.param == "gemma2" else "emendo"
     plan = planned(lm, store, REQUESTS, method)
     return lm, plan, edits_of([plan.update])
 
 
-def log_probability(lm: ModelAdapter, prompt: str, answer: str) -> float:
+def log_probability(lm: EditableModel, prompt: str, answer: str) -> float:
     prompt_ids, answer_ids = encode_target(lm, prompt, answer)
     with torch.no_grad():
         logits = lm.model(torch.tensor([[*prompt_ids, *answer_ids]])).logits[0].double().log_softmax(-1)
@@ -61,7 +61,7 @@ def log_probability(lm: ModelAdapter, prompt: str, answer: str) -> float:
     return sum(float(logits[place, token]) for place, token in zip(places, answer_ids, strict=True))
 
 
-def test_algebra_of_factors(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
+def test_algebra_of_factors(edited: tuple[EditableModel, Plan, EditSet]) -> None:
     _, plan, edits = edited
     for part in plan.update.layers:
         crossing = cross_firing(edits, part.layer)
@@ -76,7 +76,7 @@ def test_algebra_of_factors(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
         torch.testing.assert_close(fired @ part.residuals.double(), dense @ key, rtol=0, atol=1e-6)
 
 
-def test_base_rate_is_the_mean_square_of_firing(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
+def test_base_rate_is_the_mean_square_of_firing(edited: tuple[EditableModel, Plan, EditSet]) -> None:
     _, _, edits = edited
     layer = edits.layers[0]
     dual_keys, residuals = edits.factors[layer]
@@ -91,7 +91,7 @@ def test_base_rate_is_the_mean_square_of_firing(edited: tuple[ModelAdapter, Plan
     np.testing.assert_allclose(base_rates(edits, moments), np.sqrt(every.mean(axis=0)))
 
 
-def test_contributions_add_up_to_the_change_of_the_written_model(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
+def test_contributions_add_up_to_the_change_of_the_written_model(edited: tuple[EditableModel, Plan, EditSet]) -> None:
     lm, plan, edits = edited
     before = log_probability(lm, PROMPT, ANSWER)
     state = model_state(lm)
@@ -134,7 +134,7 @@ def test_contributions_are_the_integral_of_derivatives(store: MomentStore) -> No
         assert float(found.by_edit[edit]) == pytest.approx(total, abs=1e-5)
 
 
-def test_leaving_edits_out_is_writing_the_others(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
+def test_leaving_edits_out_is_writing_the_others(edited: tuple[EditableModel, Plan, EditSet]) -> None:
     lm, plan, edits = edited
     found = leave_out(lm, edits, ask(lm, PROMPT, ANSWER), [[], [0], [1, 2], [0, 1, 2]])
     kept = [[0, 1, 2], [1, 2], [0], []]
@@ -147,7 +147,7 @@ def test_leaving_edits_out_is_writing_the_others(edited: tuple[ModelAdapter, Pla
             assert score == pytest.approx(log_probability(lm, PROMPT, ANSWER), abs=1e-4)
 
 
-def test_firing_is_read_in_the_edited_model(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
+def test_firing_is_read_in_the_edited_model(edited: tuple[EditableModel, Plan, EditSet]) -> None:
     lm, plan, edits = edited
     batch = lm.batch([lm.encode(text) for text in (PROMPT, JAPAN.text)])
     found = firing(lm, edits, batch)
@@ -161,7 +161,7 @@ def test_firing_is_read_in_the_edited_model(edited: tuple[ModelAdapter, Plan, Ed
     torch.testing.assert_close(strongest_firing(lm, edits, [PROMPT, JAPAN.text]), found.amax(dim=1), rtol=0, atol=1e-4)
 
 
-def test_scan_finds_the_strongest_places(tiny_llama: ModelAdapter, store: MomentStore) -> None:
+def test_scan_finds_the_strongest_places(tiny_llama: EditableModel, store: MomentStore) -> None:
     plan = planned(tiny_llama, store, REQUESTS, "emmet")
     edits = edits_of([plan.update])
     text = "The weather was calm. " * 6 + "The Eiffel Tower stands here. " + "Because many people had asked. " * 6
@@ -176,7 +176,7 @@ def test_scan_finds_the_strongest_places(tiny_llama: ModelAdapter, store: Moment
     torch.testing.assert_close(found.base_rate, every.square().mean(dim=0).sqrt(), rtol=1e-4, atol=1e-6)
 
 
-def test_promoted_tokens_are_those_of_the_write(tiny_llama: ModelAdapter, store: MomentStore) -> None:
+def test_promoted_tokens_are_those_of_the_write(tiny_llama: EditableModel, store: MomentStore) -> None:
     plan = planned(tiny_llama, store, REQUESTS, "emendo")
     rows = promoted(tiny_llama, edits_of([plan.update]), most=3)
     write = sum(part.residuals[1] for part in plan.update.layers)
@@ -187,7 +187,7 @@ def test_promoted_tokens_are_those_of_the_write(tiny_llama: ModelAdapter, store:
     assert rows[1][1] == tuple(tiny_llama.decode([i]) for i in (-logits).topk(3).indices.tolist())
 
 
-def test_updates_that_follow_one_another_are_one_set(tiny_llama: ModelAdapter, store: MomentStore) -> None:
+def test_updates_that_follow_one_another_are_one_set(tiny_llama: EditableModel, store: MomentStore) -> None:
     session = EditSession(tiny_llama, store=store)
     updates = []
     for request in REQUESTS[:2]:
@@ -202,7 +202,7 @@ def test_updates_that_follow_one_another_are_one_set(tiny_llama: ModelAdapter, s
     assert found.after == pytest.approx(log_probability(tiny_llama, PROMPT, ANSWER), abs=1e-4)
 
 
-def test_rows_that_are_no_edits_are_attributed_as_a_whole(tiny_llama: ModelAdapter, store: MomentStore) -> None:
+def test_rows_that_are_no_edits_are_attributed_as_a_whole(tiny_llama: EditableModel, store: MomentStore) -> None:
     plan = planned(tiny_llama, store, REQUESTS, "rect")
     edits = edits_of([plan.update])
     assert [edit.whole for edit in edits.edits] == [True]
@@ -216,7 +216,7 @@ def test_rows_that_are_no_edits_are_attributed_as_a_whole(tiny_llama: ModelAdapt
 
 
 def test_a_model_that_cannot_have_the_edits_is_refused(
-    tiny_llama: ModelAdapter, tiny_gpt2: ModelAdapter, store: MomentStore
+    tiny_llama: EditableModel, tiny_gpt2: EditableModel, store: MomentStore
 ) -> None:
     plan = planned(tiny_llama, store, REQUESTS, "emmet")
     edits = edits_of([plan.update])
@@ -228,7 +228,7 @@ def test_a_model_that_cannot_have_the_edits_is_refused(
         attribute(other, edits, ask(other, PROMPT, ANSWER))
 
 
-def test_lens_reads_every_layer_of_both_models(edited: tuple[ModelAdapter, Plan, EditSet]) -> None:
+def test_lens_reads_every_layer_of_both_models(edited: tuple[EditableModel, Plan, EditSet]) -> None:
     lm, plan, edits = edited
     asked = ask(lm, PROMPT, ANSWER)
     found = lens(lm, edits, asked)
@@ -248,7 +248,7 @@ def test_lens_reads_every_layer_of_both_models(edited: tuple[ModelAdapter, Plan,
 
 
 def test_an_update_file_is_the_same_with_and_without_torch(
-    edited: tuple[ModelAdapter, Plan, EditSet], tmp_path: Path
+    edited: tuple[EditableModel, Plan, EditSet], tmp_path: Path
 ) -> None:
     _, plan, edits = edited
     path = plan.update.save(tmp_path / "update.safetensors")

@@ -16,7 +16,7 @@ from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, EmendoWarning, InputError
 from emendo.export import write_adapter, write_checkpoint
 from emendo.ledger import EditLedger
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.updates import base_model
 from emendo.updates.merge import merge
 from emendo.updates.removal import without
@@ -37,17 +37,17 @@ OTHERS: dict[str, dict[str, Any]] = {
 """The same weights under another configuration, by the setting that an error has to name."""
 
 
-def other(change: dict[str, Any], family: str = "llama") -> ModelAdapter:
+def other(change: dict[str, Any], family: str = "llama") -> EditableModel:
     """The tiny model with its own weights and another configuration."""
     lm = build_tiny(family)
     config = copy.deepcopy(lm.model.config)
     config.update(copy.deepcopy(change))
     model = type(lm.model)(config).eval()
     model.load_state_dict(lm.model.state_dict())
-    return ModelAdapter(model, lm.tokenizer, "other")
+    return EditableModel(model, lm.tokenizer, "other")
 
 
-def update_for(lm: ModelAdapter, seed: int = 0, preceding: tuple[str, ...] = ()) -> ModelUpdate:
+def update_for(lm: EditableModel, seed: int = 0, preceding: tuple[str, ...] = ()) -> ModelUpdate:
     g = torch.Generator().manual_seed(seed)
     part = LayerUpdate(1, lm.module_name(1), torch.randn(1, 32, generator=g), torch.randn(1, 48, generator=g))
     return ModelUpdate((part,), lm.identity(), preceding)
@@ -94,7 +94,7 @@ def test_every_way_in_asks_for_the_same_model(tmp_path: Path) -> None:
 
 def test_buffers_that_were_cast_are_another_model() -> None:
     lm = build_tiny(dtype=torch.bfloat16)
-    kept = ModelAdapter(copy.deepcopy(lm.model), lm.tokenizer, "kept")
+    kept = EditableModel(copy.deepcopy(lm.model), lm.tokenizer, "kept")
     rope = kept.model.model.rotary_emb
     rope.inv_freq = rope.inv_freq.float() * 1.01
     assert kept.weights_digest() == lm.weights_digest()
@@ -124,7 +124,7 @@ def test_another_tokenizer_is_another_model() -> None:
     update = update_for(lm)
     lm.tokenizer.add_tokens(["Eiffel"])
     with pytest.raises(BaseMismatchError, match="tokenizer_sha256: found"):
-        EditSession(ModelAdapter(lm.model, lm.tokenizer, "more")).apply(update)
+        EditSession(EditableModel(lm.model, lm.tokenizer, "more")).apply(update)
 
 
 def test_what_only_a_newer_transformers_knows_is_no_difference() -> None:

@@ -19,7 +19,7 @@ from emendo.evaluate import evaluate_records
 from emendo.methods import BASELINES, BaselineConfig, apply_settings, method_named, resolve_method
 from emendo.methods.baselines import InContextSettings, LoraSettings
 from emendo.methods.in_context import in_context_records
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import align_prompt
 from emendo.requests import EditRecord, EditRequest, Probe
 from emendo.updates.update import LayerUpdate
@@ -44,13 +44,13 @@ def configured(name: str, settings: dict[str, Any] | None = None) -> BaselineCon
     return apply_settings(method_named(name), settings or SHORT.get(name, {}))
 
 
-def logits(adapter: ModelAdapter, text: str) -> Tensor:
-    return adapter.unembed(adapter.final_hidden(adapter.batch([adapter.encode(text)])))
+def logits(lm: EditableModel, text: str) -> Tensor:
+    return lm.unembed(lm.final_hidden(lm.batch([lm.encode(text)])))
 
 
-def edited_weights(adapter: ModelAdapter, updates: tuple[LayerUpdate, ...]) -> dict[int, Tensor]:
+def edited_weights(lm: EditableModel, updates: tuple[LayerUpdate, ...]) -> dict[int, Tensor]:
     return {
-        part.layer: adapter.weight(part.layer).to(torch.promote_types(adapter.dtype, torch.float32)) + part.delta()
+        part.layer: lm.weight(part.layer).to(torch.promote_types(lm.dtype, torch.float32)) + part.delta()
         for part in updates
     }
 
@@ -64,19 +64,19 @@ def edited_weights(adapter: ModelAdapter, updates: tuple[LayerUpdate, ...]) -> d
     [("llama", torch.float32), ("gpt2", torch.float32), ("gpt2_square", torch.float32), ("llama", torch.bfloat16)],
 )
 def test_training_writes_the_facts(name: str, settings: dict[str, Any], family: str, dtype: torch.dtype) -> None:
-    adapter = build_tiny(family, dtype=dtype)
-    updates, trace = fit_baseline(adapter, REQUESTS, configured(name, settings))
+    lm = build_tiny(family, dtype=dtype)
+    updates, trace = fit_baseline(lm, REQUESTS, configured(name, settings))
     assert trace["losses"][-1] < 0.25 * trace["losses"][0]
     assert trace["argmax"] == [True, True]
-    with adapter.edited(edited_weights(adapter, updates)):
-        scored = evaluate_records(adapter, [EditRecord(request) for request in REQUESTS]).records
+    with lm.edited(edited_weights(lm, updates)):
+        scored = evaluate_records(lm, [EditRecord(request) for request in REQUESTS]).records
     assert all(record.efficacy[0].target.argmax for record in scored), "on the model with the update written into it"
     if dtype == torch.float32:
         found = [record.efficacy[0].target.nll for record in scored]
         assert found == pytest.approx(trace["nll"], rel=1e-3, abs=1e-5), "the scorer measures the loss that was trained"
 
 
-def test_training_ends_when_the_loss_is_low(tiny_llama: ModelAdapter) -> None:
+def test_training_ends_when_the_loss_is_low(tiny_llama: EditableModel) -> None:
     _, trace = fit_baseline(tiny_llama, REQUESTS, configured("ft", {**FREE, "fine_tune.loss_threshold": 3.0}))
     assert trace["stopped"] == "loss"
     assert trace["losses"][-1] < 3.0 <= trace["losses"][-2]
@@ -84,14 +84,14 @@ def test_training_ends_when_the_loss_is_low(tiny_llama: ModelAdapter) -> None:
     assert trace["updates"] == trace["passes"] - 1, "nothing is stepped on in the last pass"
 
 
-def test_a_fact_that_is_known_is_left_alone(tiny_llama: ModelAdapter) -> None:
+def test_a_fact_that_is_known_is_left_alone(tiny_llama: EditableModel) -> None:
     config = configured("ft", {"fine_tune.loss_threshold": 1e3})
     (update,), trace = fit_baseline(tiny_llama, REQUESTS, config)
     assert (trace["passes"], trace["updates"], trace["stopped"]) == (1, 0, "loss")
     assert not update.delta().any()
 
 
-def test_mini_batches_step_apart(tiny_llama: ModelAdapter) -> None:
+def test_mini_batches_step_apart(tiny_llama: EditableModel) -> None:
     config = configured("ft", {"fine_tune.steps": 3, "fine_tune.batch_size": 1})
     _, trace = fit_baseline(tiny_llama, REQUESTS, config)
     assert (trace["passes"], trace["updates"]) == (3, 6)
@@ -102,17 +102,17 @@ def test_mini_batches_step_apart(tiny_llama: ModelAdapter) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_no_entry_changes_by_more_than_the_bound(family: str) -> None:
-    adapter = build_tiny(family)
+    lm = build_tiny(family)
     config = configured("ft-l", {"fine_tune.max_change": 2e-3, **FREE})
-    (update,), trace = fit_baseline(adapter, REQUESTS, config, layers=[1])
+    (update,), trace = fit_baseline(lm, REQUESTS, config, layers=[1])
     bound = torch.tensor(2e-3)
     assert update.layer == 1
     assert update.delta().abs().max() == bound, "reached, and not passed"
-    assert torch.equal(update.residuals, torch.eye(adapter.d_model))
+    assert torch.equal(update.residuals, torch.eye(lm.d_model))
     assert trace["losses"][-1] < trace["losses"][0]
 
 
-def test_the_first_step_is_that_of_training_the_weight_itself(tiny_gpt2: ModelAdapter) -> None:
+def test_the_first_step_is_that_of_training_the_weight_itself(tiny_gpt2: EditableModel) -> None:
     config = configured("ft", {"fine_tune.steps": 1, "fine_tune.learning_rate": 1e-3})
     (update,), _ = fit_baseline(tiny_gpt2, [DARRIEUX], config, layers=[2])
     model = copy.deepcopy(tiny_gpt2.model).requires_grad_(False)
@@ -127,17 +127,15 @@ def test_the_first_step_is_that_of_training_the_weight_itself(tiny_gpt2: ModelAd
 
 
 def test_adapters_of_a_bfloat16_model_are_trained_in_float32() -> None:
-    adapter = build_tiny("llama", dtype=torch.bfloat16)
-    (update,), _ = fit_baseline(adapter, REQUESTS, configured("lora"), layers=[1])
+    lm = build_tiny("llama", dtype=torch.bfloat16)
+    (update,), _ = fit_baseline(lm, REQUESTS, configured("lora"), layers=[1])
     for factor in (update.residuals, update.dual_keys):
         assert not torch.equal(factor, factor.bfloat16().float())
 
 
 def test_steps_below_the_spacing_of_bfloat16_are_not_lost() -> None:
-    adapter = build_tiny("llama", dtype=torch.bfloat16)
-    (update,), _ = fit_baseline(
-        adapter, REQUESTS, configured("ft", {"fine_tune.steps": 3, "fine_tune.learning_rate": 1e-6})
-    )
+    lm = build_tiny("llama", dtype=torch.bfloat16)
+    (update,), _ = fit_baseline(lm, REQUESTS, configured("ft", {"fine_tune.steps": 3, "fine_tune.learning_rate": 1e-6}))
     assert update.dual_keys.dtype == torch.float32
     assert 1e-6 < float(update.delta().abs().max()) < 4e-6, "three steps"
 
@@ -149,7 +147,7 @@ def test_steps_below_the_spacing_of_bfloat16_are_not_lost() -> None:
 def test_the_factors_give_the_model_that_peft_merges(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from peft import LoraModel
 
-    adapter = build_tiny(family)
+    lm = build_tiny(family)
     tuners: list[LoraModel] = []
     merged: list[Any] = []
 
@@ -166,18 +164,18 @@ def test_the_factors_give_the_model_that_peft_merges(family: str, monkeypatch: p
     config_class, _ = lora._peft()
     monkeypatch.setattr(lora, "_peft", lambda: (config_class, Kept))
     monkeypatch.setattr(lora, "train", merging)
-    updates, _ = fit_baseline(adapter, REQUESTS, configured("lora", {**LORA, "lora.rank": 3}), layers=[0, 2])
-    assert [part.residuals.shape for part in updates] == [(3, adapter.d_model)] * 2
-    ids = torch.tensor([adapter.encode(EIFFEL.text)])
+    updates, _ = fit_baseline(lm, REQUESTS, configured("lora", {**LORA, "lora.rank": 3}), layers=[0, 2])
+    assert [part.residuals.shape for part in updates] == [(3, lm.d_model)] * 2
+    ids = torch.tensor([lm.encode(EIFFEL.text)])
     with torch.no_grad():
-        before, expected = logits(adapter, EIFFEL.text), merged[0](ids).logits
-        with adapter.edited(edited_weights(adapter, updates)):
-            found = logits(adapter, EIFFEL.text)
+        before, expected = logits(lm, EIFFEL.text), merged[0](ids).logits
+        with lm.edited(edited_weights(lm, updates)):
+            found = logits(lm, EIFFEL.text)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert float((found - before).abs().max()) > 0.1
 
 
-def test_the_seed_draws_the_adapter_whatever_the_global_stream(tiny_llama: ModelAdapter) -> None:
+def test_the_seed_draws_the_adapter_whatever_the_global_stream(tiny_llama: EditableModel) -> None:
     torch.manual_seed(1)
     one, _ = fit_baseline(tiny_llama, REQUESTS, configured("lora"), layers=[1], seed=3)
     torch.manual_seed(2)
@@ -188,7 +186,7 @@ def test_the_seed_draws_the_adapter_whatever_the_global_stream(tiny_llama: Model
     assert not torch.equal(one[0].dual_keys, other[0].dual_keys)
 
 
-def test_without_peft_the_error_says_how_to_get_it(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_the_error_says_how_to_get_it(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     before = model_state(tiny_llama)
     with pytest.raises(InputError, match=r"pip install 'emendo\[peft\]'"):
@@ -196,7 +194,7 @@ def test_without_peft_the_error_says_how_to_get_it(tiny_llama: ModelAdapter, mon
     assert changes(before, model_state(tiny_llama)) == []
 
 
-def test_a_model_with_adapters_of_its_own_is_refused(tiny_llama: ModelAdapter) -> None:
+def test_a_model_with_adapters_of_its_own_is_refused(tiny_llama: EditableModel) -> None:
     from peft import LoraConfig, LoraModel
 
     LoraModel(tiny_llama.model, LoraConfig(target_modules=["q_proj"]), "theirs")
@@ -209,26 +207,26 @@ def test_a_model_with_adapters_of_its_own_is_refused(tiny_llama: ModelAdapter) -
 # ---- the model is as it was ----------------------------------------------------------------------------------
 
 
-def unusual(family: str, dtype: torch.dtype = torch.float32) -> ModelAdapter:
+def unusual(family: str, dtype: torch.dtype = torch.float32) -> EditableModel:
     """A model in training mode, with one frozen parameter."""
-    adapter = build_tiny(family, dtype=dtype)
-    adapter.model.train()
-    next(adapter.model.parameters()).requires_grad_(False)
-    return adapter
+    lm = build_tiny(family, dtype=dtype)
+    lm.model.train()
+    next(lm.model.parameters()).requires_grad_(False)
+    return lm
 
 
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize(("family", "dtype"), [("llama", torch.bfloat16), ("gpt2", torch.float32)])
 def test_fitting_leaves_no_trace(name: str, family: str, dtype: torch.dtype) -> None:
-    adapter = unusual(family, dtype)
-    modules = dict(adapter.model.named_modules())
-    before = model_state(adapter)
+    lm = unusual(family, dtype)
+    modules = dict(lm.model.named_modules())
+    before = model_state(lm)
     with torch.inference_mode() if name == "lora" else torch.no_grad():
-        state = model_state(adapter)
-        updates, trace = fit_baseline(adapter, REQUESTS, configured(name))
-        assert changes(state, model_state(adapter)) == []
-    assert changes(before, model_state(adapter)) == []
-    assert list(dict(adapter.model.named_modules()).items()) == list(modules.items()), "the same modules, in order"
+        state = model_state(lm)
+        updates, trace = fit_baseline(lm, REQUESTS, configured(name))
+        assert changes(state, model_state(lm)) == []
+    assert changes(before, model_state(lm)) == []
+    assert list(dict(lm.model.named_modules()).items()) == list(modules.items()), "the same modules, in order"
     assert max(float(part.delta().abs().max()) for part in updates) > 0
     assert json.loads(json.dumps(trace)) == trace
 
@@ -242,9 +240,9 @@ class BrokenError(Exception):
 def test_a_failure_in_the_middle_of_training_leaves_no_trace(
     name: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = unusual("gpt2")
-    modules = dict(adapter.model.named_modules())
-    before = model_state(adapter)
+    lm = unusual("gpt2")
+    modules = dict(lm.model.named_modules())
+    before = model_state(lm)
     calls = 0
 
     original = training.target_nll
@@ -259,34 +257,34 @@ def test_a_failure_in_the_middle_of_training_leaves_no_trace(
     with monkeypatch.context() as patch:
         patch.setattr(training, "target_nll", failing)
         with pytest.raises(error):
-            fit_baseline(adapter, REQUESTS, configured(name))
+            fit_baseline(lm, REQUESTS, configured(name))
     assert calls == 3
-    assert changes(before, model_state(adapter)) == []
-    assert dict(adapter.model.named_modules()) == modules
+    assert changes(before, model_state(lm)) == []
+    assert dict(lm.model.named_modules()) == modules
 
 
 def test_a_failure_half_way_through_the_injection_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     from peft import LoraModel
 
-    adapter = unusual("llama")
-    modules = dict(adapter.model.named_modules())
-    before = model_state(adapter)
+    lm = unusual("llama")
+    modules = dict(lm.model.named_modules())
+    before = model_state(lm)
     original = LoraModel._create_and_replace
 
     def failing(self: Any, *args: Any, **kwargs: Any) -> None:
-        if kwargs["current_key"] == adapter.module_name(2):
+        if kwargs["current_key"] == lm.module_name(2):
             raise BrokenError
         original(self, *args, **kwargs)
 
     monkeypatch.setattr(LoraModel, "_create_and_replace", failing)
     with pytest.raises(BrokenError):
-        fit_baseline(adapter, REQUESTS, configured("lora"))
-    assert changes(before, model_state(adapter)) == []
-    assert dict(adapter.model.named_modules()) == modules
+        fit_baseline(lm, REQUESTS, configured("lora"))
+    assert changes(before, model_state(lm)) == []
+    assert dict(lm.model.named_modules()) == modules
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_same_call_gives_the_same_bits(name: str, tiny_gpt2: ModelAdapter) -> None:
+def test_the_same_call_gives_the_same_bits(name: str, tiny_gpt2: EditableModel) -> None:
     one, first = fit_baseline(tiny_gpt2, REQUESTS, configured(name), seed=5)
     two, second = fit_baseline(tiny_gpt2, REQUESTS, configured(name), seed=5)
     assert first == second
@@ -298,14 +296,14 @@ def test_the_same_call_gives_the_same_bits(name: str, tiny_gpt2: ModelAdapter) -
 
 
 @pytest.mark.parametrize(("name", "setting"), [("ft", "fine_tune.learning_rate"), ("lora", "lora.learning_rate")])
-def test_a_loss_that_is_not_finite_names_the_remedy(name: str, setting: str, tiny_llama: ModelAdapter) -> None:
+def test_a_loss_that_is_not_finite_names_the_remedy(name: str, setting: str, tiny_llama: EditableModel) -> None:
     before = model_state(tiny_llama)
     with pytest.raises(NumericalError, match=rf"The Eiffel Tower.*--set {setting}.*--dtype float32"):
         fit_baseline(tiny_llama, REQUESTS, configured(name, {setting: 1e37}))
     assert changes(before, model_state(tiny_llama)) == []
 
 
-def test_requests_and_layers_are_checked(tiny_llama: ModelAdapter) -> None:
+def test_requests_and_layers_are_checked(tiny_llama: EditableModel) -> None:
     with pytest.raises(RequestError, match="empty"):
         fit_baseline(tiny_llama, [], configured("ft"))
     with pytest.raises(ConflictError):
@@ -316,7 +314,7 @@ def test_requests_and_layers_are_checked(tiny_llama: ModelAdapter) -> None:
         fit_baseline(tiny_llama, REQUESTS, configured("in-context"), layers=[1])
 
 
-def test_layers_come_with_their_origin(tiny_llama: ModelAdapter) -> None:
+def test_layers_come_with_their_origin(tiny_llama: EditableModel) -> None:
     def layers(name: str, given: list[int] | None = None) -> tuple[tuple[int, ...], str]:
         resolved = resolve_method(name, tiny_llama, layers=given)
         return resolved.layers, resolved.origins["layers"]
@@ -374,7 +372,7 @@ def test_settings_are_checked_without_their_text_too() -> None:
 RECORD = EditRecord(EIFFEL, "Paris", ("Where is it? The Eiffel Tower is in",), ("The Louvre is in",))
 
 
-def test_the_fact_stands_in_front_of_every_prompt(tiny_llama: ModelAdapter) -> None:
+def test_the_fact_stands_in_front_of_every_prompt(tiny_llama: EditableModel) -> None:
     full = replace(
         RECORD, attribute_prompts=("a",), generation_prompts=("g",), probes=(Probe("locality", "l", ("x",), "nq"),)
     )
@@ -409,7 +407,7 @@ def test_a_target_that_holds_a_slot_is_refused() -> None:
         in_context_records([EditRecord(EditRequest("{} is", "Paris", "a {}"))])
 
 
-def test_in_context_changes_no_weights_and_the_scorer_takes_its_records(tiny_llama: ModelAdapter) -> None:
+def test_in_context_changes_no_weights_and_the_scorer_takes_its_records(tiny_llama: EditableModel) -> None:
     config = configured("in-context")
     before = model_state(tiny_llama)
     updates, trace = fit_baseline(tiny_llama, [EIFFEL], config)

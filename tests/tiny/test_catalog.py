@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emendo.editing.session import EditSession
 from emendo.methods import METHODS, method_named
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.statistics import MomentStore
 from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
@@ -30,8 +30,8 @@ def settings_of(method: str) -> dict[str, Any]:
     return OPEN if method == "alphaedit" else {}
 
 
-def weights_of(adapter: ModelAdapter) -> list[Tensor]:
-    return [adapter.weight(layer).clone() for layer in range(adapter.n_layers)]
+def weights_of(lm: EditableModel) -> list[Tensor]:
+    return [lm.weight(layer).clone() for layer in range(lm.n_layers)]
 
 
 # ---- the whole way of an update -------------------------------------------------------------------------
@@ -39,35 +39,35 @@ def weights_of(adapter: ModelAdapter) -> list[Tensor]:
 
 @pytest.mark.parametrize(("method", "family"), pairs(list(METHODS), FAMILIES))
 def test_plan_apply_save_and_roll_back(method: str, family: str, store: MomentStore, tmp_path: Path) -> None:
-    adapter, given = build_tiny(family), settings_of(method)
-    clean, session = model_state(adapter), EditSession(adapter, store=store)
+    lm, given = build_tiny(family), settings_of(method)
+    clean, session = model_state(lm), EditSession(lm, store=store)
     plan = planned(session, store, REQUESTS, method, **given)
-    assert changes(clean, model_state(adapter)) == []
+    assert changes(clean, model_state(lm)) == []
     other = planned(build_tiny(family), store, REQUESTS, method, **given)
     assert other.update.id == plan.update.id, "the same seed, the same update"
     session.apply(plan.update)
-    edited, states = weights_of(adapter), model_state(adapter)
+    edited, states = weights_of(lm), model_state(lm)
     assert changes(clean, states) == ["weights"]
     for part in plan.update.layers:
         expected = part.delta() + build_tiny(family).weight(part.layer)
         assert torch.equal(edited[part.layer], expected), "written once, in float32"
     second = planned(session, store, [replace(EIFFEL, target="Bordeaux")], method, **given)
-    assert changes(states, model_state(adapter)) == [], "a plan on top of an edit leaves no trace either"
+    assert changes(states, model_state(lm)) == [], "a plan on top of an edit leaves no trace either"
     session.apply(second.update)
     session.rollback()
-    assert changes(clean, model_state(adapter)) == []
+    assert changes(clean, model_state(lm)) == []
     loaded = ModelUpdate.load(plan.update.save(tmp_path / "update.safetensors"))
     assert (loaded.id, loaded.info) == (plan.update.id, plan.update.info)
     session.apply(loaded)
-    assert all(torch.equal(a, b) for a, b in zip(weights_of(adapter), edited, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(lm), edited, strict=True))
     session.apply(second.update)  # the file is the update that this one was planned on
 
 
 @pytest.mark.parametrize("method", ["emendo", "memit-history", "rome"])
 def test_the_seed_reaches_sampled_contexts_and_moments(method: str, store: MomentStore) -> None:
-    adapter, given = build_tiny("llama"), {**settings_of(method), "contexts__scheme": "memit"}
+    lm, given = build_tiny("llama"), {**settings_of(method), "contexts__scheme": "memit"}
     ids = [
-        planned(EditSession(adapter, store=store, seed=seed), store, [EIFFEL], method, **given).update.id
+        planned(EditSession(lm, store=store, seed=seed), store, [EIFFEL], method, **given).update.id
         for seed in (3, 3, 4)
     ]
     assert ids[0] == ids[1] != ids[2]
@@ -96,14 +96,14 @@ def test_every_method_writes_what_it_reports(method: str, store: MomentStore) ->
 def test_bfloat16_weights_have_an_update_in_float32(method: str, store: MomentStore) -> None:
     """Factors of float32 accuracy, summed with the weights in float32, and rounded once."""
     given = settings_of(method)
-    adapter = build_tiny("llama", dtype=torch.bfloat16)
-    clean, session = model_state(adapter), EditSession(adapter, store=store)
-    base = weights_of(adapter)
+    lm = build_tiny("llama", dtype=torch.bfloat16)
+    clean, session = model_state(lm), EditSession(lm, store=store)
+    base = weights_of(lm)
     plans = []
     for batch in ([EIFFEL], [DARRIEUX]):
-        before = model_state(adapter)
+        before = model_state(lm)
         plans.append(planned(session, store, batch, method, **given))
-        assert changes(before, model_state(adapter)) == []
+        assert changes(before, model_state(lm)) == []
         session.apply(plans[-1].update)
     for layer, weight in enumerate(base):
         exact = weight.float()
@@ -114,18 +114,18 @@ def test_bfloat16_weights_have_an_update_in_float32(method: str, store: MomentSt
                     assert all(tensor.dtype == torch.float32 for tensor in tensors)
                     assert not torch.equal(part.dual_keys, part.dual_keys.bfloat16().float()), "not rounded to bfloat16"
                     exact += part.delta()
-        assert torch.equal(adapter.weight(layer), exact.bfloat16())
+        assert torch.equal(lm.weight(layer), exact.bfloat16())
     session.rollback()
-    assert changes(clean, model_state(adapter)) == []
+    assert changes(clean, model_state(lm)) == []
 
 
 @pytest.mark.parametrize("method", ["emmet", "memit", "emendo"])
 def test_a_bfloat16_model_is_solved_as_exactly_as_any(method: str, store: MomentStore) -> None:
     """Q K^T of the stored factors and keys is what float64 gives; rounding to bfloat16 anywhere would show."""
-    adapter = build_tiny("llama", dtype=torch.bfloat16)
+    lm = build_tiny("llama", dtype=torch.bfloat16)
     # Under equality without history the weight would change nothing, and is refused.
     given = {} if method == "emmet" else {"preservation__weight": 0.5}
-    plan = planned(adapter, store, [EIFFEL, JAPAN], method, [1], **given)
+    plan = planned(lm, store, [EIFFEL, JAPAN], method, [1], **given)
     (part,) = plan.update.layers
     assert part.keys is not None
     K, Q = part.keys.double(), part.dual_keys.double()
@@ -140,8 +140,8 @@ def test_a_bfloat16_model_is_solved_as_exactly_as_any(method: str, store: Moment
 
 def test_a_bfloat16_model_is_summed_up_before_it_is_rounded(store: MomentStore) -> None:
     """One by one, the third request sees W₀ + Δ₁ + Δ₂ rounded once, as a session writes it."""
-    adapter = build_tiny("llama", dtype=torch.bfloat16)
-    batch = planned(adapter, store, REQUESTS, "r-rome", [1], contexts__scheme="none")
+    lm = build_tiny("llama", dtype=torch.bfloat16)
+    batch = planned(lm, store, REQUESTS, "r-rome", [1], contexts__scheme="none")
     session = EditSession(build_tiny("llama", dtype=torch.bfloat16), store=store)
     for row, request in enumerate(REQUESTS):
         alone = planned(session, store, [request], "r-rome", [1], contexts__scheme="none")

@@ -10,13 +10,13 @@ from torch import nn
 
 from emendo.editing.session import EditSession
 from emendo.errors import WeightsChangedError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.statistics import MomentStore
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, quick_plan
 
 
-def train(lm: ModelAdapter) -> None:
+def train(lm: EditableModel) -> None:
     lm.model.train()
     optimizer = torch.optim.SGD(lm.model.parameters(), lr=0.1)
     lm.model(torch.arange(2, 12)[None], labels=torch.arange(2, 12)[None]).loss.backward()
@@ -25,25 +25,25 @@ def train(lm: ModelAdapter) -> None:
     lm.model.eval()
 
 
-def through_data(lm: ModelAdapter) -> None:
+def through_data(lm: EditableModel) -> None:
     lm.blocks[3].self_attn.q_proj.weight.data[0, 0] += 1  # as merging an adapter does; no version tells
 
 
-def edited_layer(lm: ModelAdapter) -> None:
+def edited_layer(lm: EditableModel) -> None:
     with torch.no_grad():
         lm.weight(1)[0, 0] += 1
 
 
-def replaced(lm: ModelAdapter) -> None:
+def replaced(lm: EditableModel) -> None:
     head = lm.model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach() * 2)
 
 
-def loaded(lm: ModelAdapter) -> None:
+def loaded(lm: EditableModel) -> None:
     lm.model.load_state_dict({name: value * 1.5 for name, value in lm.model.state_dict().items()})
 
 
-CHANGES: dict[str, Callable[[ModelAdapter], object]] = {
+CHANGES: dict[str, Callable[[EditableModel], object]] = {
     "trained": train,
     "written through .data": through_data,
     "an edited layer": edited_layer,
@@ -129,7 +129,7 @@ def test_what_holds_the_same_numbers_has_not_changed(session: EditSession) -> No
     assert all(session.verify_rolled_back().values())
 
 
-def test_the_identity_of_an_unedited_model_follows_its_weights(tiny_llama: ModelAdapter) -> None:
+def test_the_identity_of_an_unedited_model_follows_its_weights(tiny_llama: EditableModel) -> None:
     before = tiny_llama.weights_digest()
     train(tiny_llama)
     assert tiny_llama.weights_digest() != before

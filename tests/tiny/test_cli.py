@@ -131,9 +131,9 @@ def test_plan_only_names_deviations(emendo: Command, model: str) -> None:
 
 def test_what_goes_together_is_judged_for_the_model(emendo: Command, tmp_path: Path) -> None:
     """On Gemma-2 targets are MLP outputs, which makes of keys.residual=mean what emmet alone would not have."""
-    adapter = build_tiny("gemma2")
-    adapter.model.save_pretrained(tmp_path / "gemma")
-    adapter.tokenizer.save_pretrained(tmp_path / "gemma")
+    lm = build_tiny("gemma2")
+    lm.model.save_pretrained(tmp_path / "gemma")
+    lm.tokenizer.save_pretrained(tmp_path / "gemma")
     code, text, err = emendo(
         *("edit", "--model", str(tmp_path / "gemma"), *FACT, "--method", "emmet", "--set", "keys.residual=mean"),
         *("--plan-only", "--json"),
@@ -275,7 +275,7 @@ def test_a_conflict_of_keys_is_bad_input(emendo: Command, model: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "stage", ["emendo.editing.value_cache.TargetMemory.find", "emendo.report.judge", "emendo.models.load"]
+    "stage", ["emendo.editing.value_cache.ValueCache.find", "emendo.report.judge", "emendo.models.load"]
 )
 def test_an_interrupt(stage: str, emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> Any:

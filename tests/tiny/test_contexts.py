@@ -10,14 +10,14 @@ import torch
 
 from emendo.editing.contexts import FIXED_CONTEXTS, MEMIT_SEEDS, SCHEMES, prefix_contexts
 from emendo.errors import MethodError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from tests.conftest import build_tiny
 
 SIZES = {"memit": 6, "rome": 21, "fixed": 6, "none": 1}
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "llama-bos"])
-def adapter(request: pytest.FixtureRequest) -> ModelAdapter:
+def lm(request: pytest.FixtureRequest) -> EditableModel:
     family, _, bos = request.param.partition("-")
     return build_tiny(family, bos=bool(bos))
 
@@ -28,8 +28,8 @@ def test_every_scheme_is_covered_here() -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_the_plain_prompt_first_and_one_slot_at_the_end_of_each(adapter: ModelAdapter, scheme: str, seed: int) -> None:
-    contexts = prefix_contexts(adapter, scheme, seed)
+def test_the_plain_prompt_first_and_one_slot_at_the_end_of_each(lm: EditableModel, scheme: str, seed: int) -> None:
+    contexts = prefix_contexts(lm, scheme, seed)
     assert len(contexts) == SIZES[scheme]
     assert contexts[0] == "{}"
     assert contexts.count("{}") == 1
@@ -46,51 +46,49 @@ def test_the_plain_prompt_first_and_one_slot_at_the_end_of_each(adapter: ModelAd
 
 
 @pytest.mark.parametrize("scheme", ["memit", "rome"])
-def test_a_seed_means_the_same_every_time_and_something_else_than_another(adapter: ModelAdapter, scheme: str) -> None:
-    first = prefix_contexts(adapter, scheme, 0)
+def test_a_seed_means_the_same_every_time_and_something_else_than_another(lm: EditableModel, scheme: str) -> None:
+    first = prefix_contexts(lm, scheme, 0)
     torch.manual_seed(123)
-    assert prefix_contexts(adapter, scheme, 0) == first
-    assert prefix_contexts(build_tiny(adapter.spec.model_type, bos=adapter.encode("a")[0] == 0), scheme, 0) == first
-    others = {prefix_contexts(adapter, scheme, seed) for seed in range(5)}
+    assert prefix_contexts(lm, scheme, 0) == first
+    assert prefix_contexts(build_tiny(lm.spec.model_type, bos=lm.encode("a")[0] == 0), scheme, 0) == first
+    others = {prefix_contexts(lm, scheme, seed) for seed in range(5)}
     assert len(others) == 5
     # Not only one of the texts: every one of them is sampled.
     assert all(any(other[index] != first[index] for other in others) for index in range(1, len(first)))
 
 
-def test_another_model_gives_other_contexts(adapter: ModelAdapter) -> None:
-    other = build_tiny(adapter.spec.model_type, bos=adapter.encode("a")[0] == 0, seed=9)
-    assert prefix_contexts(other, "memit", 0) != prefix_contexts(adapter, "memit", 0)
+def test_another_model_gives_other_contexts(lm: EditableModel) -> None:
+    other = build_tiny(lm.spec.model_type, bos=lm.encode("a")[0] == 0, seed=9)
+    assert prefix_contexts(other, "memit", 0) != prefix_contexts(lm, "memit", 0)
 
 
-def test_memit_contexts_begin_with_their_seed_words(adapter: ModelAdapter) -> None:
-    for context, word in zip(prefix_contexts(adapter, "memit", 0)[1:], MEMIT_SEEDS, strict=True):
+def test_memit_contexts_begin_with_their_seed_words(lm: EditableModel) -> None:
+    for context, word in zip(prefix_contexts(lm, "memit", 0)[1:], MEMIT_SEEDS, strict=True):
         assert context.startswith(word)
 
 
 @pytest.mark.parametrize(("scheme", "lengths"), [("memit", [10] * 5), ("rome", [5] * 10 + [10] * 10)])
 def test_sampled_texts_have_the_published_lengths(
-    adapter: ModelAdapter, monkeypatch: pytest.MonkeyPatch, scheme: str, lengths: list[int]
+    lm: EditableModel, monkeypatch: pytest.MonkeyPatch, scheme: str, lengths: list[int]
 ) -> None:
     decoded: list[int] = []
-    decode = adapter.decode
-    monkeypatch.setattr(adapter, "decode", lambda ids: (decoded.append(len(ids)), decode(ids))[1])
-    prefix_contexts(adapter, scheme, 0)
+    decode = lm.decode
+    monkeypatch.setattr(lm, "decode", lambda ids: (decoded.append(len(ids)), decode(ids))[1])
+    prefix_contexts(lm, scheme, 0)
     assert sorted(decoded) == lengths
 
 
-def test_braces_and_line_breaks_of_the_model_are_taken_out(
-    adapter: ModelAdapter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_braces_and_line_breaks_of_the_model_are_taken_out(lm: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = iter(["a {} b", "｛｝", "{{}\n\n\nx\r\ny", "\u2028z\u2029\t{", "}"])
-    monkeypatch.setattr(adapter, "decode", lambda ids: next(texts))
-    contexts = prefix_contexts(adapter, "memit", 0)
+    monkeypatch.setattr(lm, "decode", lambda ids: next(texts))
+    contexts = prefix_contexts(lm, "memit", 0)
     assert sorted(contexts) == sorted(["{}", "a b. {}", ". {}", "x y. {}", "z. {}", ". {}"])
 
 
 @pytest.mark.parametrize("scheme", ["memit", "rome", "fixed", "none"])
-def test_nothing_else_changes(adapter: ModelAdapter, scheme: str) -> None:
+def test_nothing_else_changes(lm: EditableModel, scheme: str) -> None:
     """Neither anyone's random numbers nor the model: its weights, its training mode, its gradients, its hooks."""
-    model = adapter.model
+    model = lm.model
     model.train()
     parameters = list(model.parameters())
     parameters[0].requires_grad_(False)
@@ -98,7 +96,7 @@ def test_nothing_else_changes(adapter: ModelAdapter, scheme: str) -> None:
     wanted = [parameter.requires_grad for parameter in parameters]
     python, numpy_state, state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     try:
-        prefix_contexts(adapter, scheme, 0)
+        prefix_contexts(lm, scheme, 0)
         assert random.getstate() == python
         assert np.random.get_state()[1].tolist() == numpy_state
         assert torch.equal(torch.get_rng_state(), state)
@@ -113,20 +111,20 @@ def test_nothing_else_changes(adapter: ModelAdapter, scheme: str) -> None:
         parameters[0].requires_grad_(True)
 
 
-def test_the_fixed_contexts_need_no_model(adapter: ModelAdapter) -> None:
-    assert prefix_contexts(adapter, "fixed", 0) == prefix_contexts(adapter, "fixed", 1) == FIXED_CONTEXTS
+def test_the_fixed_contexts_need_no_model(lm: EditableModel) -> None:
+    assert prefix_contexts(lm, "fixed", 0) == prefix_contexts(lm, "fixed", 1) == FIXED_CONTEXTS
 
 
 @pytest.mark.parametrize("scheme", ["", "MEMIT", "romex"])
-def test_unknown_schemes_are_refused(adapter: ModelAdapter, scheme: str) -> None:
+def test_unknown_schemes_are_refused(lm: EditableModel, scheme: str) -> None:
     with pytest.raises(MethodError, match="expected one of memit, rome, fixed, none"):
-        prefix_contexts(adapter, scheme, 0)
+        prefix_contexts(lm, scheme, 0)
 
 
 def test_rome_needs_a_start_token() -> None:
-    adapter = build_tiny("llama")
-    adapter.tokenizer.bos_token = None
-    assert len(prefix_contexts(adapter, "rome", 0)) == 21  # documents that are separated by EOS start with it
-    adapter.tokenizer.eos_token = None
+    lm = build_tiny("llama")
+    lm.tokenizer.bos_token = None
+    assert len(prefix_contexts(lm, "rome", 0)) == 21  # documents that are separated by EOS start with it
+    lm.tokenizer.eos_token = None
     with pytest.raises(MethodError, match=r"contexts\.scheme=memit"):
-        prefix_contexts(adapter, "rome", 0)
+        prefix_contexts(lm, "rome", 0)

@@ -13,7 +13,7 @@ from emendo.editing.session import EditSession
 from emendo.errors import InfeasibleError
 from emendo.ledger import EditLedger
 from emendo.methods import METHODS
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from emendo.solve import Preservation, prepare, solve
 from emendo.statistics import MomentStore
@@ -31,7 +31,7 @@ ACTIVATIONS = {
 }
 
 
-def build_relu(family: str, *, dead: bool = True) -> ModelAdapter:
+def build_relu(family: str, *, dead: bool = True) -> EditableModel:
     """A tiny model with a ReLU, some of whose units can never fire."""
     tokenizer = build_tokenizer(bos=True)
     settings = {**ROWS[family], **ACTIVATIONS[family]}
@@ -40,20 +40,20 @@ def build_relu(family: str, *, dead: bool = True) -> ModelAdapter:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()
-    adapter = ModelAdapter(model, tokenizer, name=f"tiny-{family}-relu")
+    lm = EditableModel(model, tokenizer, name=f"tiny-{family}-relu")
     for module in model.modules():
         bias = getattr(module, "bias", None)
-        if dead and bias is not None and bias.shape == (adapter.d_in(0),):
+        if dead and bias is not None and bias.shape == (lm.d_in(0),):
             bias.data[::3] = -1e4
         if dead and type(module).__name__ == "LlamaMLP":
             module.gate_proj.weight.data[::3] = 0
-    return adapter
+    return lm
 
 
 @pytest.mark.parametrize("family", sorted(ACTIVATIONS))
 def test_every_method_plans_on_a_model_with_dead_units(family: str, tmp_path: Path) -> None:
-    adapter = build_relu(family)
-    session = EditSession(adapter, store=MomentStore(tmp_path))
+    lm = build_relu(family)
+    session = EditSession(lm, store=MomentStore(tmp_path))
     for name, method in METHODS.items():
         if method.preservation.weight == 0 or method.preservation.null_space != "off":
             continue
@@ -120,9 +120,9 @@ def test_edits_with_a_history_and_a_ledger_that_takes_one_out(tmp_path: Path) ->
 
 
 def test_the_plan_and_the_report_say_it(emendo: Command, home: Path, tmp_path: Path) -> None:
-    adapter = build_relu("opt")
-    adapter.model.save_pretrained(tmp_path / "model")
-    adapter.tokenizer.save_pretrained(tmp_path / "model")
+    lm = build_relu("opt")
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
     fact = ["--prompt", REQUEST.prompt, "--subject", REQUEST.subject, "--target", REQUEST.target]
     command = ["edit", "--model", str(tmp_path / "model"), *fact, "--method", "emmet", "--set", "target.steps=2"]
     code, out, _ = emendo(*command, "--plan-only", "--json")

@@ -13,7 +13,7 @@ from emendo.datasets.prompts import read_prompts
 from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, DatasetError, InputError
 from emendo.ledger import EditLedger
-from emendo.models import ModelAdapter, load
+from emendo.models import EditableModel, load
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -24,13 +24,13 @@ PROMPTS = [EIFFEL.text, "The weather was calm", JAPAN.text, "I wrote this"]
 NEW = 5
 
 
-def distributions(lm: ModelAdapter, ids: list[int]) -> torch.Tensor:
+def distributions(lm: EditableModel, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return found
 
 
-def greedy(lm: ModelAdapter, prompt: str) -> list[int]:
+def greedy(lm: EditableModel, prompt: str) -> list[int]:
     """Tokens of a prompt and of what follows, up to an end of text."""
     ids = lm.encode(prompt)
     for _ in range(NEW):
@@ -79,7 +79,9 @@ def test_kl_and_continuations_are_those_of_written_weights(family: str, store: M
     assert all(row.contributions is None for row in found.prompts), "neither state is the base"
 
 
-def test_an_edit_against_the_base_says_which_edits_fire_and_carry(tiny_llama: ModelAdapter, store: MomentStore) -> None:
+def test_an_edit_against_the_base_says_which_edits_fire_and_carry(
+    tiny_llama: EditableModel, store: MomentStore
+) -> None:
     plan = planned(tiny_llama, store, REQUESTS, "emendo", target__steps=20)
     base, edited = State("base"), State("edited", (plan.update,))
     found = difference(tiny_llama, base, edited, [request.text for request in REQUESTS], order="next-token")
@@ -97,7 +99,7 @@ def test_an_edit_against_the_base_says_which_edits_fire_and_carry(tiny_llama: Mo
     assert {row.first.continuation for row in back.prompts} == {row.second.continuation for row in found.prompts}
 
 
-def test_what_cannot_be_compared_is_refused(tiny_llama: ModelAdapter, store: MomentStore) -> None:
+def test_what_cannot_be_compared_is_refused(tiny_llama: EditableModel, store: MomentStore) -> None:
     plan = planned(tiny_llama, store, [EIFFEL], "emmet")
     one = State("one", (plan.update,))
     with pytest.raises(InputError, match="same state"):

@@ -17,7 +17,7 @@ from emendo.evaluate import evaluate_records
 from emendo.methods import BASELINES, METHODS, BaselineConfig, method_named
 from emendo.methods.baselines import FineTuneSettings
 from emendo.methods.in_context import in_context_records
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.report import judge, layer_table, markdown_report, report_document
 from emendo.requests import EditRecord, EditRequest
 from emendo.statistics import MomentStore
@@ -78,7 +78,7 @@ def facts(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def session(store: MomentStore, tiny_llama: ModelAdapter) -> EditSession:
+def session(store: MomentStore, tiny_llama: EditableModel) -> EditSession:
     return EditSession(tiny_llama, store=store)
 
 

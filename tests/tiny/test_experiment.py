@@ -13,7 +13,7 @@ import torch
 import emendo.editing.value_cache as target_memory
 from emendo.datasets import load_records, read_records
 from emendo.editing.session import EditSession
-from emendo.editing.value_search import find_targets
+from emendo.editing.value_search import search_values
 from emendo.errors import ExperimentError, InfeasibleError, InputError
 from emendo.evaluate import evaluate_records, packaged_text, perplexity, probe_scores, zsre_scores
 from emendo.evaluate.rows import score_rows
@@ -21,7 +21,7 @@ from emendo.experiments import Cell, Experiment, Measures, comparable
 from emendo.experiments import ground as ground_module
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Silent
 from emendo.statistics import MomentStore
 from emendo.updates.update import LayerUpdate
@@ -38,8 +38,8 @@ def data(tmp_path: Path) -> str:
 def run(tmp_path: Path, store: MomentStore) -> Any:
     """Run cells in a folder; their summaries."""
 
-    def call(*cells: Cell, folder: str = "out", config: Any = None, adapter: ModelAdapter | None = None) -> Any:
-        loaded = adapter or build_tiny("llama")
+    def call(*cells: Cell, folder: str = "out", config: Any = None, lm: EditableModel | None = None) -> Any:
+        loaded = lm or build_tiny("llama")
         content = {"cells": [one.to_dict() for one in cells]} if config is None else config
         experiment = Experiment("test", content, cells, tmp_path / folder, lambda _: loaded, store=store)
         return list(experiment.run())
@@ -57,7 +57,7 @@ def loads() -> list[str]:
 def several(tmp_path: Path, store: MomentStore, loads: list[str]) -> Any:
     """An experiment with cells of several models."""
 
-    def load(name: str) -> ModelAdapter:
+    def load(name: str) -> EditableModel:
         loads.append(name)
         return build_tiny("llama", seed=ord(name))
 
@@ -85,16 +85,16 @@ def test_a_cell_says_what_a_session_by_hand_says(run: Any, data: str, store: Mom
     known = {record.request.id: record for record in read_records(data)}
     order = [row["id"] for row in lines_of(run, one)]
     records = [known[name] for name in order]
-    adapter = build_tiny("llama")
-    before = evaluate_records(adapter, records).scores.to_dict()
-    session = EditSession(adapter, store=store)
+    lm = build_tiny("llama")
+    before = evaluate_records(lm, records).scores.to_dict()
+    session = EditSession(lm, store=store)
     for batch in (records[:3], records[3:]):
         session.apply(session.plan([r.request for r in batch], one.method, settings=QUICK).update)
-    after = evaluate_records(adapter, records).scores.to_dict()
+    after = evaluate_records(lm, records).scores.to_dict()
     for metric in ("ES", "PS", "NS", "S", "EM", "PM", "NM", "EA", "NA"):
         assert summary["scores"]["before"][metric] == pytest.approx(before[metric], abs=1e-4)
         assert summary["scores"]["final"][metric] == pytest.approx(after[metric], abs=1e-4)
-    ppl = perplexity(adapter, packaged_text(), max_tokens=64).value
+    ppl = perplexity(lm, packaged_text(), max_tokens=64).value
     assert summary["perplexity"]["after"] == pytest.approx(ppl, rel=1e-6)
     total = sum(part.layers[0].delta().double() for part in session.applied_updates)
     base = build_tiny("llama").weight(summary["layers"][0]["layer"]).double()
@@ -163,16 +163,16 @@ def test_zsre_is_scored_by_token_accuracy(mode: str, run: Any, tmp_path: Path, s
     (summary,) = run(one)
     known = {record.request.id: record for record in load_records(one.data).records}
     records = [known[row["id"]] for row in lines_of(run, one)]
-    adapter = build_tiny("llama")
-    assert summary["zsre"]["before"] == zsre_scores(adapter, records).to_dict()["scores"]
-    session = EditSession(adapter, store=store)
+    lm = build_tiny("llama")
+    assert summary["zsre"]["before"] == zsre_scores(lm, records).to_dict()["scores"]
+    session = EditSession(lm, store=store)
     rows: list[dict[str, Any]] = []
     for batch in (records[:2], records[2:]):
         session.apply(session.plan([r.request for r in batch], one.method, settings=QUICK).update)
         if mode == "batch":
-            rows += zsre_scores(adapter, batch).to_dict()["records"]
+            rows += zsre_scores(lm, batch).to_dict()["records"]
             session.rollback()
-    rows = rows or zsre_scores(adapter, records).to_dict()["records"]
+    rows = rows or zsre_scores(lm, records).to_dict()["records"]
     assert [row["zsre"]["after"] for row in lines_of(run, one)] == rows
     assert summary["zsre"]["after"]["efficacy"] == pytest.approx(25 * sum(row["efficacy"] for row in rows))
     assert summary["scores"]["before"]["S"] is None
@@ -227,11 +227,11 @@ def test_baselines_work_in_the_modes(method: str, mode: str, run: Any, data: str
 def test_cells_that_ask_for_one_search_share_it(run: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
-    def counted(adapter: Any, requests: Any, *rest: Any) -> Any:
+    def counted(lm: Any, requests: Any, *rest: Any) -> Any:
         made.append(len(requests))
-        return find_targets(adapter, requests, *rest)
+        return search_values(lm, requests, *rest)
 
-    monkeypatch.setattr(target_memory, "find_targets", counted)
+    monkeypatch.setattr(target_memory, "search_values", counted)
     cells = [cell(data, method, batch_size=size) for size in (1, 4) for method in ("emmet", "memit")]
     same = {"target.argmax_steps": "none", "target.precision": "float32", "distribution": "single"}
     cells = [Cell(**{**vars(one), "settings": {**one.settings, **same}, "layers": (1,)}) for one in cells]
@@ -280,8 +280,8 @@ def test_the_count_of_a_plan_is_what_a_run_does(data: str, tmp_path: Path, store
         cell(data, "rome", batch_size=4),
         cell(data, "memit-history", "sequential-batched"),
     ]
-    adapter = build_tiny("llama")
-    experiment = Experiment("test", {}, cells, tmp_path / "out", lambda _: adapter, store=store)
+    lm = build_tiny("llama")
+    experiment = Experiment("test", {}, cells, tmp_path / "out", lambda _: lm, store=store)
     planned = experiment.plan()
     assert not (tmp_path / "out").exists()
     for plan, summary in zip(planned, experiment.run(), strict=True):
@@ -307,7 +307,7 @@ def test_another_configuration_in_the_same_folder_is_refused_in_words(run: Any, 
         run(cell(data), config={"n": 8, "seed": 0})
     unfinish(tmp_path, cell(data))
     with pytest.raises(ExperimentError, match="weights_sha256: found"):
-        run(cell(data), config={"n": 4, "seed": 0}, adapter=build_tiny("llama", seed=1))
+        run(cell(data), config={"n": 4, "seed": 0}, lm=build_tiny("llama", seed=1))
     write_records(Path(data), 6)
     with pytest.raises(ExperimentError, match="records was 10, and is now 6"):
         run(cell(data), config={"n": 4, "seed": 0})
@@ -329,12 +329,12 @@ def test_a_held_out_text_that_changes_is_refused(run: Any, data: str, tmp_path: 
 def test_another_device_is_another_experiment(
     run: Any, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = build_tiny("llama")
-    run(cell(data), config={}, adapter=adapter)
+    lm = build_tiny("llama")
+    run(cell(data), config={}, lm=lm)
     unfinish(tmp_path, cell(data))
-    monkeypatch.setattr(ModelAdapter, "device", property(lambda self: torch.device("meta")))
+    monkeypatch.setattr(EditableModel, "device", property(lambda self: torch.device("meta")))
     with pytest.raises(ExperimentError, match="type was 'cpu', and is now 'meta'"):
-        run(cell(data), config={}, adapter=adapter)
+        run(cell(data), config={}, lm=lm)
 
 
 def test_everything_is_refused_before_the_first_edit(run: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,8 +389,8 @@ def test_a_failure_ends_the_stage_that_it_came_in(
         raise InfeasibleError("dependent keys")
 
     monkeypatch.setattr(EditSession, "plan", failing)
-    stages, adapter = Stages(), build_tiny("llama")
-    list(Experiment("test", {}, [cell(data)], tmp_path / "out", lambda _: adapter, store=store, progress=stages).run())
+    stages, lm = Stages(), build_tiny("llama")
+    list(Experiment("test", {}, [cell(data)], tmp_path / "out", lambda _: lm, store=store, progress=stages).run())
     assert any(stage.startswith("[1/1]") for stage in stages.started)
     assert stages.open == []
 

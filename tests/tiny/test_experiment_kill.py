@@ -140,12 +140,12 @@ def test_a_kill_at_every_write_changes_nothing(
 ) -> None:
     measures = Measures(perplexity=False, samples=0)
     one = cell(write_records(tmp_path / "records.jsonl"), measures=measures, **CASES[case])
-    kill, adapter = Kill(monkeypatch), build_tiny("llama")
+    kill, lm = Kill(monkeypatch), build_tiny("llama")
     plan, plans = EditSession.plan, []
     monkeypatch.setattr(EditSession, "plan", lambda *args, **kwargs: plans.append(1) or plan(*args, **kwargs))
 
     def run(folder: Path) -> dict[str, Any]:
-        (found,) = Experiment("kill", {}, [one], folder, lambda _: adapter, store=store).run()
+        (found,) = Experiment("kill", {}, [one], folder, lambda _: lm, store=store).run()
         return comparable(found)
 
     run(tmp_path / "first")  # which collects the second moments
@@ -159,7 +159,7 @@ def test_a_kill_at_every_write_changes_nothing(
         plans.clear()
         with pytest.raises(KilledError):
             run(folder)
-        assert not adapter.holds_edits
+        assert not lm.holds_edits
         kill.arm(-1, when)
         assert run(folder) == expected
         assert len(plans) in (2, 3), "of two batches, one at most is planned again"

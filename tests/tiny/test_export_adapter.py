@@ -19,7 +19,7 @@ from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, ExportError, InputError
 from emendo.export import RANKS, write_adapter
 from emendo.export.peft_adapter import lora_tensors, padded_rank
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import ROWS, build_tiny
 from tests.random_updates import random_update
@@ -29,27 +29,27 @@ FACT = {"prompt": "{} is in", "subject": "The | <b>Tower</b>", "target": "Rome\n
 SEVERAL = ("llama", "gpt2", "phi3", "gpt_neox")
 
 
-def logits(model: Any, adapter: ModelAdapter) -> Tensor:
+def logits(model: Any, lm: EditableModel) -> Tensor:
     """Logits of all texts, those of padding left out."""
     found = []
     with torch.no_grad():
         for text in TEXTS:
-            found.append(model(input_ids=torch.tensor([adapter.encode(text)]), use_cache=False).logits[0])
+            found.append(model(input_ids=torch.tensor([lm.encode(text)]), use_cache=False).logits[0])
     return torch.cat(found).double()
 
 
-def chain(adapter: ModelAdapter, ranks: tuple[int, int] = (3, 2)) -> list[ModelUpdate]:
+def chain(lm: EditableModel, ranks: tuple[int, int] = (3, 2)) -> list[ModelUpdate]:
     """Two updates that share a layer and differ in rank."""
-    first = random_update(adapter, {1: ranks[0], 2: 1}, seed=1, requests=[FACT], method={"name": "emmet"})
-    return [first, random_update(adapter, {2: ranks[1], 3: 2}, [first], seed=2)]
+    first = random_update(lm, {1: ranks[0], 2: 1}, seed=1, requests=[FACT], method={"name": "emmet"})
+    return [first, random_update(lm, {2: ranks[1], 3: 2}, [first], seed=2)]
 
 
-def edited_logits(adapter: ModelAdapter, updates: list[ModelUpdate]) -> Tensor:
-    session = EditSession(adapter)
+def edited_logits(lm: EditableModel, updates: list[ModelUpdate]) -> Tensor:
+    session = EditSession(lm)
     try:
         for update in updates:
             session.apply(update)
-        return logits(adapter.model, adapter)
+        return logits(lm.model, lm)
     finally:
         session.rollback()
 
@@ -57,43 +57,43 @@ def edited_logits(adapter: ModelAdapter, updates: list[ModelUpdate]) -> Tensor:
 @pytest.mark.parametrize("family", [*sorted(ROWS), "llava"])
 @pytest.mark.filterwarnings("error::UserWarning:peft")
 def test_peft_gives_the_edited_logits(family: str, tmp_path: Path) -> None:
-    adapter = build_tiny(family)
-    updates = chain(adapter)
-    before, expected = logits(adapter.model, adapter), edited_logits(adapter, updates)
-    written = write_adapter(adapter, updates, tmp_path)
-    served = PeftModel.from_pretrained(copy.deepcopy(adapter.model), written.path).eval()
+    lm = build_tiny(family)
+    updates = chain(lm)
+    before, expected = logits(lm.model, lm), edited_logits(lm, updates)
+    written = write_adapter(lm, updates, tmp_path)
+    served = PeftModel.from_pretrained(copy.deepcopy(lm.model), written.path).eval()
     wrapped = {
         name.removeprefix("base_model.model.") for name, module in served.named_modules() if hasattr(module, "lora_A")
     }
-    assert wrapped == {adapter.module_name(layer) for layer in (1, 2, 3)}
-    found = logits(served, adapter)
-    merged = logits(served.merge_and_unload(), adapter)
+    assert wrapped == {lm.module_name(layer) for layer in (1, 2, 3)}
+    found = logits(served, lm)
+    merged = logits(served.merge_and_unload(), lm)
     scale = float(expected.abs().max())
     assert float((expected - before).abs().max()) > 0.01 * scale, "the update does something"
     for one in (found, merged):
         assert float((one - expected).abs().max()) < 2e-5 * max(1.0, scale)
-    assert torch.equal(logits(adapter.model, adapter), before), "the model is as it was"
+    assert torch.equal(logits(lm.model, lm), before), "the model is as it was"
 
 
 @pytest.mark.parametrize("family", SEVERAL)
 def test_transformers_loads_it_too(family: str, tmp_path: Path) -> None:
-    adapter = build_tiny(family)
-    updates = chain(adapter)
-    expected = edited_logits(adapter, updates)
-    model = copy.deepcopy(adapter.model)
-    model.load_adapter(str(write_adapter(adapter, updates, tmp_path).path))
-    torch.testing.assert_close(logits(model, adapter), expected, rtol=1e-5, atol=1e-4)
+    lm = build_tiny(family)
+    updates = chain(lm)
+    expected = edited_logits(lm, updates)
+    model = copy.deepcopy(lm.model)
+    model.load_adapter(str(write_adapter(lm, updates, tmp_path).path))
+    torch.testing.assert_close(logits(model, lm), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", SEVERAL)
 def test_the_factors_are_stored_bit_for_bit(family: str, tmp_path: Path) -> None:
-    adapter = build_tiny(family)
-    updates = chain(adapter)
-    written = write_adapter(adapter, updates, tmp_path)
+    lm = build_tiny(family)
+    updates = chain(lm)
+    written = write_adapter(lm, updates, tmp_path)
     stored = load_file(written.path / "adapter_model.safetensors")
     assert len(stored) == 6
     first, second = updates
-    name = f"base_model.model.{adapter.module_name(2)}"
+    name = f"base_model.model.{lm.module_name(2)}"
     down, up = stored[f"{name}.lora_A.weight"], stored[f"{name}.lora_B.weight"]
     both = [first.layers[1], second.layers[0]]
     assert torch.equal(down[:3], torch.cat([part.dual_keys for part in both]))
@@ -103,7 +103,7 @@ def test_the_factors_are_stored_bit_for_bit(family: str, tmp_path: Path) -> None
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
-def test_the_configuration(tiny_gpt2: ModelAdapter, tmp_path: Path) -> None:
+def test_the_configuration(tiny_gpt2: EditableModel, tmp_path: Path) -> None:
     written = write_adapter(tiny_gpt2, chain(tiny_gpt2), tmp_path, base_name="owner/base")
     config = LoraConfig.from_pretrained(str(written.path))
     assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 8, 0.0, "none")
@@ -116,7 +116,7 @@ def test_the_configuration(tiny_gpt2: ModelAdapter, tmp_path: Path) -> None:
     assert set(raw) <= set(vars(LoraConfig()))
 
 
-def test_the_hub_revision_is_recorded(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_the_hub_revision_is_recorded(tiny_llama: EditableModel, tmp_path: Path) -> None:
     tiny_llama.model.config._commit_hash = "abc123"
     written = write_adapter(tiny_llama, chain(tiny_llama), tmp_path)
     assert LoraConfig.from_pretrained(str(written.path)).revision == "abc123"
@@ -125,7 +125,7 @@ def test_the_hub_revision_is_recorded(tiny_llama: ModelAdapter, tmp_path: Path) 
 # ---- names, ranks ------------------------------------------------------------------------------------------
 
 
-def test_the_name_is_of_the_content(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_the_name_is_of_the_content(tiny_llama: EditableModel, tmp_path: Path) -> None:
     updates = chain(tiny_llama)
     written = write_adapter(tiny_llama, updates, tmp_path)
     assert re.fullmatch(r"emendo-[0-9a-f]{12}", written.name)
@@ -149,7 +149,7 @@ def test_the_name_is_of_the_content(tiny_llama: ModelAdapter, tmp_path: Path) ->
     assert len({written.name, *others}) == 4
 
 
-def test_a_damaged_adapter_under_its_name_is_not_taken_for_it(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_a_damaged_adapter_under_its_name_is_not_taken_for_it(tiny_llama: EditableModel, tmp_path: Path) -> None:
     written = write_adapter(tiny_llama, chain(tiny_llama), tmp_path)
     weights = written.path / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -171,7 +171,7 @@ def test_padding(rank: int, padded: int) -> None:
     )
 
 
-def test_a_rank_that_no_server_accepts_is_refused_with_the_ways_out(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_a_rank_that_no_server_accepts_is_refused_with_the_ways_out(tiny_llama: EditableModel, tmp_path: Path) -> None:
     update = random_update(tiny_llama, {1: RANKS[-1] + 1})
     with pytest.raises(ExportError, match=r"rank 513 .*--fold.*emendo export checkpoint"):
         write_adapter(tiny_llama, [update], tmp_path)
@@ -188,7 +188,7 @@ def test_a_rank_that_no_server_accepts_is_refused_with_the_ways_out(tiny_llama: 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-6, 0.3])
 def test_folding_keeps_its_tolerance_in_what_is_served(
-    tolerance: float, tiny_llama: ModelAdapter, tmp_path: Path
+    tolerance: float, tiny_llama: EditableModel, tmp_path: Path
 ) -> None:
     update = random_update(tiny_llama, {1: 6, 2: 6})
     twice = replace(
@@ -211,13 +211,13 @@ def test_folding_keeps_its_tolerance_in_what_is_served(
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])
-def test_tolerances_that_make_no_sense(tolerance: float, tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_tolerances_that_make_no_sense(tolerance: float, tiny_llama: EditableModel, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="such as --fold 1e-6"):
         write_adapter(tiny_llama, chain(tiny_llama)[:1], tmp_path, tolerance=tolerance)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tolerance_below_rounding_names_the_option(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_a_tolerance_below_rounding_names_the_option(tiny_llama: EditableModel, tmp_path: Path) -> None:
     update = random_update(tiny_llama, {1: 3})
     part = update.layers[0]
     doubled = replace(part, residuals=part.residuals.repeat(2, 1), dual_keys=part.dual_keys.repeat(2, 1), keys=None)
@@ -229,7 +229,7 @@ def test_a_tolerance_below_rounding_names_the_option(tiny_llama: ModelAdapter, t
 # ---- what is refused ---------------------------------------------------------------------------------------
 
 
-def test_updates_out_of_order_or_of_another_model(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_updates_out_of_order_or_of_another_model(tiny_llama: EditableModel, tmp_path: Path) -> None:
     first, second = chain(tiny_llama)
     for wrong in ([second], [second, first], [first, first]):
         with pytest.raises(BaseMismatchError, match=r"on top of \d earlier"):
@@ -239,20 +239,20 @@ def test_updates_out_of_order_or_of_another_model(tiny_llama: ModelAdapter, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_to_export(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_nothing_to_export(tiny_llama: EditableModel, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--update"):
         write_adapter(tiny_llama, [], tmp_path)
     with pytest.raises(ExportError, match="change no weights"):
         write_adapter(tiny_llama, [random_update(tiny_llama, {})], tmp_path)
 
 
-def test_a_model_that_holds_edits_is_refused(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_a_model_that_holds_edits_is_refused(tiny_llama: EditableModel, tmp_path: Path) -> None:
     update = random_update(tiny_llama, {1: 1})
     with EditSession(tiny_llama).applied(update), pytest.raises(InputError, match=r"rollback\(\)"):
         write_adapter(tiny_llama, [update], tmp_path)
 
 
-def test_the_card_says_what_was_edited_and_shows_text_as_text(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_the_card_says_what_was_edited_and_shows_text_as_text(tiny_llama: EditableModel, tmp_path: Path) -> None:
     updates = chain(tiny_llama)
     written = write_adapter(tiny_llama, updates, tmp_path, base_name="owner/base")
     card = (written.path / "README.md").read_text()
@@ -265,13 +265,13 @@ def test_the_card_says_what_was_edited_and_shows_text_as_text(tiny_llama: ModelA
 
 def test_two_adapters_in_peft_are_added_by_cat_and_by_svd_not_by_linear(tmp_path: Path) -> None:
     """`linear` adds the A and the B of two adapters on their own: (B₁ + B₂)(A₁ + A₂), with two products too many."""
-    adapter = build_tiny("llama")
-    first, second = (random_update(adapter, {1: 3, 2: 2}, seed=seed) for seed in (1, 2))
+    lm = build_tiny("llama")
+    first, second = (random_update(lm, {1: 3, 2: 2}, seed=seed) for seed in (1, 2))
     served = PeftModel.from_pretrained(
-        copy.deepcopy(adapter.model), write_adapter(adapter, [first], tmp_path).path, adapter_name="first"
+        copy.deepcopy(lm.model), write_adapter(lm, [first], tmp_path).path, adapter_name="first"
     )
-    served.load_adapter(write_adapter(adapter, [second], tmp_path).path, adapter_name="second")
-    module = served.base_model.model.get_submodule(adapter.module_name(1))
+    served.load_adapter(write_adapter(lm, [second], tmp_path).path, adapter_name="second")
+    module = served.base_model.model.get_submodule(lm.module_name(1))
     parts = [module.get_delta_weight(name).double() for name in ("first", "second")]
     crossed = sum(
         module.lora_B[one].weight.double() @ module.lora_A[other].weight.double()

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, ExportError, InputError, NumericalError, OutputError
 from emendo.export import write_checkpoint
-from emendo.models import ModelAdapter, load
+from emendo.models import EditableModel, load
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import FAMILIES, build_tiny
 from tests.model_state import changes, model_state
@@ -40,21 +40,21 @@ logits.float().numpy().tofile(out)
 """
 
 
-def chain(adapter: ModelAdapter) -> list[ModelUpdate]:
-    first = random_update(adapter, {1: 2, 2: 1}, seed=1)
-    return [first, random_update(adapter, {2: 3}, [first], seed=2)]
+def chain(lm: EditableModel) -> list[ModelUpdate]:
+    first = random_update(lm, {1: 2, 2: 1}, seed=1)
+    return [first, random_update(lm, {2: 3}, [first], seed=2)]
 
 
-def logits(model: Any, adapter: ModelAdapter) -> Tensor:
+def logits(model: Any, lm: EditableModel) -> Tensor:
     with torch.no_grad():
-        return model(input_ids=torch.tensor([adapter.encode(TEXT)]), use_cache=False).logits
+        return model(input_ids=torch.tensor([lm.encode(TEXT)]), use_cache=False).logits
 
 
-def edited_logits(adapter: ModelAdapter, updates: list[ModelUpdate]) -> Tensor:
-    session = EditSession(adapter)
+def edited_logits(lm: EditableModel, updates: list[ModelUpdate]) -> Tensor:
+    session = EditSession(lm)
     for update in updates:
         session.apply(update)
-    found = logits(adapter.model, adapter)
+    found = logits(lm.model, lm)
     session.rollback()
     return found
 
@@ -65,40 +65,40 @@ def test_another_process_without_emendo_gives_the_same_bits(family: str, dtype: 
     base.model.save_pretrained(tmp_path / "base")
     base.tokenizer.save_pretrained(tmp_path / "base")
     # Loaded as users do: a cast of a model in memory also rounds its rotary frequencies, which loading does not.
-    adapter = load(tmp_path / "base", device="cpu")
-    updates = chain(adapter)
-    folder = write_checkpoint(adapter, updates, tmp_path / "model")
+    lm = load(tmp_path / "base", device="cpu")
+    updates = chain(lm)
+    folder = write_checkpoint(lm, updates, tmp_path / "model")
     script, out = tmp_path / "alone.py", tmp_path / "logits"
     script.write_text(ALONE)
     subprocess.run([sys.executable, "-I", script, folder, TEXT, out], check=True, timeout=120)
-    expected = edited_logits(adapter, updates)
-    assert not torch.equal(expected, logits(adapter.model, adapter))
+    expected = edited_logits(lm, updates)
+    assert not torch.equal(expected, logits(lm.model, lm))
     assert out.read_bytes() == expected.float().numpy().tobytes()
 
 
 @pytest.mark.parametrize("family", [*sorted(FAMILIES), "llava"])
 def test_every_family_comes_back_bit_for_bit(family: str, tmp_path: Path) -> None:
-    adapter = build_tiny(family)
-    updates = chain(adapter)
-    state = model_state(adapter)
-    folder = write_checkpoint(adapter, updates, tmp_path / "model")
-    assert changes(state, model_state(adapter)) == [], "the model in memory is as it was"
-    session = EditSession(adapter)
+    lm = build_tiny(family)
+    updates = chain(lm)
+    state = model_state(lm)
+    folder = write_checkpoint(lm, updates, tmp_path / "model")
+    assert changes(state, model_state(lm)) == [], "the model in memory is as it was"
+    session = EditSession(lm)
     for update in updates:
         session.apply(update)
     reloaded = load(folder, device="cpu")
     found = dict(reloaded.model.named_parameters())
-    for name, parameter in adapter.model.named_parameters():
+    for name, parameter in lm.model.named_parameters():
         assert torch.equal(found[name], parameter), name
-    assert torch.equal(logits(reloaded.model, adapter), logits(adapter.model, adapter))
+    assert torch.equal(logits(reloaded.model, lm), logits(lm.model, lm))
 
 
 def test_what_is_in_the_folder(tmp_path: Path) -> None:
-    adapter = build_tiny("llama")
-    adapter.model.generation_config.max_new_tokens = 7
-    adapter.model.config.tie_word_embeddings = True
-    adapter.model.tie_weights()
-    folder = write_checkpoint(adapter, chain(adapter), tmp_path / "model", base_name="owner/base")
+    lm = build_tiny("llama")
+    lm.model.generation_config.max_new_tokens = 7
+    lm.model.config.tie_word_embeddings = True
+    lm.model.tie_weights()
+    folder = write_checkpoint(lm, chain(lm), tmp_path / "model", base_name="owner/base")
     names = {path.name for path in folder.iterdir()}
     assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".py"))]
@@ -112,20 +112,20 @@ def test_what_is_in_the_folder(tmp_path: Path) -> None:
     reloaded = AutoModelForCausalLM.from_pretrained(folder)
     assert reloaded.lm_head.weight is reloaded.model.embed_tokens.weight
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer(TEXT)["input_ids"] == adapter.encode(TEXT)
+    assert tokenizer(TEXT)["input_ids"] == lm.encode(TEXT)
     assert 'base_model: "owner/base"\nbase_model_relation: finetune' in (folder / "README.md").read_text()
     assert folder.stat().st_mode & 0o777 == 0o755 or folder.stat().st_mode & 0o700 == 0o700
 
 
 def test_a_dtype_of_its_own_is_rounded_once(tmp_path: Path) -> None:
-    adapter = build_tiny("gpt2")
-    updates = chain(adapter)
-    folder = write_checkpoint(adapter, updates, tmp_path / "model", dtype="bfloat16")
+    lm = build_tiny("gpt2")
+    updates = chain(lm)
+    folder = write_checkpoint(lm, updates, tmp_path / "model", dtype="bfloat16")
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
-    assert adapter.model.dtype == torch.float32
+    assert lm.model.dtype == torch.float32
     stored = load_file(folder / "model.safetensors")
-    exact = {name: value.detach() for name, value in adapter.model.named_parameters()}
-    edited = {adapter.module_name(layer) + ".weight": layer for layer in (1, 2)}
+    exact = {name: value.detach() for name, value in lm.model.named_parameters()}
+    edited = {lm.module_name(layer) + ".weight": layer for layer in (1, 2)}
     for name, value in stored.items():
         full = next(found for found in exact if found.endswith(name))
         expected = exact[full].clone()
@@ -138,11 +138,11 @@ def test_a_dtype_of_its_own_is_rounded_once(tmp_path: Path) -> None:
 
 
 def test_wider_files_than_the_model_keep_what_its_dtype_would_round_away(tmp_path: Path) -> None:
-    adapter = build_tiny("llama", dtype=torch.bfloat16)
-    update = random_update(adapter, {1: 1}, seed=5)
-    folder = write_checkpoint(adapter, [update], tmp_path / "model", dtype="float32")
+    lm = build_tiny("llama", dtype=torch.bfloat16)
+    update = random_update(lm, {1: 1}, seed=5)
+    folder = write_checkpoint(lm, [update], tmp_path / "model", dtype="float32")
     stored = load_file(folder / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
-    assert torch.equal(stored, adapter.weight(1).float() + update.layers[0].delta())
+    assert torch.equal(stored, lm.weight(1).float() + update.layers[0].delta())
 
 
 # ---- whole or absent ---------------------------------------------------------------------------------------
@@ -153,27 +153,27 @@ def test_wider_files_than_the_model_keep_what_its_dtype_would_round_away(tmp_pat
 def test_a_failure_at_any_step_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str
 ) -> None:
-    adapter = build_tiny("llama")
-    state = model_state(adapter)
+    lm = build_tiny("llama")
+    state = model_state(lm)
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
     targets = {
-        "model": (type(adapter.model), "save_pretrained"),
-        "tokenizer": (type(adapter.tokenizer), "save_pretrained"),
+        "model": (type(lm.model), "save_pretrained"),
+        "tokenizer": (type(lm.tokenizer), "save_pretrained"),
         "card": (Path, "write_text"),
         "rename": (__import__("os"), "rename"),
     }
     monkeypatch.setattr(*targets[step], fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):
-        write_checkpoint(adapter, chain(adapter), tmp_path / "model")
+        write_checkpoint(lm, chain(lm), tmp_path / "model")
     monkeypatch.undo()
     assert not list(tmp_path.iterdir())
-    assert changes(state, model_state(adapter)) == []
+    assert changes(state, model_state(lm)) == []
 
 
-def test_nothing_is_overwritten(tmp_path: Path, tiny_llama: ModelAdapter) -> None:
+def test_nothing_is_overwritten(tmp_path: Path, tiny_llama: EditableModel) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("x")
@@ -192,7 +192,7 @@ def test_nothing_is_overwritten(tmp_path: Path, tiny_llama: ModelAdapter) -> Non
 
 
 def test_what_appears_meanwhile_is_kept(
-    tmp_path: Path, tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process fills the folder while this one computes."""
     from emendo.export import checkpoint
@@ -210,7 +210,7 @@ def test_what_appears_meanwhile_is_kept(
 # ---- what is refused ---------------------------------------------------------------------------------------
 
 
-def test_refusals(tmp_path: Path, tiny_llama: ModelAdapter) -> None:
+def test_refusals(tmp_path: Path, tiny_llama: EditableModel) -> None:
     first, second = chain(tiny_llama)
     with pytest.raises(BaseMismatchError):
         write_checkpoint(tiny_llama, [second], tmp_path / "model")
@@ -249,34 +249,34 @@ def test_refusals(tmp_path: Path, tiny_llama: ModelAdapter) -> None:
 def test_settings_that_transformers_will_not_write_are_found_first(
     tmp_path: Path, change: Any, words: str, remedy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = build_tiny("llama")
-    updates = chain(adapter)
-    change(adapter.model)
+    lm = build_tiny("llama")
+    updates = chain(lm)
+    change(lm.model)
     with monkeypatch.context() as patch:
         patch.setattr("emendo.export.checkpoint.edited_weight", lambda *args: pytest.fail("work was done before"))
         with pytest.raises(ExportError, match=words):
-            write_checkpoint(adapter, updates, tmp_path / "out")
+            write_checkpoint(lm, updates, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    remedy(adapter.model)
-    assert load(write_checkpoint(adapter, updates, tmp_path / "out"), device="cpu").n_layers == 4
+    remedy(lm.model)
+    assert load(write_checkpoint(lm, updates, tmp_path / "out"), device="cpu").n_layers == 4
 
 
 def test_published_settings_that_are_only_warned_about_are_written_back(tmp_path: Path) -> None:
     """Llama 2 came with a temperature and without do_sample."""
-    adapter = build_tiny("llama")
-    adapter.model.save_pretrained(tmp_path / "model")
-    adapter.tokenizer.save_pretrained(tmp_path / "model")
+    lm = build_tiny("llama")
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.9}', encoding="utf-8")
-    adapter = load(tmp_path / "model", device="cpu")
-    out = write_checkpoint(adapter, chain(adapter), tmp_path / "out")
+    lm = load(tmp_path / "model", device="cpu")
+    out = write_checkpoint(lm, chain(lm), tmp_path / "out")
     written = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
     assert (written["temperature"], written["top_p"]) == (0.6, 0.9)
 
 
 def test_a_disk_without_room_is_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = build_tiny("llama")
-    updates = chain(adapter)
+    lm = build_tiny("llama")
+    updates = chain(lm)
     monkeypatch.setattr("emendo.io.writable.shutil.disk_usage", lambda at: SimpleNamespace(free=1000))
     with pytest.raises(OutputError, match=r"GiB are needed"):
-        write_checkpoint(adapter, updates, tmp_path / "out")
+        write_checkpoint(lm, updates, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

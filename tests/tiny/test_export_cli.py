@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("home")
 def files(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Two update files, the second on top of the first."""
     folder = tmp_path_factory.mktemp("updates")
-    adapter = load(model, device="cpu")
-    first = random_update(adapter, {1: 5, 2: 5}, seed=1)
-    second = random_update(adapter, {2: 4}, [first], seed=2)
+    lm = load(model, device="cpu")
+    first = random_update(lm, {1: 5, 2: 5}, seed=1)
+    second = random_update(lm, {2: 4}, [first], seed=2)
     return str(first.save(folder / "first")), str(second.save(folder / "second"))
 
 

@@ -22,11 +22,11 @@ from tests.tiny.conftest import Command
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("exports")
-    adapter = build_tiny("llama")
-    updates = [random_update(adapter, {1: 2})]
+    lm = build_tiny("llama")
+    updates = [random_update(lm, {1: 2})]
     return {
-        "adapter": write_adapter(adapter, updates, root).path,
-        "checkpoint": write_checkpoint(adapter, updates, root / "model"),
+        "adapter": write_adapter(lm, updates, root).path,
+        "checkpoint": write_checkpoint(lm, updates, root / "model"),
     }
 
 

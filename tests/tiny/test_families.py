@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from emendo.editing.session import EditSession
-from emendo.editing.value_search import find_targets
-from emendo.models import ModelAdapter, load, wrap
+from emendo.editing.value_search import search_values
+from emendo.models import EditableModel, load, wrap
 from emendo.models.alignment import align_prompt
 from emendo.models.suffix import packed_attention, prefill, replay
 from emendo.requests import EditRequest
@@ -29,7 +29,7 @@ LAYER, AT = 1, 3
 
 
 @cache
-def exact(family: str) -> ModelAdapter:
+def exact(family: str) -> EditableModel:
     """A float64 model for tests that leave it unchanged."""
     return build_tiny(family, dtype=torch.float64)
 
@@ -44,52 +44,52 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
 
 @pytest.mark.parametrize("family", ALL)
 def test_logits_are_the_models_own(family: str) -> None:
-    adapter = exact(family)
-    batch = adapter.batch(SEQUENCES)
-    found = adapter.unembed(adapter.final_hidden(batch))
+    lm = exact(family)
+    batch = lm.batch(SEQUENCES)
+    found = lm.unembed(lm.final_hidden(batch))
     for row, ids in enumerate(SEQUENCES):
         with torch.no_grad():
-            expected = adapter.model(input_ids=torch.tensor([ids])).logits[0]
+            expected = lm.model(input_ids=torch.tensor([ids])).logits[0]
         close(found[row, : len(ids)], expected)
 
 
 @pytest.mark.parametrize("family", sorted(WRAPPED))
 def test_replay_inside_a_multimodal_model(family: str) -> None:
     """The families themselves are held to the whole model in `test_suffix`."""
-    adapter = exact(family)
-    constant = prefill(adapter, adapter.batch(SEQUENCES), [2, 0, 5], LAYER)
-    with packed_attention(adapter), torch.no_grad():
-        found = replay(adapter, constant.resid, constant.layout, LAYER)
+    lm = exact(family)
+    constant = prefill(lm, lm.batch(SEQUENCES), [2, 0, 5], LAYER)
+    with packed_attention(lm), torch.no_grad():
+        found = replay(lm, constant.resid, constant.layout, LAYER)
     close(found, constant.final)
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_parallel_says_whether_the_mlp_sees_its_blocks_attention(family: str) -> None:
-    adapter = exact(family)
-    batch = adapter.batch(SEQUENCES[:1])
-    before = adapter.run(batch, keys=[LAYER]).keys[LAYER]
-    attention = adapter.blocks[LAYER].get_submodule(adapter.spec.attention)
+    lm = exact(family)
+    batch = lm.batch(SEQUENCES[:1])
+    before = lm.run(batch, keys=[LAYER]).keys[LAYER]
+    attention = lm.blocks[LAYER].get_submodule(lm.spec.attention)
     # Different from token to token and dimension to dimension, so that no norm takes it back.
     handle = attention.register_forward_hook(lambda module, args, out: (out[0] + out[0].flip(-1), *out[1:]))
-    after = adapter.run(batch, keys=[LAYER]).keys[LAYER]
+    after = lm.run(batch, keys=[LAYER]).keys[LAYER]
     handle.remove()
-    assert torch.equal(before, after) == adapter.spec.parallel
+    assert torch.equal(before, after) == lm.spec.parallel
 
 
 # ---- an edit reaches its target ------------------------------------------------------------------------------
 
 
-def moved(adapter: ModelAdapter) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def moved(lm: EditableModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Write W' = W + rᵀq with q = k/(k·k): change asked and found at k, and the block's output before and after."""
-    batch = adapter.batch(SEQUENCES[-1:])
-    before = adapter.run(batch, keys=[LAYER], mlp_out=[LAYER], resid=[LAYER])
+    batch = lm.batch(SEQUENCES[-1:])
+    before = lm.run(batch, keys=[LAYER], mlp_out=[LAYER], resid=[LAYER])
     key, present = before.keys[LAYER][0, AT], before.mlp_out[LAYER][0, AT]
     wanted = present + torch.randn(present.shape, generator=torch.Generator().manual_seed(0)).to(present)
     delta = torch.outer(wanted - present, key / (key @ key))
-    with adapter.edited({LAYER: adapter.weight(LAYER) + delta}):
-        after = adapter.run(batch, mlp_out=[LAYER], resid=[LAYER])
-        bias = adapter.down_projection(LAYER).bias
-        close(adapter.weight(LAYER) @ key + (0 if bias is None else bias.detach()), wanted)
+    with lm.edited({LAYER: lm.weight(LAYER) + delta}):
+        after = lm.run(batch, mlp_out=[LAYER], resid=[LAYER])
+        bias = lm.down_projection(LAYER).bias
+        close(lm.weight(LAYER) @ key + (0 if bias is None else bias.detach()), wanted)
     return (
         wanted - present,
         after.mlp_out[LAYER][0, AT] - present,
@@ -100,14 +100,14 @@ def moved(adapter: ModelAdapter) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("family", ALL)
 def test_an_edit_reaches_its_target(family: str) -> None:
-    adapter = exact(family)
-    asked, got, before, after = moved(adapter)
+    lm = exact(family)
+    asked, got, before, after = moved(lm)
     close(got, asked)
-    if adapter.spec.mlp_normed:
+    if lm.spec.mlp_normed:
         change = (after - before).norm()
         assert float((after - before - asked).norm() / change) > 1e-2, "no norm in the way"
     else:
-        close(after - before, adapter.mlp_scale * asked)
+        close(after - before, lm.mlp_scale * asked)
 
 
 def test_the_facts_differ_between_families() -> None:
@@ -121,21 +121,21 @@ def test_the_facts_differ_between_families() -> None:
 # ---- sessions ------------------------------------------------------------------------------------------------
 
 
-def random_update(adapter: ModelAdapter, rank: int = 2) -> ModelUpdate:
+def random_update(lm: EditableModel, rank: int = 2) -> ModelUpdate:
     generator = torch.Generator().manual_seed(0)
     parts = tuple(
         LayerUpdate(
             layer,
-            adapter.module_name(layer),
-            torch.randn(rank, adapter.d_model, generator=generator),
-            torch.randn(rank, adapter.d_in(layer), generator=generator),
+            lm.module_name(layer),
+            torch.randn(rank, lm.d_model, generator=generator),
+            torch.randn(rank, lm.d_in(layer), generator=generator),
         )
         for layer in (0, 2)
     )
     base = {
-        "name": adapter.name,
-        "weights_sha256": adapter.weights_digest(),
-        "tokenizer_sha256": adapter.tokenizer_digest(),
+        "name": lm.name,
+        "weights_sha256": lm.weights_digest(),
+        "tokenizer_sha256": lm.tokenizer_digest(),
     }
     return ModelUpdate(parts, base)
 
@@ -145,31 +145,31 @@ def random_update(adapter: ModelAdapter, rank: int = 2) -> ModelUpdate:
 def test_an_update_is_written_once_saved_and_taken_back_bit_for_bit(
     family: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    adapter = build_tiny(family, dtype=dtype)
-    before = model_state(adapter)
-    path = random_update(adapter).save(tmp_path / "update.safetensors")
-    session, update = EditSession(adapter), ModelUpdate.load(path)
-    originals = {part.layer: adapter.weight(part.layer).clone() for part in update.layers}
+    lm = build_tiny(family, dtype=dtype)
+    before = model_state(lm)
+    path = random_update(lm).save(tmp_path / "update.safetensors")
+    session, update = EditSession(lm), ModelUpdate.load(path)
+    originals = {part.layer: lm.weight(part.layer).clone() for part in update.layers}
     session.apply(update)
     for part in update.layers:
-        assert torch.equal(adapter.weight(part.layer), (originals[part.layer].float() + part.delta()).to(dtype))
-    assert changes(before, model_state(adapter)) == ["weights"]
+        assert torch.equal(lm.weight(part.layer), (originals[part.layer].float() + part.delta()).to(dtype))
+    assert changes(before, model_state(lm)) == ["weights"]
     session.rollback()
-    assert changes(before, model_state(adapter)) == []
+    assert changes(before, model_state(lm)) == []
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_an_edited_model_is_loaded_by_emendo_and_by_transformers(family: str, tmp_path: Path) -> None:
-    adapter = build_tiny(family)
-    EditSession(adapter).apply(random_update(adapter))
-    adapter.model.save_pretrained(tmp_path)
-    adapter.tokenizer.save_pretrained(tmp_path)
+    lm = build_tiny(family)
+    EditSession(lm).apply(random_update(lm))
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
     again = load(tmp_path, device="cpu")
-    assert (again.spec, again.weight(2).tolist()) == (adapter.spec, adapter.weight(2).tolist())
+    assert (again.spec, again.weight(2).tolist()) == (lm.spec, lm.weight(2).tolist())
     auto = AutoModelForImageTextToText if family in WRAPPED else AutoModelForCausalLM
     other = wrap(auto.from_pretrained(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path))
-    batch = adapter.batch(SEQUENCES)
-    expected = adapter.final_hidden(batch)
+    batch = lm.batch(SEQUENCES)
+    expected = lm.final_hidden(batch)
     for model in (again, other):
         assert torch.equal(model.final_hidden(batch), expected)
 
@@ -181,28 +181,28 @@ PLANNED = sorted({*ROWS, *VARIANTS, "llava", "qwen2_vl"})
 def test_a_planned_edit_gives_the_block_its_target(family: str, store: MomentStore) -> None:
     """One context and equality: what the site holds at the subject is then v* itself."""
     settings: dict[str, Any] = {"contexts.scheme": "none", "moments.multiple": 4, "target.steps": 3}
-    adapter = build_tiny(family)
-    before = model_state(adapter)
-    session = EditSession(adapter, store=store)
+    lm = build_tiny(family)
+    before = model_state(lm)
+    session = EditSession(lm, store=store)
     plan = session.plan([EIFFEL], "emmet", layers=[LAYER], settings=settings)
-    assert changes(before, model_state(adapter)) == []
-    target = find_targets(adapter, [EIFFEL], ("{}",), LAYER, plan.method.config.target).value[0]
-    prompt = align_prompt(adapter, EIFFEL)
+    assert changes(before, model_state(lm)) == []
+    target = search_values(lm, [EIFFEL], ("{}",), LAYER, plan.method.config.target).value[0]
+    prompt = align_prompt(lm, EIFFEL)
     with session.applied(plan.update):
-        capture = adapter.run(adapter.batch([prompt.ids]), resid=[LAYER], mlp_out=[LAYER])
+        capture = lm.run(lm.batch([prompt.ids]), resid=[LAYER], mlp_out=[LAYER])
     site = plan.method.config.target.site
-    assert site == ("mlp_out" if adapter.spec.mlp_normed else "resid_post")
+    assert site == ("mlp_out" if lm.spec.mlp_normed else "resid_post")
     found = (capture.resid if site == "resid_post" else capture.mlp_out)[LAYER][0, prompt.subject_last]
     close(found, target, 1e-4)
-    assert changes(before, model_state(adapter)) == []
+    assert changes(before, model_state(lm)) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "bloom", "falcon", "opt", "gpt2"])
 def test_a_plan_on_half_precision_is_float32(family: str, dtype: torch.dtype, store: MomentStore) -> None:
-    adapter = build_tiny(family, dtype=dtype)
+    lm = build_tiny(family, dtype=dtype)
     settings = {"moments.multiple": 4, "target.steps": 3, "target.precision": "float32"}  # of products: the model's own
-    plan = EditSession(adapter, store=store).plan([EIFFEL], "emmet", layers=[LAYER], settings=settings)
+    plan = EditSession(lm, store=store).plan([EIFFEL], "emmet", layers=[LAYER], settings=settings)
     (part,) = plan.update.layers
     for factor in (part.residuals, part.dual_keys):
         assert factor.dtype == torch.float32

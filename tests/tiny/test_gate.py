@@ -15,7 +15,7 @@ import emendo.gate.topics as topics_module
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, GateConfigError, GateError, InputError, NumericalError
-from emendo.evaluate import distribution_shift, evaluate_records, next_token_log_probs, packaged_text, perplexity
+from emendo.evaluate import evaluate_records, measure_drift, next_token_log_probs, packaged_text, perplexity
 from emendo.gate import Check, GateConfig, default_text, read_canaries, run_gate, with_report
 from emendo.gate.config import parse_config
 from emendo.ledger import EditLedger
@@ -80,7 +80,7 @@ def test_measurements_are_those_of_the_library(session: EditSession, plan: Plan)
     scores, canary, neighbor, text = seen()
     with session.applied(plan.update):
         after, canary_after, neighbor_after, text_after = seen()
-    shift = distribution_shift(canary, canary_after)
+    shift = measure_drift(canary, canary_after)
     lost = [
         (old.target_true.argmax, new.target_true.argmax)
         for was, now in zip(scores.records, after.records, strict=True)

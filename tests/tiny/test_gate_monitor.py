@@ -12,7 +12,7 @@ import torch
 import emendo.gate.monitor as monitor_module
 from emendo.editing.session import EditSession
 from emendo.errors import InputError, NumericalError
-from emendo.evaluate import distribution_shift, next_token_log_probs
+from emendo.evaluate import measure_drift, next_token_log_probs
 from emendo.gate import CollapseMonitor, GateConfig, read_canaries
 from emendo.gate.config import MonitorConfig
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
@@ -45,7 +45,7 @@ def test_signals_are_those_of_the_library(session: EditSession) -> None:
         plans.append(quick_plan(session, [request], "emmet"))
         session.apply(plans[-1].update)
         assert monitor.observe(plans[-1]) == []
-    shift = distribution_shift(base, next_token_log_probs(session.lm, prompts))
+    shift = measure_drift(base, next_token_log_probs(session.lm, prompts))
     first, _, last = monitor.history
     assert [seen.updates for seen in monitor.history] == [1, 2, 3]
     assert first.norm_growth == pytest.approx(max(layer.relative_norm for layer in plans[0].layers), rel=1e-9)

@@ -19,7 +19,7 @@ from emendo.evaluate import (
 )
 from emendo.evaluate.entropy import _Sampled
 from emendo.evaluate.generated import GeneratedAnswer, GeneratedText
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.generation import continue_rows
 from emendo.models.sampling import row_uniforms, sample_tokens
@@ -32,29 +32,29 @@ TEMPLATE = (
 )
 
 
-def greedy(adapter: ModelAdapter, ids: list[int], n: int) -> list[int]:
+def greedy(lm: EditableModel, ids: list[int], n: int) -> list[int]:
     """Token by token through the whole model, without a cache."""
     new: list[int] = []
     for _ in range(n):
         with torch.no_grad():
-            logits = adapter.model(input_ids=torch.tensor([[*ids, *new]])).logits[0, -1]
+            logits = lm.model(input_ids=torch.tensor([[*ids, *new]])).logits[0, -1]
         new.append(int(logits.argmax()))
     return new
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gemma2"])
 def test_texts_are_greedy_and_do_not_depend_on_batches(family: str) -> None:
-    adapter = build_tiny(family)
-    adapter.tokenizer.eos_token = None  # a random model says it by chance
-    adapter.model.generation_config.eos_token_id = None
-    found = generate_texts(adapter, PROMPTS, chat=False, new_tokens=5)
+    lm = build_tiny(family)
+    lm.tokenizer.eos_token = None  # a random model says it by chance
+    lm.model.generation_config.eos_token_id = None
+    found = generate_texts(lm, PROMPTS, chat=False, new_tokens=5)
     assert [text.prompt for text in found] == PROMPTS
-    assert [text.text for text in found] == [adapter.decode(greedy(adapter, adapter.encode(p), 5)) for p in PROMPTS]
-    assert found == generate_texts(adapter, PROMPTS, chat=False, new_tokens=5, token_budget=1)
+    assert [text.text for text in found] == [lm.decode(greedy(lm, lm.encode(p), 5)) for p in PROMPTS]
+    assert found == generate_texts(lm, PROMPTS, chat=False, new_tokens=5, token_budget=1)
     assert not any(text.stopped for text in found)
 
 
-def test_the_model_ends_its_own_answer(tiny_llama: ModelAdapter) -> None:
+def test_the_model_ends_its_own_answer(tiny_llama: EditableModel) -> None:
     ids = greedy(tiny_llama, tiny_llama.encode(PROMPTS[0]), 8)
     tiny_llama.model.generation_config.eos_token_id = ids[3]
     before = ids[: ids.index(ids[3])]
@@ -62,7 +62,7 @@ def test_the_model_ends_its_own_answer(tiny_llama: ModelAdapter) -> None:
     assert (found.text, found.stopped) == (tiny_llama.decode(before), True)
 
 
-def test_a_continuation_ends_at_the_last_position(tiny_llama: ModelAdapter) -> None:
+def test_a_continuation_ends_at_the_last_position(tiny_llama: EditableModel) -> None:
     row = tiny_llama.encode("The capital of Japan is " * 40)[: tiny_llama.max_length - 3]
     short = tiny_llama.encode("I wrote")
     long, other = continue_rows(tiny_llama, [row, short], [10, 10], stop=False)
@@ -70,7 +70,7 @@ def test_a_continuation_ends_at_the_last_position(tiny_llama: ModelAdapter) -> N
     assert list(other.ids) == greedy(tiny_llama, short, 10)
 
 
-def test_chat_asks_through_the_template(tiny_llama: ModelAdapter) -> None:
+def test_chat_asks_through_the_template(tiny_llama: EditableModel) -> None:
     tiny_llama.tokenizer.chat_template = TEMPLATE
     text = f"user: {PROMPTS[0]}\nA:"
     ids = [0, *tiny_llama.encode_bare(text)]
@@ -79,7 +79,7 @@ def test_chat_asks_through_the_template(tiny_llama: ModelAdapter) -> None:
     assert (found.prompt, found.text) == (PROMPTS[0], tiny_llama.decode(greedy(tiny_llama, ids, 4)))
 
 
-def test_chat_without_a_template_is_refused_in_words(tiny_llama: ModelAdapter) -> None:
+def test_chat_without_a_template_is_refused_in_words(tiny_llama: EditableModel) -> None:
     with pytest.raises(InputError, match=r"'tiny-llama' has no chat template.*chat=False"):
         generation_scores(tiny_llama, RECORDS, chat=True)
 
@@ -97,7 +97,7 @@ RECORDS = [
 ]
 
 
-def test_generated_answers_are_judged_by_hand(tiny_llama: ModelAdapter) -> None:
+def test_generated_answers_are_judged_by_hand(tiny_llama: EditableModel) -> None:
     (said,) = generate_texts(tiny_llama, ["The capital of Japan is"], chat=False, new_tokens=4)
     records = [
         EditRecord(EditRequest("The capital of {} is", "Japan", said.text), "Tokyo", ("Japan, with the capital",)),
@@ -124,23 +124,23 @@ def test_generated_answers_are_judged_by_hand(tiny_llama: ModelAdapter) -> None:
     assert row["records"][0]["efficacy"][0]["text"] == said.text
 
 
-def test_generation_refuses(tiny_llama: ModelAdapter) -> None:
+def test_generation_refuses(tiny_llama: EditableModel) -> None:
     with pytest.raises(InputError, match="list of records is empty"):
         generation_scores(tiny_llama, [], chat=False)
     with pytest.raises(InputError, match=r"new_tokens is 0 .* at least 1"):
         generation_scores(tiny_llama, RECORDS, chat=False, new_tokens=0)
 
 
-def taught(adapter: ModelAdapter, prompt: str) -> str:
+def taught(lm: EditableModel, prompt: str) -> str:
     """An answer of one token that the model is made to say after the prompt."""
-    answer = next(a for a in "abcdef" if len(encode_target(adapter, prompt, a)[1]) == 1)
-    ids, (token,) = encode_target(adapter, prompt, answer)
-    hidden = adapter.final_hidden(adapter.batch([ids]))[0, -1]
-    adapter.model.get_output_embeddings().weight.data[token] = 10 * hidden
+    answer = next(a for a in "abcdef" if len(encode_target(lm, prompt, a)[1]) == 1)
+    ids, (token,) = encode_target(lm, prompt, answer)
+    hidden = lm.final_hidden(lm.batch([ids]))[0, -1]
+    lm.model.get_output_embeddings().weight.data[token] = 10 * hidden
     return answer
 
 
-def test_probes_are_right_where_any_answer_is(tiny_llama: ModelAdapter) -> None:
+def test_probes_are_right_where_any_answer_is(tiny_llama: EditableModel) -> None:
     prompt = "The capital of Japan is"
     answers = ("Tokyo", taught(tiny_llama, prompt))
     tokyo, own = score_targets(tiny_llama, [(prompt, answer) for answer in answers])
@@ -171,7 +171,7 @@ def test_probes_are_right_where_any_answer_is(tiny_llama: ModelAdapter) -> None:
         probe_scores(tiny_llama, [RECORDS[1]])
 
 
-def test_sampled_rows_are_those_of_the_sampler(tiny_llama: ModelAdapter) -> None:
+def test_sampled_rows_are_those_of_the_sampler(tiny_llama: EditableModel) -> None:
     generator = torch.Generator().manual_seed(3)
     starts = torch.randint(2, tiny_llama.vocab_size, (3, 4), generator=generator)
     uniform = torch.stack([row_uniforms(7, name, 20) for name in (5, 0, 9)])
@@ -181,7 +181,7 @@ def test_sampled_rows_are_those_of_the_sampler(tiny_llama: ModelAdapter) -> None
     assert [list(row.ids) for row in found] == expected[:, 4:].tolist()
 
 
-def test_entropy_of_records(tiny_llama: ModelAdapter) -> None:
+def test_entropy_of_records(tiny_llama: EditableModel) -> None:
     prompts = [PROMPTS[:2], [], PROMPTS[2:]]
     found = entropy_of_records(tiny_llama, prompts, total_tokens=30)
     assert [len(record) for record in found.records] == [2, 0, 2]
@@ -199,7 +199,7 @@ def test_entropy_of_records(tiny_llama: ModelAdapter) -> None:
     json.dumps(found.to_dict())
 
 
-def test_greedy_texts_without_their_prompt(tiny_llama: ModelAdapter) -> None:
+def test_greedy_texts_without_their_prompt(tiny_llama: EditableModel) -> None:
     found = entropy_of_records(tiny_llama, [PROMPTS[:1]], total_tokens=20, top_k=None, include_prompt=False)
     ids = tiny_llama.encode(PROMPTS[0])
     new = greedy(tiny_llama, ids, 20 - len(ids))
@@ -209,7 +209,7 @@ def test_greedy_texts_without_their_prompt(tiny_llama: ModelAdapter) -> None:
     assert text.token_entropy == token_entropy(new)
 
 
-def test_entropy_refuses(tiny_llama: ModelAdapter) -> None:
+def test_entropy_refuses(tiny_llama: EditableModel) -> None:
     with pytest.raises(InputError, match="no record has a generation prompt"):
         entropy_of_records(tiny_llama, [[], []])
     with pytest.raises(InputError, match=r"top_k is 0 .* at least 1"):
@@ -240,13 +240,13 @@ def test_an_answer_that_is_joined_otherwise_is_not_exact(
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_continuation_is_what_its_tokens_add(family: str) -> None:
-    adapter = build_tiny(family)
+    lm = build_tiny(family)
     for prompt in PROMPTS:
-        ids = adapter.encode(prompt)
-        new = greedy(adapter, ids, 4)
-        assert adapter.decode(ids) + adapter.decode_after(ids, new) == adapter.decode([*ids, *new])
+        ids = lm.encode(prompt)
+        new = greedy(lm, ids, 4)
+        assert lm.decode(ids) + lm.decode_after(ids, new) == lm.decode([*ids, *new])
 
 
-def test_a_space_at_the_end_of_a_prompt_belongs_to_the_answer(tiny_llama: ModelAdapter) -> None:
+def test_a_space_at_the_end_of_a_prompt_belongs_to_the_answer(tiny_llama: EditableModel) -> None:
     with_space, without = generate_texts(tiny_llama, ["I wrote ", "I wrote"], chat=False, new_tokens=4)
     assert with_space.text == without.text

@@ -14,7 +14,7 @@ import torch
 
 from emendo.editing.session import EditSession
 from emendo.errors import HarnessError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.identity import parameters_sha256
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
@@ -39,11 +39,11 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def run(adapter: ModelAdapter, data: Path, **options: Any) -> dict[str, Any]:
-    return general_ability(adapter, ["mmlu_sample"], include_path=TASKS, data=data, **options)
+def run(lm: EditableModel, data: Path, **options: Any) -> dict[str, Any]:
+    return general_ability(lm, ["mmlu_sample"], include_path=TASKS, data=data, **options)
 
 
-def opinionated() -> ModelAdapter:
+def opinionated() -> EditableModel:
     """A tiny model with large logits: an untrained one takes whichever letter is the fewest tokens, edited or not."""
     lm = build_tiny("llama")
     with torch.no_grad():
@@ -81,11 +81,11 @@ def task_folder(folder: Path, name: str, kind: str, metrics: str, more: str = ""
     return folder
 
 
-def log_likelihood(adapter: ModelAdapter, prompt: str, answer: str) -> float:
+def log_likelihood(lm: EditableModel, prompt: str, answer: str) -> float:
     """By the model's own logits, in float64."""
-    ids, wanted = adapter.encode(prompt), adapter.encode_bare(answer)
+    ids, wanted = lm.encode(prompt), lm.encode_bare(answer)
     with torch.no_grad():
-        rows = adapter.model(torch.tensor([ids + wanted])).logits[0].double().log_softmax(-1)
+        rows = lm.model(torch.tensor([ids + wanted])).logits[0].double().log_softmax(-1)
     return sum(float(rows[len(ids) - 1 + at, token]) for at, token in enumerate(wanted))
 
 
@@ -98,7 +98,7 @@ def strong_update(session: EditSession) -> ModelUpdate:
     return ModelUpdate((part,), session.base)
 
 
-def letters_by_hand(adapter: ModelAdapter) -> tuple[list[float], list[float]]:
+def letters_by_hand(lm: EditableModel) -> tuple[list[float], list[float]]:
     """Whether each question is answered rightly, and -log p(right letter) among the letters.
 
     From the model's own logits, one prompt at a time.
@@ -106,12 +106,12 @@ def letters_by_hand(adapter: ModelAdapter) -> tuple[list[float], list[float]]:
     hits, losses = [], []
     for row in QUESTIONS:
         choices = "".join(f"\n{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True))
-        ids = adapter.encode(f"{row['question']}{choices}\nAnswer:")
+        ids = lm.encode(f"{row['question']}{choices}\nAnswer:")
         scores = []
         for letter in "ABCD":
-            wanted = adapter.encode_bare(f" {letter}")
+            wanted = lm.encode_bare(f" {letter}")
             with torch.no_grad():
-                logits = adapter.model(torch.tensor([ids + wanted])).logits[0].log_softmax(-1)
+                logits = lm.model(torch.tensor([ids + wanted])).logits[0].log_softmax(-1)
             scores.append(sum(float(logits[len(ids) - 1 + at, token]) for at, token in enumerate(wanted)))
         hits.append(float(int(np.argmax(scores)) == row["answer"]))
         losses.append(float(np.logaddexp.reduce(scores) - scores[int(str(row["answer"]))]))
@@ -165,7 +165,7 @@ def test_a_perplexity_is_that_of_the_harness_and_goes_up_where_answers_become_le
 
 
 def test_metrics_that_are_no_mean_are_left_out_by_name(
-    tiny_llama: ModelAdapter, questions: Path, tmp_path: Path, emendo: Command, model: str
+    tiny_llama: EditableModel, questions: Path, tmp_path: Path, emendo: Command, model: str
 ) -> None:
     metrics = "[{metric: acc, aggregation: median}, {metric: acc_norm}, {metric: mcc}]"
     folder = task_folder(tmp_path / "tasks", "cities", "multiple_choice", metrics)
@@ -182,7 +182,7 @@ def test_metrics_that_are_no_mean_are_left_out_by_name(
 
 
 def test_the_loss_among_choices_does_not_count_answers_without_their_question(
-    tiny_llama: ModelAdapter, questions: Path, tmp_path: Path
+    tiny_llama: EditableModel, questions: Path, tmp_path: Path
 ) -> None:
     metrics = "[{metric: acc}, {metric: acc_mutual_info}]"
     folder = task_folder(tmp_path / "tasks", "mutual", "multiple_choice", metrics)
@@ -193,7 +193,7 @@ def test_the_loss_among_choices_does_not_count_answers_without_their_question(
 
 
 def test_the_loss_among_choices_is_that_of_each_filter(
-    tiny_llama: ModelAdapter, questions: Path, tmp_path: Path
+    tiny_llama: EditableModel, questions: Path, tmp_path: Path
 ) -> None:
     filters = """
 filter_list:
@@ -211,13 +211,13 @@ filter_list:
 def test_log_probabilities_have_single_precision_at_least(dtype: torch.dtype) -> None:
     from emendo.evaluate.harness import _live
 
-    adapter = build_tiny("llama", dtype=dtype)
-    (score,) = _live(adapter, 1)._loglikelihood_tokens([(("", ""), adapter.encode("The capital is"), [7])])
+    lm = build_tiny("llama", dtype=dtype)
+    (score,) = _live(lm, 1)._loglikelihood_tokens([(("", ""), lm.encode("The capital is"), [7])])
     assert score[0] != float(torch.tensor(score[0]).bfloat16())
     assert score[0] != float(torch.tensor(score[0]).half())
 
 
-def test_results_of_an_earlier_emendo_are_not_compared(questions: Path, tiny_llama: ModelAdapter) -> None:
+def test_results_of_an_earlier_emendo_are_not_compared(questions: Path, tiny_llama: EditableModel) -> None:
     found = run(tiny_llama, questions, limit=2)
     with pytest.raises(HarnessError, match="version 1, expected 2"):
         compare({**found, "version": 1}, found)
@@ -246,7 +246,7 @@ def test_everything_is_left_as_it_was(questions: Path, dtype: torch.dtype) -> No
     assert sys.stderr is error
 
 
-def test_limit_and_examples_are_recorded(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_limit_and_examples_are_recorded(tiny_llama: EditableModel, tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
     rows = [{"question": f"{at}", "choices": list("wxyz"), "answer": 0} for at in range(5)]
     short.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -275,7 +275,7 @@ SLOW = {"unknown task"}  # reads the index of all built-in tasks
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in BAD])
-def test_bad_arguments(case: str, tiny_llama: ModelAdapter, questions: Path) -> None:
+def test_bad_arguments(case: str, tiny_llama: EditableModel, questions: Path) -> None:
     changed, words = BAD[case]
     options = {"tasks": ["mmlu_sample"], "include_path": TASKS, "data": questions, **changed}
     with pytest.raises(HarnessError) as caught:
@@ -294,7 +294,7 @@ def test_bad_arguments(case: str, tiny_llama: ModelAdapter, questions: Path) -> 
         ('{"question": "q", "choices": ["a","b","c","d"], "answer": true}', "found True"),
     ],
 )
-def test_bad_questions_are_named(line: str, words: str, tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_bad_questions_are_named(line: str, words: str, tiny_llama: EditableModel, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(QUESTIONS[0]) + "\n" + line + "\n")
     with pytest.raises(HarnessError, match="1 of 2 lines") as caught:
@@ -302,7 +302,7 @@ def test_bad_questions_are_named(line: str, words: str, tiny_llama: ModelAdapter
     assert words in str(caught.value)
 
 
-def test_a_separator_inside_a_question_is_text(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_a_separator_inside_a_question_is_text(tiny_llama: EditableModel, tmp_path: Path) -> None:
     path = tmp_path / "separators.jsonl"
     rows = [{**QUESTIONS[0], "question": f"a{mark}b"} for mark in "\u2028\x85\x1e"]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -310,7 +310,7 @@ def test_a_separator_inside_a_question_is_text(tiny_llama: ModelAdapter, tmp_pat
 
 
 def test_a_task_that_fixes_its_examples_refuses_others(
-    tiny_llama: ModelAdapter, questions: Path, tmp_path: Path
+    tiny_llama: EditableModel, questions: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tasks"
     folder.mkdir()
@@ -321,7 +321,7 @@ def test_a_task_that_fixes_its_examples_refuses_others(
         general_ability(tiny_llama, ["fixed"], include_path=folder, data=questions, num_fewshot=2)
 
 
-def test_without_the_package(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(HarnessError, match=r"pip install 'emendo\[harness\]'"):
         general_ability(tiny_llama, ["mmlu_sample"])

@@ -12,7 +12,7 @@ import torch
 
 from emendo.evaluate import Perplexity, held_out, packaged_text, perplexity
 from emendo.evaluate.held_out import packaged_perplexity
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 
 Measured = list[Perplexity]
 
@@ -41,14 +41,14 @@ def only_file(home: Path) -> Path:
     return path
 
 
-def test_the_unedited_model_is_measured_once(tiny_llama: ModelAdapter, home: Path, measured: Measured) -> None:
+def test_the_unedited_model_is_measured_once(tiny_llama: EditableModel, home: Path, measured: Measured) -> None:
     first = packaged_perplexity(tiny_llama)
     assert packaged_perplexity(tiny_llama) == first == perplexity(tiny_llama, packaged_text())
     assert len(measured) == 1
     assert [path.suffix for path in (home / "perplexity").iterdir()] == [".json"]
 
 
-def test_an_edited_model_is_always_measured(tiny_llama: ModelAdapter, home: Path, measured: Measured) -> None:
+def test_an_edited_model_is_always_measured(tiny_llama: EditableModel, home: Path, measured: Measured) -> None:
     before = packaged_perplexity(tiny_llama)
     with tiny_llama.edited({1: torch.zeros_like(tiny_llama.weight(1))}):
         after = packaged_perplexity(tiny_llama)
@@ -61,7 +61,7 @@ def test_an_edited_model_is_always_measured(tiny_llama: ModelAdapter, home: Path
 
 @pytest.mark.parametrize("what", ["weights_digest", "config_digest", "tokenizer_digest", "dtype", "text", "versions"])
 def test_another_model_is_another_value(
-    what: str, tiny_llama: ModelAdapter, home: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
+    what: str, tiny_llama: EditableModel, home: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packaged_perplexity(tiny_llama)
     if what == "dtype":
@@ -109,7 +109,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_measured_again(
-    damage: str, tiny_llama: ModelAdapter, home: Path, measured: Measured
+    damage: str, tiny_llama: EditableModel, home: Path, measured: Measured
 ) -> None:
     first = packaged_perplexity(tiny_llama)
     path = only_file(home)
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_measured_again(
     assert path.read_bytes() == sound
 
 
-def test_a_home_that_cannot_be_written_is_no_error(tiny_llama: ModelAdapter, home: Path, measured: Measured) -> None:
+def test_a_home_that_cannot_be_written_is_no_error(tiny_llama: EditableModel, home: Path, measured: Measured) -> None:
     (home / "perplexity").write_text("a file where the folder should be")
     assert packaged_perplexity(tiny_llama) == packaged_perplexity(tiny_llama)
     assert len(measured) == 2

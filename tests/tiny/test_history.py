@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
-from emendo.editing.value_search import Targets, find_targets
+from emendo.editing.value_search import FoundValues, search_values
 from emendo.errors import InputError
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
@@ -60,7 +60,7 @@ def test_sequential_memit_is_the_loop_with_earlier_keys(family: str, store: Mome
     moments = {layer: naive.moment(layer, plans[0], store) for layer in layers}
     previous: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for batch, plan in zip(batches, plans, strict=True):
-        Z = find_targets(naive.adapter, batch, plan.contexts, 2, plan.method.config.target).value.double().T
+        Z = search_values(naive.lm, batch, plan.contexts, 2, plan.method.config.target).value.double().T
         for position, (layer, part) in enumerate(zip(layers, plan.update.layers, strict=True)):
             K, R = naive.mean_keys(batch, layer), (Z - naive.values(batch, 2)) / (len(layers) - position)
             past = torch.cat(previous[layer], dim=1) if previous[layer] else None
@@ -77,16 +77,16 @@ def test_sequential_memit_is_the_loop_with_earlier_keys(family: str, store: Mome
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alphaedit_is_its_published_solve_with_its_cache(family: str, store: MomentStore) -> None:
     batches, layer, settings = [[EIFFEL, DARRIEUX], [JAPAN]], 2, {"preservation__ridge": 0.1}
-    adapter = build_tiny(family, dtype=torch.float64)
-    plain = planned(adapter, store, REQUESTS, "memit", [layer])
-    moment = Naive(adapter, plain.contexts).moment(layer, plain, store)
+    lm = build_tiny(family, dtype=torch.float64)
+    plain = planned(lm, store, REQUESTS, "memit", [layer])
+    moment = Naive(lm, plain.contexts).moment(layer, plain, store)
     eigenvalues = torch.linalg.eigvalsh(moment)
     kept = len(eigenvalues) // 2
     settings["preservation__threshold"] = float(eigenvalues[kept - 1 : kept + 1].mean())
     plans = in_batches(session_of(family, store), store, batches, "alphaedit", [layer], **settings)
-    naive, cache = Naive(adapter, plain.contexts), torch.zeros_like(moment)
+    naive, cache = Naive(lm, plain.contexts), torch.zeros_like(moment)
     for batch, plan in zip(batches, plans, strict=True):
-        Z = find_targets(adapter, batch, plan.contexts, layer, plan.method.config.target).value.double().T
+        Z = search_values(lm, batch, plan.contexts, layer, plan.method.config.target).value.double().T
         K = naive.mean_keys(batch, layer)
         delta = alphaedit_delta(
             K,
@@ -113,7 +113,7 @@ def test_the_optimal_split_prices_earlier_edits_too(family: str, store: MomentSt
     naive = Naive(build_tiny(family, dtype=torch.float64), plans[0].contexts)
     metrics = {layer: naive.moment(layer, plans[0], store) for layer in layers}
     for batch, plan in zip(batches, plans, strict=True):
-        Z = find_targets(naive.adapter, batch, plan.contexts, 2, plan.method.config.target).value.double().T
+        Z = search_values(naive.lm, batch, plan.contexts, 2, plan.method.config.target).value.double().T
         before = {layer: naive.mean_keys(batch, layer) for layer in layers}
         D = {layer: K.T @ torch.linalg.inv(metrics[layer]) @ K for layer, K in before.items()}
         shares = {0: torch.linalg.inv(D[0] + D[2]) @ D[0], 2: torch.eye(len(batch), dtype=torch.float64)}
@@ -131,14 +131,14 @@ def test_the_optimal_split_prices_earlier_edits_too(family: str, store: MomentSt
 def fix_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request has one v* for good, whatever the model holds when it is searched."""
 
-    def fixed(adapter: Any, requests: Sequence[EditRequest], contexts: Any, layer: int, *_: Any) -> Targets:
+    def fixed(lm: Any, requests: Sequence[EditRequest], contexts: Any, layer: int, *_: Any) -> FoundValues:
         rows = [
-            torch.randn(adapter.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(place))
+            torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(place))
             for place in map(REQUESTS.index, requests)
         ]
-        return Targets(layer, torch.stack(rows), torch.stack(rows), ())
+        return FoundValues(layer, torch.stack(rows), torch.stack(rows), ())
 
-    monkeypatch.setattr("emendo.editing.pipeline.find_targets", fixed)
+    monkeypatch.setattr("emendo.editing.pipeline.search_values", fixed)
 
 
 @pytest.mark.parametrize("s", [1.0, 0.25])

@@ -11,7 +11,7 @@ import torch
 
 from emendo.editing.session import EditSession
 from emendo.errors import EmendoError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from emendo.updates.update import ModelUpdate
@@ -28,7 +28,7 @@ LAYERS = (0, 1, 2)
 class World:
     """A model with one update in it, and another that fits on top."""
 
-    def __init__(self, lm: ModelAdapter, store: MomentStore) -> None:
+    def __init__(self, lm: EditableModel, store: MomentStore) -> None:
         self.lm, self.session = lm, EditSession(lm, store=store)
         self.first = self._update(JAPAN)
         self.session.apply(self.first)

@@ -11,7 +11,7 @@ from torch import Tensor
 from emendo.editing import keys as keys_module
 from emendo.editing.keys import context_weights, current_values, extract_keys
 from emendo.methods.settings import KeySettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import align_prompt
 from emendo.requests import EditRequest
 from tests.conftest import build_tiny
@@ -26,21 +26,21 @@ REQUESTS = [
 CONTEXTS = ("{}", "The weather was calm. {}", "Therefore we opened the book again. {}", "I wrote this. {}")
 
 
-def naive(adapter: ModelAdapter, request: EditRequest, context: str, layer: int, what: str) -> Tensor:
+def naive(lm: EditableModel, request: EditRequest, context: str, layer: int, what: str) -> Tensor:
     """One activation, read by its own hook from a pass over the whole sentence."""
-    aligned = align_prompt(adapter, request, context)
+    aligned = align_prompt(lm, request, context)
     found: list[Tensor] = []
-    module = adapter.model.get_submodule(adapter.module_name(layer))
+    module = lm.model.get_submodule(lm.module_name(layer))
     if what == "key":
         handle = module.register_forward_pre_hook(lambda m, args: found.append(args[0]))
     elif what == "mlp_out":
         # A copy, since Falcon goes on to add to this tensor.
         handle = module.register_forward_hook(lambda m, args, out: found.append(out.clone()))
     else:
-        block = adapter.blocks[layer]
+        block = lm.blocks[layer]
         handle = block.register_forward_hook(lambda m, a, out: found.append(out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():
-        adapter.model(input_ids=torch.tensor([aligned.ids]))
+        lm.model(input_ids=torch.tensor([aligned.ids]))
     handle.remove()
     return found[0].view(len(aligned.ids), -1)[aligned.subject_last]  # OPT's MLP sees [batch × seq, ·]
 
@@ -52,7 +52,7 @@ def mean(rows: Sequence[Tensor], average: str) -> Tensor:
 
 
 @pytest.mark.parametrize("average", ["two_level", "flat"])
-def test_keys_equal_one_pass_a_sentence(tiny: ModelAdapter, average: str) -> None:
+def test_keys_equal_one_pass_a_sentence(tiny: EditableModel, average: str) -> None:
     found = extract_keys(tiny, REQUESTS, CONTEXTS, [2], average)[2]
     assert found.mean.shape == found.plain.shape == (len(REQUESTS), tiny.d_in(2))
     for row, request in enumerate(REQUESTS):
@@ -63,7 +63,7 @@ def test_keys_equal_one_pass_a_sentence(tiny: ModelAdapter, average: str) -> Non
 
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
 @pytest.mark.parametrize("residual", ["plain", "mean"])
-def test_present_values_equal_one_pass_a_sentence(tiny: ModelAdapter, site: str, residual: str) -> None:
+def test_present_values_equal_one_pass_a_sentence(tiny: EditableModel, site: str, residual: str) -> None:
     settings = KeySettings(average="two_level", residual=residual)
     found = current_values(tiny, REQUESTS, CONTEXTS, 1, site, settings)
     for row, request in enumerate(REQUESTS):
@@ -72,7 +72,7 @@ def test_present_values_equal_one_pass_a_sentence(tiny: ModelAdapter, site: str,
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_mean_value_belongs_to_the_mean_key(tiny: ModelAdapter) -> None:
+def test_mean_value_belongs_to_the_mean_key(tiny: EditableModel) -> None:
     """W k̄ + b is the mean MLP output, so that a residual measured there is met at the mean key."""
     keys = extract_keys(tiny, REQUESTS, CONTEXTS, [1], "flat")[1].mean
     values = current_values(tiny, REQUESTS, CONTEXTS, 1, "mlp_out", KeySettings(average="flat", residual="mean"))
@@ -98,43 +98,41 @@ def test_published_weights_of_contexts(n: int, average: str, expected: list[floa
 
 def test_the_subject_is_the_one_in_the_slot() -> None:
     """The same word stands in the prompt already; its key is another one."""
-    adapter = build_tiny("llama", bos=True)
+    lm = build_tiny("llama", bos=True)
     request = REQUESTS[2]
-    aligned = align_prompt(adapter, request)
+    aligned = align_prompt(lm, request)
     assert aligned.subject_last == len(aligned.ids) - 1
-    earlier = align_prompt(adapter, EditRequest("{}, the capital of Paris", "Paris", "Rome"))
+    earlier = align_prompt(lm, EditRequest("{}, the capital of Paris", "Paris", "Rome"))
     assert earlier.ids == aligned.ids
     assert earlier.subject_last < aligned.subject_last
-    first = extract_keys(adapter, [request], CONTEXTS[:1], [2], "flat")[2].plain
-    second = extract_keys(
-        adapter, [EditRequest("{}, the capital of Paris", "Paris", "Rome")], CONTEXTS[:1], [2], "flat"
-    )[2]
+    first = extract_keys(lm, [request], CONTEXTS[:1], [2], "flat")[2].plain
+    second = extract_keys(lm, [EditRequest("{}, the capital of Paris", "Paris", "Rome")], CONTEXTS[:1], [2], "flat")[2]
     assert not torch.allclose(first, second.plain)
 
 
 def test_order_and_packing_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = build_tiny("gpt2")
-    straight = extract_keys(adapter, REQUESTS, CONTEXTS, [2], "two_level")[2].mean
+    lm = build_tiny("gpt2")
+    straight = extract_keys(lm, REQUESTS, CONTEXTS, [2], "two_level")[2].mean
     monkeypatch.setattr(keys_module, "TOKEN_BUDGET", 1)
     order = [2, 0, 3, 1]
-    other = extract_keys(adapter, [REQUESTS[i] for i in order], CONTEXTS, [2], "two_level")[2].mean
+    other = extract_keys(lm, [REQUESTS[i] for i in order], CONTEXTS, [2], "two_level")[2].mean
     torch.testing.assert_close(other, straight[order], rtol=1e-4, atol=1e-5)
 
 
 def test_equal_sentences_are_run_once() -> None:
     """Two targets for one prompt share their keys, and so do all words after the subject."""
-    adapter, rows = build_tiny("llama"), []
-    adapter.blocks[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    lm, rows = build_tiny("llama"), []
+    lm.blocks[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     same = [
         EditRequest("The capital of {} is", "Japan", "Rome"),
         EditRequest("The capital of {} was", "Japan", "Paris"),
     ]
-    found = extract_keys(adapter, same, CONTEXTS, [2], "flat")[2].mean
+    found = extract_keys(lm, same, CONTEXTS, [2], "flat")[2].mean
     assert sum(rows) == len(CONTEXTS)
     assert torch.equal(found[0], found[1])
 
 
-def test_keys_follow_the_model_and_leave_it_alone(tiny: ModelAdapter) -> None:
+def test_keys_follow_the_model_and_leave_it_alone(tiny: EditableModel) -> None:
     tiny.model.train()
     tiny.tokenizer.padding_side = "left"
     before = model_state(tiny)
@@ -149,7 +147,7 @@ def test_keys_follow_the_model_and_leave_it_alone(tiny: ModelAdapter) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_keys_are_float32_or_better(dtype: torch.dtype) -> None:
-    adapter = build_tiny("llama", dtype=dtype)
+    lm = build_tiny("llama", dtype=dtype)
     wanted = torch.promote_types(dtype, torch.float32)
-    assert extract_keys(adapter, REQUESTS, CONTEXTS, [2], "flat")[2].mean.dtype == wanted
-    assert current_values(adapter, REQUESTS, CONTEXTS, 2, "resid_post", KeySettings()).dtype == wanted
+    assert extract_keys(lm, REQUESTS, CONTEXTS, [2], "flat")[2].mean.dtype == wanted
+    assert current_values(lm, REQUESTS, CONTEXTS, 2, "resid_post", KeySettings()).dtype == wanted

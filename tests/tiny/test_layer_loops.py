@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from emendo.editing.plan import Plan
-from emendo.editing.value_search import Targets, find_targets
-from emendo.models import ModelAdapter
+from emendo.editing.value_search import FoundValues, search_values
+from emendo.models import EditableModel
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.naive_loop import Naive, apart, close
@@ -29,26 +29,26 @@ NORMED = ("gemma2", "gemma3_text", "olmo2")
 class Loop:
     """The naive side: targets of the unedited model, then one layer after another."""
 
-    adapter: ModelAdapter
+    lm: EditableModel
     plan: Plan
     store: MomentStore
     read: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.naive = Naive(self.adapter, self.plan.contexts)
+        self.naive = Naive(self.lm, self.plan.contexts)
         self.config = self.plan.method.config
         self.site = self.config.target.site
         layers = self.config.written_layers
         self.moments = {layer: self.naive.moment(layer, self.plan, self.store) for layer in layers}
 
-    def searched(self, layer: int) -> Targets:
-        return find_targets(self.adapter, REQUESTS, self.plan.contexts, layer, self.config.target)
+    def searched(self, layer: int) -> FoundValues:
+        return search_values(self.lm, REQUESTS, self.plan.contexts, layer, self.config.target)
 
     def check(self, layer: int, Z: Tensor, aim: int, share: float | Tensor) -> None:
         """Compare the plan's update of a layer with R Kᵀ (...)⁻¹ for R = share of what is missing, and write it."""
         missing = Z - self.naive.values(REQUESTS, aim, self.site)
         if self.site == "resid_post":
-            missing = missing / self.adapter.mlp_scale
+            missing = missing / self.lm.mlp_scale
         R = missing * share if isinstance(share, float) else missing @ share
         delta = self.delta(self.naive.mean_keys(REQUESTS, layer), R, layer)
         (part,) = [part for part in self.plan.update.layers if part.layer == layer]

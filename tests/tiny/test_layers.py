@@ -15,7 +15,7 @@ from emendo.evaluate import evaluate_records
 from emendo.evaluate.aggregate import record_measures
 from emendo.experiments.layer_result import LayerStudy, Place
 from emendo.experiments.layer_study import CHEAP, StudySettings, layer_study, swept_places
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.report.layers import document
 from emendo.requests import EditRecord, EditRequest
 from emendo.statistics import MomentStore
@@ -58,14 +58,14 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def study(facts: str, store: MomentStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelAdapter, LayerStudy]:
+def study(facts: str, store: MomentStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[EditableModel, LayerStudy]:
     from tests.conftest import build_tiny
 
     lm = build_tiny("llama")
     return lm, layer_study(lm, facts, SETTINGS, folder=tmp_path_factory.mktemp("study"), store=store)
 
 
-def test_the_sweep_is_single_edits(study: tuple[ModelAdapter, LayerStudy], store: MomentStore) -> None:
+def test_the_sweep_is_single_edits(study: tuple[EditableModel, LayerStudy], store: MomentStore) -> None:
     lm, found = study
     assert [place.layers for place in found.places] == [(0,), (2,), (3,)]
     by_text = {record.request.text: record for record in RECORDS}
@@ -92,7 +92,7 @@ def test_the_sweep_is_single_edits(study: tuple[ModelAdapter, LayerStudy], store
     assert place.delta_ratio > 0
 
 
-def test_the_trace_is_of_the_same_facts(study: tuple[ModelAdapter, LayerStudy]) -> None:
+def test_the_trace_is_of_the_same_facts(study: tuple[EditableModel, LayerStudy]) -> None:
     lm, found = study
     by_text = {record.request.text: record for record in RECORDS}
     asked = [TraceFact(by_text[text].request.prompt, by_text[text].request.subject) for text in found.facts]
@@ -107,7 +107,7 @@ def test_the_trace_is_of_the_same_facts(study: tuple[ModelAdapter, LayerStudy]) 
 
 
 def test_the_recommendation_is_the_cheapest_that_cannot_be_told_from_the_best(
-    study: tuple[ModelAdapter, LayerStudy],
+    study: tuple[EditableModel, LayerStudy],
 ) -> None:
     _, found = study
 
@@ -128,7 +128,7 @@ def test_the_recommendation_is_the_cheapest_that_cannot_be_told_from_the_best(
     assert alone.edited == (best, bad)
 
 
-def test_document_holds_everything(study: tuple[ModelAdapter, LayerStudy]) -> None:
+def test_document_holds_everything(study: tuple[EditableModel, LayerStudy]) -> None:
     _, found = study
     told = document(found)
     assert len(told["explained"]) == 12  # three outcomes, two kinds, two positions
@@ -140,7 +140,9 @@ def test_document_holds_everything(study: tuple[ModelAdapter, LayerStudy]) -> No
     assert json.loads(json.dumps(told)) == told
 
 
-def test_an_interrupted_study_goes_on(facts: str, store: MomentStore, tmp_path: Path, tiny_llama: ModelAdapter) -> None:
+def test_an_interrupted_study_goes_on(
+    facts: str, store: MomentStore, tmp_path: Path, tiny_llama: EditableModel
+) -> None:
     whole = layer_study(tiny_llama, facts, SETTINGS, folder=tmp_path / "whole", store=store)
 
     class Stopping:
@@ -167,7 +169,7 @@ def test_an_interrupted_study_goes_on(facts: str, store: MomentStore, tmp_path: 
         )
 
 
-def test_places(tiny_llama: ModelAdapter) -> None:
+def test_places(tiny_llama: EditableModel) -> None:
     assert swept_places(tiny_llama, StudySettings()) == [(0,), (1,), (2,), (3,)]
     assert swept_places(tiny_llama, StudySettings(layers=(3, 1), window=2)) == [(1,), (3,), (0, 1), (2, 3)]
     with pytest.raises(LayerError):

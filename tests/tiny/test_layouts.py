@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from emendo.editing.session import EditSession
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
@@ -23,7 +23,7 @@ LAYERS = [1, 2]  # not the last: a target there cannot reach later tokens, and i
 QUICK = {"target.steps": 4, "contexts.scheme": "fixed", "moments.multiple": 4}
 
 
-def with_linear_layers(adapter: ModelAdapter) -> ModelAdapter:
+def with_linear_layers(lm: EditableModel) -> EditableModel:
     """A copy of a GPT-2 whose down-projections are Linear modules that compute the same."""
     copy = build_tiny("gpt2_square", dtype=torch.float64)
     for block in copy.model.transformer.h:
@@ -33,7 +33,7 @@ def with_linear_layers(adapter: ModelAdapter) -> ModelAdapter:
         linear = nn.Linear(*conv.weight.shape, dtype=torch.float64)
         linear.weight.data, linear.bias.data = conv.weight.data.T.contiguous(), conv.bias.data.clone()
         block.mlp.c_proj = linear
-    return ModelAdapter(copy.model, adapter.tokenizer, name="tiny-linear")
+    return EditableModel(copy.model, lm.tokenizer, name="tiny-linear")
 
 
 @pytest.mark.parametrize(("method", "layers"), [("rome", [1]), ("r-rome", [1]), ("emmet", LAYERS), ("memit", LAYERS)])
@@ -41,7 +41,7 @@ def test_conv1d_is_linear(method: str, layers: list[int], tmp_path: Path) -> Non
     conv = build_tiny("gpt2_square", dtype=torch.float64)
     linear = with_linear_layers(conv)
     more = {"distribution": "even"} if len(layers) > 1 else {}
-    sessions = [EditSession(adapter, store=MomentStore(tmp_path)) for adapter in (conv, linear)]
+    sessions = [EditSession(lm, store=MomentStore(tmp_path)) for lm in (conv, linear)]
     updates = [session.plan(REQUESTS, method, layers=layers, settings={**QUICK, **more}).update for session in sessions]
     for session, update in zip(sessions, updates, strict=True):
         session.apply(update)
@@ -56,5 +56,5 @@ def test_conv1d_is_linear(method: str, layers: list[int], tmp_path: Path) -> Non
         change = stored[1].weight.data - build_tiny("gpt2_square", dtype=torch.float64).weight(layer)
         torch.testing.assert_close(change, delta.double(), rtol=0, atol=1e-6 * scale)
     batch = conv.batch([[5, 9, 11, 30]])
-    logits = [adapter.model(batch.input_ids).logits for adapter in (conv, linear)]
+    logits = [lm.model(batch.input_ids).logits for lm in (conv, linear)]
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-4)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, ConflictError, InputError, LedgerError, MethodError
-from emendo.ledger import EditLedger, History, KeptEdit, LedgerStore
+from emendo.ledger import EditLedger, History, LedgerStore, StoredEdit
 from emendo.ledger.replay import kept_method
 from emendo.methods import BASELINES, METHODS, MethodConfig
 from emendo.methods.presets import PRESETS
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.known import KnownModel, Preset
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
@@ -40,8 +40,8 @@ HOW: list[dict[str, Any]] = [
 """What the ten edits are made with, in turn."""
 
 
-def weights_of(adapter: ModelAdapter) -> list[Tensor]:
-    return [adapter.weight(layer).clone() for layer in range(adapter.n_layers)]
+def weights_of(lm: EditableModel) -> list[Tensor]:
+    return [lm.weight(layer).clone() for layer in range(lm.n_layers)]
 
 
 def equal_bits(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -233,7 +233,7 @@ def test_a_session_that_is_behind_is_brought_up_to_date(tmp_path: Path, store: M
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_is_the_same_again_from_its_record(name: str, tiny_llama: ModelAdapter) -> None:
+def test_every_method_is_the_same_again_from_its_record(name: str, tiny_llama: EditableModel) -> None:
     """All values go through JSON and back: the resolved configuration is equal, not only near."""
     session = EditSession(tiny_llama)
     resolved = session.resolve(name, settings={"target.learning_rate": 0.1 + 0.2})
@@ -245,7 +245,11 @@ def test_every_method_is_the_same_again_from_its_record(name: str, tiny_llama: M
 
 @pytest.mark.parametrize("given", [{"preservation.weight": 500}, {"preservation.weight": 15000}])
 def test_values_that_a_preset_also_has_are_planned_again_as_they_were(
-    given: dict[str, Any], tiny_llama: ModelAdapter, tmp_path: Path, store: MomentStore, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any],
+    tiny_llama: EditableModel,
+    tmp_path: Path,
+    store: MomentStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those that the caller gave won over the preset when the edit was made; 15000 is the catalog's own value."""
     tiny = KnownModel("tiny", "llama", tiny_llama.n_layers, tiny_llama.d_model, tiny_llama.vocab_size)
@@ -264,7 +268,7 @@ def test_values_that_a_preset_also_has_are_planned_again_as_they_were(
 
 
 def test_a_record_of_exactly_the_catalogs_values_gets_no_preset(
-    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = KnownModel("tiny", "llama", tiny_llama.n_layers, tiny_llama.d_model)
     monkeypatch.setitem(PRESETS, "memit", {tiny: Preset((1, 2), "a test", {"preservation.weight": 100.0})})
@@ -275,7 +279,7 @@ def test_a_record_of_exactly_the_catalogs_values_gets_no_preset(
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
-def test_a_baseline_is_the_same_again_from_its_record(name: str, tiny_llama: ModelAdapter) -> None:
+def test_a_baseline_is_the_same_again_from_its_record(name: str, tiny_llama: EditableModel) -> None:
     session = EditSession(tiny_llama)
     resolved = session.resolve(name)
     method, layers = kept_method(_kept(json.loads(json.dumps(resolved.to_dict()))))
@@ -283,7 +287,7 @@ def test_a_baseline_is_the_same_again_from_its_record(name: str, tiny_llama: Mod
 
 
 def test_a_baseline_of_exactly_the_catalogs_values_gets_no_preset(
-    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = KnownModel("tiny", "llama", tiny_llama.n_layers, tiny_llama.d_model)
     preset = Preset((2,), "a test", {"fine_tune.max_change": 5e-5})
@@ -323,7 +327,7 @@ def test_other_second_moments_are_not_taken_in_silence(tmp_path: Path, store: Mo
 
 
 def _kept(method: dict[str, Any]) -> Any:
-    return KeptEdit("a" * 64, {0: EIFFEL}, method, 0)
+    return StoredEdit("a" * 64, {0: EIFFEL}, method, 0)
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------

@@ -29,9 +29,9 @@ from tests.tiny_gguf import write_tiny_gguf
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A tiny Llama as `save_pretrained` writes it."""
-    adapter = build_tiny("llama")
-    adapter.model.save_pretrained(tmp_path / "model")
-    adapter.tokenizer.save_pretrained(tmp_path / "model")
+    lm = build_tiny("llama")
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -44,25 +44,25 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_local_folder(folder: Path) -> None:
-    adapter = load(folder, device="cpu")
-    assert (adapter.name, adapter.spec.model_type, adapter.dtype) == (str(folder), "llama", torch.float32)
-    assert adapter.weights_digest() == build_tiny("llama").weights_digest()
-    assert not adapter.model.training
-    assert load(str(folder), device="cpu").weights_digest() == adapter.weights_digest()
+    lm = load(folder, device="cpu")
+    assert (lm.name, lm.spec.model_type, lm.dtype) == (str(folder), "llama", torch.float32)
+    assert lm.weights_digest() == build_tiny("llama").weights_digest()
+    assert not lm.model.training
+    assert load(str(folder), device="cpu").weights_digest() == lm.weights_digest()
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32)]
 )
 def test_dtype(folder: Path, name: str, dtype: torch.dtype) -> None:
-    adapter = load(folder, device="cpu", dtype=name)
-    assert {parameter.dtype for parameter in adapter.model.parameters()} == {dtype}
+    lm = load(folder, device="cpu", dtype=name)
+    assert {parameter.dtype for parameter in lm.model.parameters()} == {dtype}
 
 
 def test_auto_dtype_is_the_checkpoints_own(tmp_path: Path) -> None:
-    adapter = build_tiny("gpt2", dtype=torch.bfloat16)
-    adapter.model.save_pretrained(tmp_path)
-    adapter.tokenizer.save_pretrained(tmp_path)
+    lm = build_tiny("gpt2", dtype=torch.bfloat16)
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
     assert load(tmp_path, device="cpu").dtype == torch.bfloat16
 
 
@@ -286,8 +286,8 @@ class Conversions:
 
     def __call__(self, path: Path, options: dict[str, object]) -> tuple[object, object]:
         self.paths.append(path)
-        adapter = build_tiny("llama")
-        return adapter.model, adapter.tokenizer
+        lm = build_tiny("llama")
+        return lm.model, lm.tokenizer
 
 
 @pytest.fixture
@@ -436,9 +436,9 @@ def test_processes_that_start_together_convert_once(
 
 def storer(until: float, count: Any) -> None:
     """As a program does that converts without looking."""
-    adapter = build_tiny("llama")
+    lm = build_tiny("llama")
     while time.monotonic() < until:
-        demo.store_demo_folder(adapter.model, adapter.tokenizer)
+        demo.store_demo_folder(lm.model, lm.tokenizer)
         count.value += 1
 
 

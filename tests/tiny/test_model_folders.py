@@ -30,9 +30,9 @@ Change = Callable[[Path], object]
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
-    adapter = build_tiny("llama")
-    adapter.model.save_pretrained(folder)
-    adapter.tokenizer.save_pretrained(folder)
+    lm = build_tiny("llama")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -243,10 +243,10 @@ def test_declared_sizes_are_held_against_the_files(folder: Path, name: str) -> N
 
 def test_a_small_model_with_large_tables_is_loaded(tmp_path: Path) -> None:
     """GPT-2 keeps a mask of positions × positions: more than the weights of a tiny one."""
-    adapter = build_tiny("gpt_neo")
-    adapter.model.config.max_position_embeddings = 2048
-    adapter.model.save_pretrained(tmp_path)
-    adapter.tokenizer.save_pretrained(tmp_path)
+    lm = build_tiny("gpt_neo")
+    lm.model.config.max_position_embeddings = 2048
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights["transformer.wpe.weight"] = torch.zeros(2048, 32)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})

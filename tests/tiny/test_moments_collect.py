@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from emendo.errors import CorpusError, LayerError, MomentsError, NumericalError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.statistics import (
     MomentSpec,
     MomentStore,
@@ -36,16 +36,16 @@ def text(tmp_path: Path) -> TextCorpus:
     return TextCorpus(path)
 
 
-def oracle(adapter: ModelAdapter, spec: MomentSpec, layer: int, tokens: int) -> torch.Tensor:
+def oracle(lm: EditableModel, spec: MomentSpec, layer: int, tokens: int) -> torch.Tensor:
     """One sequence at a time, one layer at a time, in float64, with a hook of its own."""
     found: list[torch.Tensor] = []
-    module = adapter.model.get_submodule(adapter.module_name(layer))
+    module = lm.model.get_submodule(lm.module_name(layer))
     handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
     rows: list[torch.Tensor] = []
-    for ids in spec.corpus.sequences(adapter, length=spec.length, count=10_000):
+    for ids in spec.corpus.sequences(lm, length=spec.length, count=10_000):
         found.clear()
         with torch.no_grad():
-            adapter.model(torch.tensor([ids]))
+            lm.model(torch.tensor([ids]))
         keys = found[0].reshape(len(ids), -1)  # OPT's MLP sees [batch × seq, ·]
         rows.append(keys[int(spec.exclude_first) :].double())
         if sum(map(len, rows)) >= tokens:
@@ -56,7 +56,7 @@ def oracle(adapter: ModelAdapter, spec: MomentSpec, layer: int, tokens: int) -> 
 
 
 @pytest.mark.parametrize("exclude_first", [False, True])
-def test_one_pass_equals_the_oracle(tiny: ModelAdapter, text: TextCorpus, exclude_first: bool) -> None:
+def test_one_pass_equals_the_oracle(tiny: EditableModel, text: TextCorpus, exclude_first: bool) -> None:
     spec = MomentSpec(text, tokens=301, exclude_first=exclude_first, **SHORT)
     found = collect_moments(tiny, LAYERS, spec)
     assert list(found) == LAYERS
@@ -67,7 +67,7 @@ def test_one_pass_equals_the_oracle(tiny: ModelAdapter, text: TextCorpus, exclud
 
 
 def test_one_forward_pass_serves_all_layers_and_stops_above_the_highest(
-    tiny_llama: ModelAdapter, text: TextCorpus, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, text: TextCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, ...]] = []
     run = tiny_llama.run
@@ -86,7 +86,7 @@ def test_one_forward_pass_serves_all_layers_and_stops_above_the_highest(
     assert reached == []
 
 
-def test_the_default_size_is_a_multiple_of_d_in(tiny_llama: ModelAdapter) -> None:
+def test_the_default_size_is_a_multiple_of_d_in(tiny_llama: EditableModel) -> None:
     assert default_tokens(48) == 480
     moment = collect_moments(tiny_llama, [0], MomentSpec(SelfSampledCorpus(), **SHORT))[0]
     assert moment.count == 480
@@ -96,19 +96,19 @@ def test_the_default_size_is_a_multiple_of_d_in(tiny_llama: ModelAdapter) -> Non
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("bos", [False, True])
 def test_self_sampled_needs_no_data_and_no_global_randomness(family: str, bos: bool) -> None:
-    adapter = build_tiny(family, bos=bos)
+    lm = build_tiny(family, bos=bos)
     spec = MomentSpec(tokens=100, **SHORT)
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = collect_moments(adapter, LAYERS, spec)
+    first = collect_moments(lm, LAYERS, spec)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    second = collect_moments(adapter, LAYERS, spec)
-    other = collect_moments(adapter, LAYERS, MomentSpec(SelfSampledCorpus(seed=1), tokens=100, **SHORT))
+    second = collect_moments(lm, LAYERS, spec)
+    other = collect_moments(lm, LAYERS, MomentSpec(SelfSampledCorpus(seed=1), tokens=100, **SHORT))
     for layer in LAYERS:
         assert torch.equal(first[layer].total, second[layer].total)
         assert not torch.equal(first[layer].total, other[layer].total)
-    expected = oracle(adapter, spec, 1, 100) if not bos_ids(adapter) else first[1].mean()
+    expected = oracle(lm, spec, 1, 100) if not bos_ids(lm) else first[1].mean()
     torch.testing.assert_close(first[1].mean(), expected, rtol=1e-3, atol=1e-5)
 
 
@@ -116,17 +116,17 @@ class InterruptedRunError(Exception):
     pass
 
 
-def interrupt_after(adapter: ModelAdapter, passes: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def interrupt_after(lm: EditableModel, passes: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let `passes` captures succeed, then raise; returns the list of captured batch sizes."""
-    run, seen = type(adapter).run, []
+    run, seen = type(lm).run, []
 
     def limited(batch: Any, **rest: Any) -> Any:
         if len(seen) == passes:
             raise InterruptedRunError
         seen.append(len(batch.input_ids))
-        return run(adapter, batch, **rest)
+        return run(lm, batch, **rest)
 
-    monkeypatch.setattr(adapter, "run", limited)
+    monkeypatch.setattr(lm, "run", limited)
     return seen
 
 
@@ -141,21 +141,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 ) -> None:
     monkeypatch.setattr("emendo.statistics.collect.TOKEN_BUDGET", 48)
     monkeypatch.setattr("emendo.statistics.corpus.SAMPLE_ROWS", 8)
-    adapter = build_tiny("llama")
+    lm = build_tiny("llama")
     corpus = text if source == "text" else SelfSampledCorpus()
     spec = MomentSpec(corpus, tokens=400, accumulate=accumulate, **SHORT)  # type: ignore[arg-type]
-    whole = collect_moments(adapter, LAYERS, spec)
+    whole = collect_moments(lm, LAYERS, spec)
 
     store = MomentStore(tmp_path / "store")
     with monkeypatch.context() as patch:
-        interrupt_after(adapter, 5, patch)
+        interrupt_after(lm, 5, patch)
         with pytest.raises(InterruptedRunError):
-            obtain_moments(adapter, LAYERS, spec, store, every=2)
+            obtain_moments(lm, LAYERS, spec, store, every=2)
     assert len(list(store.root.glob("*/partial-*"))) == 1
     assert store.entries() == []
     with monkeypatch.context() as patch:
-        seen = interrupt_after(adapter, 100, patch)
-        resumed = obtain_moments(adapter, LAYERS, spec, store, every=2)
+        seen = interrupt_after(lm, 100, patch)
+        resumed = obtain_moments(lm, LAYERS, spec, store, every=2)
     assert sum(seen) == 25 - 4 * 3  # four passes of three sequences were saved
     for layer in LAYERS:
         assert torch.equal(resumed[layer].moment.total, whole[layer].total)
@@ -167,18 +167,18 @@ def test_a_state_of_other_settings_is_never_resumed(
     text: TextCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("emendo.statistics.collect.TOKEN_BUDGET", 48)
-    adapter = build_tiny("llama")
+    lm = build_tiny("llama")
     with monkeypatch.context() as patch:
-        interrupt_after(adapter, 5, patch)
+        interrupt_after(lm, 5, patch)
         with pytest.raises(InterruptedRunError):
-            collect_moments(adapter, [1], MomentSpec(text, tokens=400, **SHORT), checkpoint=tmp_path, every=1)
+            collect_moments(lm, [1], MomentSpec(text, tokens=400, **SHORT), checkpoint=tmp_path, every=1)
     other = MomentSpec(text, tokens=401, **SHORT)
-    found = collect_moments(adapter, [1], other, checkpoint=tmp_path)
-    assert torch.equal(found[1].total, collect_moments(adapter, [1], other)[1].total)
+    found = collect_moments(lm, [1], other, checkpoint=tmp_path)
+    assert torch.equal(found[1].total, collect_moments(lm, [1], other)[1].total)
 
 
 def test_obtain_collects_only_what_is_missing(
-    tiny_llama: ModelAdapter, text: TextCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, text: TextCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, spec = MomentStore(tmp_path), MomentSpec(text, tokens=100, **SHORT)
     first = obtain_moments(tiny_llama, [1], spec, store)
@@ -196,7 +196,7 @@ def test_obtain_collects_only_what_is_missing(
 
 
 def test_an_edited_model_is_refused_unless_everything_is_stored(
-    tiny_llama: ModelAdapter, text: TextCorpus, tmp_path: Path
+    tiny_llama: EditableModel, text: TextCorpus, tmp_path: Path
 ) -> None:
     store, spec = MomentStore(tmp_path), MomentSpec(text, tokens=100, **SHORT)
     obtain_moments(tiny_llama, [1], spec, store)
@@ -206,7 +206,7 @@ def test_an_edited_model_is_refused_unless_everything_is_stored(
             obtain_moments(tiny_llama, [2], spec, store)
 
 
-def test_obtain_for_method(tiny_llama: ModelAdapter, text: TextCorpus, tmp_path: Path) -> None:
+def test_obtain_for_method(tiny_llama: EditableModel, text: TextCorpus, tmp_path: Path) -> None:
     class Settings:
         source = str(text.path)
         multiple = 2.5
@@ -221,7 +221,7 @@ def test_obtain_for_method(tiny_llama: ModelAdapter, text: TextCorpus, tmp_path:
     assert json.loads(json.dumps(record)) == record
 
 
-def test_progress_counts_every_token(tiny_llama: ModelAdapter, text: TextCorpus) -> None:
+def test_progress_counts_every_token(tiny_llama: EditableModel, text: TextCorpus) -> None:
     class Recorder:
         def __init__(self) -> None:
             self.events: list[Any] = []
@@ -243,7 +243,7 @@ def test_progress_counts_every_token(tiny_llama: ModelAdapter, text: TextCorpus)
         assert sum(recorder.events[1:-1]) == recorder.events[0][1]
 
 
-def test_errors(tiny_llama: ModelAdapter, text: TextCorpus) -> None:
+def test_errors(tiny_llama: EditableModel, text: TextCorpus) -> None:
     with pytest.raises(CorpusError, match=r"the text holds \d+ tokens to count, 99999 were asked"):
         collect_moments(tiny_llama, [0], MomentSpec(text, tokens=99_999, **SHORT))
     with pytest.raises(CorpusError, match="length=500"):
@@ -256,7 +256,7 @@ def test_errors(tiny_llama: ModelAdapter, text: TextCorpus) -> None:
         collect_moments(tiny_llama, [9], MomentSpec(text, tokens=9, **SHORT))
 
 
-def test_activations_that_are_not_finite_name_their_module(tiny_llama: ModelAdapter, text: TextCorpus) -> None:
+def test_activations_that_are_not_finite_name_their_module(tiny_llama: EditableModel, text: TextCorpus) -> None:
     tiny_llama.blocks[2].mlp.up_proj.weight.data[5, 5] = float("inf")
     with pytest.raises(NumericalError, match=r"layers\.2\.mlp\.down_proj"):
         collect_moments(tiny_llama, [1, 2], MomentSpec(text, tokens=99, **SHORT))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from emendo.errors import CorpusError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.sampling import draw
 from emendo.statistics import DatasetCorpus, SelfSampledCorpus, TextCorpus, open_corpus
 from emendo.statistics.packing import bos_ids, pack, separator_ids
@@ -29,14 +29,14 @@ def jsonl(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", [{"text": line} for line in TRAINING_TEXT])
 
 
-def all_sequences(corpus: TextCorpus | DatasetCorpus, adapter: ModelAdapter) -> list[list[int]]:
-    return list(corpus.sequences(adapter, length=16, count=10_000))
+def all_sequences(corpus: TextCorpus | DatasetCorpus, lm: EditableModel) -> list[list[int]]:
+    return list(corpus.sequences(lm, length=16, count=10_000))
 
 
 # ---- packing -----------------------------------------------------------------------------------
 
 
-def test_packing_without_bos_is_one_stream_with_separators(tiny_llama: ModelAdapter) -> None:
+def test_packing_without_bos_is_one_stream_with_separators(tiny_llama: EditableModel) -> None:
     end = tiny_llama.tokenizer.eos_token_id
     assert bos_ids(tiny_llama) == []
     assert separator_ids(tiny_llama) == [end]
@@ -45,14 +45,14 @@ def test_packing_without_bos_is_one_stream_with_separators(tiny_llama: ModelAdap
 
 
 def test_packing_with_bos_starts_every_sequence_with_it() -> None:
-    adapter = build_tiny("llama", bos=True)
-    assert bos_ids(adapter) == separator_ids(adapter) == [0]
-    assert list(pack([[5, 6, 7], [8, 9]], adapter, 4)) == [[0, 5, 6, 7], [0, 0, 8, 9]]
-    assert list(pack([[5, 6], [8, 9]], adapter, 4)) == [[0, 5, 6, 0], [0, 8, 9]]
+    lm = build_tiny("llama", bos=True)
+    assert bos_ids(lm) == separator_ids(lm) == [0]
+    assert list(pack([[5, 6, 7], [8, 9]], lm, 4)) == [[0, 5, 6, 7], [0, 0, 8, 9]]
+    assert list(pack([[5, 6], [8, 9]], lm, 4)) == [[0, 5, 6, 0], [0, 8, 9]]
 
 
 def test_the_pretraining_separator_comes_before_a_chat_models_eos(
-    tiny_llama: ModelAdapter,
+    tiny_llama: EditableModel,
 ) -> None:
     tiny_llama.tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
     assert separator_ids(tiny_llama) == [tiny_llama.tokenizer.eos_token_id]  # the model has no row for it yet
@@ -63,7 +63,7 @@ def test_the_pretraining_separator_comes_before_a_chat_models_eos(
 # ---- text files --------------------------------------------------------------------------------
 
 
-def test_jsonl_holds_every_document_once_in_a_seeded_order(tiny_llama: ModelAdapter, jsonl: Path) -> None:
+def test_jsonl_holds_every_document_once_in_a_seeded_order(tiny_llama: EditableModel, jsonl: Path) -> None:
     def lines(seed: int | None) -> list[str]:
         stream = list(itertools.chain.from_iterable(all_sequences(TextCorpus(jsonl, seed=seed), tiny_llama)))
         text = tiny_llama.tokenizer.decode(stream)
@@ -77,7 +77,7 @@ def test_jsonl_holds_every_document_once_in_a_seeded_order(tiny_llama: ModelAdap
 
 
 def test_a_txt_file_is_one_document_in_file_order(
-    tiny_llama: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("emendo.statistics.corpus._BLOCK_CHARACTERS", 60)
     path = tmp_path / "book.txt"
@@ -87,7 +87,7 @@ def test_a_txt_file_is_one_document_in_file_order(
     assert [len(ids) for ids in found[:-1]] == [16] * (len(found) - 1)
 
 
-def test_start_skips_what_was_counted(tiny_llama: ModelAdapter, jsonl: Path) -> None:
+def test_start_skips_what_was_counted(tiny_llama: EditableModel, jsonl: Path) -> None:
     corpus = TextCorpus(jsonl)
     whole = all_sequences(corpus, tiny_llama)
     assert list(corpus.sequences(tiny_llama, length=16, count=6, start=4)) == whole[4:6]
@@ -104,7 +104,7 @@ def test_the_description_follows_the_content_not_the_path(jsonl: Path, tmp_path:
     assert TextCorpus(jsonl, seed=1).describe() != described
 
 
-def test_text_errors(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_text_errors(tiny_llama: EditableModel, tmp_path: Path) -> None:
     def fails(corpus: TextCorpus, match: str) -> None:
         with pytest.raises(CorpusError, match=match):
             all_sequences(corpus, tiny_llama)
@@ -135,7 +135,7 @@ def test_open_corpus(jsonl: Path) -> None:
 # ---- datasets ----------------------------------------------------------------------------------
 
 
-def test_a_local_dataset_folder(tiny_llama: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_dataset_folder(tiny_llama: EditableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     folder = tmp_path / "data"
@@ -154,7 +154,7 @@ def test_a_local_dataset_folder(tiny_llama: ModelAdapter, tmp_path: Path, monkey
         all_sequences(DatasetCorpus(str(folder), split="nope"), tiny_llama)
 
 
-def test_a_missing_datasets_package_is_named(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_datasets_package_is_named(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(CorpusError, match=r"pip install 'emendo\[data\]'"):
         all_sequences(DatasetCorpus("a/b"), tiny_llama)
@@ -174,7 +174,7 @@ def test_draw_follows_the_distribution() -> None:
     assert int(last) == 49_999
 
 
-def test_sampling_is_the_models_own_distribution(tiny_llama: ModelAdapter) -> None:
+def test_sampling_is_the_models_own_distribution(tiny_llama: EditableModel) -> None:
     """Two-token sequences: the share of every second token against the softmax of the logits."""
     n = 6_000
     found = sample_sequences(tiny_llama, range(n), length=2, seed=0, prefix=[], first_tokens=[7])
@@ -185,20 +185,20 @@ def test_sampling_is_the_models_own_distribution(tiny_llama: ModelAdapter) -> No
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_sampled_sequences_start_as_the_model_expects(tiny: ModelAdapter, bos: bool) -> None:
-    adapter = build_tiny("gpt2", bos=True) if bos else tiny
-    found = list(SelfSampledCorpus().sequences(adapter, length=12, count=70))
+def test_sampled_sequences_start_as_the_model_expects(tiny: EditableModel, bos: bool) -> None:
+    lm = build_tiny("gpt2", bos=True) if bos else tiny
+    found = list(SelfSampledCorpus().sequences(lm, length=12, count=70))
     assert {len(ids) for ids in found} == {12}
-    firsts = [ids[len(bos_ids(adapter))] for ids in found]
+    firsts = [ids[len(bos_ids(lm))] for ids in found]
     assert len(set(firsts)) > 40
-    assert not set(firsts) & set(adapter.tokenizer.all_special_ids)
+    assert not set(firsts) & set(lm.tokenizer.all_special_ids)
     if bos:
         assert {ids[0] for ids in found} == {0}
         after_end = {b for ids in found for a, b in itertools.pairwise(ids) if a == 1}
         assert after_end <= {0}
 
 
-def test_a_sequence_depends_on_its_number_alone(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_depends_on_its_number_alone(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = SelfSampledCorpus(seed=9)
     whole = list(corpus.sequences(tiny_llama, length=12, count=20))
     monkeypatch.setattr("emendo.statistics.corpus.SAMPLE_ROWS", 8)
@@ -209,7 +209,7 @@ def test_a_sequence_depends_on_its_number_alone(tiny_llama: ModelAdapter, monkey
     assert list(SelfSampledCorpus(seed=8).sequences(tiny_llama, length=12, count=20)) != whole
 
 
-def test_sampling_leaves_the_model_as_it_was(tiny_llama: ModelAdapter) -> None:
+def test_sampling_leaves_the_model_as_it_was(tiny_llama: EditableModel) -> None:
     tiny_llama.model.train()
     next(SelfSampledCorpus().sequences(tiny_llama, length=8, count=1))
     assert tiny_llama.model.training

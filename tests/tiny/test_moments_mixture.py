@@ -13,7 +13,7 @@ import torch
 
 from emendo.editing.session import EditSession
 from emendo.errors import CorpusError, MomentsError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.statistics import MixturePart, MomentStore, obtain_for_method, parse_mixture
 from tests.conftest import TRAINING_TEXT, build_tiny
 from tests.naive_loop import Naive, apart, close
@@ -50,9 +50,9 @@ def store(tmp_path: Path) -> MomentStore:
 
 
 def obtain(
-    source: str, store: MomentStore, adapter: ModelAdapter | None = None, layers: Sequence[int] = LAYERS, **more: Any
+    source: str, store: MomentStore, lm: EditableModel | None = None, layers: Sequence[int] = LAYERS, **more: Any
 ) -> tuple[dict[int, torch.Tensor], dict[str, Any]]:
-    return obtain_for_method(adapter or build_tiny("llama"), layers, Settings(source, **more), seed=3, store=store)
+    return obtain_for_method(lm or build_tiny("llama"), layers, Settings(source, **more), seed=3, store=store)
 
 
 # ---- what a source says ------------------------------------------------------------------------
@@ -199,30 +199,30 @@ def test_two_names_of_one_text_are_refused_before_anything_is_collected(
 def test_stored_parts_are_never_collected_again(
     store: MomentStore, text: str, book: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = build_tiny("llama")
-    obtain("self", store, adapter)
+    lm = build_tiny("llama")
+    obtain("self", store, lm)
     passes: list[list[int]] = []
-    run = adapter.run
-    monkeypatch.setattr(adapter, "run", lambda batch, keys: passes.append(list(keys)) or run(batch, keys=keys))
-    obtain(f"0.9*self+0.1*{text}", store, adapter)
+    run = lm.run
+    monkeypatch.setattr(lm, "run", lambda batch, keys: passes.append(list(keys)) or run(batch, keys=keys))
+    obtain(f"0.9*self+0.1*{text}", store, lm)
     assert passes == [LAYERS], "one pass for the text, none for the sampled part"
     passes.clear()
-    obtain(f"0.1*self+0.9*{text}", store, adapter)
-    obtain(text, store, adapter)
+    obtain(f"0.1*self+0.9*{text}", store, lm)
+    obtain(text, store, lm)
     assert passes == []
-    obtain(f"self+{text}", store, adapter, layers=[0, 1])
+    obtain(f"self+{text}", store, lm, layers=[0, 1])
     assert set(map(tuple, passes)) == {(1,)}, "only the layer that is new, for each part"
     assert len(store.entries()) == 6
 
 
 def test_an_edited_model_may_mix_what_is_stored_but_collects_nothing(store: MomentStore, text: str, book: str) -> None:
-    adapter = build_tiny("llama")
-    expected = obtain(f"self+{text}", store, adapter)[0]
-    with adapter.edited({3: adapter.weight(3) * 2}):
-        found = obtain(f"self+{text}", store, adapter)[0]
+    lm = build_tiny("llama")
+    expected = obtain(f"self+{text}", store, lm)[0]
+    with lm.edited({3: lm.weight(3) * 2}):
+        found = obtain(f"self+{text}", store, lm)[0]
         assert all(torch.equal(found[layer], expected[layer]) for layer in LAYERS)
         with pytest.raises(MomentsError, match="rollback"):
-            obtain(f"self+{book}", store, adapter)
+            obtain(f"self+{book}", store, lm)
 
 
 # ---- through a session -------------------------------------------------------------------------
@@ -230,15 +230,15 @@ def test_an_edited_model_may_mix_what_is_stored_but_collects_nothing(store: Mome
 
 def test_an_edit_is_priced_in_the_mixture(store: MomentStore, text: str, book: str) -> None:
     """Its update is the formula's with Σ wᵢ Cᵢ of the unedited model, also on top of an edit."""
-    source, adapter = f"2*self+5*{text}+3*{book}", build_tiny("llama", dtype=torch.float64)
-    alone = [obtain_for_method(adapter, [1], Settings(name, multiple=4), store=store)[0][1] for name in (text, book)]
-    own = obtain_for_method(adapter, [1], Settings("self", multiple=4), store=store)[0][1]
+    source, lm = f"2*self+5*{text}+3*{book}", build_tiny("llama", dtype=torch.float64)
+    alone = [obtain_for_method(lm, [1], Settings(name, multiple=4), store=store)[0][1] for name in (text, book)]
+    own = obtain_for_method(lm, [1], Settings("self", multiple=4), store=store)[0][1]
     mixed = 0.2 * own + 0.5 * alone[0] + 0.3 * alone[1]
-    session = EditSession(adapter, store=store)
+    session = EditSession(lm, store=store)
     for requests in ([EIFFEL], [DARRIEUX, JAPAN]):
         plan = planned(session, store, requests, "memit", [1], moments__source=source, preservation__weight=2.0)
         (part,) = plan.update.layers
-        K = Naive(adapter, plan.contexts).mean_keys(requests, 1)
+        K = Naive(lm, plan.contexts).mean_keys(requests, 1)
         R = part.residuals.double().T
         close(part.delta(), memit_delta(K, R, mixed, lam=2.0))
         for other in (own, *alone):

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from emendo.errors import MomentsError, OutputError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.statistics import MomentSpec, MomentStore, SecondMoment, StoredMoment, obtain_moments, read_moment
 from emendo.statistics.store import pack_triangle, packed_bytes, unpack_triangle
 from tests.conftest import build_tiny
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> MomentStore:
 
 
 @pytest.fixture
-def stored(tiny_llama: ModelAdapter, store: MomentStore) -> StoredMoment:
+def stored(tiny_llama: EditableModel, store: MomentStore) -> StoredMoment:
     return obtain_moments(tiny_llama, [1], SPEC, store)[1]
 
 
@@ -46,7 +46,7 @@ def test_triangles_round_trip(d: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("accumulate", ["float64", "float32"])
-def test_a_moment_survives_bit_for_bit(tiny_llama: ModelAdapter, store: MomentStore, accumulate: str) -> None:
+def test_a_moment_survives_bit_for_bit(tiny_llama: EditableModel, store: MomentStore, accumulate: str) -> None:
     spec = replace(SPEC, accumulate=accumulate)
     written = obtain_moments(tiny_llama, [1], spec, store)[1]
     loaded = store.get(spec.fingerprint(tiny_llama, [1]), 1, tiny_llama.module_name(1))
@@ -58,7 +58,7 @@ def test_a_moment_survives_bit_for_bit(tiny_llama: ModelAdapter, store: MomentSt
     assert loaded.header == written.header
 
 
-def test_the_header_says_everything(stored: StoredMoment, tiny_llama: ModelAdapter) -> None:
+def test_the_header_says_everything(stored: StoredMoment, tiny_llama: EditableModel) -> None:
     with safe_open(stored.path, framework="pt") as file:
         metadata = file.metadata()
     header = json.loads(metadata["header"])
@@ -85,7 +85,7 @@ def test_the_header_says_everything(stored: StoredMoment, tiny_llama: ModelAdapt
     }
 
 
-def test_every_field_changes_the_fingerprint(tiny_llama: ModelAdapter) -> None:
+def test_every_field_changes_the_fingerprint(tiny_llama: EditableModel) -> None:
     base = SPEC.fingerprint(tiny_llama, [1])
     changes = {
         "weights": "0",
@@ -112,7 +112,7 @@ def test_another_model_of_the_same_name_gets_its_own_moment(stored: StoredMoment
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "header", "empty", "garbage"])
 def test_damage_is_found_and_named(
-    damage: str, stored: StoredMoment, store: MomentStore, tiny_llama: ModelAdapter
+    damage: str, stored: StoredMoment, store: MomentStore, tiny_llama: EditableModel
 ) -> None:
     content = bytearray(stored.path.read_bytes())
     if damage == "truncate":
@@ -133,7 +133,7 @@ def test_damage_is_found_and_named(
 
 
 def test_a_damaged_unfinished_state_is_named(
-    tiny_llama: ModelAdapter, store: MomentStore, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, store: MomentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from emendo.statistics.collect import partial_path
 
@@ -145,7 +145,7 @@ def test_a_damaged_unfinished_state_is_named(
         obtain_moments(tiny_llama, [1], SPEC, store)
 
 
-def test_a_mismatch_is_an_error_in_words(stored: StoredMoment, store: MomentStore, tiny_llama: ModelAdapter) -> None:
+def test_a_mismatch_is_an_error_in_words(stored: StoredMoment, store: MomentStore, tiny_llama: EditableModel) -> None:
     module = tiny_llama.module_name(1)
     wanted = replace(SPEC, tokens=120, exclude_first=True).fingerprint(tiny_llama, [1])
     with pytest.raises(MomentsError) as caught:
@@ -200,7 +200,7 @@ def test_only_what_the_fingerprint_says_can_be_stored(stored: StoredMoment, stor
 
 @pytest.mark.parametrize("place", ["file/home", "/proc/emendo", "x" * 300])
 def test_a_home_that_cannot_be_written_is_found_before_the_collection(
-    tmp_path: Path, tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path, tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -212,7 +212,7 @@ def test_a_home_that_cannot_be_written_is_found_before_the_collection(
 
 
 def test_a_disk_that_the_moments_do_not_fit_on(
-    tmp_path: Path, tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, store = MomentSpec(tokens=64, length=16), MomentStore(tmp_path)
     size = obtain_moments(tiny_llama, [1], spec, store)[1].path.stat().st_size
@@ -225,7 +225,7 @@ def test_a_disk_that_the_moments_do_not_fit_on(
 
 
 def test_a_home_that_cannot_be_written_serves_what_it_holds(
-    tmp_path: Path, tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Moments may lie on a share that is mounted to be read."""
     spec, store = MomentSpec(tokens=64, length=16), MomentStore(tmp_path)

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, BloomConfig, Phi3Config, PreTrain
 from emendo.editing.session import EditSession
 from emendo.errors import InputError, NumericalError, SelfCheckError, UnsupportedModelError
 from emendo.export import write_checkpoint
-from emendo.models import ModelAdapter, wrap
+from emendo.models import EditableModel, wrap
 from emendo.models.generation import continue_rows
 from emendo.models.sampling import row_uniforms, sample_tokens
-from emendo.models.tree import plant, tree_hidden
+from emendo.models.tree import build_prefix_tree, tree_hidden
 from tests.conftest import FAMILIES, build_tiny, build_tokenizer, tiny_config
 from tests.model_state import changes, model_state
 from tests.random_updates import random_update
@@ -72,14 +72,14 @@ def test_prompts_that_are_learnt_are_refused() -> None:
 
 
 def test_a_folder_without_a_model_in_it_is_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = build_tiny("llama")
+    lm = build_tiny("llama")
 
     def save(model: object, folder: Path) -> None:
         (folder / "lora.bin").write_text("x")
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
     with pytest.raises(SelfCheckError, match=r"lora\.bin.*config\.json and model\.safetensors"):
-        write_checkpoint(adapter, [random_update(adapter, {1: 1}, seed=1)], tmp_path / "out")
+        write_checkpoint(lm, [random_update(lm, {1: 1}, seed=1)], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,15 +89,15 @@ def test_a_folder_without_a_model_in_it_is_no_export(tmp_path: Path, monkeypatch
 def test_a_compiled_model_is_the_model_that_was_compiled() -> None:
     plain = build_tiny("llama")
     compiled = torch.compile(plain.model, backend="eager")
-    adapter = wrap(compiled, plain.tokenizer)
-    assert adapter.model is plain.model
-    assert adapter.weights_digest() == plain.weights_digest()
+    lm = wrap(compiled, plain.tokenizer)
+    assert lm.model is plain.model
+    assert lm.weights_digest() == plain.weights_digest()
     update = random_update(plain, {1: 2}, seed=1)
-    EditSession(adapter).apply(update)  # made for the plain model
-    ids = adapter.encode(TEXT)
+    EditSession(lm).apply(update)  # made for the plain model
+    ids = lm.encode(TEXT)
     with torch.no_grad():
         found = compiled(input_ids=torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(found, adapter.unembed(adapter.final_hidden(adapter.batch([ids]))[0]))
+    torch.testing.assert_close(found, lm.unembed(lm.final_hidden(lm.batch([ids]))[0]))
 
 
 def test_a_model_compiled_in_place_is_edited_like_any_other() -> None:
@@ -107,9 +107,9 @@ def test_a_model_compiled_in_place_is_edited_like_any_other() -> None:
 
 
 def test_the_digest_does_not_know_what_was_compiled_later() -> None:
-    adapter = build_tiny("llama")
-    adapter.model.model.layers[1] = torch.compile(adapter.model.model.layers[1], backend="eager")
-    assert adapter.weights_digest() == build_tiny("llama").weights_digest()
+    lm = build_tiny("llama")
+    lm.model.model.layers[1] = torch.compile(lm.model.model.layers[1], backend="eager")
+    assert lm.weights_digest() == build_tiny("llama").weights_digest()
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -139,14 +139,14 @@ def test_parameters_made_in_inference_mode_are_refused_and_left_as_they_were() -
     assert all(flags)
     refused(model, UnsupportedModelError, "inference_mode()", "embed_tokens")
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
-    adapter = build_tiny("llama")
-    adapter.model.train()
-    adapter.model.lm_head.weight = next(model.parameters())
-    training, flags = adapter.model.training, [parameter.requires_grad for parameter in adapter.model.parameters()]
-    with pytest.raises(UnsupportedModelError, match="lm_head"), adapter.isolated():
+    lm = build_tiny("llama")
+    lm.model.train()
+    lm.model.lm_head.weight = next(model.parameters())
+    training, flags = lm.model.training, [parameter.requires_grad for parameter in lm.model.parameters()]
+    with pytest.raises(UnsupportedModelError, match="lm_head"), lm.isolated():
         pytest.fail("parameters that nobody can write to were accepted")
-    assert [parameter.requires_grad for parameter in adapter.model.parameters()] == flags
-    assert adapter.model.training == training
+    assert [parameter.requires_grad for parameter in lm.model.parameters()] == flags
+    assert lm.model.training == training
 
 
 def test_a_block_that_does_not_call_its_modules_is_refused() -> None:
@@ -170,17 +170,17 @@ def test_activations_that_are_not_finite_are_told_as_that(dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("token", [300, -1])
 def test_tokens_that_the_embedding_does_not_have(token: int) -> None:
-    adapter = build_tiny("llama")
-    adapter.model.resize_token_embeddings(300)
-    assert adapter.batch([[299, 0]]).input_ids.shape == (1, 2)
-    for call in (lambda: adapter.batch([[5], [6, token]]), lambda: tree_hidden(adapter, plant([[5], [6, token]]))):
+    lm = build_tiny("llama")
+    lm.model.resize_token_embeddings(300)
+    assert lm.batch([[299, 0]]).input_ids.shape == (1, 2)
+    for call in (lambda: lm.batch([[5], [6, token]]), lambda: tree_hidden(lm, build_prefix_tree([[5], [6, token]]))):
         with pytest.raises(InputError, match=rf"token id {token}.*0 to 299.*tokenizer"):
             call()
     with pytest.raises(InputError, match=r"token id 3\d\d"):
-        adapter.generate("埃菲尔铁塔位于巴黎", 1)
+        lm.generate("埃菲尔铁塔位于巴黎", 1)
 
 
-def longrope(original: int) -> ModelAdapter:
+def longrope(original: int) -> EditableModel:
     rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0, 4.0, 5.0, 6.0]}
     rope |= {"original_max_position_embeddings": original, "rope_theta": 10_000.0}
     settings = {**FAMILIES["phi3"], "pad_token_id": 1, "eos_token_id": 1, "bos_token_id": 0}
@@ -195,31 +195,31 @@ def longrope(original: int) -> ModelAdapter:
 
 def test_a_longrope_model_takes_texts_that_leave_its_factors_alone() -> None:
     """One longer text in a batch changes the positions of all others, so an edit would depend on its neighbours."""
-    adapter = longrope(8)
+    lm = longrope(8)
     short, long = list(range(20, 23)), list(range(30, 39))
     with torch.no_grad():
         together, alone = (
-            adapter.decoder(input_ids=torch.tensor(rows)).last_hidden_state[-1, :3]
+            lm.decoder(input_ids=torch.tensor(rows)).last_hidden_state[-1, :3]
             for rows in ([[*long], [*short, *[1] * 6]], [short])
         )
     assert not torch.allclose(together, alone, atol=1e-3), "the factors are the same: the test shows nothing"
-    assert adapter.max_length == 8
-    for call in (lambda: adapter.batch([short, long]), lambda: tree_hidden(adapter, plant([short, long]))):
+    assert lm.max_length == 8
+    for call in (lambda: lm.batch([short, long]), lambda: tree_hidden(lm, build_prefix_tree([short, long]))):
         with pytest.raises(InputError, match=r"9 tokens.*longer than 8.*longrope.*at most 8"):
             call()
-    batch = adapter.batch([long[:8], short])
-    torch.testing.assert_close(adapter.final_hidden(batch)[1, :3], adapter.final_hidden(adapter.batch([short]))[0])
-    (continuation,) = continue_rows(adapter, [short], [500], stop=False)
+    batch = lm.batch([long[:8], short])
+    torch.testing.assert_close(lm.final_hidden(batch)[1, :3], lm.final_hidden(lm.batch([short]))[0])
+    (continuation,) = continue_rows(lm, [short], [500], stop=False)
     assert len(continuation.ids) == 8 - len(short)
 
 
 def test_logits_that_are_not_finite_choose_no_token() -> None:
-    adapter = build_tiny("llama")
-    before = model_state(adapter)
-    with adapter.edited({1: torch.full_like(adapter.weight(1), 1e38)}):
+    lm = build_tiny("llama")
+    before = model_state(lm)
+    with lm.edited({1: torch.full_like(lm.weight(1), 1e38)}):
         with pytest.raises(NumericalError, match=r"not finite in torch\.float32.*--dtype float32"):
-            adapter.generate(TEXT, 3)
+            lm.generate(TEXT, 3)
         starts, uniform = torch.tensor([[0]]), row_uniforms(0, 0, 3)[None]
         with pytest.raises(NumericalError, match=r"not finite"):
-            sample_tokens(adapter, starts, uniform)
-    assert changes(before, model_state(adapter)) == []
+            sample_tokens(lm, starts, uniform)
+    assert changes(before, model_state(lm)) == []

@@ -6,14 +6,14 @@ import pytest
 
 import emendo
 from emendo.errors import MethodError, RequestError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, QUICK
 
 FACT = {"prompt": EIFFEL.prompt, "subject": EIFFEL.subject, "target_new": "Rome"}
 
 
-def test_one_line_edits_and_the_session_takes_it_back(tiny_llama: ModelAdapter) -> None:
+def test_one_line_edits_and_the_session_takes_it_back(tiny_llama: EditableModel) -> None:
     before = model_state(tiny_llama)
     session = emendo.edit(tiny_llama, FACT, "emmet", layers=[1], settings=QUICK)
     assert session.lm is tiny_llama
@@ -35,7 +35,7 @@ def test_a_folder_is_loaded_and_a_plan_is_the_same(model: str) -> None:
     assert session.lm.weight(1).equal(other.lm.weight(1))
 
 
-def test_what_cannot_be_used_leaves_the_model(tiny_llama: ModelAdapter) -> None:
+def test_what_cannot_be_used_leaves_the_model(tiny_llama: EditableModel) -> None:
     before = model_state(tiny_llama)
     with pytest.raises(MethodError, match="did you mean 'emmet'"):
         emendo.edit(tiny_llama, FACT, "emet")
@@ -46,7 +46,7 @@ def test_what_cannot_be_used_leaves_the_model(tiny_llama: ModelAdapter) -> None:
     assert changes(before, model_state(tiny_llama)) == []
 
 
-def test_requests_of_rome_and_memit_are_taken_as_they_are(tiny_llama: ModelAdapter) -> None:
+def test_requests_of_rome_and_memit_are_taken_as_they_are(tiny_llama: EditableModel) -> None:
     plan = emendo.EditSession(tiny_llama).plan({**FACT, "target_new": {"str": "Rome"}}, "in-context")
     assert plan.requests[0] == EIFFEL
     with_id = {**FACT, "target_new": {"str": "Rome", "id": "Q220"}}

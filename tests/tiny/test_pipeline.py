@@ -11,11 +11,11 @@ import torch
 
 from emendo.editing.keys import extract_keys
 from emendo.editing.session import EditSession
-from emendo.editing.value_search import find_targets
+from emendo.editing.value_search import search_values
 from emendo.errors import ConflictError, InfeasibleError, MethodError
 from emendo.methods import method_named
 from emendo.methods.settings import KeySettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Silent
 from emendo.requests import EditRequest
 from emendo.solve import PreparedLayer
@@ -55,10 +55,10 @@ def test_shares() -> None:
 def test_memit_is_the_published_layer_loop(family: str, weight: float, store: MomentStore) -> None:
     """Keys and what is still missing are read anew before each layer, in the model as the lower layers left it."""
     layers = [0, 1, 3]
-    adapter = build_tiny(family, dtype=torch.float64)
-    plan = planned(adapter, store, REQUESTS, "memit", layers, preservation__weight=weight)
-    naive = Naive(adapter, plan.contexts)
-    Z = find_targets(adapter, REQUESTS, plan.contexts, layers[-1], plan.method.config.target).value.double().T
+    lm = build_tiny(family, dtype=torch.float64)
+    plan = planned(lm, store, REQUESTS, "memit", layers, preservation__weight=weight)
+    naive = Naive(lm, plan.contexts)
+    Z = search_values(lm, REQUESTS, plan.contexts, layers[-1], plan.method.config.target).value.double().T
     moments = {layer: naive.moment(layer, plan, store) for layer in layers}
     first_keys = torch.stack([naive.two_level(request, 3) for request in REQUESTS], dim=1)
     for position, (layer, part) in enumerate(zip(layers, plan.update.layers, strict=True)):
@@ -75,10 +75,10 @@ def test_memit_is_the_published_layer_loop(family: str, weight: float, store: Mo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_emmet_over_several_layers_is_the_published_formula(family: str, store: MomentStore) -> None:
     layers = [1, 2]
-    adapter = build_tiny(family, dtype=torch.float64)
-    plan = planned(adapter, store, REQUESTS, "emmet", layers, distribution="even")
-    naive = Naive(adapter, plan.contexts)
-    Z = find_targets(adapter, REQUESTS, plan.contexts, 2, plan.method.config.target).value.double().T
+    lm = build_tiny(family, dtype=torch.float64)
+    plan = planned(lm, store, REQUESTS, "emmet", layers, distribution="even")
+    naive = Naive(lm, plan.contexts)
+    Z = search_values(lm, REQUESTS, plan.contexts, 2, plan.method.config.target).value.double().T
     moments = {layer: naive.moment(layer, plan, store) for layer in layers}
     for position, (layer, part) in enumerate(zip(layers, plan.update.layers, strict=True)):
         K = torch.stack([naive.two_level(request, layer) for request in REQUESTS], dim=1)
@@ -90,11 +90,11 @@ def test_emmet_over_several_layers_is_the_published_formula(family: str, store: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rome_has_the_direction_of_the_mean_key_and_holds_at_the_plain_one(family: str, store: MomentStore) -> None:
-    adapter = build_tiny(family, dtype=torch.float64)
-    plan = planned(adapter, store, [EIFFEL], "rome", [1])
-    naive = Naive(adapter, plan.contexts)
+    lm = build_tiny(family, dtype=torch.float64)
+    plan = planned(lm, store, [EIFFEL], "rome", [1])
+    naive = Naive(lm, plan.contexts)
     keys = naive.keys(EIFFEL, 1)
-    value = find_targets(adapter, [EIFFEL], plan.contexts, 1, plan.method.config.target).value[0].double()
+    value = search_values(lm, [EIFFEL], plan.contexts, 1, plan.method.config.target).value[0].double()
     residual = value - naive.at_subject(EIFFEL, "{}", 1, "mlp_out")
     delta = rome_delta(residual, keys.mean(dim=0), keys[0], naive.moment(1, plan, store))
     close(plan.update.layers[0].delta(), delta)
@@ -104,11 +104,11 @@ def test_rome_has_the_direction_of_the_mean_key_and_holds_at_the_plain_one(famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_r_rome_uses_one_key_throughout(family: str, store: MomentStore) -> None:
-    adapter = build_tiny(family, dtype=torch.float64)
-    plan = planned(adapter, store, [EIFFEL], "r-rome", [1])
-    naive = Naive(adapter, plan.contexts)
+    lm = build_tiny(family, dtype=torch.float64)
+    plan = planned(lm, store, [EIFFEL], "r-rome", [1])
+    naive = Naive(lm, plan.contexts)
     mean = naive.keys(EIFFEL, 1).mean(dim=0)
-    value = find_targets(adapter, [EIFFEL], plan.contexts, 1, plan.method.config.target).value[0].double()
+    value = search_values(lm, [EIFFEL], plan.contexts, 1, plan.method.config.target).value[0].double()
     outs = torch.stack([naive.at_subject(EIFFEL, context, 1, "mlp_out") for context in plan.contexts])
     delta = rome_delta(value - outs.mean(dim=0), mean, mean, naive.moment(1, plan, store))
     close(plan.update.layers[0].delta(), delta)
@@ -117,7 +117,7 @@ def test_r_rome_uses_one_key_throughout(family: str, store: MomentStore) -> None
 # ---- how the methods hang together ---------------------------------------------------------------------------
 
 
-def test_even_over_one_layer_is_single(tiny: ModelAdapter, store: MomentStore) -> None:
+def test_even_over_one_layer_is_single(tiny: EditableModel, store: MomentStore) -> None:
     if tiny.spec.mlp_normed:
         pytest.skip("nothing can be divided where the MLP's output is normed; tests/tiny/test_reached_targets.py")
     single = planned(tiny, store, REQUESTS, "emmet", [1])
@@ -126,10 +126,10 @@ def test_even_over_one_layer_is_single(tiny: ModelAdapter, store: MomentStore) -
 
 
 def test_one_request_of_emmet_is_r_rome_with_the_same_key_and_target(store: MomentStore) -> None:
-    adapter = build_tiny("llama")
+    lm = build_tiny("llama")
     emmet = method_named("emmet")
     r_rome = replace(method_named("r-rome"), contexts=emmet.contexts, target=emmet.target, keys=KeySettings())
-    session = EditSession(adapter, store=store)
+    session = EditSession(lm, store=store)
     plans = [session.plan([EIFFEL], method, layers=[1], settings=QUICK) for method in (emmet, r_rome)]
     assert plans[0].update.id == plans[1].update.id
 
@@ -137,15 +137,15 @@ def test_one_request_of_emmet_is_r_rome_with_the_same_key_and_target(store: Mome
 @pytest.mark.parametrize(("n", "s", "expected"), [(1, 0.0, 0.0), (3, 0.1, 100.0)])
 def test_emmet_as_published_is_memit(n: int, s: float, expected: float, store: MomentStore) -> None:
     """With α = 0.1 and weight 1000 it is MEMIT with λ = 100, except that a single request holds with equality."""
-    adapter, requests = build_tiny("llama"), REQUESTS[:n]
-    published = planned(adapter, store, requests, "emmet-published", [1], preservation__weight=1000)
+    lm, requests = build_tiny("llama"), REQUESTS[:n]
+    published = planned(lm, store, requests, "emmet-published", [1], preservation__weight=1000)
     stats = published.layers[0].solves[0]
     assert (stats.s, stats.effective_lambda) == (s, pytest.approx(expected))
     same: dict[str, Any] = {"target__argmax_steps": None, "target__precision": "float32"}
     if n == 1:
-        other = planned(adapter, store, requests, "emmet", [1], **same)
+        other = planned(lm, store, requests, "emmet", [1], **same)
     else:
-        other = planned(adapter, store, requests, "memit", [1], preservation__weight=100)
+        other = planned(lm, store, requests, "memit", [1], preservation__weight=100)
         assert stats.constraint_error > 1e-3, "least squares"
     close(published.update.layers[0].delta(), other.update.layers[0].delta())
 
@@ -157,32 +157,32 @@ def test_one_by_one_is_one_stage_and_a_batch_shows_its_own(store: MomentStore) -
         def start(self, stage: str, total: int | None = None) -> None:
             told.append(f"{stage} {total}")
 
-    adapter = build_tiny("llama")
+    lm = build_tiny("llama")
     for method in ("r-rome", "emmet"):
-        session = EditSession(adapter, store=store, progress=Recorder())
+        session = EditSession(lm, store=store, progress=Recorder())
         session.plan(REQUESTS, method, layers=[1], settings={**QUICK, "moments.multiple": 4})
     assert [stage for stage in told if not stage.startswith("second")] == ["edits 3", "targets 3", "solve 1"]
 
 
 def test_one_by_one_computes_each_request_on_the_model_that_the_earlier_ones_left(store: MomentStore) -> None:
-    adapter = build_tiny("llama")
-    batch = planned(adapter, store, [EIFFEL, DARRIEUX], "rome", [1])
+    lm = build_tiny("llama")
+    batch = planned(lm, store, [EIFFEL, DARRIEUX], "rome", [1])
     session = EditSession(build_tiny("llama"), store=store)
     for row, request in enumerate([EIFFEL, DARRIEUX]):
         alone = session.plan([request], "rome", layers=[1], settings=QUICK)
         close(batch.update.layers[0].residuals[row : row + 1], alone.update.layers[0].residuals, 1e-4)
         close(batch.update.layers[0].dual_keys[row : row + 1], alone.update.layers[0].dual_keys, 1e-4)
         session.apply(alone.update)
-    blind = planned(adapter, store, [DARRIEUX], "rome", [1])
+    blind = planned(lm, store, [DARRIEUX], "rome", [1])
     apart = (blind.update.layers[0].residuals - batch.update.layers[0].residuals[1:]).norm()
     assert float(apart / batch.update.layers[0].residuals[1:].norm()) > 1e-2, "the order matters"
     assert [len(report.solves) for report in batch.layers] == [2]
-    assert planned(adapter, store, [DARRIEUX, EIFFEL], "rome", [1]).update.id != batch.update.id
+    assert planned(lm, store, [DARRIEUX, EIFFEL], "rome", [1]).update.id != batch.update.id
 
 
 def test_the_batch_size_of_the_search_changes_nothing_but_rounding(store: MomentStore) -> None:
-    adapter = build_tiny("llama", dtype=torch.float64)
-    together, alone = (planned(adapter, store, REQUESTS, "emmet", [1], target__batch_size=n) for n in (32, 1))
+    lm = build_tiny("llama", dtype=torch.float64)
+    together, alone = (planned(lm, store, REQUESTS, "emmet", [1], target__batch_size=n) for n in (32, 1))
     close(together.update.layers[0].delta(), alone.update.layers[0].delta(), 1e-5)
     assert [trace.stopped for trace in together.targets] == [trace.stopped for trace in alone.targets]
 
@@ -190,7 +190,7 @@ def test_the_batch_size_of_the_search_changes_nothing_but_rounding(store: Moment
 # ---- requests that collide -----------------------------------------------------------------------------------
 
 
-def test_repeated_and_contradicting_requests_are_refused(store: MomentStore, tiny_llama: ModelAdapter) -> None:
+def test_repeated_and_contradicting_requests_are_refused(store: MomentStore, tiny_llama: EditableModel) -> None:
     with pytest.raises(ConflictError, match=r"repeated: .*#1 → 'Rome', #3 → 'Rome'"):
         planned(tiny_llama, store, [EIFFEL, JAPAN, EIFFEL], "emmet", [1])
     with pytest.raises(ConflictError, match=r"contradicting: .*#1 → 'Rome', #2 → 'Tokyo'"):
@@ -200,13 +200,13 @@ def test_repeated_and_contradicting_requests_are_refused(store: MomentStore, tin
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_shared_key_cannot_hold_two_values(dtype: torch.dtype, store: MomentStore) -> None:
     """Prompts that differ only after the subject have one key; with a value each, equality names who is in the way."""
-    adapter = build_tiny("llama", dtype=dtype)
+    lm = build_tiny("llama", dtype=dtype)
     twins = [replace(EIFFEL, id="where"), replace(EIFFEL, prompt="{} was built in", target="Tokyo", id="when")]
     each = {"target__shared": "request"}
     with pytest.raises(InfeasibleError, match=r"share a key: where, when(.|\n)*--method memit"):
-        planned(adapter, store, [*twins, JAPAN], "emmet", [1], **each)
+        planned(lm, store, [*twins, JAPAN], "emmet", [1], **each)
     for method in ("memit", "emmet-published"):
-        plan = planned(adapter, store, [*twins, JAPAN], method, [1], **each)
+        plan = planned(lm, store, [*twins, JAPAN], method, [1], **each)
         assert float(plan.update.layers[0].delta().norm()) > 0
 
 
@@ -214,11 +214,11 @@ def test_a_shared_key_cannot_hold_two_values(dtype: torch.dtype, store: MomentSt
 
 
 def test_the_report_of_a_layer_is_measured_on_the_update(store: MomentStore) -> None:
-    adapter = build_tiny("gpt2")
-    plan = planned(adapter, store, REQUESTS, "memit", [0, 1])
+    lm = build_tiny("gpt2")
+    plan = planned(lm, store, REQUESTS, "memit", [0, 1])
     for part, report in zip(plan.update.layers, plan.layers, strict=True):
-        delta, weight = part.delta().double(), adapter.weight(part.layer).double()
-        moment = Naive(adapter, plan.contexts).moment(part.layer, plan, store)
+        delta, weight = part.delta().double(), lm.weight(part.layer).double()
+        moment = Naive(lm, plan.contexts).moment(part.layer, plan, store)
         assert report.update_norm == pytest.approx(float(delta.norm()), rel=1e-5)
         assert report.relative_norm == pytest.approx(float(delta.norm() / weight.norm()), rel=1e-5)
         cost = torch.trace(delta @ moment @ delta.T) / torch.trace(weight @ moment @ weight.T)

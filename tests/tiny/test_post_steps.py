@@ -63,18 +63,18 @@ def test_it_shapes_the_finished_sum_of_each_layer(
 ) -> None:
     """Nothing that is solved later sees it; for requests written one by one it is the sum that is shaped."""
     settings, expected = POSTS[post]
-    adapter = build_tiny(family)
-    raw = planned(adapter, store, REQUESTS, method, layers, **strong(method))
-    shaped = planned(adapter, store, REQUESTS, method, layers, **strong(method), **settings)
+    lm = build_tiny(family)
+    raw = planned(lm, store, REQUESTS, method, layers, **strong(method))
+    shaped = planned(lm, store, REQUESTS, method, layers, **strong(method), **settings)
     for layer, delta in deltas(raw).items():
-        W = adapter.weight(layer).double()
+        W = lm.weight(layer).double()
         close(deltas(shaped)[layer], expected(delta, W))
     assert max(apart(deltas(shaped)[layer], delta) for layer, delta in deltas(raw).items()) > 1e-2, "it does something"
     for part, other in zip(shaped.update.layers, raw.update.layers, strict=True):
         assert torch.equal(keys_of(part), keys_of(other)), "the keys stay those that were written"
     if method == "r-rome" and post != "rect":
         one_by_one = sum(
-            expected(torch.outer(r, q).double(), adapter.weight(1).double())
+            expected(torch.outer(r, q).double(), lm.weight(1).double())
             for part in raw.update.layers
             for r, q in zip(part.residuals, part.dual_keys, strict=True)
         )
@@ -87,9 +87,9 @@ def test_prune_conditions_everything_that_was_ever_added(
     dtype: torch.dtype, pruned_before: bool, store: MomentStore
 ) -> None:
     settings, expected = POSTS["prune"]
-    adapter = build_tiny("llama", dtype=dtype)
-    base = {layer: adapter.weight(layer).double() for layer in (0, 1)}
-    session = EditSession(adapter, store=store)
+    lm = build_tiny("llama", dtype=dtype)
+    base = {layer: lm.weight(layer).double() for layer in (0, 1)}
+    session = EditSession(lm, store=store)
     first = planned(session, store, [EIFFEL, JAPAN], "memit", [0, 1], **STRONG, **(settings if pruned_before else {}))
     session.apply(first.update)
     raw = planned(session, store, [DARRIEUX], "memit", [0, 1], **STRONG)
@@ -101,7 +101,7 @@ def test_prune_conditions_everything_that_was_ever_added(
         close(before + deltas(second)[layer], total)
         assert apart(before + expected(deltas(raw)[layer], W), total) > 1e-3, "pruning the new part alone would show"
         if dtype is torch.float32:
-            close(adapter.weight(layer).double() - W, total, 1e-4)
+            close(lm.weight(layer).double() - W, total, 1e-4)
     session.rollback()
     assert all(session.verify_rolled_back().values())
 
@@ -118,14 +118,14 @@ def test_prune_leaves_an_update_alone_that_needs_no_pruning(store: MomentStore) 
 
 def test_pruned_updates_do_not_grow_with_their_number(store: MomentStore) -> None:
     """Each takes the earlier ones back and puts them in again; written out that would double with every update."""
-    adapter = build_tiny("llama")
-    session, ranks = EditSession(adapter, store=store), []
+    lm = build_tiny("llama")
+    session, ranks = EditSession(lm, store=store), []
     for number in range(8):
         plan = planned(session, store, [REQUESTS[number % 3]], "prune", [1], **STRONG)
         session.apply(plan.update)
         ranks.append(plan.update.layers[0].rank)
     assert ranks[0] == 1
-    assert 1 < max(ranks[1:]) <= min(adapter.weight(1).shape), "some were pruned, and none is larger than its matrix"
+    assert 1 < max(ranks[1:]) <= min(lm.weight(1).shape), "some were pruned, and none is larger than its matrix"
 
 
 # ---- what is reported ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from emendo.editing.session import EditSession
-from emendo.editing.value_search import find_targets
+from emendo.editing.value_search import search_values
 from emendo.errors import MethodError
 from emendo.methods import METHODS, method_named
 from emendo.requests import EditRequest
@@ -39,24 +39,24 @@ def setting_of(family: str) -> dict[str, Any]:
 @pytest.mark.parametrize("family", sorted({**FAMILIES, **VARIANTS}))
 def test_the_edited_model_holds_the_target(family: str, site: str, store: MomentStore) -> None:
     """At the subject's last token of the plain prompt; for Granite through the factor on its MLP's output."""
-    adapter = build_tiny(family, dtype=torch.float64)
-    assert adapter.spec.mlp_normed == is_normed(family)
+    lm = build_tiny(family, dtype=torch.float64)
+    assert lm.spec.mlp_normed == is_normed(family)
     if site == "resid_post" and is_normed(family):
         pytest.skip("the stream does not gain what the MLP's output gains")
-    session = EditSession(adapter, store=store)
+    session = EditSession(lm, store=store)
     plan = planned(session, store, REQUESTS, "emmet", [2], target__site=site, **setting_of(family))
     assert plan.contexts == ("{}",)
-    targets = find_targets(adapter, REQUESTS, plan.contexts, 2, plan.method.config.target)
-    naive = Naive(adapter, plan.contexts)
+    targets = search_values(lm, REQUESTS, plan.contexts, 2, plan.method.config.target)
+    naive = Naive(lm, plan.contexts)
     before = naive.values(REQUESTS, 2, site)
     keys = [naive.keys(request, 2) for request in REQUESTS]
     assert apart(before, targets.value.T) > 0.1, "there is something to reach"
     session.apply(plan.update)
     close(naive.values(REQUESTS, 2, site), targets.value.T, EXACT)
     if site == "mlp_out":  # the constraint itself: W' k + b = v*
-        bias = getattr(adapter.down_projection(2), "bias", None)
+        bias = getattr(lm.down_projection(2), "bias", None)
         for key, value in zip(keys, targets.value, strict=True):
-            out = adapter.weight(2) @ key[0] + (0 if bias is None else bias.detach())
+            out = lm.weight(2) @ key[0] + (0 if bias is None else bias.detach())
             close(out, value, EXACT)
     session.rollback()
     assert torch.equal(naive.values(REQUESTS, 2, site), before)
@@ -74,16 +74,16 @@ def test_the_target_does_in_the_model_what_the_search_promised(family: str, site
 
     The subject is the whole prompt's first token, so that no earlier position passes through the edited layer.
     """
-    adapter = build_tiny(family, dtype=torch.float64)
+    lm = build_tiny(family, dtype=torch.float64)
     request = EditRequest("{}", "I", "the")
-    session = EditSession(adapter, store=store)
+    session = EditSession(lm, store=store)
     settings = {"target__precision": "float32", "target__site": site, **ONE_CONTEXT}
     plan = planned(session, store, [request], "emmet", [2], **settings)
     session.apply(plan.update)
-    ids, label = torch.tensor([adapter.encode("I")]), adapter.encode(" the")
+    ids, label = torch.tensor([lm.encode("I")]), lm.encode(" the")
     assert ids.shape == (1, 1)
     with torch.no_grad():
-        logp = adapter.model(input_ids=ids).logits[0, -1].log_softmax(dim=0)
+        logp = lm.model(input_ids=ids).logits[0, -1].log_softmax(dim=0)
     assert len(label) == 1
     assert float(-logp[label[0]]) == pytest.approx(plan.targets[0].nll, rel=1e-4)
     assert plan.targets[0].losses[-1] < plan.targets[0].losses[0]
@@ -95,8 +95,8 @@ def test_the_target_does_in_the_model_what_the_search_promised(family: str, site
 @pytest.mark.parametrize("family", NORMED)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resolves_to_what_can_be_reached(method: str, family: str) -> None:
-    adapter = build_tiny(family)
-    resolved = EditSession(adapter).resolve(method)
+    lm = build_tiny(family)
+    resolved = EditSession(lm).resolve(method)
     own, config = method_named(method), resolved.config
     assert config.target.site == "mlp_out"
     assert resolved.origins["target.site"].startswith("family: ")
@@ -111,13 +111,13 @@ def test_every_method_resolves_to_what_can_be_reached(method: str, family: str) 
 @pytest.mark.parametrize("method", ["emmet", "memit", "rome", "emendo"])
 @pytest.mark.parametrize("family", NORMED)
 def test_methods_work_by_name(family: str, method: str, store: MomentStore) -> None:
-    adapter = build_tiny(family)
-    session = EditSession(adapter, store=store)
+    lm = build_tiny(family)
+    session = EditSession(lm, store=store)
     plan = planned(session, store, [EIFFEL], method, **setting_of(family))
     config = plan.method.config
     aim = config.written_layers[0]
-    targets = find_targets(adapter, [EIFFEL], plan.contexts, aim, config.target)
-    naive = Naive(adapter, plan.contexts)
+    targets = search_values(lm, [EIFFEL], plan.contexts, aim, config.target)
+    naive = Naive(lm, plan.contexts)
     before = naive.values([EIFFEL], aim, "mlp_out")
     session.apply(plan.update)
     found, wanted = naive.values([EIFFEL], aim, "mlp_out"), targets.value.double().T
@@ -139,9 +139,9 @@ def test_methods_work_by_name(family: str, method: str, store: MomentStore) -> N
     ids=["even", "sqrt", "optimal", "resid_post"],
 )
 def test_what_cannot_be_reached_is_refused_with_the_reason(family: str, setting: dict[str, str], reason: str) -> None:
-    adapter = build_tiny(family)
-    session = EditSession(adapter)
-    with pytest.raises(MethodError, match=reason.format(family=adapter.spec.model_type)):
+    lm = build_tiny(family)
+    session = EditSession(lm)
+    with pytest.raises(MethodError, match=reason.format(family=lm.spec.model_type)):
         session.plan([EIFFEL], "memit", layers=[0, 1], settings=setting)
     for fine in ("replay", "ends"):
         resolved = session.resolve("memit", layers=[0, 1], settings={"distribution": fine})
@@ -164,8 +164,8 @@ def test_anchored_values_have_the_norm_of_the_unedited_model(
     """Also on top of an edit that changed the norms: the session measures in the base."""
     if site == "resid_post" and is_normed(family):
         pytest.skip("the stream does not gain what the MLP's output gains")
-    adapter = build_tiny(family, dtype=torch.float64)
-    naive, session = Naive(adapter, ("{}",)), EditSession(adapter, store=store)
+    lm = build_tiny(family, dtype=torch.float64)
+    naive, session = Naive(lm, ("{}",)), EditSession(lm, store=store)
     norms = naive.values(REQUESTS, 2, site).norm(dim=0)
     settings = anchored(site, batching)
     session.apply(planned(session, store, [JAPAN], "emmet", [1], target__max_norm_ratio=6.0, **ONE_CONTEXT).update)
@@ -185,10 +185,10 @@ def test_anchored_values_have_the_norm_of_the_unedited_model(
 
 def test_anchoring_turns_but_does_not_lengthen(store: MomentStore) -> None:
     """v* keeps the direction that was searched."""
-    adapter = build_tiny("llama", dtype=torch.float64)
-    session, naive = EditSession(adapter, store=store), Naive(adapter, ("{}",))
+    lm = build_tiny("llama", dtype=torch.float64)
+    session, naive = EditSession(lm, store=store), Naive(lm, ("{}",))
     plan = planned(session, store, REQUESTS, "emmet", [2], **anchored("resid_post"))
-    free = find_targets(adapter, REQUESTS, plan.contexts, 2, plan.method.config.target).value.T
+    free = search_values(lm, REQUESTS, plan.contexts, 2, plan.method.config.target).value.T
     norms = naive.values(REQUESTS, 2).norm(dim=0)
     assert float(((free.norm(dim=0) - norms) / norms).abs().min()) > 1e-2
     session.apply(plan.update)

@@ -22,9 +22,9 @@ from tests.tiny.conftest import Command
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    adapter = build_tiny("llama")
-    adapter.model.save_pretrained(tmp_path / "my model")
-    adapter.tokenizer.save_pretrained(tmp_path / "my model")
+    lm = build_tiny("llama")
+    lm.model.save_pretrained(tmp_path / "my model")
+    lm.tokenizer.save_pretrained(tmp_path / "my model")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "my model"
 

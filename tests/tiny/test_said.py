@@ -16,7 +16,7 @@ from emendo.editing.session import EditSession
 from emendo.evaluate import SaidPrompt, SaidRecord, Snapshot, said_means, said_records
 from emendo.evaluate.remembered import MOST_STATES, RememberedAnswers
 from emendo.export.card import checkpoint_card
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.report.verdict import Miss, Verdict
 from emendo.requests import EditRecord, EditRequest
 from emendo.updates.update import ModelUpdate
@@ -37,15 +37,15 @@ TEMPLATE = (
 class Continued:
     """Stands for generation: gives each row of tokens a text."""
 
-    def __init__(self, lm: ModelAdapter, texts: list[str]) -> None:
+    def __init__(self, lm: EditableModel, texts: list[str]) -> None:
         self.lm, self.texts, self.rows = lm, texts, []
 
-    def __call__(self, lm: ModelAdapter, rows: Any, limits: Any, **_: Any) -> list[Any]:
+    def __call__(self, lm: EditableModel, rows: Any, limits: Any, **_: Any) -> list[Any]:
         self.rows += [lm.decode(row) for row in rows]
         return [type("Found", (), {"ids": self.lm.encode_bare(text)}) for text in self.texts]
 
 
-def test_a_run_on_is_a_miss(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_is_a_miss(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [
         EditRecord(EditRequest("The capital of {} is", "Kazakhstan", "Astana"), paraphrase_prompts=("Its capital is",)),
         EditRecord(EditRequest("The age of {} is", "Ann", "20")),
@@ -61,7 +61,7 @@ def test_a_run_on_is_a_miss(tiny_llama: ModelAdapter, monkeypatch: pytest.Monkey
 
 
 def test_chat_is_asked_by_the_message_and_the_start_of_its_answer(
-    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny_llama.tokenizer, "chat_template", TEMPLATE)
     continued = Continued(tiny_llama, [" Rome", " Paris"])
@@ -187,7 +187,7 @@ def test_a_second_try_searches_and_asks_nothing_again(
     def again(*_: Any, **__: Any) -> Any:
         pytest.fail("made again")
 
-    monkeypatch.setattr("emendo.editing.value_cache.find_targets", again)
+    monkeypatch.setattr("emendo.editing.value_cache.search_values", again)
     for name in ("score_records", "said_records", "packaged_perplexity", "next_token_log_probs"):
         monkeypatch.setattr(snapshot_module, name, again)
     code, text, err = emendo(*edit, "--out", str(tmp_path / "out"))

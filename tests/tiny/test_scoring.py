@@ -20,7 +20,7 @@ from emendo.evaluate import (
     token_scores,
 )
 from emendo.evaluate import tokens as tokens_module
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.requests import EditRecord, EditRequest
 from tests.conftest import build_tiny
@@ -37,24 +37,24 @@ PAIRS = [
 ]
 
 
-def naive_score(adapter: ModelAdapter, prompt: str, target: str) -> TargetScore:
+def naive_score(lm: EditableModel, prompt: str, target: str) -> TargetScore:
     """One unpadded pass of the whole model over prompt and target; float64 after the logits."""
-    prompt_ids, target_ids = encode_target(adapter, prompt, target)
-    ids = torch.tensor([[*prompt_ids, *target_ids]], device=adapter.device)
+    prompt_ids, target_ids = encode_target(lm, prompt, target)
+    ids = torch.tensor([[*prompt_ids, *target_ids]], device=lm.device)
     with torch.no_grad():
-        logits = adapter.model(input_ids=ids).logits[0].double()
+        logits = lm.model(input_ids=ids).logits[0].double()
     at = logits[len(prompt_ids) - 1 : -1]
-    wanted = torch.tensor(target_ids, device=adapter.device)
+    wanted = torch.tensor(target_ids, device=lm.device)
     log_probs = at.log_softmax(dim=-1)[torch.arange(len(wanted)), wanted]
     return TargetScore(float(-log_probs.mean()), bool((at.argmax(dim=-1) == wanted).all()), len(wanted))
 
 
-def naive_perplexity(adapter: ModelAdapter, windows: list[list[int]]) -> tuple[float, int]:
+def naive_perplexity(lm: EditableModel, windows: list[list[int]]) -> tuple[float, int]:
     """exp of the mean nll of every token of a window but its first, and how many those are."""
     terms: list[float] = []
     for window in windows:
         with torch.no_grad():
-            logits = adapter.model(input_ids=torch.tensor([window])).logits[0].double()
+            logits = lm.model(input_ids=torch.tensor([window])).logits[0].double()
         log_probs = logits.log_softmax(dim=-1)
         terms += [-float(log_probs[i, token]) for i, (_, token) in enumerate(pairwise(window))]
     return math.exp(sum(terms) / len(terms)), len(terms)
@@ -83,17 +83,17 @@ class Recorder:
         self.finished = True
 
 
-def test_scores_agree_with_the_naive_scorer(tiny: ModelAdapter) -> None:
+def test_scores_agree_with_the_naive_scorer(tiny: EditableModel) -> None:
     assert_close(score_targets(tiny, PAIRS), [naive_score(tiny, *pair) for pair in PAIRS])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_scores_agree_with_the_naive_scorer_behind_a_bos(family: str) -> None:
-    adapter = build_tiny(family, bos=True)
-    assert_close(score_targets(adapter, PAIRS), [naive_score(adapter, *pair) for pair in PAIRS])
+    lm = build_tiny(family, bos=True)
+    assert_close(score_targets(lm, PAIRS), [naive_score(lm, *pair) for pair in PAIRS])
 
 
-def test_a_greedy_continuation_is_argmax(tiny_llama: ModelAdapter) -> None:
+def test_a_greedy_continuation_is_argmax(tiny_llama: EditableModel) -> None:
     prompt = "The capital of Japan is"
     ids = tiny_llama.encode(prompt)
     hidden = tiny_llama.final_hidden(tiny_llama.batch([ids]))[:, -1]
@@ -105,7 +105,7 @@ def test_a_greedy_continuation_is_argmax(tiny_llama: ModelAdapter) -> None:
 
 
 @pytest.mark.parametrize("token_budget", [1, 24, 10_000])
-def test_batching_and_order_change_nothing(tiny_gpt2: ModelAdapter, token_budget: int) -> None:
+def test_batching_and_order_change_nothing(tiny_gpt2: EditableModel, token_budget: int) -> None:
     alone = {pair: score_targets(tiny_gpt2, [pair])[0] for pair in PAIRS}
     order = [*PAIRS, *PAIRS[:3]]
     random.Random(0).shuffle(order)
@@ -120,7 +120,7 @@ def test_the_tokenizers_padding_side_does_not_matter() -> None:
     assert score_targets(left, PAIRS) == score_targets(right, PAIRS)
 
 
-def test_chunked_unembedding_changes_nothing(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_unembedding_changes_nothing(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score_targets(tiny_llama, PAIRS)
     for rows in (1, 3):
         monkeypatch.setattr(tokens_module, "LOGIT_BYTES", 4 * rows * tiny_llama.vocab_size)
@@ -130,7 +130,7 @@ def test_chunked_unembedding_changes_nothing(tiny_llama: ModelAdapter, monkeypat
 
 
 def test_work_is_shared_and_nothing_is_computed_twice(
-    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes: list[int] = []
     unembedded: list[int] = []
@@ -153,14 +153,14 @@ def test_work_is_shared_and_nothing_is_computed_twice(
     assert (recorder.total, recorder.done, recorder.finished) == (2 * len(single), 2 * len(single), True)
 
 
-def test_targets_of_several_tokens_share_what_they_begin_with(tiny_llama: ModelAdapter) -> None:
+def test_targets_of_several_tokens_share_what_they_begin_with(tiny_llama: EditableModel) -> None:
     prompt = "The Eiffel Tower is located in the city of"
     targets = ["Paris", "Paris and Rome", "Paris and Tokyo", "the capital of Italy", "the capital"]
     pairs = [(prompt, target) for target in targets]
     assert_close(score_targets(tiny_llama, pairs), [naive_score(tiny_llama, *pair) for pair in pairs])
 
 
-def test_a_model_whose_blocks_do_more_is_refused(tiny_llama: ModelAdapter) -> None:
+def test_a_model_whose_blocks_do_more_is_refused(tiny_llama: EditableModel) -> None:
     forward = tiny_llama.decoder.forward
 
     def more(*args: object, **kwargs: object) -> object:
@@ -173,18 +173,18 @@ def test_a_model_whose_blocks_do_more_is_refused(tiny_llama: ModelAdapter) -> No
         score_targets(tiny_llama, PAIRS)
 
 
-def test_a_token_budget_of_nothing_is_refused(tiny_llama: ModelAdapter) -> None:
+def test_a_token_budget_of_nothing_is_refused(tiny_llama: EditableModel) -> None:
     with pytest.raises(InputError, match=r"token_budget is 0 .* at least 1"):
         score_targets(tiny_llama, PAIRS, token_budget=0)
 
 
-def test_a_prompt_that_does_not_fit_is_named(tiny_llama: ModelAdapter) -> None:
+def test_a_prompt_that_does_not_fit_is_named(tiny_llama: EditableModel) -> None:
     long = "word " * tiny_llama.max_length
     with pytest.raises(InputError, match=r"1 of 9 prompts do not fit 'tiny-llama'.*128 tokens"):
         score_targets(tiny_llama, [*PAIRS, (long, "Paris")])
 
 
-def test_a_prompt_that_just_fits_is_scored(tiny_llama: ModelAdapter) -> None:
+def test_a_prompt_that_just_fits_is_scored(tiny_llama: EditableModel) -> None:
     # The target's last token is not fed, so it may lie beyond the last position.
     prompt = "The capital of Japan is"
     while len(tiny_llama.encode(prompt + " a")) <= tiny_llama.max_length:
@@ -194,12 +194,12 @@ def test_a_prompt_that_just_fits_is_scored(tiny_llama: ModelAdapter) -> None:
 
 
 @pytest.mark.parametrize("pair", [("", "Paris"), ("The capital is", " ")])
-def test_empty_texts_are_refused(tiny_llama: ModelAdapter, pair: tuple[str, str]) -> None:
+def test_empty_texts_are_refused(tiny_llama: EditableModel, pair: tuple[str, str]) -> None:
     with pytest.raises(InputError, match="visible text"):
         score_targets(tiny_llama, [pair])
 
 
-def test_a_broken_model_is_an_error(tiny_llama: ModelAdapter) -> None:
+def test_a_broken_model_is_an_error(tiny_llama: EditableModel) -> None:
     broken = torch.full_like(tiny_llama.weight(1), math.nan)
     with tiny_llama.edited({1: broken}):
         with pytest.raises(NumericalError, match="roll the edit back"):
@@ -208,7 +208,7 @@ def test_a_broken_model_is_an_error(tiny_llama: ModelAdapter) -> None:
             perplexity(tiny_llama, "The capital of Japan is Tokyo.")
 
 
-def test_scoring_leaves_the_model_as_it_was(tiny_llama: ModelAdapter) -> None:
+def test_scoring_leaves_the_model_as_it_was(tiny_llama: EditableModel) -> None:
     tiny_llama.model.train()
     before = {name: p.clone() for name, p in tiny_llama.model.named_parameters()}
     score_targets(tiny_llama, PAIRS)
@@ -231,7 +231,7 @@ RECORDS = [
 ]
 
 
-def test_records_are_scored_prompt_by_prompt(tiny_llama: ModelAdapter) -> None:
+def test_records_are_scored_prompt_by_prompt(tiny_llama: EditableModel) -> None:
     result = evaluate_records(tiny_llama, RECORDS)
     first, second = result.records
     assert (first.id, second.id) == ("japan", "Danielle Darrieux")
@@ -247,7 +247,7 @@ def test_records_are_scored_prompt_by_prompt(tiny_llama: ModelAdapter) -> None:
     assert (second.paraphrase, second.neighborhood) == ((), ())
 
 
-def test_record_scores_aggregate_and_say_what_is_missing(tiny_llama: ModelAdapter) -> None:
+def test_record_scores_aggregate_and_say_what_is_missing(tiny_llama: EditableModel) -> None:
     result = evaluate_records(tiny_llama, RECORDS, n_resamples=20)
     efficacy = result.records[0].efficacy[0]
     assert efficacy.target_true is not None
@@ -259,7 +259,7 @@ def test_record_scores_aggregate_and_say_what_is_missing(tiny_llama: ModelAdapte
     assert row["scores"]["n"] == 2
 
 
-def test_no_records_are_refused(tiny_llama: ModelAdapter) -> None:
+def test_no_records_are_refused(tiny_llama: EditableModel) -> None:
     with pytest.raises(InputError, match="list of records is empty"):
         evaluate_records(tiny_llama, [])
 
@@ -270,13 +270,13 @@ TEXT = "The weather was calm that morning. The capital of Japan is Tokyo. " * 3
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("bos", [False, True])
 def test_perplexity_by_hand(family: str, bos: bool) -> None:
-    adapter = build_tiny(family, bos=bos)
-    content = adapter.encode_bare(TEXT)
+    lm = build_tiny(family, bos=bos)
+    content = lm.encode_bare(TEXT)
     start = [0] if bos else []
     step = 16 - len(start)
     windows = [[*start, *content[i : i + step]] for i in range(0, len(content), step)]
-    value, predicted = naive_perplexity(adapter, windows)
-    found = perplexity(adapter, TEXT, window=16)
+    value, predicted = naive_perplexity(lm, windows)
+    found = perplexity(lm, TEXT, window=16)
     assert found.predicted_tokens == predicted
     # With a BOS every token of the text is predicted, without one each window's first is not.
     assert predicted == len(content) - (0 if bos else len(windows))
@@ -285,18 +285,18 @@ def test_perplexity_by_hand(family: str, bos: bool) -> None:
     assert found.window == 16
 
 
-def test_perplexity_does_not_depend_on_batches(tiny_llama: ModelAdapter) -> None:
+def test_perplexity_does_not_depend_on_batches(tiny_llama: EditableModel) -> None:
     values = [perplexity(tiny_llama, TEXT, window=10, token_budget=b).nll for b in (1, 33, 9999)]
     assert values == pytest.approx([values[0]] * 3, abs=1e-5)
 
 
-def test_perplexity_of_a_uniform_model_is_the_vocabulary_size(tiny_llama: ModelAdapter) -> None:
+def test_perplexity_of_a_uniform_model_is_the_vocabulary_size(tiny_llama: EditableModel) -> None:
     tiny_llama.model.get_output_embeddings().weight.data.zero_()
     found = perplexity(tiny_llama, TEXT)
     assert found.value == pytest.approx(tiny_llama.vocab_size, rel=1e-5)
 
 
-def test_perplexity_of_documents_does_not_cross_their_borders(tiny_llama: ModelAdapter) -> None:
+def test_perplexity_of_documents_does_not_cross_their_borders(tiny_llama: EditableModel) -> None:
     documents = ["The capital of Japan is Tokyo.", "I wrote this down last year.", "a"]
     windows = [tiny_llama.encode_bare(text) for text in documents[:2]]
     value, predicted = naive_perplexity(tiny_llama, windows)
@@ -304,7 +304,7 @@ def test_perplexity_of_documents_does_not_cross_their_borders(tiny_llama: ModelA
     assert (found.value, found.predicted_tokens) == (pytest.approx(value, rel=1e-4), predicted)
 
 
-def test_max_tokens_reads_the_beginning(tiny_llama: ModelAdapter) -> None:
+def test_max_tokens_reads_the_beginning(tiny_llama: EditableModel) -> None:
     recorder = Recorder()
     ids = tiny_llama.encode_bare(TEXT)[:20]
     value, _ = naive_perplexity(tiny_llama, [ids[:12], ids[12:]])
@@ -322,12 +322,12 @@ def test_max_tokens_reads_the_beginning(tiny_llama: ModelAdapter) -> None:
         ({"max_tokens": 1}, "nothing to predict"),
     ],
 )
-def test_perplexity_refuses(tiny_llama: ModelAdapter, settings: dict[str, int], message: str) -> None:
+def test_perplexity_refuses(tiny_llama: EditableModel, settings: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         perplexity(tiny_llama, TEXT, **settings)
 
 
-def test_the_packaged_text_is_plain_prose_and_works(tiny_llama: ModelAdapter) -> None:
+def test_the_packaged_text_is_plain_prose_and_works(tiny_llama: EditableModel) -> None:
     text = packaged_text()
     assert 600 <= len(text.split()) <= 950
     assert text.isascii()

@@ -12,10 +12,10 @@ from torch import Tensor
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.keys import context_weights
 from emendo.editing.session import EditSession
-from emendo.editing.value_search import find_targets
+from emendo.editing.value_search import search_values
 from emendo.errors import BaseMismatchError, InfeasibleError, InputError, NumericalError, RequestError
 from emendo.methods import apply_settings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import align_prompt
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore, obtain_for_method, read_moment
@@ -28,8 +28,8 @@ ROUNDING = 3e-6  # of a few dozen float32 products, relative
 LAYOUTS = ("llama", "gpt2", "gpt2_square", "gptj", "gpt_neox")
 
 
-def weights_of(adapter: ModelAdapter) -> list[Tensor]:
-    return [adapter.weight(layer).clone() for layer in range(adapter.n_layers)]
+def weights_of(lm: EditableModel) -> list[Tensor]:
+    return [lm.weight(layer).clone() for layer in range(lm.n_layers)]
 
 
 def equal_bits(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -46,12 +46,12 @@ def equal_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("method", ["emmet", "memit", "rome"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_plan_leaves_no_trace(family: str, method: str, dtype: torch.dtype, store: MomentStore) -> None:
-    adapter = build_tiny(family, dtype=dtype)
-    adapter.model.train()
-    next(adapter.model.parameters()).requires_grad_(False)
-    before = model_state(adapter)
-    plan = quick_plan(EditSession(adapter, store=store), [EIFFEL], method)
-    assert changes(before, model_state(adapter)) == []
+    lm = build_tiny(family, dtype=dtype)
+    lm.model.train()
+    next(lm.model.parameters()).requires_grad_(False)
+    before = model_state(lm)
+    plan = quick_plan(EditSession(lm, store=store), [EIFFEL], method)
+    assert changes(before, model_state(lm)) == []
     assert max(float(part.delta().abs().max()) for part in plan.update.layers) > 0, "the plan does something"
 
 
@@ -68,15 +68,15 @@ def test_refused_requests_leave_the_session_usable(session: EditSession) -> None
 # ---- what applying does --------------------------------------------------------------------------------------
 
 
-def naive_rows(adapter: ModelAdapter, request: EditRequest, contexts: tuple[str, ...], layer: int) -> tuple[Any, Any]:
+def naive_rows(lm: EditableModel, request: EditRequest, contexts: tuple[str, ...], layer: int) -> tuple[Any, Any]:
     """Input and output of the edited map at the subject's last token: one full forward pass a context."""
-    module, keys, outs = adapter.model.get_submodule(adapter.module_name(layer)), [], []
+    module, keys, outs = lm.model.get_submodule(lm.module_name(layer)), [], []
     for context in contexts:
-        prompt = align_prompt(adapter, request, context)
+        prompt = align_prompt(lm, request, context)
         seen: list[tuple[Tensor, Tensor]] = []
         handle = module.register_forward_hook(lambda _, args, out, seen=seen: seen.append((args[0], out)))
         with torch.no_grad():
-            adapter.model(input_ids=torch.tensor([prompt.ids]))
+            lm.model(input_ids=torch.tensor([prompt.ids]))
         handle.remove()
         keys.append(seen[0][0][0, prompt.subject_last])
         outs.append(seen[0][1][0, prompt.subject_last])
@@ -87,14 +87,14 @@ def naive_rows(adapter: ModelAdapter, request: EditRequest, contexts: tuple[str,
 @pytest.mark.parametrize("family", LAYOUTS)
 def test_the_edited_layer_maps_the_key_to_the_value(family: str, method: str, store: MomentStore) -> None:
     """(W₀ + Δ) k = W₀ k + R at the mean key (EMMET, r-ROME) or the plain one (ROME), in the edited model itself."""
-    adapter = build_tiny(family)
-    session = EditSession(adapter, store=store)
+    lm = build_tiny(family)
+    session = EditSession(lm, store=store)
     plan = quick_plan(session, [EIFFEL], method)
     (part,), config = plan.update.layers, plan.method.config
-    keys, before = naive_rows(adapter, EIFFEL, plan.contexts, part.layer)
-    targets = find_targets(adapter, [EIFFEL], plan.contexts, part.layer, config.target)
+    keys, before = naive_rows(lm, EIFFEL, plan.contexts, part.layer)
+    targets = search_values(lm, [EIFFEL], plan.contexts, part.layer, config.target)
     session.apply(plan.update)
-    again, after = naive_rows(adapter, EIFFEL, plan.contexts, part.layer)
+    again, after = naive_rows(lm, EIFFEL, plan.contexts, part.layer)
     torch.testing.assert_close(again, keys, rtol=0, atol=0)  # nothing below the edit moves
     average = context_weights(len(plan.contexts), config.keys.average).to(keys)
     # The map is affine, so its outputs average as its keys do.
@@ -112,15 +112,15 @@ def test_the_edited_layer_maps_the_key_to_the_value(family: str, method: str, st
 
 @pytest.mark.parametrize("family", LAYOUTS)
 def test_equality_holds_for_every_request_of_a_batch(family: str, store: MomentStore) -> None:
-    adapter = build_tiny(family)
-    session = EditSession(adapter, store=store)
+    lm = build_tiny(family)
+    session = EditSession(lm, store=store)
     plan = quick_plan(session, REQUESTS)
     (part,) = plan.update.layers
     average = context_weights(len(plan.contexts), "two_level").float()
-    before = [average @ naive_rows(adapter, request, plan.contexts, part.layer)[1] for request in REQUESTS]
+    before = [average @ naive_rows(lm, request, plan.contexts, part.layer)[1] for request in REQUESTS]
     session.apply(plan.update)
     for row, request in enumerate(REQUESTS):
-        after = average @ naive_rows(adapter, request, plan.contexts, part.layer)[1]
+        after = average @ naive_rows(lm, request, plan.contexts, part.layer)[1]
         torch.testing.assert_close(after - before[row], part.residuals[row], rtol=0, atol=2e-5)
 
 
@@ -129,9 +129,9 @@ def test_equality_holds_for_every_request_of_a_batch(family: str, store: MomentS
 def test_weights_are_the_sum_cast_once_and_rollback_is_bitwise(
     family: str, dtype: torch.dtype, store: MomentStore
 ) -> None:
-    adapter = build_tiny(family, dtype=dtype)
-    state, originals = model_state(adapter), weights_of(adapter)
-    session = EditSession(adapter, store=store)
+    lm = build_tiny(family, dtype=dtype)
+    state, originals = model_state(lm), weights_of(lm)
+    session = EditSession(lm, store=store)
     first = quick_plan(session, [EIFFEL], layers=[1]).update
     session.apply(first)
     second = quick_plan(session, [DARRIEUX], layers=[1]).update
@@ -139,24 +139,24 @@ def test_weights_are_the_sum_cast_once_and_rollback_is_bitwise(
     wide = torch.promote_types(dtype, torch.float32)
     deltas = [update.layers[0].delta() for update in (first, second)]
     expected = originals[1].to(wide) + deltas[0] + deltas[1]
-    assert torch.equal(adapter.weight(1), expected.to(dtype))
+    assert torch.equal(lm.weight(1), expected.to(dtype))
     if dtype is torch.bfloat16:
         in_steps = ((originals[1] + deltas[0]).to(dtype) + deltas[1]).to(dtype)
-        assert not torch.equal(adapter.weight(1), in_steps), "casting twice would show"
-    assert session.verify_rolled_back() == {adapter.module_name(1): False}
+        assert not torch.equal(lm.weight(1), in_steps), "casting twice would show"
+    assert session.verify_rolled_back() == {lm.module_name(1): False}
     session.rollback()
-    assert changes(state, model_state(adapter)) == []
-    assert session.verify_rolled_back() == {adapter.module_name(1): True}
+    assert changes(state, model_state(lm)) == []
+    assert session.verify_rolled_back() == {lm.module_name(1): True}
     assert session.applied_updates == ()
-    assert not adapter.holds_edits
+    assert not lm.holds_edits
 
 
 def test_untouched_entries_of_a_float64_model_keep_all_their_digits(store: MomentStore) -> None:
-    adapter = build_tiny("llama", dtype=torch.float64)
-    session, original = EditSession(adapter, store=store), adapter.weight(1).clone()
+    lm = build_tiny("llama", dtype=torch.float64)
+    session, original = EditSession(lm, store=store), lm.weight(1).clone()
     session.apply(quick_plan(session, [EIFFEL], layers=[1]).update)
     delta = session.applied_updates[0].layers[0].delta().double()
-    torch.testing.assert_close(adapter.weight(1), original + delta, rtol=0, atol=1e-15)
+    torch.testing.assert_close(lm.weight(1), original + delta, rtol=0, atol=1e-15)
 
 
 def test_the_context_takes_the_update_out_again(session: EditSession) -> None:
@@ -194,12 +194,12 @@ def test_an_update_that_is_not_finite_is_refused(value: float, session: EditSess
 
 
 def test_an_update_beyond_the_range_of_the_dtype_is_refused() -> None:
-    adapter = build_tiny("llama", dtype=torch.float16)
-    session, state = EditSession(adapter), model_state(adapter)
-    big = LayerUpdate(1, adapter.module_name(1), torch.full((1, adapter.d_model), 1e3), torch.full((1, 48), 1e3))
+    lm = build_tiny("llama", dtype=torch.float16)
+    session, state = EditSession(lm), model_state(lm)
+    big = LayerUpdate(1, lm.module_name(1), torch.full((1, lm.d_model), 1e3), torch.full((1, 48), 1e3))
     with pytest.raises(NumericalError, match="float32"):
         session.apply(ModelUpdate((big,), session.base))
-    assert changes(state, model_state(adapter)) == []
+    assert changes(state, model_state(lm)) == []
 
 
 def test_a_model_that_is_not_finite_is_not_edited(session: EditSession) -> None:
@@ -321,8 +321,8 @@ def test_a_fact_that_needs_no_edit_says_nothing_about_what_was_written(
     method: str, dtype: torch.dtype, store: MomentStore
 ) -> None:
     """Its residual is rounding, or nothing, and so is the share of it that the update gives."""
-    adapter = build_tiny("llama", dtype=dtype)
-    session, settings = EditSession(adapter, store=store), {**QUICK, "preservation.weight": 0.1}
+    lm = build_tiny("llama", dtype=dtype)
+    session, settings = EditSession(lm, store=store), {**QUICK, "preservation.weight": 0.1}
     first = [trace.losses[0] for trace in session.plan(REQUESTS, method, layers=[1, 2], settings=settings).targets]
     between = sum(sorted(first)[:2]) / 2
     plan = session.plan(REQUESTS, method, layers=[1, 2], settings={**settings, "target.loss_threshold": between})

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from emendo.editing.session import EditSession
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -42,7 +42,7 @@ STAGES = {
     "contexts": ("emendo.editing.session.prefix_contexts", 1),
     "moments": ("emendo.editing.session.obtain_for_method", 1),
     "factorisation of the second layer": ("emendo.editing.session.prepare", 2),
-    "target problem": ("emendo.editing.value_search.target_problem", 1),
+    "target problem": ("emendo.editing.value_search.value_problem", 1),
     "target search, first step": ("emendo.editing.value_search._Search._update", 1),
     "target search, third step": ("emendo.editing.value_search._Search._update", 3),
     "keys of the first layer": ("emendo.editing.pipeline.extract_keys", 1),
@@ -59,7 +59,7 @@ STAGES = {
 @pytest.mark.parametrize("earlier", [False, True], ids=["fresh", "on top of an edit"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_failure_at_any_stage_leaves_the_model_and_the_session_sound(
-    stage: str, earlier: bool, error: type[BaseException], tiny_gpt2: ModelAdapter, store: MomentStore
+    stage: str, earlier: bool, error: type[BaseException], tiny_gpt2: EditableModel, store: MomentStore
 ) -> None:
     session = EditSession(tiny_gpt2, store=store)
     if earlier:
@@ -104,9 +104,9 @@ def test_a_write_that_fails_half_way_through_a_matrix_during_planning(
 
 def torn_write(monkeypatch: pytest.MonkeyPatch, at: int, error: type[BaseException] = BrokenError) -> None:
     """Write number `at` overwrites half of its matrix and raises."""
-    original, calls = ModelAdapter.write, 0
+    original, calls = EditableModel.write, 0
 
-    def write(self: ModelAdapter, layer: int, weight: Tensor) -> None:
+    def write(self: EditableModel, layer: int, weight: Tensor) -> None:
         nonlocal calls
         calls += 1
         if calls == at:
@@ -115,10 +115,12 @@ def torn_write(monkeypatch: pytest.MonkeyPatch, at: int, error: type[BaseExcepti
             raise error
         original(self, layer, weight)
 
-    monkeypatch.setattr(ModelAdapter, "write", write)
+    monkeypatch.setattr(EditableModel, "write", write)
 
 
-def test_moments_of_the_unedited_model_are_collected_with_the_edit_in(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_moments_of_the_unedited_model_are_collected_with_the_edit_in(
+    tiny_llama: EditableModel, tmp_path: Path
+) -> None:
     """Collection reads the unedited weights in an isolated model, so others go on seeing the edit."""
 
     class Fuse:

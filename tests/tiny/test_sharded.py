@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from emendo.editing.session import EditSession
-from emendo.editing.value_search import find_targets
+from emendo.editing.value_search import search_values
 from emendo.errors import InputError, UnsupportedModelError
 from emendo.methods.settings import TargetSettings
-from emendo.models import ModelAdapter, load, wrap
+from emendo.models import EditableModel, load, wrap
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
@@ -40,18 +40,18 @@ HALVES = [
 KINDS = ["llama", "gemma3_text", "opt", "gptj", "bloom", "falcon", "falcon_alibi", "llava"]
 
 
-def sharded(family: str, lower: str, upper: str) -> ModelAdapter:
+def sharded(family: str, lower: str, upper: str) -> EditableModel:
     """A tiny model with embedding and blocks 0 and 1 on one device, everything above on another."""
-    adapter = build_tiny(family)
-    decoder, above = adapter.decoder, {*adapter.spec.final, *(f"{adapter.spec.blocks}.{i}" for i in (2, 3))}
+    lm = build_tiny(family)
+    decoder, above = lm.decoder, {*lm.spec.final, *(f"{lm.spec.blocks}.{i}" for i in (2, 3))}
     for name, module in decoder.named_modules():
         if getattr(module, "_hf_hook", None) is None and (list(module.children()) == [] or name.count(".") == 1):
             device = upper if any(name == part or name.startswith(f"{part}.") for part in above) else lower
             accelerate.hooks.add_hook_to_module(module.to(device), accelerate.hooks.AlignDevicesHook(device))
-    head = adapter.model.get_output_embeddings()
-    if head.weight is not adapter.model.get_input_embeddings().weight:
+    head = lm.model.get_output_embeddings()
+    if head.weight is not lm.model.get_input_embeddings().weight:
         accelerate.hooks.add_hook_to_module(head.to(upper), accelerate.hooks.AlignDevicesHook(upper))
-    return wrap(adapter.model, adapter.tokenizer, name=adapter.name)
+    return wrap(lm.model, lm.tokenizer, name=lm.name)
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
@@ -62,25 +62,25 @@ def close(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
 @pytest.mark.parametrize(("lower", "upper"), HALVES)
 @pytest.mark.parametrize("family", KINDS)
 def test_activations_stay_on_their_blocks_device(family: str, lower: str, upper: str) -> None:
-    plain, adapter = build_tiny(family), sharded(family, lower, upper)
-    assert [str(adapter.block_device(layer)) for layer in range(4)] == [lower, lower, upper, upper]
-    assert str(adapter.device) == lower
-    batch = adapter.batch(SEQUENCES)
+    plain, lm = build_tiny(family), sharded(family, lower, upper)
+    assert [str(lm.block_device(layer)) for layer in range(4)] == [lower, lower, upper, upper]
+    assert str(lm.device) == lower
+    batch = lm.batch(SEQUENCES)
     layers = range(4)
-    capture = adapter.run(batch, keys=layers, mlp_out=layers, resid=layers)
+    capture = lm.run(batch, keys=layers, mlp_out=layers, resid=layers)
     expected = plain.run(plain.batch(SEQUENCES), keys=layers, mlp_out=layers, resid=layers)
     real = plain.batch(SEQUENCES).attention_mask
     for what in ("keys", "mlp_out", "resid"):
         for layer in layers:
             found = getattr(capture, what)[layer]
-            assert found.device == adapter.block_device(layer)
+            assert found.device == lm.block_device(layer)
             close(found.cpu()[real], getattr(expected, what)[layer][real])
-    hidden = adapter.final_hidden(batch)
+    hidden = lm.final_hidden(batch)
     assert hidden.device == batch.input_ids.device
-    assert adapter.unembed(hidden).device == hidden.device
-    close(adapter.unembed(hidden).cpu()[real], plain.unembed(plain.final_hidden(plain.batch(SEQUENCES)))[real])
-    assert adapter.generate("The capital of", 4) == plain.generate("The capital of", 4)
-    assert adapter.weights_digest() == plain.weights_digest()
+    assert lm.unembed(hidden).device == hidden.device
+    close(lm.unembed(hidden).cpu()[real], plain.unembed(plain.final_hidden(plain.batch(SEQUENCES)))[real])
+    assert lm.generate("The capital of", 4) == plain.generate("The capital of", 4)
+    assert lm.weights_digest() == plain.weights_digest()
 
 
 @pytest.mark.parametrize(("lower", "upper"), HALVES)
@@ -88,14 +88,14 @@ def test_activations_stay_on_their_blocks_device(family: str, lower: str, upper:
 @pytest.mark.parametrize("family", KINDS)
 def test_targets_are_those_of_one_device(family: str, layer: int, lower: str, upper: str) -> None:
     settings = TargetSettings(steps=4, learning_rate=0.1, loss_threshold=0.0)
-    expected = find_targets(build_tiny(family), REQUESTS, CONTEXTS, layer, settings)
-    adapter = sharded(family, lower, upper)
-    before = model_state(adapter) if lower == upper else None
-    found = find_targets(adapter, REQUESTS, CONTEXTS, layer, settings)
-    assert found.value.device == adapter.block_device(layer)
+    expected = search_values(build_tiny(family), REQUESTS, CONTEXTS, layer, settings)
+    lm = sharded(family, lower, upper)
+    before = model_state(lm) if lower == upper else None
+    found = search_values(lm, REQUESTS, CONTEXTS, layer, settings)
+    assert found.value.device == lm.block_device(layer)
     close(found.value, expected.value, 1e-3)
     if before is not None:
-        assert changes(before, model_state(adapter)) == []
+        assert changes(before, model_state(lm)) == []
 
 
 @pytest.mark.parametrize(("lower", "upper"), HALVES)
@@ -104,17 +104,17 @@ def test_an_edit_over_both_devices(family: str, lower: str, upper: str, tmp_path
     settings = {"moments.multiple": 4, "target.steps": 3, "contexts.scheme": "fixed", "target.precision": "float32"}
     plans = []
     adapters = [build_tiny(family), sharded(family, lower, upper)]
-    for number, adapter in enumerate(adapters):
-        session = EditSession(adapter, store=MomentStore(tmp_path / str(number)))
+    for number, lm in enumerate(adapters):
+        session = EditSession(lm, store=MomentStore(tmp_path / str(number)))
         plan = session.plan(REQUESTS, "memit", layers=[1, 2], settings=settings)
-        originals = {layer: adapter.weight(layer).clone() for layer in (1, 2)}
+        originals = {layer: lm.weight(layer).clone() for layer in (1, 2)}
         session.apply(plan.update)
         for part in plan.update.layers:
             original = originals[part.layer]
-            assert adapter.weight(part.layer).device == original.device
-            assert torch.equal(adapter.weight(part.layer), original + part.delta().to(original.device))
+            assert lm.weight(part.layer).device == original.device
+            assert torch.equal(lm.weight(part.layer), original + part.delta().to(original.device))
         session.rollback()
-        assert all(torch.equal(adapter.weight(layer), original) for layer, original in originals.items())
+        assert all(torch.equal(lm.weight(layer), original) for layer, original in originals.items())
         plans.append(plan)
     for one, other in zip(plans[0].update.layers, plans[1].update.layers, strict=True):
         close(other.delta(), one.delta(), 1e-2)
@@ -124,7 +124,7 @@ def test_an_edit_over_both_devices(family: str, lower: str, upper: str, tmp_path
 
 
 def test_a_dispatched_model_is_edited_like_any_other() -> None:
-    adapter = build_tiny("llama")
+    lm = build_tiny("llama")
     parts = [
         "model.embed_tokens",
         *(f"model.layers.{i}" for i in range(4)),
@@ -132,20 +132,20 @@ def test_a_dispatched_model_is_edited_like_any_other() -> None:
         "model.rotary_emb",
         "lm_head",
     ]
-    model = accelerate.dispatch_model(adapter.model, dict.fromkeys(parts, "cpu"), force_hooks=True)
+    model = accelerate.dispatch_model(lm.model, dict.fromkeys(parts, "cpu"), force_hooks=True)
     assert hasattr(model.model.layers[2], "_hf_hook")
-    again = wrap(model, adapter.tokenizer)
+    again = wrap(model, lm.tokenizer)
     before = model_state(again)
-    find_targets(again, REQUESTS, CONTEXTS, 1, TargetSettings(steps=2))
+    search_values(again, REQUESTS, CONTEXTS, 1, TargetSettings(steps=2))
     assert changes(before, model_state(again)) == []
 
 
 def test_load_takes_a_map_of_devices(tmp_path: Path) -> None:
-    adapter = build_tiny("llama")
-    adapter.model.save_pretrained(tmp_path)
-    adapter.tokenizer.save_pretrained(tmp_path)
+    lm = build_tiny("llama")
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
     found = load(tmp_path, device_map={"": "cpu"})
-    assert found.weights_digest() == adapter.weights_digest()
+    assert found.weights_digest() == lm.weights_digest()
     with pytest.raises(UnsupportedModelError, match="offloaded"):  # so the map is obeyed
         load(tmp_path, device_map={"": "meta"})
     with pytest.raises(InputError, match=r"'cpu' and a device_map"):
@@ -173,15 +173,15 @@ def test_a_map_to_a_device_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_offloaded_models_are_refused(tmp_path: Path) -> None:
-    adapter = build_tiny("llama")
-    n_weights = len(list(adapter.model.parameters()))
-    model = accelerate.cpu_offload(adapter.model, execution_device=torch.device("cpu"))
+    lm = build_tiny("llama")
+    n_weights = len(list(lm.model.parameters()))
+    model = accelerate.cpu_offload(lm.model, execution_device=torch.device("cpu"))
     with pytest.raises(UnsupportedModelError, match=rf"{n_weights} weights are offloaded.*'meta'.*--device cpu"):
-        wrap(model, adapter.tokenizer)
+        wrap(model, lm.tokenizer)
 
 
 def test_a_single_offloaded_module_is_refused() -> None:
-    adapter = build_tiny("llama")
-    adapter.model.model.embed_tokens.to("meta")
+    lm = build_tiny("llama")
+    lm.model.model.embed_tokens.to("meta")
     with pytest.raises(UnsupportedModelError, match=r"1 weights are offloaded.*embed_tokens"):
-        wrap(adapter.model, adapter.tokenizer)
+        wrap(lm.model, lm.tokenizer)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from emendo.errors import UnsupportedModelError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from tests.conftest import build_tiny
 
 
@@ -54,7 +54,7 @@ def test_a_weight_that_two_modules_use_is_refused_by_both_names(share: Callable[
     lm = build_tiny()
     share(lm.model)
     with pytest.raises(UnsupportedModelError, match=r"layers\.[12]\.mlp\.\S+ and \S+layers\.2\.mlp\.\S+ share one"):
-        ModelAdapter(lm.model, lm.tokenizer)
+        EditableModel(lm.model, lm.tokenizer)
 
 
 def test_the_copy_that_the_error_tells_of_is_accepted() -> None:
@@ -64,7 +64,7 @@ def test_the_copy_that_the_error_tells_of_is_accepted() -> None:
     same_parameter(lm.model)
     module = lm.model.model.layers[2].mlp.down_proj
     module.weight = torch.nn.Parameter(module.weight.detach().clone())
-    ModelAdapter(lm.model, lm.tokenizer)
+    EditableModel(lm.model, lm.tokenizer)
 
 
 def test_neighbours_in_one_memory_and_tied_embeddings_are_no_sharing() -> None:
@@ -74,4 +74,4 @@ def test_neighbours_in_one_memory_and_tied_embeddings_are_no_sharing() -> None:
     for layer, begin in ((1, 0), (2, rows)):
         lm.model.model.layers[layer].mlp.down_proj.weight = nn.Parameter(pool[begin : begin + rows])
     lm.model.lm_head.weight = lm.model.model.embed_tokens.weight
-    ModelAdapter(lm.model, lm.tokenizer)
+    EditableModel(lm.model, lm.tokenizer)

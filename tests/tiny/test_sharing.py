@@ -17,11 +17,11 @@ from emendo.attribution import edits_of
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.editing.sharing import share_groups
-from emendo.editing.value_search import find_targets
+from emendo.editing.value_search import search_values
 from emendo.errors import ConflictError, InfeasibleError, UndoError
 from emendo.methods import METHODS
 from emendo.methods.settings import TargetSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import align_edit
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
@@ -52,16 +52,16 @@ FREE: dict[str, Any] = {
 """A search that goes as far as it likes, for the plain prompts alone."""
 
 
-def listening() -> ModelAdapter:
+def listening() -> EditableModel:
     """A model in which what stands at a subject matters to what follows; of random weights it hardly does."""
     lm = build_tiny("llama")
     with torch.no_grad():
         for block in lm.blocks:
             block.self_attn.o_proj.weight *= 2  # type: ignore[union-attr, operator]
-    return ModelAdapter(lm.model, lm.tokenizer)
+    return EditableModel(lm.model, lm.tokenizer)
 
 
-def nll(lm: ModelAdapter, request: EditRequest) -> float:
+def nll(lm: EditableModel, request: EditRequest) -> float:
     """Of the target after the plain prompt, in nats a token."""
     edit = align_edit(lm, request)
     with torch.no_grad():
@@ -89,20 +89,20 @@ def one_after_another(
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[list[EditRequest]]:
     """The requests of every search, and the earlier facts that it keeps."""
     made: list[list[EditRequest]] = []
-    find = emendo.editing.pipeline.find_targets
+    find = emendo.editing.pipeline.search_values
 
     def counted(*arguments: Any) -> Any:
         made.append([*arguments[1], *arguments[6]])
         return find(*arguments)
 
-    monkeypatch.setattr(emendo.editing.pipeline, "find_targets", counted)
+    monkeypatch.setattr(emendo.editing.pipeline, "search_values", counted)
     return made
 
 
 # ---- who shares --------------------------------------------------------------------------------------------------
 
 
-def test_requests_share_by_what_stands_before_the_subjects_end(tiny_llama: ModelAdapter) -> None:
+def test_requests_share_by_what_stands_before_the_subjects_end(tiny_llama: EditableModel) -> None:
     inside = replace(WHERE, prompt="They say that {} is located in")
     divided = replace(WHO, prompt="The Eiffel {} is said to like", subject="Tower")
     spaced = replace(WHEN, subject="The Eiffel Tower ", prompt="{}was built in")
@@ -113,7 +113,7 @@ def test_requests_share_by_what_stands_before_the_subjects_end(tiny_llama: Model
 
 
 def test_texts_that_are_one_prompt_to_the_model_contradict_each_other(
-    store: MomentStore, tiny_llama: ModelAdapter
+    store: MomentStore, tiny_llama: EditableModel
 ) -> None:
     tiny_llama.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     loud = replace(WHERE, subject="THE EIFFEL TOWER", target="Tokyo")
@@ -135,7 +135,7 @@ def test_three_facts_of_one_subject_are_edited_by_the_default_method(store: Mome
     assert [trace.argmax for trace in plan.targets] == [True] * 3
     assert plan.warnings == ()
     assert len({trace.nll for trace in plan.targets}) == 3, "each fact has its own figures"
-    found = find_targets(lm, REACHED, plan.contexts, 0, plan.method.config.target)
+    found = search_values(lm, REACHED, plan.contexts, 0, plan.method.config.target)
     for fact, trace in zip(REACHED, found.traces, strict=True):
         with naive.pushed(fact, 0, found.delta[0]):
             assert nll(lm, fact) == pytest.approx(trace.nll, rel=1e-4)
@@ -186,7 +186,7 @@ def test_keys_that_equality_cannot_tell_apart_are_named_before_the_search(
         rows = lm.model.get_input_embeddings().weight
         for first, second in zip(one, other, strict=True):
             rows[first] = rows[second] * (1 + 1e-13)
-    lm = ModelAdapter(lm.model, lm.tokenizer)
+    lm = EditableModel(lm.model, lm.tokenizer)
     assert share_groups(lm, [rome, tokyo], "key") == [[0], [1]]
     with pytest.raises(InfeasibleError, match=r"Rome, Tokyo(.|\n)*target\.shared=subject(.|\n)*--method memit"):
         planned(lm, store, [rome, tokyo, DARRIEUX], method, [1])
@@ -226,14 +226,14 @@ def test_a_later_fact_keeps_the_earlier_ones_of_its_key(
     assert "kept" not in planned(session, store, [who], method, [0, 1], **more).update.info
 
 
-def test_a_value_that_keeps_facts_is_that_of_all_of_them_together(tiny_llama: ModelAdapter) -> None:
+def test_a_value_that_keeps_facts_is_that_of_all_of_them_together(tiny_llama: EditableModel) -> None:
     contexts, settings = ("{}", "The weather was calm. {}"), TargetSettings(steps=4, batch_size=2)
     where, when, who = FACTS
-    together = find_targets(tiny_llama, [who, JAPAN, where, when], contexts, 2, settings)
-    found = find_targets(tiny_llama, [who, JAPAN], contexts, 2, settings, None, [where, when])
+    together = search_values(tiny_llama, [who, JAPAN, where, when], contexts, 2, settings)
+    found = search_values(tiny_llama, [who, JAPAN], contexts, 2, settings, None, [where, when])
     assert torch.equal(found.value, together.value[:2])
     assert (found.traces, found.kept) == (together.traces[:2], together.traces[2:])
-    alone = find_targets(tiny_llama, [who, JAPAN], contexts, 2, settings)
+    alone = search_values(tiny_llama, [who, JAPAN], contexts, 2, settings)
     assert not torch.equal(alone.value[0], found.value[0])
 
 

@@ -13,7 +13,7 @@ import torch
 
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate import (
-    distribution_shift,
+    measure_drift,
     next_token_log_probs,
     perplexity,
     score_tokens,
@@ -21,7 +21,7 @@ from emendo.evaluate import (
     zsre_scores,
 )
 from emendo.evaluate import shift as shift_module
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models import tree as tree_module
 from emendo.models.alignment import encode_target
 from emendo.requests import EditRecord, EditRequest, Probe
@@ -37,30 +37,30 @@ PROMPTS = [
 TEXT = "The weather was calm that morning. The capital of Japan is Tokyo. " * 2
 
 
-def plain_log_probs(adapter: ModelAdapter, ids: list[int]) -> torch.Tensor:
+def plain_log_probs(lm: EditableModel, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        return adapter.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(dim=-1)
+        return lm.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(dim=-1)
 
 
 def kl(p: torch.Tensor, q: torch.Tensor) -> list[float]:
     return [math.fsum((row.exp() * (row - other)).tolist()) for row, other in zip(p, q, strict=True)]
 
 
-def changed(adapter: ModelAdapter, size: float) -> torch.Tensor:
+def changed(lm: EditableModel, size: float) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    weight = adapter.weight(1)
+    weight = lm.weight(1)
     return weight + size * torch.randn(weight.shape, generator=generator)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere", "bloom"])
 def test_divergence_is_that_of_plain_forward_passes(family: str) -> None:
-    adapter = build_tiny(family)
-    rows = [adapter.encode(prompt) for prompt in PROMPTS]
-    base = torch.stack([plain_log_probs(adapter, ids)[-1] for ids in rows])
-    before = next_token_log_probs(adapter, PROMPTS)
-    with adapter.edited({1: changed(adapter, 0.3)}):
-        edited = torch.stack([plain_log_probs(adapter, ids)[-1] for ids in rows])
-        found = distribution_shift(before, next_token_log_probs(adapter, PROMPTS))
+    lm = build_tiny(family)
+    rows = [lm.encode(prompt) for prompt in PROMPTS]
+    base = torch.stack([plain_log_probs(lm, ids)[-1] for ids in rows])
+    before = next_token_log_probs(lm, PROMPTS)
+    with lm.edited({1: changed(lm, 0.3)}):
+        edited = torch.stack([plain_log_probs(lm, ids)[-1] for ids in rows])
+        found = measure_drift(before, next_token_log_probs(lm, PROMPTS))
     assert found.kl == pytest.approx(kl(base, edited), rel=1e-3, abs=1e-8)
     assert found.flipped == tuple((base.argmax(dim=-1) != edited.argmax(dim=-1)).tolist())
     assert found.mean == pytest.approx(sum(found.kl) / len(PROMPTS))
@@ -71,26 +71,26 @@ def test_divergence_is_that_of_plain_forward_passes(family: str) -> None:
 
 
 def test_a_small_change_is_not_lost_in_rounding() -> None:
-    adapter = build_tiny("llama", dtype=torch.float64)
-    before = next_token_log_probs(adapter, PROMPTS)
+    lm = build_tiny("llama", dtype=torch.float64)
+    before = next_token_log_probs(lm, PROMPTS)
     values = []
     for size in (1e-3, 1e-4):
-        with adapter.edited({1: changed(adapter, size)}):
-            values.append(distribution_shift(before, next_token_log_probs(adapter, PROMPTS)).mean)
+        with lm.edited({1: changed(lm, size)}):
+            values.append(measure_drift(before, next_token_log_probs(lm, PROMPTS)).mean)
     # KL is quadratic in a small change.
     assert values[0] / values[1] == pytest.approx(100, rel=0.1)
 
 
-def test_no_change_is_no_shift(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_change_is_no_shift(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     before = next_token_log_probs(tiny_llama, PROMPTS)
     monkeypatch.setattr(shift_module, "SHIFT_BYTES", 2 * 4 * tiny_llama.vocab_size)  # two places at a time
-    found = distribution_shift(before, next_token_log_probs(tiny_llama, PROMPTS))
+    found = measure_drift(before, next_token_log_probs(tiny_llama, PROMPTS))
     assert max(found.kl) < 1e-9
     assert found.flips == 0
     assert found.flips_interval == (0.0, pytest.approx(3.8415 / (5 + 3.8415), abs=1e-4))
 
 
-def test_log_probs_are_the_models_own(tiny_gpt2: ModelAdapter) -> None:
+def test_log_probs_are_the_models_own(tiny_gpt2: EditableModel) -> None:
     taken = next_token_log_probs(tiny_gpt2, PROMPTS)
     found = torch.cat([chunk for _, chunk in taken.chunks()])
     expected = torch.stack([plain_log_probs(tiny_gpt2, tiny_gpt2.encode(prompt))[-1] for prompt in PROMPTS])
@@ -100,10 +100,10 @@ def test_log_probs_are_the_models_own(tiny_gpt2: ModelAdapter) -> None:
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_positions_of_held_out_text(bos: bool) -> None:
-    adapter = build_tiny("llama", bos=bos)
-    taken = text_log_probs(adapter, TEXT, window=16)
+    lm = build_tiny("llama", bos=bos)
+    taken = text_log_probs(lm, TEXT, window=16)
     # Every token but each window's first is predicted from the position before it: the perplexity again.
-    content = adapter.encode_bare(TEXT)
+    content = lm.encode_bare(TEXT)
     prefix = [0] if bos else []
     step = 16 - len(prefix)
     windows = [[*prefix, *content[i : i + step]] for i in range(0, len(content), step)]
@@ -113,8 +113,8 @@ def test_positions_of_held_out_text(bos: bool) -> None:
     for window in windows:
         own = [next(rows) for _ in window]
         terms += [float(own[place][token]) for place, token in enumerate(window[1:])]
-    assert -math.fsum(terms) / len(terms) == pytest.approx(perplexity(adapter, TEXT, window=16).nll, abs=1e-5)
-    assert len(text_log_probs(adapter, TEXT, window=16, every=4).places) == sum(
+    assert -math.fsum(terms) / len(terms) == pytest.approx(perplexity(lm, TEXT, window=16).nll, abs=1e-5)
+    assert len(text_log_probs(lm, TEXT, window=16, every=4).places) == sum(
         math.ceil(len(window) / 4) for window in windows
     )
 
@@ -135,7 +135,7 @@ class Outputs:
 
 
 def test_prompts_do_not_keep_the_hidden_states_of_their_trees(
-    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = next_token_log_probs(tiny_llama, PROMPTS)
     outputs, replay = Outputs(), tree_module.replay
@@ -147,7 +147,7 @@ def test_prompts_do_not_keep_the_hidden_states_of_their_trees(
 
 
 def test_windows_of_a_text_do_not_keep_the_hidden_states_of_their_batches(
-    tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = text_log_probs(tiny_llama, TEXT, window=8, every=3)
     outputs, final_hidden = Outputs(), tiny_llama.final_hidden
@@ -158,28 +158,28 @@ def test_windows_of_a_text_do_not_keep_the_hidden_states_of_their_batches(
     assert torch.equal(found.hidden, every.hidden)
 
 
-def test_a_changed_unembedding_is_noticed(tiny_llama: ModelAdapter) -> None:
+def test_a_changed_unembedding_is_noticed(tiny_llama: EditableModel) -> None:
     before = next_token_log_probs(tiny_llama, PROMPTS)
     tiny_llama.model.get_output_embeddings().weight.data.mul_(1.5)
     with pytest.raises(InputError, match="unembedding of 'tiny-llama' has changed"):
-        distribution_shift(before, next_token_log_probs(tiny_llama, PROMPTS))
+        measure_drift(before, next_token_log_probs(tiny_llama, PROMPTS))
 
 
 def test_two_models_may_stand_side_by_side() -> None:
     base, edited = build_tiny("llama"), build_tiny("llama")
     edited.model.get_output_embeddings().weight.data.mul_(1.5)
-    found = distribution_shift(next_token_log_probs(base, PROMPTS), next_token_log_probs(edited, PROMPTS))
+    found = measure_drift(next_token_log_probs(base, PROMPTS), next_token_log_probs(edited, PROMPTS))
     rows = [base.encode(prompt) for prompt in PROMPTS]
     p, q = (torch.stack([plain_log_probs(lm, ids)[-1] for ids in rows]) for lm in (base, edited))
     assert found.kl == pytest.approx(kl(p, q), rel=1e-3)
 
 
-def test_shifts_refuse(tiny_llama: ModelAdapter) -> None:
+def test_shifts_refuse(tiny_llama: EditableModel) -> None:
     before = next_token_log_probs(tiny_llama, PROMPTS)
     with pytest.raises(InputError, match="5 before and 4 after"):
-        distribution_shift(before, next_token_log_probs(tiny_llama, PROMPTS[1:]))
+        measure_drift(before, next_token_log_probs(tiny_llama, PROMPTS[1:]))
     with pytest.raises(InputError, match="of other prompts"):
-        distribution_shift(before, next_token_log_probs(tiny_llama, PROMPTS[::-1]))
+        measure_drift(before, next_token_log_probs(tiny_llama, PROMPTS[::-1]))
     with pytest.raises(InputError, match="no prompt"):
         next_token_log_probs(tiny_llama, [])
     with pytest.raises(InputError, match="1 of 6 prompts do not fit"):
@@ -190,13 +190,13 @@ def test_shifts_refuse(tiny_llama: ModelAdapter) -> None:
         next_token_log_probs(tiny_llama, PROMPTS)
 
 
-def naive_token_accuracy(adapter: ModelAdapter, prompt: str, target: str) -> float:
-    prompt_ids, target_ids = encode_target(adapter, prompt, target)
-    best = plain_log_probs(adapter, [*prompt_ids, *target_ids]).argmax(dim=-1).tolist()
+def naive_token_accuracy(lm: EditableModel, prompt: str, target: str) -> float:
+    prompt_ids, target_ids = encode_target(lm, prompt, target)
+    best = plain_log_probs(lm, [*prompt_ids, *target_ids]).argmax(dim=-1).tolist()
     return sum(best[len(prompt_ids) - 1 + j] == token for j, token in enumerate(target_ids)) / len(target_ids)
 
 
-def test_zsre_against_one_question_at_a_time(tiny_llama: ModelAdapter) -> None:
+def test_zsre_against_one_question_at_a_time(tiny_llama: EditableModel) -> None:
     question = "The capital of Japan is"
     greedy = tiny_llama.generate(question, 4)
     records = [
@@ -226,7 +226,7 @@ def test_zsre_against_one_question_at_a_time(tiny_llama: ModelAdapter) -> None:
         zsre_scores(tiny_llama, [])
 
 
-def test_token_scores_name_what_is_predicted_instead(tiny_llama: ModelAdapter) -> None:
+def test_token_scores_name_what_is_predicted_instead(tiny_llama: EditableModel) -> None:
     prompt, target = "The capital of Japan is", "Tokyo and Rome"
     prompt_ids, target_ids = encode_target(tiny_llama, prompt, target)
     log_probs = plain_log_probs(tiny_llama, [*prompt_ids, *target_ids])[len(prompt_ids) - 1 : -1]

@@ -20,7 +20,7 @@ from emendo.evaluate import Snapshot, evaluate_records, next_token_log_probs, pa
 from emendo.evaluate.measure import Column, Given, Measure, Panel
 from emendo.evaluate.measures import MEASURES, register_measure
 from emendo.experiments import Cell, Experiment, ExperimentConfig, Measures
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.report.experiment import read_experiment
 from emendo.report.experiment.tables import score_tables
 from emendo.requests import EditRecord
@@ -78,11 +78,11 @@ def test_an_edit_with_a_gate_asks_each_record_twice_and_reads_the_text_twice(
     assert efficacy["measured"] == float(after)
 
 
-def test_a_snapshot_says_what_the_functions_say_and_asks_each_thing_once(tiny_llama: ModelAdapter) -> None:
+def test_a_snapshot_says_what_the_functions_say_and_asks_each_thing_once(tiny_llama: EditableModel) -> None:
     opened: list[int] = []
 
     @contextmanager
-    def state() -> Iterator[ModelAdapter]:
+    def state() -> Iterator[EditableModel]:
         opened.append(1)
         yield tiny_llama
 
@@ -103,7 +103,7 @@ def test_a_snapshot_says_what_the_functions_say_and_asks_each_thing_once(tiny_ll
     assert len(opened) == 5
 
 
-def test_a_question_that_failed_is_asked_again(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_that_failed_is_asked_again(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = Snapshot(tiny_llama, RECORDS)
 
     def failing(*_: Any, **__: Any) -> Any:

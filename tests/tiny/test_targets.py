@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emendo.editing.objective import Entry, Terms, target_problem
-from emendo.editing.value_search import Targets, find_targets
+from emendo.editing.objective import InjectionSite, Terms, value_problem
+from emendo.editing.value_search import FoundValues, search_values
 from emendo.methods.settings import TargetSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import align_edit
 from emendo.models.suffix import packed_attention, replay
 from emendo.requests import EditRequest
@@ -20,9 +20,9 @@ from tests.target_cases import CONTEXTS, LAYER, REQUESTS, SETTINGS, cached_tiny,
 from tests.target_reference import SerialSearch, sentences_of, serial_search
 
 
-def splitting_threshold(adapter: ModelAdapter, settings: TargetSettings) -> tuple[float, list[SerialSearch]]:
+def splitting_threshold(lm: EditableModel, settings: TargetSettings) -> tuple[float, list[SerialSearch]]:
     """A loss that some requests come below early and others never do, and the searches that it makes."""
-    endless = [oracle(adapter, request, replace(settings, loss_threshold=0.0)) for request in REQUESTS]
+    endless = [oracle(lm, request, replace(settings, loss_threshold=0.0)) for request in REQUESTS]
     lowest = sorted(min(search.losses[:-1]) for search in endless)
     middle = len(lowest) // 2
     threshold = (lowest[middle - 1] + lowest[middle]) / 2
@@ -33,8 +33,8 @@ def splitting_threshold(adapter: ModelAdapter, settings: TargetSettings) -> tupl
 
 
 def test_the_requests_cover_what_they_should() -> None:
-    adapter = cached_tiny("llama", False, torch.float64)
-    edits = [align_edit(adapter, request) for request in REQUESTS]
+    lm = cached_tiny("llama", False, torch.float64)
+    edits = [align_edit(lm, request) for request in REQUESTS]
     assert {len(edit.target_ids) for edit in edits} == {1, 2, 3, 4, 5}
     assert min(edit.prompt.subject_last for edit in edits) == 0, "a subject that nothing precedes"
     assert any(edit.prompt.subject_last == len(edit.prompt.ids) - 1 for edit in edits), "a prompt ending in its subject"
@@ -48,11 +48,11 @@ def test_the_requests_cover_what_they_should() -> None:
 def test_equals_the_serial_search(family: str, site: str) -> None:
     """Same losses at every evaluation and same δ, although some leave the batch early."""
     rtol = 1e-5 if family in FLOAT32_ATTENTION else 1e-8
-    adapter = cached_tiny(family, site == "mlp_out", torch.float64)
+    lm = cached_tiny(family, site == "mlp_out", torch.float64)
     settings = replace(SETTINGS, site=site)
-    threshold, expected = splitting_threshold(adapter, settings)
+    threshold, expected = splitting_threshold(lm, settings)
     settings = replace(settings, loss_threshold=threshold)
-    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
+    found = search_values(lm, REQUESTS, CONTEXTS, LAYER, settings)
     lengths = {len(search.losses) for search in expected}
     assert len(lengths) > 1
     assert settings.steps in lengths
@@ -71,23 +71,23 @@ def test_equals_the_serial_search(family: str, site: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "qwen3"])
 def test_equals_the_serial_search_in_float32(family: str) -> None:
-    adapter = cached_tiny(family, False, torch.float32)
-    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
+    lm = cached_tiny(family, False, torch.float32)
+    found = search_values(lm, REQUESTS, CONTEXTS, LAYER, SETTINGS)
     for row, request in enumerate(REQUESTS):
-        search = oracle(adapter, request, SETTINGS)
+        search = oracle(lm, request, SETTINGS)
         assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-4)
         close(found.delta[row], search.delta, 1e-3)
 
 
 def test_published_constants_and_many_steps() -> None:
     """MEMIT's own settings, 25 steps of 0.5, where the clamp works nearly all the time."""
-    adapter = cached_tiny("gpt2", False, torch.float64)
+    lm = cached_tiny("gpt2", False, torch.float64)
     settings = TargetSettings()
     assert (settings.steps, settings.learning_rate, settings.max_norm_ratio) == (25, 0.5, 0.75)
     assert (settings.kl_weight, settings.weight_decay, settings.loss_threshold) == (0.0625, 0.5, 0.05)
-    found = find_targets(adapter, REQUESTS[:3], CONTEXTS, LAYER, settings)
+    found = search_values(lm, REQUESTS[:3], CONTEXTS, LAYER, settings)
     for row, request in enumerate(REQUESTS[:3]):
-        search = oracle(adapter, request, settings)
+        search = oracle(lm, request, settings)
         assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-7)
         close(found.delta[row], search.delta, 1e-6)
 
@@ -95,22 +95,22 @@ def test_published_constants_and_many_steps() -> None:
 @pytest.mark.parametrize(("layer", "requests"), [(0, REQUESTS), (2, REQUESTS), (3, REQUESTS[3:4])])
 def test_any_layer_can_hold_the_delta(layer: int, requests: list[EditRequest]) -> None:
     """Also the last, with no block above it, where δ reaches only a prediction made at the subject itself."""
-    adapter = cached_tiny("llama", False, torch.float64)
-    found = find_targets(adapter, requests, CONTEXTS, layer, replace(SETTINGS, steps=5))
+    lm = cached_tiny("llama", False, torch.float64)
+    found = search_values(lm, requests, CONTEXTS, layer, replace(SETTINGS, steps=5))
     for row, request in enumerate(requests):
-        search = oracle(adapter, request, replace(SETTINGS, steps=5), layer)
+        search = oracle(lm, request, replace(SETTINGS, steps=5), layer)
         assert found.traces[row].losses == pytest.approx(search.losses, rel=1e-8)
         close(found.delta[row], search.delta, 1e-7)
 
 
 def test_a_single_context_and_a_subject_that_nothing_precedes() -> None:
     """No position before the suffix in any row: attention over an empty past."""
-    adapter = cached_tiny("llama", False, torch.float64)
+    lm = cached_tiny("llama", False, torch.float64)
     request, settings = REQUESTS[-1], replace(SETTINGS, steps=4)
-    found = find_targets(adapter, [request], ("{}",), LAYER, settings)
+    found = search_values(lm, [request], ("{}",), LAYER, settings)
     search = serial_search(
-        adapter.model,
-        sentences_of(adapter, request, ("{}",)),
+        lm.model,
+        sentences_of(lm, request, ("{}",)),
         LAYER,
         steps=4,
         learning_rate=settings.learning_rate,
@@ -122,7 +122,7 @@ def test_a_single_context_and_a_subject_that_nothing_precedes() -> None:
 # ---- batching ------------------------------------------------------------------------------------------------
 
 
-def same(one: Targets, other: Targets, order: Sequence[int]) -> None:
+def same(one: FoundValues, other: FoundValues, order: Sequence[int]) -> None:
     for row, source in enumerate(order):
         assert one.traces[source].losses == pytest.approx(other.traces[row].losses, rel=1e-9)
         assert one.traces[source].stopped == other.traces[row].stopped
@@ -133,27 +133,27 @@ def same(one: Targets, other: Targets, order: Sequence[int]) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_batch_size_changes_nothing(family: str, batch_size: int) -> None:
-    adapter = cached_tiny(family, False, torch.float64)
-    settings = replace(SETTINGS, loss_threshold=splitting_threshold(adapter, SETTINGS)[0])
-    together = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
+    lm = cached_tiny(family, False, torch.float64)
+    settings = replace(SETTINGS, loss_threshold=splitting_threshold(lm, SETTINGS)[0])
+    together = search_values(lm, REQUESTS, CONTEXTS, LAYER, settings)
     assert len({len(trace.losses) for trace in together.traces}) > 1
-    apart = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(settings, batch_size=batch_size))
+    apart = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(settings, batch_size=batch_size))
     same(together, apart, range(len(REQUESTS)))
 
 
 def test_order_of_requests_changes_nothing() -> None:
-    adapter = cached_tiny("llama", False, torch.float64)
-    settings = replace(SETTINGS, loss_threshold=splitting_threshold(adapter, SETTINGS)[0])
+    lm = cached_tiny("llama", False, torch.float64)
+    settings = replace(SETTINGS, loss_threshold=splitting_threshold(lm, SETTINGS)[0])
     order = [3, 0, 5, 2, 4, 1]
-    straight = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
-    shuffled = find_targets(adapter, [REQUESTS[i] for i in order], CONTEXTS, LAYER, settings)
+    straight = search_values(lm, REQUESTS, CONTEXTS, LAYER, settings)
+    shuffled = search_values(lm, [REQUESTS[i] for i in order], CONTEXTS, LAYER, settings)
     same(straight, shuffled, order)
 
 
 def test_two_runs_give_the_same_bits() -> None:
-    adapter = cached_tiny("llama", False, torch.float32)
-    first = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
-    second = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, SETTINGS)
+    lm = cached_tiny("llama", False, torch.float32)
+    first = search_values(lm, REQUESTS, CONTEXTS, LAYER, SETTINGS)
+    second = search_values(lm, REQUESTS, CONTEXTS, LAYER, SETTINGS)
     assert torch.equal(first.value, second.value)
     assert first.traces == second.traces
 
@@ -164,7 +164,7 @@ def test_two_runs_give_the_same_bits() -> None:
 @pytest.mark.parametrize("argmax_steps", [0, 1, 2, 4])
 def test_argmax_rule_against_a_recomputation(argmax_steps: int) -> None:
     """Stop at the first evaluation whose own and `argmax_steps` preceding ones have every target token on top."""
-    adapter = cached_tiny("llama", False, torch.float64)
+    lm = cached_tiny("llama", False, torch.float64)
     settings = replace(SETTINGS, steps=20, max_norm_ratio=6.0, loss_threshold=0.0, argmax_steps=argmax_steps)
     # At the last layer δ can put any one token on top at the subject itself, but not a second one after it.
     requests = [
@@ -173,10 +173,10 @@ def test_argmax_rule_against_a_recomputation(argmax_steps: int) -> None:
         EditRequest("You may have heard about {}", "Danielle Darrieux", "of"),
         EditRequest("I wrote down {}", "Paris", "a"),
     ]
-    found = find_targets(adapter, requests, CONTEXTS, 3, settings)
+    found = search_values(lm, requests, CONTEXTS, 3, settings)
     reasons = set()
     for row, request in enumerate(requests):
-        search = oracle(adapter, request, settings, layer=3)
+        search = oracle(lm, request, settings, layer=3)
         run = argmax_steps + 1
         stops = [at for at in range(run - 1, settings.steps) if all(search.argmax[at - run + 1 : at + 1])]
         last = stops[0] if stops else settings.steps - 1
@@ -191,9 +191,9 @@ def test_argmax_rule_against_a_recomputation(argmax_steps: int) -> None:
 
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
 def test_clamp_holds_and_works(site: str) -> None:
-    adapter = cached_tiny("llama", False, torch.float32)
+    lm = cached_tiny("llama", False, torch.float32)
     settings = replace(SETTINGS, site=site, max_norm_ratio=0.3)
-    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, settings)
+    found = search_values(lm, REQUESTS, CONTEXTS, LAYER, settings)
     init = (found.value - found.delta).norm(dim=1)
     ratio = found.delta.norm(dim=1) / init
     assert bool((ratio <= 0.3 * (1 + 1e-5)).all())
@@ -203,23 +203,23 @@ def test_clamp_holds_and_works(site: str) -> None:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_zero_delta_reproduces_the_untouched_model(family: str) -> None:
     """One evaluation: δ stays 0, v* is the model's own vector, and the loss is the model's own NLL."""
-    adapter = cached_tiny(family, False, torch.float64)
-    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=1))
+    lm = cached_tiny(family, False, torch.float64)
+    found = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=1))
     assert torch.equal(found.delta, torch.zeros_like(found.delta))
     for row, request in enumerate(REQUESTS):
-        sentences = sentences_of(adapter, request, CONTEXTS)
+        sentences = sentences_of(lm, request, CONTEXTS)
         nll = 0.0
         for ids in sentences.ids[:-1]:
             with torch.no_grad():
-                log_probs = adapter.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+                log_probs = lm.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
             n = len(sentences.target_ids)
             nll -= float(log_probs[-n:].gather(1, torch.tensor(sentences.target_ids)[:, None]).sum()) / n
         trace = found.traces[row]
         rtol = 1e-6 if family in FLOAT32_ATTENTION else 1e-10
         assert trace.losses == pytest.approx([nll / len(CONTEXTS)], rel=rtol)
         assert trace.kl == pytest.approx(0.0, abs=rtol)
-        batch = adapter.batch([sentences.ids[0]])
-        untouched = adapter.run(batch, resid=[LAYER]).resid[LAYER][0, sentences.lookups[0]]
+        batch = lm.batch([sentences.ids[0]])
+        untouched = lm.run(batch, resid=[LAYER]).resid[LAYER][0, sentences.lookups[0]]
         close(found.value[row], untouched, 1e-6 if family in FLOAT32_ATTENTION else 1e-12)
 
 
@@ -229,15 +229,15 @@ def test_at_most_one_update_fewer_than_steps(monkeypatch: pytest.MonkeyPatch) ->
     updates: list[int] = []
     update = module._Search._update
     monkeypatch.setattr(module._Search, "_update", lambda self, g, t: updates.append(t) or update(self, g, t))
-    adapter = cached_tiny("llama", False, torch.float32)
-    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=5, loss_threshold=0.0))
+    lm = cached_tiny("llama", False, torch.float32)
+    found = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=5, loss_threshold=0.0))
     assert updates == [1, 2, 3, 4]
     assert all(len(trace.losses) == 5 for trace in found.traces)
 
 
 def test_a_request_already_below_the_threshold_stays_at_zero() -> None:
-    adapter = cached_tiny("llama", False, torch.float32)
-    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=1e6))
+    lm = cached_tiny("llama", False, torch.float32)
+    found = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=1e6))
     assert not found.delta.any()
     assert {(trace.stopped, len(trace.losses)) for trace in found.traces} == {("loss", 1)}
 
@@ -248,8 +248,8 @@ def test_a_request_already_below_the_threshold_stays_at_zero() -> None:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_keep_delta_in_float32(family: str, dtype: torch.dtype) -> None:
-    adapter = cached_tiny(family, False, dtype)
-    found = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=0.0))
+    lm = cached_tiny(family, False, dtype)
+    found = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=0.0))
     assert found.delta.dtype == found.value.dtype == torch.float32
     assert not torch.equal(found.delta, found.delta.to(dtype).float()), "δ was rounded to the model's dtype"
     for trace in found.traces:
@@ -258,9 +258,9 @@ def test_half_precision_models_keep_delta_in_float32(family: str, dtype: torch.d
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "qwen3"])
 def test_bfloat16_products_stay_near_float32(family: str) -> None:
-    adapter = cached_tiny(family, False, torch.float32)
-    exact = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=4))
-    quick = find_targets(adapter, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=4, precision="bfloat16"))
+    lm = cached_tiny(family, False, torch.float32)
+    exact = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=4))
+    quick = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=4, precision="bfloat16"))
     assert quick.delta.dtype == torch.float32
     assert not torch.equal(quick.delta, exact.delta)
     for one, other in zip(exact.traces, quick.traces, strict=True):
@@ -272,18 +272,18 @@ def test_bfloat16_products_stay_near_float32(family: str) -> None:
 
 
 def test_keep_is_the_same_problem_for_fewer_requests() -> None:
-    adapter = cached_tiny("gpt2", False, torch.float64)
-    entry = Entry.at(adapter, LAYER, "resid_post")
-    problem, init = target_problem(adapter, [[request] for request in REQUESTS], CONTEXTS, entry)
+    lm = cached_tiny("gpt2", False, torch.float64)
+    entry = InjectionSite.at(lm, LAYER, "resid_post")
+    problem, init = value_problem(lm, [[request] for request in REQUESTS], CONTEXTS, entry)
     delta = torch.randn(init.shape, generator=torch.Generator().manual_seed(0), dtype=init.dtype)
     terms, norms = Terms(kl=0.5, decay=0.5), init.norm(dim=2)
     kept = [1, 2, 4]
-    with packed_attention(adapter), torch.no_grad():
-        every = problem.losses(adapter, delta, norms, terms)
-        some = problem.keep(kept).losses(adapter, delta[kept], norms[kept], terms)
+    with packed_attention(lm), torch.no_grad():
+        every = problem.losses(lm, delta, norms, terms)
+        some = problem.keep(kept).losses(lm, delta[kept], norms[kept], terms)
         once_more = problem.keep(kept).keep([0, 2])
-        few = once_more.losses(adapter, delta[[1, 4]], norms[[1, 4]], terms)
-        again = replay(adapter, once_more.constant, once_more.layout, LAYER)
+        few = once_more.losses(lm, delta[[1, 4]], norms[[1, 4]], terms)
+        again = replay(lm, once_more.constant, once_more.layout, LAYER)
     close(some.total, every.total[kept], 1e-10)
     close(some.kl, every.kl[kept], 1e-10)
     close(few.total, every.total[[1, 4]], 1e-10)
@@ -294,13 +294,13 @@ def test_keep_is_the_same_problem_for_fewer_requests() -> None:
 
 
 @pytest.mark.slow
-def test_equals_the_serial_search_on_the_demo_model(demo_model: ModelAdapter) -> None:
+def test_equals_the_serial_search_on_the_demo_model(demo_model: EditableModel) -> None:
     requests = [
         EditRequest("The mother tongue of {} is", "Marcel Proust", "Finnish"),
         EditRequest("{}, which is located in", "The Sydney Opera House", "Saint Petersburg"),
     ]
     settings = TargetSettings(steps=8)
-    found = find_targets(demo_model, requests, CONTEXTS, 5, settings)
+    found = search_values(demo_model, requests, CONTEXTS, 5, settings)
     for row, request in enumerate(requests):
         search = oracle(demo_model, request, settings, layer=5)
         assert found.traces[row].losses == pytest.approx(search.losses, rel=2e-3)

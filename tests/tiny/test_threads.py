@@ -19,7 +19,7 @@ from emendo.editing.session import EditSession
 from emendo.errors import InputError, ModelBusyError
 from emendo.evaluate import evaluate_records
 from emendo.gate import run_gate
-from emendo.models import ModelAdapter, wrap
+from emendo.models import EditableModel, wrap
 from emendo.report import judge
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
@@ -31,13 +31,13 @@ pytestmark = pytest.mark.crash
 IDS = torch.randint(2, 300, (4, 40), generator=torch.Generator().manual_seed(0))
 
 
-def logits(lm: ModelAdapter) -> Tensor:
+def logits(lm: EditableModel) -> Tensor:
     with torch.no_grad():
         return lm.model(IDS).logits
 
 
 @contextmanager
-def serving(lm: ModelAdapter, allowed: list[Tensor], servers: int = 2) -> Iterator[list[int]]:
+def serving(lm: EditableModel, allowed: list[Tensor], servers: int = 2) -> Iterator[list[int]]:
     """Threads that answer all the time; every answer has to be one of these, bit for bit."""
     stop, answers, wrong = threading.Event(), [0] * servers, list[Any]()
 
@@ -264,7 +264,7 @@ STAGES: dict[str, Callable[[EditSession], object]] = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_nothing_is_done_to_the_model_at_any_stage(stage: str, tiny_llama: ModelAdapter, store: MomentStore) -> None:
+def test_nothing_is_done_to_the_model_at_any_stage(stage: str, tiny_llama: EditableModel, store: MomentStore) -> None:
     """Weights, hooks, flags, attention, random streams: they are untouched meanwhile, not only afterwards."""
     if stage == "lora":
         pytest.importorskip("peft")

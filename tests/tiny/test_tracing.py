@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from emendo.errors import InputError, RequestError, SelfCheckError, TraceError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.tracing import KINDS, Trace, TraceFact, TraceSettings, position_classes, read_trace, trace, write_trace
 from emendo.tracing.corrupt import Corrupted, corrupt
 from emendo.tracing.facts import align_fact
@@ -28,14 +28,14 @@ JAPAN = TraceFact("The capital of {} is", "Japan")
 FACTS = [EIFFEL, JAPAN, TraceFact("{}, a native speaker of", "Danielle Darrieux")]
 
 
-def grids_of(lm: ModelAdapter, fact: TraceFact, settings: TraceSettings) -> tuple[Any, Corrupted, dict[str, Any]]:
+def grids_of(lm: EditableModel, fact: TraceFact, settings: TraceSettings) -> tuple[Any, Corrupted, dict[str, Any]]:
     aligned = align_fact(lm, fact)
     corrupted = corrupt(lm, aligned, settings, deviation=0.3)
     runs = run_both(lm, corrupted, 300, settings.metric, settings.kinds)
     return aligned, corrupted, {kind: trace_grid(lm, aligned, runs, kind, settings) for kind in settings.kinds}
 
 
-def worst_difference(lm: ModelAdapter, fact: TraceFact, settings: TraceSettings, cells: int | None) -> float:
+def worst_difference(lm: EditableModel, fact: TraceFact, settings: TraceSettings, cells: int | None) -> float:
     """Largest difference from the naive loop over all cells, or over a few random ones of each kind."""
     aligned, corrupted, grids = grids_of(lm, fact, settings)
     assert corrupted.noise is not None
@@ -121,7 +121,7 @@ def test_numbers_of_the_public_script(name: str) -> None:
         np.testing.assert_allclose(found[t], expected, rtol=0, atol=1e-5)
 
 
-def test_cells_that_cannot_differ_are_free_and_right(tiny_llama: ModelAdapter) -> None:
+def test_cells_that_cannot_differ_are_free_and_right(tiny_llama: EditableModel) -> None:
     settings = TraceSettings(samples=2, window=2)
     aligned, _, grids = grids_of(tiny_llama, JAPAN, settings)
     for kind, grid in grids.items():
@@ -131,7 +131,7 @@ def test_cells_that_cannot_differ_are_free_and_right(tiny_llama: ModelAdapter) -
         assert grid.scores.isfinite().all()
 
 
-def test_token_budget_changes_memory_alone(tiny_llama: ModelAdapter) -> None:
+def test_token_budget_changes_memory_alone(tiny_llama: EditableModel) -> None:
     settings = TraceSettings(samples=4, window=3)
     aligned = align_fact(tiny_llama, EIFFEL)
     corrupted = corrupt(tiny_llama, aligned, settings, deviation=0.3)
@@ -141,14 +141,14 @@ def test_token_budget_changes_memory_alone(tiny_llama: ModelAdapter) -> None:
         torch.testing.assert_close(one.scores, many.scores, rtol=0, atol=1e-6)
 
 
-def test_the_model_is_left_as_it_was(tiny_gpt2: ModelAdapter) -> None:
+def test_the_model_is_left_as_it_was(tiny_gpt2: EditableModel) -> None:
     tiny_gpt2.model.train()
     before = model_state(tiny_gpt2)
     trace(tiny_gpt2, FACTS, TraceSettings(samples=2))
     assert not changes(before, model_state(tiny_gpt2))
 
 
-def test_a_wave_that_is_wrong_is_refused(tiny_llama: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wave_that_is_wrong_is_refused(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     import emendo.tracing.grid as grid
 
     right = grid.wave_step
@@ -157,7 +157,7 @@ def test_a_wave_that_is_wrong_is_refused(tiny_llama: ModelAdapter, monkeypatch: 
         trace(tiny_llama, FACTS, TraceSettings(samples=2, metric="log-probability"))
 
 
-def test_swapped_subjects_have_as_many_tokens(tiny_llama: ModelAdapter) -> None:
+def test_swapped_subjects_have_as_many_tokens(tiny_llama: EditableModel) -> None:
     settings = TraceSettings(corruption="swap", samples=3, metric="logit-difference")
     aligned = align_fact(tiny_llama, JAPAN)
     names = ["Japan", "Italy", "France", "Paris", "Tokyo"]
@@ -185,7 +185,7 @@ def test_positions_by_class() -> None:
     assert position_classes(2, 0, 2) == ("first subject", "last subject")
 
 
-def test_averages_are_means_over_facts(tiny_llama: ModelAdapter) -> None:
+def test_averages_are_means_over_facts(tiny_llama: EditableModel) -> None:
     found = trace(tiny_llama, FACTS, TraceSettings(samples=2))
     for average in found.averages():
         rows = []
@@ -200,7 +200,7 @@ def test_averages_are_means_over_facts(tiny_llama: ModelAdapter) -> None:
 
 
 def test_a_run_that_was_interrupted_goes_on(
-    tiny_llama: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: EditableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import emendo.tracing.run as module
 
@@ -232,7 +232,7 @@ def same(one: Trace, other: Trace) -> bool:
     )
 
 
-def test_the_file_gives_back_what_was_traced(tiny_llama: ModelAdapter, tmp_path: Path) -> None:
+def test_the_file_gives_back_what_was_traced(tiny_llama: EditableModel, tmp_path: Path) -> None:
     found = trace(tiny_llama, FACTS, TraceSettings(samples=2, positions="ends"))
     path = write_trace(tmp_path / "trace.safetensors", found)
     again = read_trace(path)

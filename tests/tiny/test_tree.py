@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emendo.models import ModelAdapter
-from emendo.models.tree import group_by_prefix, plant, tree_hidden
+from emendo.models import EditableModel
+from emendo.models.tree import build_prefix_tree, group_by_prefix, tree_hidden
 from tests.conftest import FLOAT32_ATTENTION, ROWS, VARIANTS, build_tiny
 from tests.model_state import changes, model_state
 
@@ -17,7 +17,7 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_si
 
 @given(SEQUENCES)
 def test_a_forest_holds_every_beginning_once(sequences: list[list[int]]) -> None:
-    forest = plant(sequences)
+    forest = build_prefix_tree(sequences)
     beginnings = {tuple(s[:n]) for s in sequences for n in range(1, len(s) + 1)}
     assert len(forest.tokens) == len(beginnings)
     for sequence, path in zip(sequences, forest.paths, strict=True):
@@ -37,35 +37,35 @@ def test_groups_hold_each_sequence_once_within_the_budget(sequences: list[list[i
     groups = group_by_prefix(sequences, budget)
     assert sorted(i for group in groups for i in group) == list(range(len(sequences)))
     for group in groups:
-        assert len(group) == 1 or len(plant([sequences[i] for i in group]).tokens) <= budget
+        assert len(group) == 1 or len(build_prefix_tree([sequences[i] for i in group]).tokens) <= budget
     shuffled = sequences[::-1]
     again = group_by_prefix(shuffled, budget)
     assert [[sequences[i] for i in group] for group in groups] == [[shuffled[i] for i in group] for group in again]
 
 
-def branching_texts(adapter: ModelAdapter, seed: int = 0) -> list[list[int]]:
+def branching_texts(lm: EditableModel, seed: int = 0) -> list[list[int]]:
     """Texts that share beginnings of several lengths, one that begins another, and one alone."""
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.randint(2, adapter.vocab_size, (40,), generator=generator).tolist()
+    draw = torch.randint(2, lm.vocab_size, (40,), generator=generator).tolist()
     return [draw[:9], draw[:9] + draw[20:23], draw[:9] + draw[23:24], draw[:4] + draw[24:28], draw[30:31], draw[31:38]]
 
 
-def alone(adapter: ModelAdapter, sequence: list[int]) -> torch.Tensor:
+def alone(lm: EditableModel, sequence: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        return adapter.decoder(input_ids=torch.tensor([sequence]), use_cache=False).last_hidden_state[0]
+        return lm.decoder(input_ids=torch.tensor([sequence]), use_cache=False).last_hidden_state[0]
 
 
 @pytest.mark.parametrize("family", [*sorted({**ROWS, **VARIANTS}), "llava", "qwen2_vl", "qwen3_vl"])
 def test_hidden_states_are_those_of_each_text_alone(family: str) -> None:
-    adapter = build_tiny(family, dtype=torch.float64)
-    texts = branching_texts(adapter)
-    before = model_state(adapter)
-    forest = plant(texts)
-    found = tree_hidden(adapter, forest)
+    lm = build_tiny(family, dtype=torch.float64)
+    texts = branching_texts(lm)
+    before = model_state(lm)
+    forest = build_prefix_tree(texts)
+    found = tree_hidden(lm, forest)
     tolerance = 1e-5 if family in FLOAT32_ATTENTION else 1e-9
     for text, path in zip(texts, forest.paths, strict=True):
-        torch.testing.assert_close(found[list(path)], alone(adapter, text), rtol=tolerance, atol=tolerance)
-    assert changes(before, model_state(adapter)) == []
+        torch.testing.assert_close(found[list(path)], alone(lm, text), rtol=tolerance, atol=tolerance)
+    assert changes(before, model_state(lm)) == []
 
 
 SLIDING = [
@@ -84,10 +84,10 @@ SLIDING = [
 
 @pytest.mark.parametrize("family", SLIDING)
 def test_a_sliding_window_hides_the_same_tokens(family: str) -> None:
-    adapter = build_tiny(family, dtype=torch.float64)
-    short = build_sliding(adapter, window=5)
+    lm = build_tiny(family, dtype=torch.float64)
+    short = build_sliding(lm, window=5)
     texts = branching_texts(short)
-    forest = plant(texts)
+    forest = build_prefix_tree(texts)
     found = tree_hidden(short, forest)
     tolerance = 1e-5 if family in FLOAT32_ATTENTION else 1e-9
     for text, path in zip(texts, forest.paths, strict=True):
@@ -96,10 +96,10 @@ def test_a_sliding_window_hides_the_same_tokens(family: str) -> None:
     assert not torch.allclose(wide, found, atol=1e-3)  # the window matters for these texts
 
 
-def build_sliding(adapter: ModelAdapter, window: int) -> ModelAdapter:
+def build_sliding(lm: EditableModel, window: int) -> EditableModel:
     """The same weights under a sliding window shorter than the texts."""
-    name = "window_size" if adapter.spec.model_type == "gpt_neo" else "sliding_window"
-    config = type(adapter.config)(**{**adapter.config.to_dict(), name: window})
-    model = type(adapter.model)(config).to(torch.float64).eval()
-    model.load_state_dict(adapter.model.state_dict())
-    return ModelAdapter(model, adapter.tokenizer, name="sliding")
+    name = "window_size" if lm.spec.model_type == "gpt_neo" else "sliding_window"
+    config = type(lm.config)(**{**lm.config.to_dict(), name: window})
+    model = type(lm.model)(config).to(torch.float64).eval()
+    model.load_state_dict(lm.model.state_dict())
+    return EditableModel(model, lm.tokenizer, name="sliding")

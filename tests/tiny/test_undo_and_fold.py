@@ -14,10 +14,10 @@ from torch import Tensor
 
 import emendo.editing.pipeline
 from emendo.editing.session import EditSession
-from emendo.editing.value_search import Targets, find_targets
+from emendo.editing.value_search import FoundValues, search_values
 from emendo.errors import BaseMismatchError, UndoError
 from emendo.methods import ResolvedMethod
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from emendo.solve import prepare
 from emendo.statistics import MomentStore, obtain_for_method
@@ -35,19 +35,17 @@ EXACT = {**QUICK, "target.precision": "float32"}
 
 
 @contextmanager
-def targets_kept(monkeypatch: pytest.MonkeyPatch, known: dict[Any, Targets]) -> Iterator[None]:
+def targets_kept(monkeypatch: pytest.MonkeyPatch, known: dict[Any, FoundValues]) -> Iterator[None]:
     """Inside the context a target that was once searched is not searched again."""
 
-    def remembered(
-        adapter: ModelAdapter, requests: Sequence[EditRequest], contexts: Any, layer: int, *rest: Any
-    ) -> Any:
+    def remembered(lm: EditableModel, requests: Sequence[EditRequest], contexts: Any, layer: int, *rest: Any) -> Any:
         key = tuple(request.text for request in requests), layer
         if key not in known:
-            known[key] = find_targets(adapter, requests, contexts, layer, *rest)
+            known[key] = search_values(lm, requests, contexts, layer, *rest)
         return known[key]
 
     with monkeypatch.context() as patched:
-        patched.setattr(emendo.editing.pipeline, "find_targets", remembered)
+        patched.setattr(emendo.editing.pipeline, "search_values", remembered)
         yield
 
 
@@ -106,7 +104,7 @@ def removals(
 ) -> tuple[tuple[ModelUpdate, ...], list[ModelUpdate], list[ModelUpdate]]:
     """The same edit removed by algebra, by replay with the same targets, and by plain subtraction."""
     session, settings = session_of(store), {**EXACT, **{name.replace("__", "."): v for name, v in options.items()}}
-    known: dict[Any, Targets] = {}
+    known: dict[Any, FoundValues] = {}
     with targets_kept(monkeypatch, known):
         updates = edited(session, FACTS, method, layers, settings)
         resolved = session.resolve(method, layers=layers, settings=settings)

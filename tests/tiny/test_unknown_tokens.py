@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emendo.editing.contexts import FIXED_CONTEXTS, prefix_contexts
-from emendo.editing.value_search import find_targets
+from emendo.editing.value_search import search_values
 from emendo.errors import InputError, MethodError, RequestError
 from emendo.evaluate import generate_texts, perplexity, score_targets
 from emendo.methods.settings import TargetSettings
@@ -29,54 +29,54 @@ from tests.conftest import build_tiny
 )
 def test_special_tokens_without_a_row_are_never_read(special: dict[str, str | None]) -> None:
     """Padding is masked and an end is only compared with, so neither needs a row in the embedding."""
-    plain, adapter = build_tiny("llama"), build_tiny("llama")
+    plain, lm = build_tiny("llama"), build_tiny("llama")
     for name, token in special.items():
         if token is None:
-            setattr(adapter.tokenizer, name, None)
+            setattr(lm.tokenizer, name, None)
         else:
-            adapter.tokenizer.add_special_tokens({name: token})
+            lm.tokenizer.add_special_tokens({name: token})
     texts = ["The capital", "The capital of Japan is Tokyo and the capital of"]
-    for either in (plain, adapter):  # a random model ends by chance
+    for either in (plain, lm):  # a random model ends by chance
         either.model.generation_config.eos_token_id = None
-    assert adapter.knows(adapter.pad_id)
-    assert generate_texts(adapter, texts, chat=False, new_tokens=3)[1].text
+    assert lm.knows(lm.pad_id)
+    assert generate_texts(lm, texts, chat=False, new_tokens=3)[1].text
     pairs = [(text, "Rome") for text in texts]
-    assert score_targets(adapter, pairs) == score_targets(plain, pairs)
+    assert score_targets(lm, pairs) == score_targets(plain, pairs)
     request = EditRequest("The capital of {} is", "Japan", "Rome")
     settings = TargetSettings(steps=2)
-    found, wanted = (find_targets(either, [request], FIXED_CONTEXTS, 1, settings) for either in (adapter, plain))
+    found, wanted = (search_values(either, [request], FIXED_CONTEXTS, 1, settings) for either in (lm, plain))
     assert torch.equal(found.value, wanted.value)
 
 
 @pytest.mark.parametrize("target", ["[NEW]", "Rome [NEW]"])
 def test_a_target_of_tokens_that_the_model_does_not_have_is_refused(target: str) -> None:
-    adapter = build_tiny("llama")
-    adapter.tokenizer.add_tokens(["[NEW]"])
+    lm = build_tiny("llama")
+    lm.tokenizer.add_tokens(["[NEW]"])
     request = EditRequest("The capital of {} is", "Japan", target)
     for call in (
-        lambda: score_targets(adapter, [(request.text, target)]),
-        lambda: find_targets(adapter, [request], (SLOT,), 1, TargetSettings(steps=1)),
-        lambda: adapter.generate(target),
-        lambda: perplexity(adapter, f"{target} is a city. " * 9),
+        lambda: score_targets(lm, [(request.text, target)]),
+        lambda: search_values(lm, [request], (SLOT,), 1, TargetSettings(steps=1)),
+        lambda: lm.generate(target),
+        lambda: perplexity(lm, f"{target} is a city. " * 9),
     ):
         with pytest.raises(InputError, match=r"token id \d+ \('\[NEW\]'\).*resize_token_embeddings"):
             call()
 
 
 def test_an_end_of_text_without_a_row_is_no_target() -> None:
-    adapter = build_tiny("llama")
-    adapter.tokenizer.add_special_tokens({"eos_token": "[END]"})
+    lm = build_tiny("llama")
+    lm.tokenizer.add_special_tokens({"eos_token": "[END]"})
     request = EditRequest("The capital of {} is", "Japan", "Rome")
     with pytest.raises(RequestError, match=r"end-of-text token.*target\.end_of_text=false"):
-        align_edit(adapter, request, end_of_text=True)
-    adapter.tokenizer.bos_token = None
+        align_edit(lm, request, end_of_text=True)
+    lm.tokenizer.bos_token = None
     with pytest.raises(MethodError, match="no BOS or EOS that the model has a row for"):
-        prefix_contexts(adapter, "rome", 0)
+        prefix_contexts(lm, "rome", 0)
 
 
 def test_text_for_moments_holds_known_tokens_only() -> None:
-    adapter = build_tiny("llama")
-    adapter.model.resize_token_embeddings(300)
+    lm = build_tiny("llama")
+    lm.model.resize_token_embeddings(300)
     corpus = SelfSampledCorpus(seed=0)
-    for row in corpus.sequences(adapter, length=8, count=40):
+    for row in corpus.sequences(lm, length=8, count=40):
         assert max(row) < 300

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emendo.editing.objective import Entry, Terms, target_problem
+from emendo.editing.objective import InjectionSite, Terms, value_problem
 from emendo.editing.value_cache import search_identity
-from emendo.editing.value_search import find_targets
-from emendo.ledger.edits import KeptEdit
+from emendo.editing.value_search import search_values
+from emendo.ledger.edits import StoredEdit
 from emendo.ledger.replay import kept_method
 from emendo.methods import METHODS, MethodConfig, resolve_method
 from emendo.methods.settings import TargetSettings
-from emendo.models import ModelAdapter, adding
+from emendo.models import EditableModel, adding
 from emendo.models.alignment import align_edit
 from emendo.models.suffix import packed_attention
 from emendo.models.word_end import ends_in_word, word_end_tokens
@@ -29,18 +29,18 @@ SETTINGS = TargetSettings(steps=6, learning_rate=0.3, max_norm_ratio=2.0)
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_token_ends_a_word_or_goes_on_with_it(family: str) -> None:
-    adapter = build_tiny(family)
-    ends = word_end_tokens(adapter)
-    assert ends.shape == (adapter.vocab_size,)
+    lm = build_tiny(family)
+    ends = word_end_tokens(lm)
+    assert ends.shape == (lm.vocab_size,)
     seen = set()
-    for token in set(range(len(ends))) - set(adapter.tokenizer.all_special_ids):
-        first = adapter.tokenizer.decode([*adapter.encode_bare("a"), token])[1:2]
+    for token in set(range(len(ends))) - set(lm.tokenizer.all_special_ids):
+        first = lm.tokenizer.decode([*lm.encode_bare("a"), token])[1:2]
         kind = "end" if first in set(" .,()") else "within" if first.isalnum() or first in set("-_'") else None
         if kind is not None:
             assert bool(ends[token]) is (kind == "end"), first
             seen.add(kind)
     assert seen == {"end", "within"}
-    assert all(ends[token] for token in adapter.stop_ids)
+    assert all(ends[token] for token in lm.stop_ids)
     assert 0 < int(ends.sum()) < len(ends)
 
 
@@ -54,54 +54,53 @@ def test_only_words_and_numbers_have_an_end(target: str, word: bool) -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_term_is_what_the_model_gives_to_all_ends(family: str) -> None:
-    adapter = build_tiny(family, dtype=torch.float64)
-    groups, entry = [[WORD, OTHER], [replace(OTHER, subject="Tokyo")]], Entry.at(adapter, 1, "resid_post")
+    lm = build_tiny(family, dtype=torch.float64)
+    groups, entry = [[WORD, OTHER], [replace(OTHER, subject="Tokyo")]], InjectionSite.at(lm, 1, "resid_post")
     totals = []
     for weight in (0.0, 0.7):
-        problem, init = target_problem(adapter, groups, CONTEXTS, entry, word_end=weight > 0)
-        with packed_attention(adapter):
+        problem, init = value_problem(lm, groups, CONTEXTS, entry, word_end=weight > 0)
+        with packed_attention(lm):
             delta = torch.zeros_like(init)
-            totals.append(problem.losses(adapter, delta, init.norm(dim=2), Terms(word_end=weight)).total)
-    ends = word_end_tokens(adapter)
+            totals.append(problem.losses(lm, delta, init.norm(dim=2), Terms(word_end=weight)).total)
+    ends = word_end_tokens(lm)
     for number, group in enumerate(groups):
         terms = []
         for request in group:
             for context in CONTEXTS:
-                edit = align_edit(adapter, request, context)
+                edit = align_edit(lm, request, context)
                 with torch.no_grad():
                     ids = torch.tensor([[*edit.prompt.ids, *edit.target_ids]])
-                    logp = adapter.model(input_ids=ids).logits[0, -1].double().log_softmax(0)
+                    logp = lm.model(input_ids=ids).logits[0, -1].double().log_softmax(0)
                 terms.append(-logp[ends].logsumexp(0))
         expected = 0.7 * torch.stack(terms).mean()
         torch.testing.assert_close(totals[1][number] - totals[0][number], expected, rtol=1e-4, atol=1e-5)
 
 
-def probability_of_end(adapter: ModelAdapter, request: EditRequest, weight: float) -> float:
+def probability_of_end(lm: EditableModel, request: EditRequest, weight: float) -> float:
     """After the target with the δ that a search finds."""
     settings = replace(SETTINGS, steps=25, max_norm_ratio=20.0, kl_weight=0.0, weight_decay=0.0, loss_threshold=0.0)
     settings = replace(settings, word_end_weight=weight)
-    found = find_targets(adapter, [request], CONTEXTS, 1, settings)
-    edit = align_edit(adapter, request)
+    found = search_values(lm, [request], CONTEXTS, 1, settings)
+    edit = align_edit(lm, request)
     ids = torch.tensor([[*edit.prompt.ids, *edit.target_ids]])
-    added = torch.zeros(ids.shape[1], adapter.d_model, dtype=found.delta.dtype)
+    added = torch.zeros(ids.shape[1], lm.d_model, dtype=found.delta.dtype)
     added[edit.prompt.subject_last] = found.delta[0]
-    with torch.no_grad(), adding(adapter, 1, mlp=added):
-        probabilities = adapter.model(input_ids=ids).logits[0, -1].softmax(0)
-    return float(probabilities[word_end_tokens(adapter)].sum())
+    with torch.no_grad(), adding(lm, 1, mlp=added):
+        probabilities = lm.model(input_ids=ids).logits[0, -1].softmax(0)
+    return float(probabilities[word_end_tokens(lm)].sum())
 
 
 def test_a_search_makes_the_word_end() -> None:
-    adapter = build_tiny("llama")
-    without, asked = (probability_of_end(adapter, WORD, weight) for weight in (0.0, 30.0))
+    lm = build_tiny("llama")
+    without, asked = (probability_of_end(lm, WORD, weight) for weight in (0.0, 30.0))
     assert asked > without + 0.05
 
 
 def test_targets_without_an_end_are_searched_as_before() -> None:
-    adapter = build_tiny("llama")
+    lm = build_tiny("llama")
     request = replace(WORD, target="Rome.")
     one, other = (
-        find_targets(adapter, [request], CONTEXTS, 1, replace(SETTINGS, word_end_weight=weight))
-        for weight in (0.0, 1.0)
+        search_values(lm, [request], CONTEXTS, 1, replace(SETTINGS, word_end_weight=weight)) for weight in (0.0, 1.0)
     )
     assert torch.equal(one.value, other.value)
     assert one.traces == other.traces
@@ -109,37 +108,36 @@ def test_targets_without_an_end_are_searched_as_before() -> None:
 
 def test_a_stop_by_argmax_waits_for_the_end() -> None:
     """With the tokens of the target alone as the argmax from the first step on, the search goes on."""
-    adapter = build_tiny("llama")
-    free = find_targets(adapter, [WORD], ("{}",), 1, replace(SETTINGS, steps=40, argmax_steps=0, word_end_weight=1e-9))
-    plain = find_targets(adapter, [WORD], ("{}",), 1, replace(SETTINGS, steps=40, argmax_steps=0))
+    lm = build_tiny("llama")
+    free = search_values(lm, [WORD], ("{}",), 1, replace(SETTINGS, steps=40, argmax_steps=0, word_end_weight=1e-9))
+    plain = search_values(lm, [WORD], ("{}",), 1, replace(SETTINGS, steps=40, argmax_steps=0))
     assert len(free.traces[0].losses) >= len(plain.traces[0].losses)
 
 
 def test_requests_in_one_batch_and_alone_are_the_same() -> None:
-    adapter = build_tiny("llama", dtype=torch.float64)
+    lm = build_tiny("llama", dtype=torch.float64)
     settings = replace(SETTINGS, word_end_weight=1.0, argmax_steps=0)
     requests = [WORD, replace(OTHER, target="of Italy."), replace(OTHER, subject="Tokyo")]
-    together = find_targets(adapter, requests, CONTEXTS, 1, settings)
+    together = search_values(lm, requests, CONTEXTS, 1, settings)
     for row, request in enumerate(requests):
-        alone = find_targets(adapter, [request], CONTEXTS, 1, settings)
+        alone = search_values(lm, [request], CONTEXTS, 1, settings)
         torch.testing.assert_close(together.value[row], alone.value[0], rtol=1e-6, atol=1e-8)
 
 
 def test_an_edit_kept_before_the_setting_is_planned_without_it() -> None:
-    adapter = build_tiny("llama")
-    resolved = resolve_method("emendo", adapter).to_dict()
+    lm = build_tiny("llama")
+    resolved = resolve_method("emendo", lm).to_dict()
     settings = {name: value for name, value in resolved["settings"].items() if name != "target.word_end_weight"}
-    method, _ = kept_method(KeptEdit("0" * 64, {0: WORD}, {**resolved, "settings": settings}, seed=0))
+    method, _ = kept_method(StoredEdit("0" * 64, {0: WORD}, {**resolved, "settings": settings}, seed=0))
     assert isinstance(method, MethodConfig)
     assert method.target.word_end_weight == 0.0
     assert replace(method.target, word_end_weight=METHODS["emendo"].target.word_end_weight).steps == 25
 
 
 def test_a_search_without_it_is_the_search_of_before() -> None:
-    adapter = build_tiny("llama")
+    lm = build_tiny("llama")
     plain, asked = (
-        search_identity(adapter, [WORD], CONTEXTS, 1, replace(SETTINGS, word_end_weight=weight))
-        for weight in (0.0, 1.0)
+        search_identity(lm, [WORD], CONTEXTS, 1, replace(SETTINGS, word_end_weight=weight)) for weight in (0.0, 1.0)
     )
     assert "word_end_weight" not in plain["settings"]
     assert asked["settings"]["word_end_weight"] == 1.0

@@ -9,11 +9,11 @@ import pytest
 
 from emendo.methods import BASELINES, apply_settings, method_named, resolve_method
 from emendo.methods.presets import PRESETS, UNTUNED
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.known import GPT2_XL, GPT_J, SMOLLM2_135M, KnownModel
 
 
-class Shape(ModelAdapter):
+class Shape(EditableModel):
     """What resolving asks of a model: facts, no weights."""
 
     n_layers = d_model = vocab_size = 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from emendo.errors import MethodError
 from emendo.methods import resolve_method
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.solve import Preservation, prepare, solve
 from emendo.solve.shares import remaining_shares
 from tests.reference import moment_with_condition
@@ -36,7 +36,7 @@ def randn(*shape: int, seed: int) -> Tensor:
     ],
 )
 def test_a_given_setting_that_changes_nothing(
-    method: str, settings: dict[str, Any], words: str, tiny_llama: ModelAdapter
+    method: str, settings: dict[str, Any], words: str, tiny_llama: EditableModel
 ) -> None:
     with pytest.raises(MethodError, match=words):
         resolve_method(method, tiny_llama, settings=settings)
@@ -56,7 +56,7 @@ def test_a_given_setting_that_changes_nothing(
         ("emmet", {"preservation.weight": 0, "preservation.ridge": 1, "moments.multiple": 1}),
     ],
 )
-def test_given_settings_that_change_something(method: str, settings: dict[str, Any], tiny_llama: ModelAdapter) -> None:
+def test_given_settings_that_change_something(method: str, settings: dict[str, Any], tiny_llama: EditableModel) -> None:
     resolved = resolve_method(method, tiny_llama, settings=settings)
     assert all(resolved.origins[name] == "given (--set)" for name in settings)
 

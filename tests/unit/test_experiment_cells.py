@@ -16,7 +16,7 @@ from emendo.experiments import ExperimentConfig, batch_ranges, check_mode, compa
 from emendo.experiments.cell_run import spread
 from emendo.experiments.estimate import duration
 from emendo.experiments.files import append_lines, locked, read_lines
-from emendo.experiments.meter import Meter, give_back
+from emendo.experiments.meter import Meter, release_memory
 from tests.experiment_cases import cell
 
 BASE: dict[str, Any] = {"name": "grid", "data": "facts.jsonl", "n": 64}
@@ -203,7 +203,7 @@ def test_a_stage_knows_its_own_memory_from_what_was_there() -> None:
         with meter.stage("work"):
             scratch = torch.ones(64 * 2**20 // 4)
             del scratch
-    give_back()
+    release_memory()
     with meter.stage("idle"):
         pass
     assert meter.begin_bytes["work"] > kept.nbytes

@@ -15,7 +15,7 @@ from emendo.gate.config import default_config
 from emendo.gate.evidence import Evidence, Measurement
 from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import CheckConfig, Checks, ShareConfig, SuccessConfig
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 
 ABOVE, BELOW = math.inf, -math.inf
 NOBODY = Snapshot(lambda: pytest.fail("no model was given"))
@@ -155,7 +155,7 @@ def test_a_passing_report_names_what_was_not_measured() -> None:
 @pytest.mark.parametrize("name", ["norm_growth", "relative_cost"])
 def test_a_layer_without_a_number_is_not_hidden_by_a_sound_one(name: str) -> None:
     layers = (LayerChange(0, 0.1, 0.1), LayerChange(1, math.nan, math.nan), LayerChange(2, 0.2, 0.2))
-    evidence = Evidence(NOBODY, NOBODY, CanarySet((), {}), layers, "", cast(ModelAdapter, None))
+    evidence = Evidence(NOBODY, NOBODY, CanarySet((), {}), layers, "", cast(EditableModel, None))
     config = config_of(name, 9.0)
     check = judge(name, config, measure(name, config, evidence))
     assert not check.passed

@@ -14,7 +14,7 @@ from emendo.gate.config import default_config
 from emendo.gate.evidence import Evidence
 from emendo.gate.sections import CheckConfig, MovedConfig
 from emendo.gate.topics import Moved, TopicShift, moved_most
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 
 NOBODY = Snapshot(lambda: pytest.fail("no model was given"))
 CHECKS = ("text_perplexity", "text_kl", "text_flips")
@@ -26,7 +26,7 @@ def topic(name: str, ratio: float = 1.0, kl: float = 0.001, flipped: int = 0, **
 
 
 def evidence(*topics: TopicShift) -> Evidence:
-    return Evidence(NOBODY, NOBODY, CanarySet((), {}), (), "", cast(ModelAdapter, None), topics)
+    return Evidence(NOBODY, NOBODY, CanarySet((), {}), (), "", cast(EditableModel, None), topics)
 
 
 SOUND = tuple(topic(f"kind {number}") for number in range(19))

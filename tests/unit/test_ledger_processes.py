@@ -19,7 +19,7 @@ from emendo.ledger import EditLedger
 from emendo.ledger.change import stored
 from emendo.ledger.lock import writer_lock
 from emendo.ledger.pending import edit_details
-from emendo.ledger.stamp import stamped
+from emendo.ledger.stamp import new_record
 from tests.ledger_world import add, fact, facts_of, new_ledger, planned
 
 pytestmark = pytest.mark.crash
@@ -168,7 +168,7 @@ def test_a_writer_whose_lock_was_taken_away_overwrites_nothing(tmp_path: Path) -
         details = edit_details(update, {}, None, None)
         (ledger.store.folder / "lock").unlink()
         other.checkout("base")
-        late = stamped(history, "edit", active=[stored(ledger.store, update)], details=details, who="a", message="")
+        late = new_record(history, "edit", active=[stored(ledger.store, update)], details=details, who="a", message="")
         with pytest.raises(LedgerError, match=r"another process wrote .* lock"):
             ledger.store.append(late)
     assert [record.operation for record in ledger.log()] == ["init", "checkout"]

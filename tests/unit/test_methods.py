@@ -16,7 +16,7 @@ from emendo.methods import BASELINES, CATALOGUE, METHODS, MethodConfig, apply_se
 from emendo.methods.layers import layers_by_depth
 from emendo.methods.presets import PRESETS, presets_of
 from emendo.methods.settings import ContextSettings, KeySettings, Memorization, MomentSettings, PostStep, TargetSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.architecture import ARCHITECTURES
 from emendo.models.known import (
     LLAMA_2_7B,
@@ -29,7 +29,7 @@ from emendo.models.known import (
 )
 
 
-class Shape(ModelAdapter):
+class Shape(EditableModel):
     """What resolving asks of a model: facts, no weights."""
 
     n_layers = d_model = vocab_size = 0
@@ -41,7 +41,7 @@ class Shape(ModelAdapter):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_resolves_on_every_family(method: str, tiny: ModelAdapter) -> None:
+def test_every_method_resolves_on_every_family(method: str, tiny: EditableModel) -> None:
     resolved = resolve_method(method, tiny)
     config = resolved.config
     assert config.layers == tuple(sorted(set(config.layers)))
@@ -167,7 +167,7 @@ def test_layers_of_unknown_models(family: str, n_layers: int, span: int, expecte
 # ---- what the caller gives -----------------------------------------------------------------------------------
 
 
-def test_given_values_win_and_say_so(tiny_llama: ModelAdapter) -> None:
+def test_given_values_win_and_say_so(tiny_llama: EditableModel) -> None:
     resolved = resolve_method("memit", tiny_llama, layers=[3, 1], settings={"target.steps": "7"})
     assert resolved.config.layers == (1, 3)
     assert resolved.config.target.steps == 7
@@ -205,17 +205,17 @@ def test_a_config_of_ones_own_is_not_changed_for_a_family() -> None:
     assert resolve_method(placed, shape).config == replace(placed, layers=(4,))
 
 
-def test_a_resolved_method_tells_its_deviations(tiny_llama: ModelAdapter) -> None:
+def test_a_resolved_method_tells_its_deviations(tiny_llama: EditableModel) -> None:
     assert resolve_method("rome", tiny_llama).to_dict()["deviations"] == list(METHODS["rome"].deviations)
 
 
 @pytest.mark.parametrize("layers", [[4], [-1], [0, 99], [1, 1], []])
-def test_layers_that_the_model_does_not_have(layers: list[int], tiny_llama: ModelAdapter) -> None:
+def test_layers_that_the_model_does_not_have(layers: list[int], tiny_llama: EditableModel) -> None:
     with pytest.raises(LayerError, match=r"layers 0 to 3.*--layers"):
         resolve_method("memit", tiny_llama, layers=layers)
 
 
-def test_several_layers_need_a_distribution(tiny_llama: ModelAdapter) -> None:
+def test_several_layers_need_a_distribution(tiny_llama: EditableModel) -> None:
     with pytest.raises(MethodError, match="distribution=even"):
         resolve_method("emmet", tiny_llama, layers=[1, 2])
     even = resolve_method("emmet", tiny_llama, layers=[1, 2], settings={"distribution": "even"})

@@ -121,7 +121,7 @@ def checks_of(function: Callable[..., Any], *, sizes: bool = True) -> dict[str, 
 
 
 class _Exported(dict[str, Any]):
-    """Names that a module imports for type checkers alone, such as ModelAdapter where torch is to stay away.
+    """Names that a module imports for type checkers alone, such as EditableModel where torch is to stay away.
 
     What neither Emendo nor torch exports stands for anything: there the function looks itself.
     """

@@ -23,7 +23,7 @@ from torch import Tensor
 from emendo.arguments import Count, checked
 from emendo.attribution.edits import EditSet
 from emendo.errors import InputError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.factored import factored
 
@@ -82,22 +82,22 @@ class Attribution:
 
 
 @checked
-def ask(adapter: ModelAdapter, prompt: str, answer: str) -> Asked:
+def ask(lm: EditableModel, prompt: str, answer: str) -> Asked:
     """Tokens of a prompt and its answer.
 
     Raises:
         RequestError: The answer is empty, or the tokenizer cannot write it.
     """
-    prompt_ids, answer_ids = encode_target(adapter, prompt, answer)
+    prompt_ids, answer_ids = encode_target(lm, prompt, answer)
     return Asked((*prompt_ids, *answer_ids[:-1]), tuple(answer_ids))
 
 
 @checked
-def attribute(adapter: ModelAdapter, edits: EditSet, asked: Asked, *, nodes: Count = 16) -> Attribution:
+def attribute(lm: EditableModel, edits: EditSet, asked: Asked, *, nodes: Count = 16) -> Attribution:
     """Contributions of all edits to the log-probability of an answer.
 
     Args:
-        adapter: The model without the edits; it is left as it was.
+        lm: The model without the edits; it is left as it was.
         edits: The edits.
         asked: Prompt and answer.
         nodes: Points of the Gauss-Legendre quadrature; more make the sum closer to the change.
@@ -107,15 +107,15 @@ def attribute(adapter: ModelAdapter, edits: EditSet, asked: Asked, *, nodes: Cou
 
     Source: integrated gradients, arXiv 1703.01365, along the strength of all edits at once.
     """
-    check_fits(adapter, edits)
+    check_fits(lm, edits)
     points, weights = np.polynomial.legendre.leggauss(nodes)
-    scales = torch.tensor([*((points + 1) / 2), 0.0, 1.0], dtype=torch.float32, device=adapter.device)
+    scales = torch.tensor([*((points + 1) / 2), 0.0, 1.0], dtype=torch.float32, device=lm.device)
     weights_t = torch.tensor([*(weights / 2), 0.0, 0.0], dtype=torch.float64)
     strengths = scales[:, None].expand(-1, len(edits.owner))
-    factors = placed(adapter, edits)
+    factors = placed(lm, edits)
     final: list[Tensor] = []
     with (
-        adapter.isolated() as own,
+        lm.isolated() as own,
         torch.enable_grad(),
         factored(own, factors, strengths, differentiable=True) as written,
     ):
@@ -134,11 +134,9 @@ def attribute(adapter: ModelAdapter, edits: EditSet, asked: Asked, *, nodes: Cou
         pulled = gradient.view(*fired.shape[:2], -1).to(residuals) @ residuals.T
         parts.append(edits.by_edit(_integrated((pulled * fired).double().cpu(), weights_t)))
         firing.append(_single(edits, fired[-1].double().cpu()))
-    direct = (
-        None if adapter.spec.mlp_normed else _direct(adapter, edits, factors, written.firing, gradients[-1], weights_t)
-    )
+    direct = None if lm.spec.mlp_normed else _direct(lm, edits, factors, written.firing, gradients[-1], weights_t)
     return Attribution(
-        tokens=tuple(adapter.decode([token]) for token in asked.ids),
+        tokens=tuple(lm.decode([token]) for token in asked.ids),
         before=float(scores[-2]),
         after=float(scores[-1]),
         parts=torch.stack(parts),
@@ -150,43 +148,43 @@ def attribute(adapter: ModelAdapter, edits: EditSet, asked: Asked, *, nodes: Cou
 @checked
 @torch.no_grad()
 def leave_out(
-    adapter: ModelAdapter, edits: EditSet, asked: Asked, left_out: Sequence[Sequence[int]]
+    lm: EditableModel, edits: EditSet, asked: Asked, left_out: Sequence[Sequence[int]]
 ) -> Float[Tensor, " sets"]:
     """Log-probability of an answer with all edits but some.
 
     Args:
-        adapter: The model without the edits.
+        lm: The model without the edits.
         edits: The edits.
         asked: Prompt and answer.
         left_out: Sets of edits to leave out; an empty one leaves all in.
     """
-    check_fits(adapter, edits)
+    check_fits(lm, edits)
     if bad := [edit for some in left_out for edit in some if not 0 <= edit < len(edits.edits)]:
         raise InputError(f"found edit {bad[0]} to leave out; expected 0 to {len(edits.edits) - 1} (left_out=)")
-    factors = placed(adapter, edits)
+    factors = placed(lm, edits)
     found = [torch.empty(0, dtype=torch.float64)]
     for start in range(0, len(left_out), _ROWS):
         chunk = left_out[start : start + _ROWS]
-        kept = torch.ones(len(chunk), len(edits.edits), device=adapter.device)
+        kept = torch.ones(len(chunk), len(edits.edits), device=lm.device)
         for row, missing in zip(kept, chunk, strict=True):
             row[list(missing)] = 0.0
-        with adapter.isolated() as own, factored(own, factors, edits.strengths(kept)):
+        with lm.isolated() as own, factored(own, factors, edits.strengths(kept)):
             found.append(_scores(own, asked, len(chunk)).double().cpu())
     return torch.cat(found)
 
 
-def _scores(adapter: ModelAdapter, asked: Asked, rows: int) -> Float[Tensor, " rows"]:
+def _scores(lm: EditableModel, asked: Asked, rows: int) -> Float[Tensor, " rows"]:
     """Log-probability of the answer in every row."""
-    ids = torch.tensor([asked.ids] * rows, device=adapter.device)
-    out: Any = adapter.decoder(input_ids=ids, use_cache=False, return_dict=True)
-    hidden = out.last_hidden_state[:, asked.first :].to(adapter.device)
-    logs = adapter.unembed(hidden).log_softmax(dim=-1)
+    ids = torch.tensor([asked.ids] * rows, device=lm.device)
+    out: Any = lm.decoder(input_ids=ids, use_cache=False, return_dict=True)
+    hidden = out.last_hidden_state[:, asked.first :].to(lm.device)
+    logs = lm.unembed(hidden).log_softmax(dim=-1)
     answer = torch.tensor(asked.answer, device=logs.device).expand(rows, -1)
     return logs.gather(-1, answer[..., None])[..., 0].sum(dim=1)
 
 
 def _direct(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     edits: EditSet,
     factors: dict[int, tuple[Tensor, Tensor]],
     firing: dict[int, Tensor],
@@ -197,7 +195,7 @@ def _direct(
     total = torch.zeros(len(edits.owner), dtype=torch.float64)
     for layer in edits.layers:
         residuals, fired = factors[layer][1], firing[layer]
-        pulled = gradient.to(residuals) @ (adapter.mlp_scale * residuals).T
+        pulled = gradient.to(residuals) @ (lm.mlp_scale * residuals).T
         total += _integrated((pulled * fired).double().cpu(), weights).sum(dim=0)
     return edits.by_edit(total)
 
@@ -214,13 +212,13 @@ def _single(edits: EditSet, rows: Float[Tensor, "tokens rows"]) -> Float[Tensor,
     return edits.by_edit(rows).masked_fill(whole, float("nan"))
 
 
-def placed(adapter: ModelAdapter, edits: EditSet) -> dict[int, tuple[Tensor, Tensor]]:
+def placed(lm: EditableModel, edits: EditSet) -> dict[int, tuple[Tensor, Tensor]]:
     """Factors where their layers compute, in float32 or better."""
-    dtype = torch.promote_types(adapter.dtype, torch.float32)
+    dtype = torch.promote_types(lm.dtype, torch.float32)
     return {
         layer: (
-            torch.from_numpy(q).to(adapter.block_device(layer), dtype),
-            torch.from_numpy(r).to(adapter.block_device(layer), dtype),
+            torch.from_numpy(q).to(lm.block_device(layer), dtype),
+            torch.from_numpy(r).to(lm.block_device(layer), dtype),
         )
         for layer, (q, r) in edits.factors.items()
     }
@@ -231,17 +229,17 @@ def _first(out: Any) -> Tensor:
     return found
 
 
-def check_fits(adapter: ModelAdapter, edits: EditSet) -> None:
+def check_fits(lm: EditableModel, edits: EditSet) -> None:
     """Refuse a model that the edits are in already, or cannot be in."""
-    if adapter.holds_edits:
+    if lm.holds_edits:
         raise InputError(
-            f"{adapter.name!r} holds edits; expected the unedited model, beside which the edits are run: roll back "
+            f"{lm.name!r} holds edits; expected the unedited model, beside which the edits are run: roll back "
             "first (session.rollback())"
         )
     for layer, (dual_keys, residuals) in edits.factors.items():
         shape = (residuals.shape[1], dual_keys.shape[1])
-        if layer >= adapter.n_layers or tuple(adapter.weight(layer).shape) != shape:
+        if layer >= lm.n_layers or tuple(lm.weight(layer).shape) != shape:
             raise InputError(
-                f"the edits write layer {layer} as {shape} [d_out, d_in], which {adapter.name!r} does not have; "
+                f"the edits write layer {layer} as {shape} [d_out, d_in], which {lm.name!r} does not have; "
                 "expected updates of this model (--model)"
             )

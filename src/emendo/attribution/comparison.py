@@ -20,8 +20,8 @@ from emendo.attribution.answer import Asked, attribute
 from emendo.attribution.dashboard import strongest_firing
 from emendo.attribution.edits import EditSet, edits_of
 from emendo.errors import InputError, NumericalError
-from emendo.evaluate.shift import NextTokenLogProbs, distribution_shift
-from emendo.models import ModelAdapter, check_update
+from emendo.evaluate.drift import NextTokenLogProbs, measure_drift
+from emendo.models import EditableModel, check_update
 from emendo.models.batch import pack_by_tokens
 from emendo.models.edits import edited_weight
 from emendo.models.generation import Continuation, continue_rows
@@ -131,7 +131,7 @@ class Difference:
 
 @checked
 def difference(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     first: State,
     second: State,
     prompts: Sequence[str],
@@ -145,7 +145,7 @@ def difference(
     """Compare two states of a model on prompts; no weight is written.
 
     Args:
-        adapter: The model without edits.
+        lm: The model without edits.
         first: One state; KL is taken under its distribution, and along its continuations.
         second: The other.
         prompts: At least one text.
@@ -162,35 +162,35 @@ def difference(
 
     Source: KL of next-token distributions as in arXiv 2104.08164.
     """
-    _check(adapter, first, second, prompts, new_tokens, order)
+    _check(lm, first, second, prompts, new_tokens, order)
     progress = progress or Silent()
-    rows = [adapter.encode(prompt) for prompt in prompts]
-    room = min(new_tokens, adapter.max_length - max(map(len, rows)))
+    rows = [lm.encode(prompt) for prompt in prompts]
+    room = min(new_tokens, lm.max_length - max(map(len, rows)))
     if room < 1:
         longest = max(range(len(rows)), key=lambda i: len(rows[i]))
         raise InputError(
             f"the prompt {prompts[longest][:60]!r}… has {len(rows[longest])} tokens and leaves no room for a "
-            f"continuation in {adapter.max_length}; shorten it (--prompts)"
+            f"continuation in {lm.max_length}; shorten it (--prompts)"
         )
     spoken: list[list[Continuation]] = []
     compared: list[NextTokenLogProbs] = []
     for name, state in (("first state", first), ("second state", second)):
         progress.start(name, len(rows))
-        with _holding(adapter, state) as variant:
+        with _holding(lm, state) as variant:
             spoken.append(continue_rows(variant, rows, [room] * len(rows), on_rows=progress.advance))
-            compared.append(_along(variant, adapter, rows, spoken[0]))
+            compared.append(_along(variant, lm, rows, spoken[0]))
         progress.finish()
-    kl = distribution_shift(compared[0], compared[1], n_resamples=1).kl
+    kl = measure_drift(compared[0], compared[1], n_resamples=1).kl
     edits = tuple(None if not state.updates else edits_of(state.updates) for state in (first, second))
-    firing = [None if own is None else strongest_firing(adapter, own, prompts) for own in edits]
+    firing = [None if own is None else strongest_firing(lm, own, prompts) for own in edits]
     places = [_places(continuation) for continuation in spoken[0]]
-    tops = [_top(adapter, found, places, top) for found in compared]
+    tops = [_top(lm, found, places, top) for found in compared]
     found, start = [], 0
     for number, prompt in enumerate(prompts):
         sides = [
             Side(
-                adapter.decode_after(rows[number], spoken[side][number].ids),
-                _texts(adapter, spoken[side][number]),
+                lm.decode_after(rows[number], spoken[side][number].ids),
+                _texts(lm, spoken[side][number]),
                 tops[side][number],
                 None if (fired := firing[side]) is None else fired[number],
             )
@@ -199,19 +199,19 @@ def difference(
         own_kl = kl[start : start + places[number]]
         start += places[number]
         apart = _parting(spoken[0][number], spoken[1][number])
-        common = adapter.decode_after(rows[number], spoken[0][number].ids[:apart])
+        common = lm.decode_after(rows[number], spoken[0][number].ids[:apart])
         found.append(PromptDifference(prompt, number, sides[0], sides[1], tuple(own_kl), apart, common))
     found.sort(key=lambda row: -(row.continuation_kl if order == "continuation" else row.next_kl))
     result = Difference(first, second, (edits[0], edits[1]), tuple(found), order)
-    return replace(result, prompts=_with_contributions(adapter, result, rows, spoken, most))
+    return replace(result, prompts=_with_contributions(lm, result, rows, spoken, most))
 
 
 def _check(
-    adapter: ModelAdapter, first: State, second: State, prompts: Sequence[str], new_tokens: int, order: Order
+    lm: EditableModel, first: State, second: State, prompts: Sequence[str], new_tokens: int, order: Order
 ) -> None:
-    if adapter.holds_edits:
+    if lm.holds_edits:
         raise InputError(
-            f"{adapter.name!r} holds edits; expected the unedited model, beside which both states are tried: roll back "
+            f"{lm.name!r} holds edits; expected the unedited model, beside which both states are tried: roll back "
             "first (session.rollback())"
         )
     if not prompts:
@@ -225,23 +225,23 @@ def _check(
 
 
 @contextmanager
-def _holding(adapter: ModelAdapter, state: State) -> Iterator[ModelAdapter]:
+def _holding(lm: EditableModel, state: State) -> Iterator[EditableModel]:
     """An isolated model in a state: bit for bit the weights that a session writes."""
     parts: dict[int, list[LayerUpdate]] = {}
     ids: tuple[str, ...] = ()
     for update in state.updates:
-        check_update(adapter, update, ids)
+        check_update(lm, update, ids)
         ids = (*ids, update.id)
         for part in update.layers:
             parts.setdefault(part.layer, []).append(part)
-    weights = {layer: edited_weight(adapter.weight(layer), own) for layer, own in parts.items()}
+    weights = {layer: edited_weight(lm.weight(layer), own) for layer, own in parts.items()}
     for layer, weight in weights.items():
-        if not weight.to(adapter.dtype).isfinite().all():
+        if not weight.to(lm.dtype).isfinite().all():
             raise NumericalError(
-                f"{state.name!r} has weights at layer {layer} that are not finite in {adapter.dtype}; expected finite "
+                f"{state.name!r} has weights at layer {layer} that are not finite in {lm.dtype}; expected finite "
                 "ones: load the model with --dtype float32"
             )
-    with adapter.isolated(weights, edited=bool(weights)) as variant:
+    with lm.isolated(weights, edited=bool(weights)) as variant:
         yield variant
 
 
@@ -251,7 +251,7 @@ def _places(continuation: Continuation) -> int:
 
 
 def _along(
-    variant: ModelAdapter, adapter: ModelAdapter, rows: Sequence[Sequence[int]], path: Sequence[Continuation]
+    variant: EditableModel, lm: EditableModel, rows: Sequence[Sequence[int]], path: Sequence[Continuation]
 ) -> NextTokenLogProbs:
     """What a state says next along given continuations; the unembedding is that of the model itself."""
     whole = [[*row, *continuation.ids] for row, continuation in zip(rows, path, strict=True)]
@@ -262,19 +262,19 @@ def _along(
             first = len(rows[row]) - 1
             found[row] = hidden[place, first : first + _places(path[row])].clone()
     names = [f"{row}:{place}" for row, hidden in enumerate(found) for place in range(len(hidden))]
-    return NextTokenLogProbs.of(adapter, names, torch.cat(found))
+    return NextTokenLogProbs.of(lm, names, torch.cat(found))
 
 
 def _top(
-    adapter: ModelAdapter, found: NextTokenLogProbs, places: Sequence[int], most: int
+    lm: EditableModel, found: NextTokenLogProbs, places: Sequence[int], most: int
 ) -> list[tuple[tuple[str, float], ...]]:
     """The most likely next tokens after every prompt."""
     starts = torch.tensor([0, *places[:-1]]).cumsum(dim=0)
-    hidden = found.hidden[starts].to(adapter.device)
+    hidden = found.hidden[starts].to(lm.device)
     tops = []
     for row in hidden:
-        values, tokens = adapter.unembed(row[None])[0].log_softmax(dim=-1).exp().topk(most)
-        texts = [_text(adapter, token) for token in tokens.tolist()]
+        values, tokens = lm.unembed(row[None])[0].log_softmax(dim=-1).exp().topk(most)
+        texts = [_text(lm, token) for token in tokens.tolist()]
         tops.append(tuple(zip(texts, values.tolist(), strict=True)))
     return tops
 
@@ -289,17 +289,17 @@ def _parting(first: Continuation, second: Continuation) -> int | None:
     return min(len(first.ids), len(second.ids))
 
 
-def _texts(adapter: ModelAdapter, continuation: Continuation) -> tuple[str, ...]:
-    texts = tuple(_text(adapter, token) for token in continuation.ids)
+def _texts(lm: EditableModel, continuation: Continuation) -> tuple[str, ...]:
+    texts = tuple(_text(lm, token) for token in continuation.ids)
     return (*texts, "(end)") if continuation.stopped else texts
 
 
-def _text(adapter: ModelAdapter, token: int) -> str:
-    return "(end)" if token in adapter.stop_ids else adapter.decode([token])
+def _text(lm: EditableModel, token: int) -> str:
+    return "(end)" if token in lm.stop_ids else lm.decode([token])
 
 
 def _with_contributions(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     found: Difference,
     rows: Sequence[Sequence[int]],
     spoken: Sequence[Sequence[Continuation]],
@@ -319,5 +319,5 @@ def _with_contributions(
             changed.append(row)
             continue
         asked = Asked((*rows[row.number], *said[: row.parts_at]), (said[row.parts_at],))
-        changed.append(replace(row, contributions=attribute(adapter, edits, asked).by_edit))
+        changed.append(replace(row, contributions=attribute(lm, edits, asked).by_edit))
     return tuple(changed)

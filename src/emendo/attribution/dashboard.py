@@ -15,7 +15,7 @@ from torch import Tensor
 from emendo.arguments import Count, checked
 from emendo.attribution.answer import check_fits, placed
 from emendo.attribution.edits import EditSet
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.batch import TokenBatch, pack_by_tokens
 from emendo.models.factored import factored, stopping
 from emendo.models.hooks import StopForwardError
@@ -30,24 +30,24 @@ _AROUND = 8
 
 @checked
 @torch.no_grad()
-def firing(adapter: ModelAdapter, edits: EditSet, batch: TokenBatch) -> Float[Tensor, "batch seq edits"]:
+def firing(lm: EditableModel, edits: EditSet, batch: TokenBatch) -> Float[Tensor, "batch seq edits"]:
     """Firing of every edit at every token in the edited model, mean over the layers that the edit writes.
 
     1 is "as at its own key", 0 is "not at all"; padding is 0. Runs only up to the highest edited layer.
 
     Args:
-        adapter: The model without the edits.
+        lm: The model without the edits.
         edits: The edits; rows of a whole update give NaN.
         batch: Texts.
 
     Raises:
         InputError: The model holds edits, or has not the layers that they write.
     """
-    check_fits(adapter, edits)
-    strengths = torch.ones(len(batch.input_ids), len(edits.owner), device=adapter.device)
+    check_fits(lm, edits)
+    strengths = torch.ones(len(batch.input_ids), len(edits.owner), device=lm.device)
     with (
-        adapter.isolated() as own,
-        factored(own, placed(adapter, edits), strengths) as written,
+        lm.isolated() as own,
+        factored(own, placed(lm, edits), strengths) as written,
         suppress(StopForwardError),
         stopping(own, edits.layers[-1]),
     ):
@@ -60,12 +60,12 @@ def firing(adapter: ModelAdapter, edits: EditSet, batch: TokenBatch) -> Float[Te
 
 
 @checked
-def strongest_firing(adapter: ModelAdapter, edits: EditSet, texts: Sequence[str]) -> Float[Tensor, "texts edits"]:
+def strongest_firing(lm: EditableModel, edits: EditSet, texts: Sequence[str]) -> Float[Tensor, "texts edits"]:
     """Largest firing of every edit over the tokens of each text."""
-    sequences = [adapter.encode(text) for text in texts]
+    sequences = [lm.encode(text) for text in texts]
     found = torch.zeros(len(texts), len(edits.edits), dtype=torch.float64)
     for group in pack_by_tokens([len(ids) for ids in sequences], _TOKENS):
-        rows = firing(adapter, edits, adapter.batch([sequences[i] for i in group]))
+        rows = firing(lm, edits, lm.batch([sequences[i] for i in group]))
         found[group] = rows.amax(dim=1)
     return found
 
@@ -104,7 +104,7 @@ class Scan:
 
 @checked
 def scan(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     edits: EditSet,
     text: str,
     *,
@@ -115,7 +115,7 @@ def scan(
     """Read a text and note where every edit fires most.
 
     Args:
-        adapter: The model without the edits.
+        lm: The model without the edits.
         edits: The edits.
         text: Any text; it is cut into pieces of `length` tokens.
         length: Tokens of a piece.
@@ -123,16 +123,16 @@ def scan(
         progress: Counts tokens.
     """
     progress = progress or Silent()
-    ids = adapter.encode_bare(text)
+    ids = lm.encode_bare(text)
     pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
     heaps: list[list[Place]] = [[] for _ in edits.edits]
     total = torch.zeros(len(edits.edits), dtype=torch.float64)
     progress.start("scanning", len(ids))
     try:
         for group in _batches(pieces, max(1, _TOKENS // length)):
-            rows = firing(adapter, edits, adapter.batch(group))
+            rows = firing(lm, edits, lm.batch(group))
             total += rows.square().sum(dim=(0, 1))
-            _keep(adapter, heaps, group, rows, most)
+            _keep(lm, heaps, group, rows, most)
             progress.advance(sum(map(len, group)))
     finally:
         progress.finish()
@@ -145,9 +145,7 @@ def _batches(pieces: Sequence[list[int]], size: int) -> Iterator[list[list[int]]
         yield list(pieces[start : start + size])
 
 
-def _keep(
-    adapter: ModelAdapter, heaps: list[list[Place]], group: Sequence[Sequence[int]], rows: Tensor, most: int
-) -> None:
+def _keep(lm: EditableModel, heaps: list[list[Place]], group: Sequence[Sequence[int]], rows: Tensor, most: int) -> None:
     """Add the strongest places of a batch; the text around a place is decoded only for those that stay."""
     flat = torch.nan_to_num(rows, nan=float("-inf")).reshape(-1, rows.shape[-1])
     values, where = flat.topk(min(most, len(flat)), dim=0)
@@ -158,7 +156,7 @@ def _keep(
             if t >= len(group[row]) or (len(heap) == most and value <= heap[0].firing):
                 continue
             ids = group[row]
-            texts = [adapter.decode(part) for part in (ids[max(0, t - _AROUND) : t], [ids[t]], ids[t + 1 :][:_AROUND])]
+            texts = [lm.decode(part) for part in (ids[max(0, t - _AROUND) : t], [ids[t]], ids[t + 1 :][:_AROUND])]
             heapq.heappush(heap, Place(value, *texts))
             if len(heap) > most:
                 heapq.heappop(heap)
@@ -166,16 +164,14 @@ def _keep(
 
 @checked
 @torch.no_grad()
-def promoted(
-    adapter: ModelAdapter, edits: EditSet, *, most: Count = 5
-) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+def promoted(lm: EditableModel, edits: EditSet, *, most: Count = 5) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Tokens that every edit's write promotes and suppresses most, read by the unembedding.
 
     The sum of an edit's writes over its layers goes through the final norm and the unembedding as if nothing came
     between. Blocks above do come between, so this is a hint at what is written, not what the model will say.
 
     Args:
-        adapter: The model.
+        lm: The model.
         edits: The edits.
         most: Tokens of each kind.
 
@@ -185,15 +181,15 @@ def promoted(
 
     Source: logit lens; reading write vectors by the unembedding, arXiv 2203.14680.
     """
-    if adapter.spec.mlp_normed:
+    if lm.spec.mlp_normed:
         return [((), ()) for _ in edits.edits]
     writes = sum(edits.factors[layer][1].astype(np.float64) for layer in edits.layers)
     assert isinstance(writes, np.ndarray)
     total = edits.by_edit(torch.from_numpy(writes).T)
     found = []
     for row in total.T:
-        logits = adapter.unembed(adapter.finish(row.to(adapter.device, adapter.dtype)[None]))[0]
+        logits = lm.unembed(lm.finish(row.to(lm.device, lm.dtype)[None]))[0]
         count = min(most, len(logits))
         high, low = logits.topk(count).indices.tolist(), (-logits).topk(count).indices.tolist()
-        found.append((tuple(adapter.decode([i]) for i in high), tuple(adapter.decode([i]) for i in low)))
+        found.append((tuple(lm.decode([i]) for i in high), tuple(lm.decode([i]) for i in low)))
     return found

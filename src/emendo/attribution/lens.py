@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emendo.attribution.answer import Asked, check_fits, placed
 from emendo.attribution.edits import EditSet
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.factored import factored
 
 
@@ -33,30 +33,30 @@ class Lens:
 
 
 @torch.no_grad()
-def lens(adapter: ModelAdapter, edits: EditSet, asked: Asked) -> Lens:
+def lens(lm: EditableModel, edits: EditSet, asked: Asked) -> Lens:
     """Read the position from which an answer is predicted through the final norm and the unembedding, layer by layer.
 
     The lower layers of many models do not write in the unembedding's coordinates: read them as a hint.
 
     Args:
-        adapter: The model without the edits; it is left as it was.
+        lm: The model without the edits; it is left as it was.
         edits: The edits.
         asked: Prompt and answer.
 
     Source: logit lens, nostalgebraist 2020.
     """
-    check_fits(adapter, edits)
-    strengths = torch.tensor([0.0, 1.0], device=adapter.device)[:, None].expand(-1, len(edits.owner))
+    check_fits(lm, edits)
+    strengths = torch.tensor([0.0, 1.0], device=lm.device)[:, None].expand(-1, len(edits.owner))
     streams: list[Tensor] = []
 
     def keep(_module: Any, _args: Any, out: Any) -> None:
         stream = out[0] if isinstance(out, tuple) else out
-        streams.append(stream[:, asked.first].to(adapter.device))
+        streams.append(stream[:, asked.first].to(lm.device))
 
-    with adapter.isolated() as own, factored(own, placed(adapter, edits), strengths):
+    with lm.isolated() as own, factored(own, placed(lm, edits), strengths):
         handles = [block.register_forward_hook(keep) for block in own.blocks]
         try:
-            ids = torch.tensor([asked.ids] * 2, device=adapter.device)
+            ids = torch.tensor([asked.ids] * 2, device=lm.device)
             own.decoder(input_ids=ids, use_cache=False)
         finally:
             for handle in handles:
@@ -67,6 +67,6 @@ def lens(adapter: ModelAdapter, edits: EditSet, asked: Asked) -> Lens:
     return Lens(
         shares[:, 0],
         shares[:, 1],
-        tuple(adapter.decode([row[0]]) for row in top),
-        tuple(adapter.decode([row[1]]) for row in top),
+        tuple(lm.decode([row[0]]) for row in top),
+        tuple(lm.decode([row[1]]) for row in top),
     )

@@ -15,7 +15,7 @@ from emendo.cli.console import Terminal
 if TYPE_CHECKING:
     from emendo.experiments import Experiment, ExperimentConfig
     from emendo.experiments.estimate import Cost
-    from emendo.models import ModelAdapter
+    from emendo.models import EditableModel
 
 
 def experiment(
@@ -64,7 +64,7 @@ def _changed(config: ExperimentConfig, data: str | None, n: int | None) -> Exper
     return config if n is None else config.with_n(n)
 
 
-def _load(model: str, config: ExperimentConfig, terminal: Terminal) -> ModelAdapter:
+def _load(model: str, config: ExperimentConfig, terminal: Terminal) -> EditableModel:
     from emendo.models import load
 
     return load(model, device=config.device, dtype=config.dtype, progress=terminal)

@@ -14,7 +14,7 @@ from emendo.errors import InputError
 
 if TYPE_CHECKING:
     from emendo.attribution import EditSet
-    from emendo.models import ModelAdapter
+    from emendo.models import EditableModel
     from emendo.report.see.document import Answer, Probe
     from emendo.requests import EditRecord
     from emendo.updates.stored import StoredUpdate
@@ -112,7 +112,7 @@ def _with_model(
     )
 
 
-def _base_rates(lm: ModelAdapter, updates: list[ModelUpdate], edits: EditSet) -> Any:
+def _base_rates(lm: EditableModel, updates: list[ModelUpdate], edits: EditSet) -> Any:
     """How far every edit fires on preserved text; None where the moments that they were planned with are not kept."""
     from emendo.attribution import base_rates
     from emendo.statistics import MomentStore
@@ -126,7 +126,7 @@ def _base_rates(lm: ModelAdapter, updates: list[ModelUpdate], edits: EditSet) ->
     return base_rates(edits, known) if len(known) == len(kept) else None
 
 
-def _answer(lm: ModelAdapter, edits: EditSet, prompt: str, answer: str, nodes: int) -> Answer:
+def _answer(lm: EditableModel, edits: EditSet, prompt: str, answer: str, nodes: int) -> Answer:
     from emendo.attribution import ask, attribute, leave_out, lens
     from emendo.report.see.document import Answer
 
@@ -137,7 +137,7 @@ def _answer(lm: ModelAdapter, edits: EditSet, prompt: str, answer: str, nodes: i
     return Answer(prompt, answer, found, tuple((left - found.after).tolist()), tuple(order), lens(lm, edits, asked))
 
 
-def _probes(lm: ModelAdapter, edits: EditSet, records: list[EditRecord]) -> list[Probe]:
+def _probes(lm: EditableModel, edits: EditSet, records: list[EditRecord]) -> list[Probe]:
     """Firing on the prompts of every edit, and on the probes of the records that name its facts."""
     from emendo.attribution import strongest_firing
     from emendo.report.see.document import Probe

@@ -11,7 +11,7 @@ import torch
 
 from emendo.arguments import Seed, checked
 from emendo.errors import MethodError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.sampling import row_uniforms, sample_tokens
 from emendo.requests import SLOT
 
@@ -32,11 +32,11 @@ SCHEMES = ("memit", "rome", "fixed", "none")
 
 
 @checked
-def prefix_contexts(adapter: ModelAdapter, scheme: str, seed: Seed) -> tuple[str, ...]:
+def prefix_contexts(lm: EditableModel, scheme: str, seed: Seed) -> tuple[str, ...]:
     """The contexts of a scheme.
 
     Args:
-        adapter: The model that samples them.
+        lm: The model that samples them.
         scheme: ``"memit"`` (the plain prompt and five sampled texts of 10 tokens, one from each seed word),
             ``"rome"`` (the plain prompt and twenty sampled texts, ten of 5 and ten of 10 tokens including the start
             token), ``"fixed"`` (`FIXED_CONTEXTS`) or ``"none"`` (the plain prompt alone).
@@ -54,13 +54,13 @@ def prefix_contexts(adapter: ModelAdapter, scheme: str, seed: Seed) -> tuple[str
     if scheme not in SCHEMES:
         raise MethodError(f"unknown context scheme {scheme!r}; expected one of {', '.join(SCHEMES)}")
     if scheme == "memit":
-        texts = _sample(adapter, [adapter.encode(word) for word in MEMIT_SEEDS], [10] * len(MEMIT_SEEDS), seed)
+        texts = _sample(lm, [lm.encode(word) for word in MEMIT_SEEDS], [10] * len(MEMIT_SEEDS), seed)
     else:
-        texts = _sample(adapter, [[_start_token(adapter)]] * 20, [5] * 10 + [10] * 10, seed)
+        texts = _sample(lm, [[_start_token(lm)]] * 20, [5] * 10 + [10] * 10, seed)
     return (SLOT, *(f"{_clean(text)}. {SLOT}" for text in texts))
 
 
-def _sample(adapter: ModelAdapter, starts: list[list[int]], totals: list[int], seed: int) -> list[str]:
+def _sample(lm: EditableModel, starts: list[list[int]], totals: list[int], seed: int) -> list[str]:
     """Continue each start to its total number of tokens; equal shapes share one batch."""
     texts = [""] * len(starts)
     shapes = [(len(start), max(len(start), total)) for start, total in zip(starts, totals, strict=True)]
@@ -68,15 +68,15 @@ def _sample(adapter: ModelAdapter, starts: list[list[int]], totals: list[int], s
         same = [index for index, other in enumerate(shapes) if other == shape]
         batch = torch.tensor([starts[index] for index in same])
         uniform = torch.stack([row_uniforms(seed, index, shape[1]) for index in same])
-        for index, row in zip(same, sample_tokens(adapter, batch, uniform, top_k=5).tolist(), strict=True):
-            texts[index] = adapter.decode(row)
+        for index, row in zip(same, sample_tokens(lm, batch, uniform, top_k=5).tolist(), strict=True):
+            texts[index] = lm.decode(row)
     return texts
 
 
-def _start_token(adapter: ModelAdapter) -> int:
+def _start_token(lm: EditableModel) -> int:
     """What a document starts with: the BOS token, or the EOS token where documents are separated by it."""
-    for candidate in (adapter.tokenizer.bos_token_id, adapter.tokenizer.eos_token_id):
-        if adapter.knows(candidate):
+    for candidate in (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id):
+        if lm.knows(candidate):
             return int(candidate)
     raise MethodError(
         "the context scheme 'rome' samples from a start token, and this tokenizer has no BOS or EOS that the model "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from emendo.errors import NumericalError
-from emendo.models import ModelAdapter, check_update
+from emendo.models import EditableModel, check_update
 from emendo.shapes import Weight
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
@@ -29,7 +29,7 @@ class HeldEdits:
     exact: Mapping[int, Weight] = field(default_factory=dict)
     total: Mapping[int, LayerUpdate] = field(default_factory=dict)
 
-    def after(self, update: ModelUpdate, lm: ModelAdapter) -> HeldEdits:
+    def after(self, update: ModelUpdate, lm: EditableModel) -> HeldEdits:
         """These edits and one more.
 
         Args:
@@ -50,7 +50,7 @@ class HeldEdits:
             total[part.layer] = merge_layers(sums)[0].compacted()
         return HeldEdits((*self.updates, update), (*self.ids, update.id), exact, total)
 
-    def weight(self, layer: int, lm: ModelAdapter) -> Weight:
+    def weight(self, layer: int, lm: EditableModel) -> Weight:
         """W₀ + ΣΔ of a layer in float32 or better, before it is cast to the model's dtype."""
         if layer in self.exact:
             return self.exact[layer]
@@ -58,7 +58,7 @@ class HeldEdits:
         return base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
 
 
-def _check_finite(weight: Weight, layer: int, lm: ModelAdapter) -> None:
+def _check_finite(weight: Weight, layer: int, lm: EditableModel) -> None:
     if not weight.to(lm.dtype).isfinite().all():
         raise NumericalError(
             f"the updates of layer {layer} give weights that are not finite in {lm.dtype}; nothing was written. "

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.methods.settings import KeySettings, Site
-from emendo.models import ModelAdapter, TokenBatch, adding, pack_by_tokens
+from emendo.models import EditableModel, TokenBatch, adding, pack_by_tokens
 from emendo.models.alignment import align_prompt
 from emendo.requests import SLOT, EditRequest
 from emendo.shapes import Keys
@@ -48,7 +48,7 @@ def context_weights(n_contexts: int, average: str) -> Float[Tensor, " contexts"]
 
 
 def extract_keys(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
     layers: Sequence[int],
@@ -57,23 +57,23 @@ def extract_keys(
     """Keys of every request at some layers, in the model's present state, in one pass.
 
     Args:
-        adapter: The model.
+        lm: The model.
         requests: The facts to write.
         contexts: Templates, the plain prompt first.
         layers: Where the keys are read.
         average: As in `KeySettings`.
     """
-    rows = _subject_rows(adapter, requests, contexts)
+    rows = _subject_rows(lm, requests, contexts)
     weights = context_weights(len(contexts), average)
     found = {}
-    for layer, values in _last_token(adapter, rows, "keys", layers).items():
+    for layer, values in _last_token(lm, rows, "keys", layers).items():
         keys = values.view(len(requests), len(contexts), -1)
         found[layer] = EditKeys(torch.einsum("c,ncd->nd", weights.to(keys), keys), keys[:, 0])
     return found
 
 
 def current_values(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
     layer: int,
@@ -83,14 +83,14 @@ def current_values(
     """What the model holds at `site` of `layer` at the subjects' last tokens, in its present state."""
     if settings.residual == "plain":
         contexts = contexts[:1]
-    rows = _subject_rows(adapter, requests, contexts)
-    values = _last_token(adapter, rows, _CAPTURED[site], [layer])[layer]
+    rows = _subject_rows(lm, requests, contexts)
+    values = _last_token(lm, rows, _CAPTURED[site], [layer])[layer]
     weights = context_weights(len(contexts), settings.average).to(values)
     return torch.einsum("c,ncd->nd", weights, values.view(len(requests), len(contexts), -1))
 
 
 def forward_values(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     layer: int,
     delta: Float[Tensor, "n d_model"],
@@ -100,40 +100,38 @@ def forward_values(
     """What later layers hold at the subjects' last tokens when δ has been added at `layer`: a forward replay.
 
     Args:
-        adapter: The model.
+        lm: The model.
         requests: The facts to write, in their plain prompts.
         layer: Where δ is added.
         delta: What the target search found.
         site: What δ was measured against, and what is read.
         layers: Where to read, above `layer`.
     """
-    rows = _subject_rows(adapter, requests, [SLOT])
-    return _run(adapter, rows, _CAPTURED[site], layers, _Added(layer, site, delta))
+    rows = _subject_rows(lm, requests, [SLOT])
+    return _run(lm, rows, _CAPTURED[site], layers, _Added(layer, site, delta))
 
 
-def _subject_rows(
-    adapter: ModelAdapter, requests: Sequence[EditRequest], contexts: Sequence[str]
-) -> list[tuple[int, ...]]:
+def _subject_rows(lm: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> list[tuple[int, ...]]:
     """Each request in each context as tokens, cut after the subject."""
     rows = []
     for request in requests:
         for context in contexts:
-            aligned = align_prompt(adapter, request, context)
+            aligned = align_prompt(lm, request, context)
             rows.append(aligned.ids[: aligned.subject_last + 1])
     return rows
 
 
 def _last_token(
-    adapter: ModelAdapter, rows: Sequence[tuple[int, ...]], what: _What, layers: Sequence[int]
+    lm: EditableModel, rows: Sequence[tuple[int, ...]], what: _What, layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "rows d"]]:
     """One activation of some layers at the last token of each row, in float32 or better; equal rows are run once."""
     place = {ids: at for at, ids in enumerate(dict.fromkeys(rows))}
     order = [place[ids] for ids in rows]
-    return {layer: values[order] for layer, values in _run(adapter, list(place), what, layers).items()}
+    return {layer: values[order] for layer, values in _run(lm, list(place), what, layers).items()}
 
 
 def _run(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     rows: Sequence[tuple[int, ...]],
     what: _What,
     layers: Sequence[int],
@@ -141,7 +139,7 @@ def _run(
 ) -> dict[int, Float[Tensor, "rows d"]]:
     """The activation at the last token of each row, with a vector of its own added there at one layer, if any."""
     found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(rows) for layer in layers}
-    with adapter.isolated() as own:
+    with lm.isolated() as own:
         for group in pack_by_tokens([len(ids) for ids in rows], TOKEN_BUDGET):
             batch = own.batch([rows[row] for row in group])
             with nullcontext() if added is None else added.to(own, batch, group):
@@ -161,9 +159,9 @@ class _Added:
     site: Site
     vectors: Float[Tensor, "rows d_model"]
 
-    def to(self, adapter: ModelAdapter, batch: TokenBatch, group: Sequence[int]) -> AbstractContextManager[None]:
+    def to(self, lm: EditableModel, batch: TokenBatch, group: Sequence[int]) -> AbstractContextManager[None]:
         """The context in which the vectors of some rows are added to a batch of them."""
-        shift = adapter.weight(self.layer).new_zeros(*batch.input_ids.shape, adapter.d_model)
+        shift = lm.weight(self.layer).new_zeros(*batch.input_ids.shape, lm.d_model)
         last = (batch.lengths - 1).to(shift.device)
         shift[torch.arange(len(group), device=shift.device), last] = self.vectors[list(group)].to(shift)
-        return adding(adapter, self.layer, **{"block" if self.site == "resid_post" else "mlp": shift})
+        return adding(lm, self.layer, **{"block" if self.site == "resid_post" else "mlp": shift})

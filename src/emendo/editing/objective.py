@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from emendo.methods.settings import Site
-from emendo.models import ModelAdapter, adding
+from emendo.models import EditableModel, adding
 from emendo.models.alignment import align_edit, align_prompt
 from emendo.models.suffix import Prefill, SuffixLayout, prefill, replay, select_rows
 from emendo.models.word_end import ends_in_word, word_end_tokens
@@ -47,7 +47,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Entry:
+class InjectionSite:
     """Where δ enters the model.
 
     Args:
@@ -65,10 +65,10 @@ class Entry:
     scale: float
 
     @classmethod
-    def at(cls, adapter: ModelAdapter, layer: int, site: Site, joint_attention: bool = False) -> Entry:
+    def at(cls, lm: EditableModel, layer: int, site: Site, joint_attention: bool = False) -> InjectionSite:
         """The cheapest exact way in for this family."""
-        inside = joint_attention or (site == "mlp_out" and adapter.spec.mlp_normed)
-        return cls(layer, site, joint_attention, inside, adapter.mlp_scale if site == "mlp_out" else 1.0)
+        inside = joint_attention or (site == "mlp_out" and lm.spec.mlp_normed)
+        return cls(layer, site, joint_attention, inside, lm.mlp_scale if site == "mlp_out" else 1.0)
 
     def init(self, constant: Prefill) -> Float[Tensor, "tokens parts d_model"]:
         """The vectors that δ is added to, at every packed token."""
@@ -78,7 +78,7 @@ class Entry:
 
     def replay(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         constant: Float[Tensor, "tokens d_model"],
         layout: SuffixLayout,
         subjects: Int[Tensor, " rows"],
@@ -88,11 +88,11 @@ class Entry:
         delta = delta.to(constant.dtype)
         if not self.inside:
             shifted = constant.index_add(0, subjects, self.scale * delta[:, 0])
-            return replay(adapter, shifted, layout, self.layer)
+            return replay(lm, shifted, layout, self.layer)
         added = [torch.zeros_like(constant).index_add(0, subjects, part) for part in delta.unbind(1)]
         attention = added[1] if self.joint_attention else None
-        with adding(adapter, self.layer, mlp=added[0], attention=attention):
-            return replay(adapter, constant, layout, self.layer - 1)
+        with adding(lm, self.layer, mlp=added[0], attention=attention):
+            return replay(lm, constant, layout, self.layer - 1)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class TargetProblem:
+class ValueProblem:
     """Everything about a batch of requests that δ cannot change, ready to be replayed.
 
     Rows come request by request: its contexts, then its KL prompt.
@@ -147,7 +147,7 @@ class TargetProblem:
         final: Final hidden states without δ from the ordinary forward pass, ``[tokens, d_model]``.
     """
 
-    entry: Entry
+    entry: InjectionSite
     constant: Float[Tensor, "tokens d_model"]
     layout: SuffixLayout
     subjects: Int[Tensor, " rows"]
@@ -173,7 +173,7 @@ class TargetProblem:
 
     def losses(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         delta: Float[Tensor, "n parts d_model"],
         init_norm: Float[Tensor, "n parts"],
         terms: Terms,
@@ -182,14 +182,14 @@ class TargetProblem:
         """Loss terms at `delta`; call inside `packed_attention`.
 
         Args:
-            adapter: The model.
+            lm: The model.
             delta: δ.
             init_norm: ‖init‖ of every part.
             terms: Weights of the terms.
             nll_weight: Weight of each request's NLL in its total; 1 unless given.
         """
-        final = self.entry.replay(adapter, self.constant, self.layout, self.subjects, delta[self.owner])
-        logits = adapter.unembed(final[torch.cat([self.scored, self.kl_tokens, self.ends])])
+        final = self.entry.replay(lm, self.constant, self.layout, self.subjects, delta[self.owner])
+        logits = lm.unembed(final[torch.cat([self.scored, self.kl_tokens, self.ends])])
         target_logits, kl_logits, end_logits = logits.split([len(self.scored), self.n, len(self.ends)])
         chosen = target_logits.gather(1, self.labels[:, None])[:, 0]
         token_nll = target_logits.logsumexp(dim=1) - chosen
@@ -215,7 +215,7 @@ class TargetProblem:
         reached = missed == 0, fact_nll, fact_missed == 0, unended == 0
         return Losses(total, nll.detach(), kl.detach(), *reached, final.detach())
 
-    def keep(self, requests: Sequence[int]) -> TargetProblem:
+    def keep(self, requests: Sequence[int]) -> ValueProblem:
         """The same problem for some of its requests, in ascending order."""
         device = self.owner.device
         kept = torch.tensor(list(requests), device=device)
@@ -230,7 +230,7 @@ class TargetProblem:
         fact_number = torch.full((len(self.fact_owner),), -1, device=device)
         fact_number[facts] = torch.arange(len(facts), device=device)
         ends = torch.nonzero(renumber[self.end_owner] >= 0).flatten()
-        return TargetProblem(
+        return ValueProblem(
             entry=self.entry,
             constant=self.constant[tokens],
             layout=layout,
@@ -252,19 +252,19 @@ class TargetProblem:
         )
 
 
-def target_problem(
-    adapter: ModelAdapter,
+def value_problem(
+    lm: EditableModel,
     groups: Sequence[Sequence[EditRequest]],
     contexts: Sequence[str],
-    entry: Entry,
+    entry: InjectionSite,
     *,
     end_of_text: bool = False,
     word_end: bool = False,
-) -> tuple[TargetProblem, Float[Tensor, "n parts d_model"]]:
+) -> tuple[ValueProblem, Float[Tensor, "n parts d_model"]]:
     """Align requests in all contexts and run the constant part once.
 
     Args:
-        adapter: The model.
+        lm: The model.
         groups: The facts to write; the requests of a group share δ.
         contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
         entry: Where δ enters.
@@ -294,7 +294,7 @@ def target_problem(
             plain_rows.append(len(sequences))
             fact_owner.append(number)
             for context in contexts:
-                edit = align_edit(adapter, request, context, end_of_text=end_of_text)
+                edit = align_edit(lm, request, context, end_of_text=end_of_text)
                 row, length, n_tokens = len(sequences), len(edit.ids), len(edit.target_ids)
                 score_at += [(row, at - edit.prompt.subject_last) for at in range(length - n_tokens, length)]
                 labels += edit.target_ids
@@ -309,21 +309,21 @@ def target_problem(
                     end_weight.append(1 / (len(group) * len(contexts)))
                 starts.append(edit.prompt.subject_last)
                 owner.append(number)
-        essence = align_prompt(adapter, EditRequest(f"{SLOT} is a", group[0].subject, group[0].target))
+        essence = align_prompt(lm, EditRequest(f"{SLOT} is a", group[0].subject, group[0].target))
         # The words after the subject cannot influence its last token, so they are not run.
         kl_rows.append(len(sequences))
         sequences.append(essence.ids[: essence.subject_last + 1])
         starts.append(essence.subject_last)
         owner.append(number)
-    constant = prefill(adapter, adapter.batch(sequences), starts, entry.layer)
+    constant = prefill(lm, lm.batch(sequences), starts, entry.layer)
     device, precision = constant.final.device, torch.promote_types(constant.final.dtype, torch.float32)
     lengths = torch.tensor([len(ids) - at for ids, at in zip(sequences, starts, strict=True)])
     begins = (lengths.cumsum(0) - lengths).to(device)
     where = torch.tensor(score_at, device=device)
     end = torch.tensor(end_at, dtype=torch.long, device=device).reshape(-1, 2)
-    ending = torch.nonzero(word_end_tokens(adapter)).flatten() if end_at else end[:, 0]
+    ending = torch.nonzero(word_end_tokens(lm)).flatten() if end_at else end[:, 0]
     kl_tokens = begins[torch.tensor(kl_rows, device=device)]
-    problem = TargetProblem(
+    problem = ValueProblem(
         entry=entry,
         constant=constant.entering if entry.inside else constant.resid,
         layout=constant.layout,
@@ -340,7 +340,7 @@ def target_problem(
         end_weight=torch.tensor(end_weight, dtype=precision, device=device),
         ending=ending,
         kl_tokens=kl_tokens,
-        base_logp=adapter.unembed(constant.final[kl_tokens]).log_softmax(dim=1).detach(),
+        base_logp=lm.unembed(constant.final[kl_tokens]).log_softmax(dim=1).detach(),
         final=constant.final,
     )
     plain = entry.init(constant)[begins[torch.tensor(plain_rows, device=device)]].to(precision)

@@ -8,13 +8,13 @@ from typing import Any
 from emendo.arguments import Seed, checked
 from emendo.editing.session import EditSession, Requests
 from emendo.methods import DEFAULT_METHOD, Method
-from emendo.models import ModelAdapter, load
+from emendo.models import EditableModel, load
 from emendo.progress import Progress
 
 
 @checked
 def edit(
-    model: str | ModelAdapter | EditSession,
+    model: str | EditableModel | EditSession,
     requests: Requests,
     method: str | Method = DEFAULT_METHOD,
     *,

@@ -37,12 +37,12 @@ from emendo.editing.sharing import (
     rows_without,
     share_groups,
 )
-from emendo.editing.value_cache import TargetMemory
-from emendo.editing.value_search import Targets, TargetTrace, find_targets
+from emendo.editing.value_cache import ValueCache
+from emendo.editing.value_search import FoundValues, SearchTrace, search_values
 from emendo.errors import InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.methods.settings import KeySettings, PostStep
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
 from emendo.requests import SLOT, EditRequest, check_requests
 from emendo.shapes import Weight
@@ -64,7 +64,7 @@ from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 
 def plan_edit(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     method: ResolvedMethod[MethodConfig],
     prepared: Mapping[int, PreparedLayer],
@@ -78,14 +78,14 @@ def plan_edit(
     weights: Mapping[int, Weight] | None = None,
     powers: Mapping[int, float] | None = None,
     anchors: Mapping[int, Float[Tensor, " n"]] | None = None,
-    targets: TargetMemory | None = None,
+    targets: ValueCache | None = None,
     record: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Work out an update; nothing is written to the model, and others may run it meanwhile.
 
     Args:
-        adapter: The model, in the state that the update is to be added to.
+        lm: The model, in the state that the update is to be added to.
         requests: The facts to write.
         method: How, with every value fixed for this model.
         prepared: The factorised preservation metric of each written layer, without history.
@@ -101,7 +101,7 @@ def plan_edit(
         powers: tr(W₀ C W₀ᵀ) of the unedited weights, which the reports are relative to; None: that of the present ones.
         anchors: Norms that a method with `target.norm_anchor` gives to the target values, by searched layer; None:
             those that the model has now.
-        targets: Remembered searches on the unedited model, which the adapter must hold then. They are used where the
+        targets: Remembered searches on the unedited model, which the model must hold then. They are used where the
             whole plan searches on it: a joint batch, or a single request.
         record: More JSON values to store with the update.
         progress: Told about the stages.
@@ -117,11 +117,11 @@ def plan_edit(
     progress, watch, config = progress or Silent(), _Watch(), method.config
     with watch("contexts"):
         scheme = config.contexts.scheme
-        contexts = prefix_contexts(adapter, scheme, seed) if contexts_of is None else contexts_of(scheme)
+        contexts = prefix_contexts(lm, scheme, seed) if contexts_of is None else contexts_of(scheme)
     if config.target.norm_anchor and anchors is None:
-        anchors = reference_norms(adapter, requests, config)
-    groups = share_groups(adapter, requests, config.target.shared)
-    refuse_contradictions(adapter, requests, groups)
+        anchors = reference_norms(lm, requests, config)
+    groups = share_groups(lm, requests, config.target.shared)
+    refuse_contradictions(lm, requests, groups)
     parts = [groups] if config.batching == "joint" else [[group] for group in groups]
     batches = [_Batch.of(requests, part) for part in parts]
     # Many batches are one stage, in requests; a single one shows its own stages.
@@ -129,18 +129,18 @@ def plan_edit(
     if len(batches) > 1:
         progress.start("edits", len(requests))
     facts = facts if facts is not None and config.target.shared == "key" else EarlierFacts()
-    with adapter.isolated(config.written_layers) as own:
+    with lm.isolated(config.written_layers) as own:
         run = _Run(own, method, contexts, prepared, earlier, weights or {}, powers)
-        left_out = run.leave_out(facts, {key_tokens(adapter, request) for request in requests} if facts.facts else ())
+        left_out = run.leave_out(facts, {key_tokens(lm, request) for request in requests} if facts.facts else ())
         # The second of many batches is searched on the model that holds the first.
         if targets is not None and len(batches) == 1 and targets.serves(requests):
-            run.find_targets = targets.find
+            run.search_values = targets.find
         for batch in batches:
             norms = {layer: found[batch.positions] for layer, found in (anchors or {}).items()}
             with watch("keys and solve"):
                 run.read_keys(batch)
             with watch("targets"):
-                aims = run.search(batch, norms, facts.kept(adapter, batch.requests), inner)
+                aims = run.search(batch, norms, facts.kept(lm, batch.requests), inner)
             with watch("keys and solve"):
                 run.write(batch, aims, inner)
             if len(batches) > 1:
@@ -177,12 +177,12 @@ def plan_edit(
 
 
 def reference_norms(
-    adapter: ModelAdapter, requests: Sequence[EditRequest], config: MethodConfig
+    lm: EditableModel, requests: Sequence[EditRequest], config: MethodConfig
 ) -> dict[int, Float[Tensor, " n"]]:
     """‖v₀‖ of every request at the layers where its target is searched, in the model's present state.
 
     Args:
-        adapter: The model; for the norm anchor, unedited.
+        lm: The model; for the norm anchor, unedited.
         requests: The facts, in their plain prompts.
         config: The method.
 
@@ -190,7 +190,7 @@ def reference_norms(
     """
     plain = KeySettings(residual="plain")
     return {
-        layer: current_values(adapter, requests, [SLOT], layer, config.target.site, plain).norm(dim=1)
+        layer: current_values(lm, requests, [SLOT], layer, config.target.site, plain).norm(dim=1)
         for layer in searched_layers(config.distribution, config.layers)
     }
 
@@ -229,7 +229,7 @@ class _Found:
 
     request: EditRequest
     layer: int
-    trace: TargetTrace
+    trace: SearchTrace
 
 
 class _Run:
@@ -237,7 +237,7 @@ class _Run:
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         method: ResolvedMethod[MethodConfig],
         contexts: tuple[str, ...],
         prepared: Mapping[int, PreparedLayer],
@@ -245,19 +245,19 @@ class _Run:
         weights: Mapping[int, Weight],
         powers: Mapping[int, float] | None = None,
     ) -> None:
-        self.adapter, self.contexts, self.config = adapter, contexts, method.config
+        self.lm, self.contexts, self.config = lm, contexts, method.config
         self.steps = distribution_steps(self.config.distribution, self.config.layers)
         self.written = [step.layer for step in self.steps]
         self.earlier = {update.layer: update for update in earlier if update.layer in self.written}
         self.prepared, self.powers = dict(prepared), powers
-        self.start = {layer: _precise(weights.get(layer, adapter.weight(layer))) for layer in self.written}
+        self.start = {layer: _precise(weights.get(layer, lm.weight(layer))) for layer in self.written}
         self.exact = dict(self.start)
         self.parts: list[LayerUpdate] = []
         self.stats: dict[int, list[SolveStats]] = {layer: [] for layer in self.written}
         self.found: list[_Found] = []
         self.kept: list[_Found] = []
         self.first_keys: dict[int, EditKeys] = {}
-        self.find_targets: Callable[..., Targets] | None = None
+        self.search_values: Callable[..., FoundValues] | None = None
         # Factorised with the metric when they are first needed, after the search: a history is as large as C.
         self.to_remember = list(self.earlier.values()) if self.config.history.weight else []
         self._check_keys_known()
@@ -287,7 +287,7 @@ class _Run:
         s = self.config.memorization.strength(len(batch.groups))
         needed = s == 0 or any(step.share is None for step in self.steps)
         self.first_keys = self._keys(batch, self.written if needed else self.written[:1])
-        tolerance = key_tolerance(self.adapter.dtype)
+        tolerance = key_tolerance(self.lm.dtype)
         for layer, keys in self.first_keys.items():
             # The keys of upper layers change with what is written below them, the lowest layer's do not.
             check = check_system if layer == self.written[0] else check_keys
@@ -304,8 +304,8 @@ class _Run:
         config = self.config
         aims: dict[int, Tensor] = {}
         for layer in searched_layers(config.distribution, config.layers):
-            search = self.find_targets or find_targets
-            targets = search(self.adapter, batch.requests, self.contexts, layer, config.target, progress, kept)
+            search = self.search_values or search_values
+            targets = search(self.lm, batch.requests, self.contexts, layer, config.target, progress, kept)
             if config.target.norm_anchor:
                 targets = targets.anchored(norms[layer], batch.groups)
             aims[layer] = targets.value
@@ -313,9 +313,7 @@ class _Run:
             self.kept += _told(kept, layer, targets.kept)
         later = [step.aim for step in self.steps if step.aim not in aims]
         if later:
-            aims |= forward_values(
-                self.adapter, batch.requests, targets.layer, targets.delta, config.target.site, later
-            )
+            aims |= forward_values(self.lm, batch.requests, targets.layer, targets.delta, config.target.site, later)
         return aims
 
     def write(self, batch: _Batch, aims: Mapping[int, Float[Tensor, "n d_model"]], progress: Progress) -> None:
@@ -337,12 +335,12 @@ class _Run:
                     s=s,
                     constraint_keys=keys.plain if config.keys.constraint == "plain" else None,
                     labels=batch.names,
-                    tolerance=key_tolerance(self.adapter.dtype),
+                    tolerance=key_tolerance(self.lm.dtype),
                 )
                 written.append(
                     LayerUpdate(
                         layer=step.layer,
-                        module=self.adapter.module_name(step.layer),
+                        module=self.lm.module_name(step.layer),
                         residuals=residuals.float().cpu(),
                         dual_keys=solution.dual_keys.float().cpu(),
                         keys=(keys.plain if config.keys.constraint == "plain" else keys.mean).float().cpu(),
@@ -371,7 +369,7 @@ class _Run:
             self.prepared[layer].moment,
             self.start[layer],
             self.earlier.get(layer),
-            dtype=self.adapter.weight(layer).dtype,
+            dtype=self.lm.weight(layer).dtype,
             power=None if self.powers is None else self.powers[layer],
         )
 
@@ -385,7 +383,7 @@ class _Run:
 
     def _keys(self, batch: _Batch, layers: Sequence[int]) -> dict[int, EditKeys]:
         """Keys of every group at some layers."""
-        found = extract_keys(self.adapter, batch.requests, self.contexts, layers, self.config.keys.average)
+        found = extract_keys(self.lm, batch.requests, self.contexts, layers, self.config.keys.average)
         return {
             layer: EditKeys(_group_means(keys.mean, batch.groups), _group_means(keys.plain, batch.groups))
             for layer, keys in found.items()
@@ -394,9 +392,9 @@ class _Run:
     def _missing(self, batch: _Batch, layer: int, aim: Float[Tensor, "n d_model"]) -> Float[Tensor, "groups d_model"]:
         """What the down-projection has yet to add for the model to hold `aim`."""
         site = self.config.target.site
-        present = current_values(self.adapter, batch.requests, self.contexts, layer, site, self.config.keys)
+        present = current_values(self.lm, batch.requests, self.contexts, layer, site, self.config.keys)
         missing = _group_means(aim - present, batch.groups)
-        return missing / self.adapter.mlp_scale if site == "resid_post" else missing
+        return missing / self.lm.mlp_scale if site == "resid_post" else missing
 
     def _add(self, part: LayerUpdate) -> None:
         """Bring an update into the model, summed before rounding to the model's dtype."""
@@ -407,7 +405,7 @@ class _Run:
             )
         exact = self.exact[part.layer]
         self.exact[part.layer] = exact + part.to(exact.device).delta().to(exact)
-        self.adapter.write(part.layer, self.exact[part.layer])
+        self.lm.write(part.layer, self.exact[part.layer])
 
     def _check_keys_known(self) -> None:
         for update in self.to_remember:
@@ -458,7 +456,7 @@ def _group_means(rows: Float[Tensor, "n d"], groups: Sequence[Sequence[int]]) ->
     return torch.stack([rows[list(group)].mean(dim=0) for group in groups])
 
 
-def _told(requests: Sequence[EditRequest], layer: int, traces: Sequence[TargetTrace]) -> list[_Found]:
+def _told(requests: Sequence[EditRequest], layer: int, traces: Sequence[SearchTrace]) -> list[_Found]:
     # Who gives values without a search has nothing to tell.
     return [_Found(request, layer, trace) for request, trace in zip(requests, traces, strict=bool(traces))]
 
@@ -481,7 +479,7 @@ def _precise(weight: Weight) -> Weight:
     return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
 
-def _trace_to_dict(layer: int, trace: TargetTrace) -> dict[str, Any]:
+def _trace_to_dict(layer: int, trace: SearchTrace) -> dict[str, Any]:
     """A trace without its loss path, which is long and can be had from the plan."""
     row = asdict(trace)
     row["evaluations"] = len(row.pop("losses"))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from emendo.editing.value_search import TargetTrace
+from emendo.editing.value_search import SearchTrace
 from emendo.methods import Method, ResolvedMethod
 from emendo.models.rounding import at, kept_of, rounding
 from emendo.requests import EditRequest
@@ -81,7 +81,7 @@ class Plan:
     requests: tuple[EditRequest, ...]
     method: ResolvedMethod[Method]
     contexts: tuple[str, ...]
-    targets: tuple[TargetTrace, ...]
+    targets: tuple[SearchTrace, ...]
     layers: tuple[LayerReport, ...]
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()

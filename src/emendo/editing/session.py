@@ -21,12 +21,12 @@ from emendo.editing.held_edits import HeldEdits
 from emendo.editing.pipeline import plan_edit, reference_norms
 from emendo.editing.plan import Plan
 from emendo.editing.sharing import FactIndex
-from emendo.editing.value_cache import TargetMemory
+from emendo.editing.value_cache import ValueCache
 from emendo.errors import InfeasibleError, InputError
 from emendo.io.versions import versions
 from emendo.methods import DEFAULT_METHOD, BaselineConfig, Method, MethodConfig, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.contents import Contents, differing_layers, same_bits
 from emendo.models.numerics import pinned
 from emendo.models.rounding import tell_of_rounding
@@ -63,11 +63,11 @@ class EditSession:
     @checked
     def __init__(
         self,
-        lm: ModelAdapter,
+        lm: EditableModel,
         *,
         seed: Seed = 0,
         store: MomentStore | None = None,
-        targets: TargetMemory | None = None,
+        targets: ValueCache | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.lm = lm
@@ -246,7 +246,7 @@ class EditSession:
 
     @checked
     @contextmanager
-    def preview(self, updates: Sequence[ModelUpdate | Plan]) -> Iterator[ModelAdapter]:
+    def preview(self, updates: Sequence[ModelUpdate | Plan]) -> Iterator[EditableModel]:
         """A model that holds more updates, for this context alone: nothing is written to the session's own.
 
         Args:
@@ -264,7 +264,7 @@ class EditSession:
                 yield lm
 
     @contextmanager
-    def preview_base(self) -> Iterator[ModelAdapter]:
+    def preview_base(self) -> Iterator[EditableModel]:
         """The unedited model, for this context alone: nothing is written to the session's own."""
         with self.lm.access.reading(), self._isolated(HeldEdits()) as lm:
             yield lm
@@ -328,7 +328,7 @@ class EditSession:
         return touched | {name: False for name in changed if name.removesuffix(".weight") not in touched}
 
     def _plan_method(
-        self, lm: ModelAdapter, requests: Sequence[EditRequest], method: ResolvedMethod[MethodConfig]
+        self, lm: EditableModel, requests: Sequence[EditRequest], method: ResolvedMethod[MethodConfig]
     ) -> Plan:
         base, config = self.base, method.config
         prepared, record = self._prepare(config)
@@ -356,7 +356,7 @@ class EditSession:
         )
 
     def _plan_baseline(
-        self, lm: ModelAdapter, requests: Sequence[EditRequest], baseline: ResolvedMethod[BaselineConfig]
+        self, lm: EditableModel, requests: Sequence[EditRequest], baseline: ResolvedMethod[BaselineConfig]
     ) -> Plan:
         return plan_baseline(
             lm,
@@ -387,7 +387,7 @@ class EditSession:
                 self._prepared[layer] = prepare(moment, config.preservation)
         return {layer: self._prepared[layer] for layer in config.written_layers}, record
 
-    def _contexts_of(self, lm: ModelAdapter, scheme: str) -> tuple[str, ...]:
+    def _contexts_of(self, lm: EditableModel, scheme: str) -> tuple[str, ...]:
         """Prefix contexts, sampled once for each state of the model: they depend on its weights and the seed alone."""
         key = (scheme, self.seed, lm.weights_digest(), self._edits.ids)
         if key not in self._contexts:
@@ -426,7 +426,7 @@ class EditSession:
         with self.lm.contents.holding(contents):
             yield
 
-    def _isolated(self, edits: HeldEdits) -> AbstractContextManager[ModelAdapter]:
+    def _isolated(self, edits: HeldEdits) -> AbstractContextManager[EditableModel]:
         """An isolated model with these edits in it instead of the present ones."""
         exact = edits.exact
         layers = differing_layers(self._edits.exact, exact)

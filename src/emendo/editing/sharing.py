@@ -16,7 +16,7 @@ import torch
 
 from emendo.errors import ConflictError, EmendoError
 from emendo.methods.settings import Shared
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import align_edit, align_prompt
 from emendo.requests import EditRequest
 from emendo.shapes import Keys
@@ -26,21 +26,21 @@ KeyTokens: TypeAlias = tuple[int, ...]
 """All tokens of a prompt up to its subject's last: what its key depends on."""
 
 
-def key_tokens(adapter: ModelAdapter, request: EditRequest) -> KeyTokens:
+def key_tokens(lm: EditableModel, request: EditRequest) -> KeyTokens:
     """The tokens that a request's key depends on.
 
     Raises:
         RequestError: The request cannot be aligned.
     """
-    prompt = align_prompt(adapter, request)
+    prompt = align_prompt(lm, request)
     return prompt.ids[: prompt.subject_last + 1]
 
 
-def share_groups(adapter: ModelAdapter, requests: Sequence[EditRequest], shared: Shared) -> list[list[int]]:
+def share_groups(lm: EditableModel, requests: Sequence[EditRequest], shared: Shared) -> list[list[int]]:
     """Which requests share one v*, as indices, in the order of their first.
 
     Args:
-        adapter: Gives the tokens.
+        lm: Gives the tokens.
         requests: The facts to write.
         shared: ``"key"``: those with one key; ``"subject"``: those on one subject, wherever it stands;
             ``"request"``: none.
@@ -51,20 +51,18 @@ def share_groups(adapter: ModelAdapter, requests: Sequence[EditRequest], shared:
     groups: dict[object, list[int]] = {}
     for index, request in enumerate(requests):
         if shared == "key":
-            what: object = key_tokens(adapter, request)
+            what: object = key_tokens(lm, request)
         else:
             what = request.subject.strip() if shared == "subject" else index
         groups.setdefault(what, []).append(index)
     return list(groups.values())
 
 
-def refuse_contradictions(
-    adapter: ModelAdapter, requests: Sequence[EditRequest], groups: Sequence[Sequence[int]]
-) -> None:
+def refuse_contradictions(lm: EditableModel, requests: Sequence[EditRequest], groups: Sequence[Sequence[int]]) -> None:
     """Refuse requests that share a value and are one prompt to the model, though their texts differ.
 
     Args:
-        adapter: Gives the tokens.
+        lm: Gives the tokens.
         requests: The facts to write.
         groups: Those that share one value.
 
@@ -75,7 +73,7 @@ def refuse_contradictions(
     for group in groups:
         asked: dict[KeyTokens, tuple[EditRequest, KeyTokens]] = {}
         for request in (requests[index] for index in group) if len(group) > 1 else ():
-            edit = align_edit(adapter, request)
+            edit = align_edit(lm, request)
             other, target = asked.setdefault(edit.prompt.ids, (request, edit.target_ids))
             if other is not request:
                 kind = "repeated" if target == edit.target_ids else "contradicting"
@@ -111,17 +109,17 @@ class EarlierFacts:
     facts: Mapping[KeyTokens, tuple[EditRequest, ...]] = field(default_factory=dict)
     rows: Mapping[int, tuple[frozenset[KeyTokens], ...]] = field(default_factory=dict)
 
-    def kept(self, adapter: ModelAdapter, requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
+    def kept(self, lm: EditableModel, requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
         """Facts under the keys of some requests, which these do not write again: what a shared value has to hold too.
 
         Args:
-            adapter: Gives the tokens.
+            lm: Gives the tokens.
             requests: The facts to write.
         """
         if not self.facts:
             return ()
         again = {request.fact for request in requests}
-        keys = dict.fromkeys(key_tokens(adapter, request) for request in requests)
+        keys = dict.fromkeys(key_tokens(lm, request) for request in requests)
         found = (fact for key in keys for fact in self.facts.get(key, ()))
         return tuple(fact for fact in found if fact.fact not in again)
 
@@ -151,11 +149,11 @@ class FactIndex:
     """Reads updates into `EarlierFacts`, each of them once.
 
     Args:
-        adapter: Gives the tokens.
+        lm: Gives the tokens.
     """
 
-    def __init__(self, adapter: ModelAdapter) -> None:
-        self._adapter = adapter
+    def __init__(self, lm: EditableModel) -> None:
+        self._lm = lm
         self._known: dict[str, _Written] = {}
 
     def of(self, updates: Sequence[ModelUpdate], ids: Sequence[str]) -> EarlierFacts:
@@ -209,6 +207,6 @@ class FactIndex:
         """A recorded request with its key; None of one that this model cannot read, as in a file from elsewhere."""
         try:
             request = EditRequest.from_dict(row)
-            return key_tokens(self._adapter, request), request
+            return key_tokens(self._lm, request), request
         except (EmendoError, TypeError):
             return None

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from emendo.editing.sharing import share_groups
-from emendo.editing.value_search import Targets, TargetTrace, find_targets
+from emendo.editing.value_search import FoundValues, SearchTrace, search_values
 from emendo.errors import InputError, OutputError, TargetFileError
 from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
 from emendo.methods.settings import TargetSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRequest, spelled_as_stored
 
@@ -43,7 +43,7 @@ _FORMAT = TensorFileFormat(
 )
 
 
-class TargetMemory:
+class ValueCache:
     """Finds targets of requests that are known from the beginning; every chunk of them is searched at most once.
 
     Args:
@@ -68,7 +68,7 @@ class TargetMemory:
         self.served = self.made = self.shared = 0
         self.made_seconds = self.shared_seconds = 0.0
         self._place = {request: number for number, request in enumerate(self.requests)}
-        self._known: dict[str, Targets] = {}
+        self._known: dict[str, FoundValues] = {}
         if len(self._place) < len(self.requests):
             raise InputError(
                 f"{len(self.requests)} requests with {len(self._place)} different ones among them; expected each once"
@@ -80,42 +80,42 @@ class TargetMemory:
 
     def find(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         requests: Sequence[EditRequest],
         contexts: Sequence[str],
         layer: int,
         settings: TargetSettings,
         progress: Progress | None = None,
         kept: Sequence[EditRequest] = (),
-    ) -> Targets:
-        """The targets of some of the requests; arguments as of `find_targets`.
+    ) -> FoundValues:
+        """The targets of some of the requests; arguments as of `search_values`.
 
         Raises:
             InputError: The model holds edits, of which `kept` would be facts, or this memory does not know a request.
             TargetFileError: A file of the folder cannot be used.
-            NumericalError: See `find_targets`.
+            NumericalError: See `search_values`.
         """
-        if adapter.holds_edits or kept or not self.serves(requests):
+        if lm.holds_edits or kept or not self.serves(requests):
             raise InputError(
                 "remembered targets are those of the unedited model, for the requests that the memory was made with; "
                 "leave targets= out of the session, or roll back first"
             )
         self.served += len(requests)
-        groups = share_groups(adapter, requests, settings.shared)
+        groups = share_groups(lm, requests, settings.shared)
         alone, size = replace(settings, shared="request"), settings.batch_size
         places = {group[0]: self._place[requests[group[0]]] for group in groups if len(group) == 1}
         found = {}
         for number in sorted({place // size for place in places.values()}):
             chunk = self.requests[number * size : (number + 1) * size]
-            found[number] = self._searched(adapter, chunk, contexts, layer, alone, progress)
+            found[number] = self._searched(lm, chunk, contexts, layer, alone, progress)
         own = {index: (found[place // size], place % size) for index, place in places.items()}
         for group in groups:
             if len(group) > 1:
                 sharing = [requests[index] for index in group]
-                together = self._searched(adapter, sharing, contexts, layer, settings, progress)
+                together = self._searched(lm, sharing, contexts, layer, settings, progress)
                 own |= {index: (together, row) for row, index in enumerate(group)}
         rows = [own[index] for index in range(len(requests))]
-        return Targets(
+        return FoundValues(
             layer,
             torch.stack([chunk.value[row] for chunk, row in rows]),
             torch.stack([chunk.delta[row] for chunk, row in rows]),
@@ -124,26 +124,26 @@ class TargetMemory:
 
     def _searched(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         requests: Sequence[EditRequest],
         contexts: Sequence[str],
         layer: int,
         settings: TargetSettings,
         progress: Progress | None,
-    ) -> Targets:
+    ) -> FoundValues:
         """A chunk of the fixed order, or requests that share one v*: known, read, or searched."""
-        asked = search_identity(adapter, requests, contexts, layer, settings)
+        asked = search_identity(lm, requests, contexts, layer, settings)
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         if key in self._known:
             return self._known[key]
         path = None if self.folder is None else self.folder / f"{key[:24]}.safetensors"
         if path is not None and path.exists():
-            self._known[key], seconds = _read(path, asked, adapter.device)
+            self._known[key], seconds = _read(path, asked, lm.device)
             self.shared += len(requests)
             self.shared_seconds += seconds
             return self._known[key]
         begin = time.perf_counter()
-        targets = find_targets(adapter, requests, contexts, layer, settings, progress)
+        targets = search_values(lm, requests, contexts, layer, settings, progress)
         seconds = time.perf_counter() - begin
         self.made += len(requests)
         self.made_seconds += seconds
@@ -154,18 +154,18 @@ class TargetMemory:
         return targets
 
 
-def remembered_targets(requests: Sequence[EditRequest]) -> TargetMemory:
+def remembered_targets(requests: Sequence[EditRequest]) -> ValueCache:
     """The memory of one edit under EMENDO_HOME, so that a second try, or one after an interrupt, finds its searches.
 
     Args:
         requests: The facts of the edit.
     """
     # What another release of torch found is another search: it may differ in its last bits.
-    return TargetMemory(requests, emendo_home() / "targets" / f"torch-{torch.__version__}", optional=True)
+    return ValueCache(requests, emendo_home() / "targets" / f"torch-{torch.__version__}", optional=True)
 
 
 def search_identity(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
     layer: int,
@@ -174,10 +174,10 @@ def search_identity(
     """All that the targets of one search depend on, as JSON values."""
     return {
         "search": SEARCH,
-        "weights": adapter.weights_digest(),
-        "config": adapter.config_digest(),
-        "tokenizer": adapter.tokenizer_digest(),
-        "device": adapter.device.type,
+        "weights": lm.weights_digest(),
+        "config": lm.config_digest(),
+        "tokenizer": lm.tokenizer_digest(),
+        "device": lm.device.type,
         "layer": layer,
         "settings": _settings_identity(settings),
         "contexts": list(contexts),
@@ -201,12 +201,12 @@ def _request_identity(request: EditRequest) -> dict[str, str]:
     return row
 
 
-def _write(path: Path, asked: dict[str, Any], targets: Targets, seconds: float) -> None:
+def _write(path: Path, asked: dict[str, Any], targets: FoundValues, seconds: float) -> None:
     header = {"asked": asked, "seconds": seconds, "traces": [asdict(trace) for trace in targets.traces]}
     write_tensor_file(path, _FORMAT, {"value": targets.value, "delta": targets.delta}, header)
 
 
-def _read(path: Path, asked: dict[str, Any], device: torch.device) -> tuple[Targets, float]:
+def _read(path: Path, asked: dict[str, Any], device: torch.device) -> tuple[FoundValues, float]:
     """The targets of a file and how long their search took.
 
     Raises:
@@ -216,9 +216,9 @@ def _read(path: Path, asked: dict[str, Any], device: torch.device) -> tuple[Targ
     if header.get("asked") != asked:
         raise TargetFileError(f"{str(path)!r} holds another search than its name says; {_FORMAT.remedy}")
     try:
-        traces = tuple(TargetTrace(**{**row, "losses": tuple(row["losses"])}) for row in header["traces"])
+        traces = tuple(SearchTrace(**{**row, "losses": tuple(row["losses"])}) for row in header["traces"])
         value, delta = (tensors[name].to(device) for name in ("value", "delta"))
-        return Targets(asked["layer"], value, delta, traces), float(header["seconds"])
+        return FoundValues(asked["layer"], value, delta, traces), float(header["seconds"])
     except (KeyError, TypeError, ValueError) as error:
         raise TargetFileError(
             f"{str(path)!r} has a sound digest but not the contents of a search ({error!r}); {_FORMAT.remedy}"

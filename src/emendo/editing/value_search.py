@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.editing.objective import Entry, Losses, TargetProblem, Terms, target_problem
+from emendo.editing.objective import InjectionSite, Losses, Terms, ValueProblem, value_problem
 from emendo.editing.sharing import share_groups
 from emendo.errors import NumericalError, SelfCheckError
 from emendo.methods.settings import TargetSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.suffix import packed_attention
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRequest
@@ -33,7 +33,7 @@ In float64 too, since some families compute their attention scores in float32 wh
 
 
 @dataclass(frozen=True)
-class TargetTrace:
+class SearchTrace:
     """What the search did for one request.
 
     Attributes:
@@ -56,7 +56,7 @@ class TargetTrace:
 
 
 @dataclass(frozen=True)
-class Targets:
+class FoundValues:
     """Target values of a batch of requests.
 
     Attributes:
@@ -70,10 +70,10 @@ class Targets:
     layer: int
     value: Float[Tensor, "n d_model"]
     delta: Float[Tensor, "n d_model"]
-    traces: tuple[TargetTrace, ...]
-    kept: tuple[TargetTrace, ...] = ()
+    traces: tuple[SearchTrace, ...]
+    kept: tuple[SearchTrace, ...] = ()
 
-    def anchored(self, norms: Float[Tensor, " n"], groups: Sequence[Sequence[int]]) -> Targets:
+    def anchored(self, norms: Float[Tensor, " n"], groups: Sequence[Sequence[int]]) -> FoundValues:
         """The same directions with other norms.
 
         Args:
@@ -87,19 +87,19 @@ class Targets:
         return replace(self, value=value, delta=self.delta + value - self.value)
 
 
-def find_targets(
-    adapter: ModelAdapter,
+def search_values(
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
     layer: int,
     settings: TargetSettings,
     progress: Progress | None = None,
     kept: Sequence[EditRequest] = (),
-) -> Targets:
+) -> FoundValues:
     """Search v* for every request.
 
     Args:
-        adapter: The model, which is left as it was.
+        lm: The model, which is left as it was.
         requests: The facts to write.
         contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
         layer: The layer that δ enters.
@@ -112,30 +112,30 @@ def find_targets(
         SelfCheckError: The replay of upper layers disagrees with the model's own forward pass.
     """
     # The caller may be inside no_grad() or inference_mode().
-    with torch.inference_mode(False), torch.enable_grad(), adapter.isolated() as own:
-        return _find_targets(own, requests, contexts, layer, settings, progress or Silent(), kept)
+    with torch.inference_mode(False), torch.enable_grad(), lm.isolated() as own:
+        return _search_values(own, requests, contexts, layer, settings, progress or Silent(), kept)
 
 
-def _find_targets(
-    adapter: ModelAdapter,
+def _search_values(
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
     layer: int,
     settings: TargetSettings,
     progress: Progress,
     kept: Sequence[EditRequest],
-) -> Targets:
+) -> FoundValues:
     facts = [*requests, *kept]
-    groups = share_groups(adapter, facts, settings.shared)
-    entry = Entry.at(adapter, layer, settings.site, settings.joint_attention)
+    groups = share_groups(lm, facts, settings.shared)
+    entry = InjectionSite.at(lm, layer, settings.site, settings.joint_attention)
     progress.start("targets", len(groups))
     values, deltas = [], []
-    traces: dict[int, TargetTrace] = {}
+    traces: dict[int, SearchTrace] = {}
     try:
         for begin in range(0, len(groups), settings.batch_size):
             part = groups[begin : begin + settings.batch_size]
-            problem, init = target_problem(
-                adapter,
+            problem, init = value_problem(
+                lm,
                 [[facts[index] for index in group] for group in part],
                 contexts,
                 entry,
@@ -143,7 +143,7 @@ def _find_targets(
                 word_end=settings.word_end_weight > 0,
             )
             labels = [" + ".join(facts[index].label for index in group) for group in part]
-            search = _Search(adapter, settings, problem, init, labels)
+            search = _Search(lm, settings, problem, init, labels)
             delta, part_traces = search.run(progress)
             values.append((init + delta)[:, 0])
             deltas.append(delta[:, 0])
@@ -154,7 +154,7 @@ def _find_targets(
     owner = {index: number for number, group in enumerate(groups) for index in group}
     order = torch.tensor([owner[index] for index in range(len(requests))], device=values[0].device)
     told = [traces[index] for index in range(len(facts))]
-    return Targets(
+    return FoundValues(
         layer,
         torch.cat(values)[order],
         torch.cat(deltas)[order],
@@ -168,13 +168,13 @@ class _Search:
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         settings: TargetSettings,
-        problem: TargetProblem,
+        problem: ValueProblem,
         init: Float[Tensor, "n parts d_model"],
         labels: Sequence[str],
     ) -> None:
-        self.adapter, self.settings, self.problem, self.labels = adapter, settings, problem, labels
+        self.lm, self.settings, self.problem, self.labels = lm, settings, problem, labels
         self.terms = Terms(settings.kl_weight, settings.weight_decay, settings.word_end_weight)
         self.active = list(range(problem.n))
         self.init_norm = init.norm(dim=2)
@@ -189,12 +189,12 @@ class _Search:
         self.streak = [0] * problem.n
         self.history: list[list[float]] = [[] for _ in labels]
         self.found = torch.zeros_like(init)
-        self.traces: list[tuple[TargetTrace, ...]] = [()] * problem.n
+        self.traces: list[tuple[SearchTrace, ...]] = [()] * problem.n
 
-    def run(self, progress: Progress) -> tuple[Float[Tensor, "n parts d_model"], list[tuple[TargetTrace, ...]]]:
+    def run(self, progress: Progress) -> tuple[Float[Tensor, "n parts d_model"], list[tuple[SearchTrace, ...]]]:
         """δ and, of every fact that it stands for, what the search did."""
         self._refuse_non_finite()
-        with packed_attention(self.adapter):
+        with packed_attention(self.lm):
             for step in range(self.settings.steps * max(self.share)):
                 self.delta.requires_grad_(True)
                 with self._precision():
@@ -218,7 +218,7 @@ class _Search:
         return self.found, self.traces
 
     def _losses(self) -> Losses:
-        losses = self.problem.losses(self.adapter, self.delta, self.init_norm, self.terms, self.nll_weight)
+        losses = self.problem.losses(self.lm, self.delta, self.init_norm, self.terms, self.nll_weight)
         totals = losses.total.tolist()
         bad = [self.labels[self.active[row]] for row, x in enumerate(totals) if not abs(x) < float("inf")]
         if bad:
@@ -254,7 +254,7 @@ class _Search:
             request = self.active[row]
             self.found[request] = self.delta[row]
             self.traces[request] = tuple(
-                TargetTrace(
+                SearchTrace(
                     losses=tuple(self.history[request]),
                     nll=float(losses.fact_nll[fact]),
                     kl=float(losses.kl[row]),
@@ -287,12 +287,12 @@ class _Search:
     @property
     def _in_bfloat16(self) -> bool:
         """Half-precision weights multiply in their own dtype; there is nothing to cast."""
-        return self.settings.precision == "bfloat16" and self.adapter.dtype in (torch.float32, torch.float64)
+        return self.settings.precision == "bfloat16" and self.lm.dtype in (torch.float32, torch.float64)
 
     def _precision(self) -> ExitStack:
         """Autocast on every kind of device that a block is on: in one context it holds for one kind alone."""
-        blocks = range(self.adapter.n_layers)
-        kinds = {self.adapter.device.type, *(self.adapter.block_device(layer).type for layer in blocks)}
+        blocks = range(self.lm.n_layers)
+        kinds = {self.lm.device.type, *(self.lm.block_device(layer).type for layer in blocks)}
         with ExitStack() as stack:
             for kind in sorted(kinds) if self._in_bfloat16 else ():
                 stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16))
@@ -322,7 +322,7 @@ class _Search:
         bad = [self.labels[request] for request, good in enumerate((error <= tolerance).tolist()) if not good]
         if bad:
             raise SelfCheckError(
-                f"re-running {self.adapter.name!r} from layer {problem.entry.layer} deviates from its forward pass by "
+                f"re-running {self.lm.name!r} from layer {problem.entry.layer} deviates from its forward pass by "
                 f"up to {float(error.max()):.2e} relative (expected at most {tolerance:.0e}) for "
                 f"{', '.join(map(repr, bad))}; its blocks do more than Emendo knows"
             )

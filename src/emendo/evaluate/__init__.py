@@ -8,6 +8,13 @@ distributions (`shift`, `text_shift`), perplexity; further questions (`probes`, 
 from emendo.evaluate.aggregate import METRICS, EditScores
 from emendo.evaluate.answered import answered
 from emendo.evaluate.bootstrap import bootstrap_interval
+from emendo.evaluate.drift import (
+    Drift,
+    NextTokenLogProbs,
+    measure_drift,
+    next_token_log_probs,
+    text_log_probs,
+)
 from emendo.evaluate.entropy import EntropyScores, entropy_of_records, generation_entropy, ngram_entropy, token_entropy
 from emendo.evaluate.generated import GENERATED_METRICS, GenerationScores, generate_texts, generation_scores
 from emendo.evaluate.matching import contained_match, exact_match
@@ -32,16 +39,9 @@ from emendo.evaluate.retention import Retention, Share, retention
 from emendo.evaluate.said import SAID_METRICS, SaidPrompt, SaidRecord, begins_with, said_means, said_records
 from emendo.evaluate.samples import SampledPrompt, sampled_prompts
 from emendo.evaluate.scoring import RecordScores, evaluate_records, score_records, score_targets
-from emendo.evaluate.shift import (
-    DistributionShift,
-    NextTokenLogProbs,
-    distribution_shift,
-    next_token_log_probs,
-    text_log_probs,
-)
 from emendo.evaluate.snapshot import Snapshot
 from emendo.evaluate.table import Means, mean_over_records
-from emendo.evaluate.text_shift import TextTokens, TokenShift, text_tokens, token_shift
+from emendo.evaluate.text_drift import TextTokens, TokenShift, text_tokens, token_shift
 from emendo.evaluate.tokens import TokenScores, score_tokens, token_scores
 from emendo.evaluate.zsre import ZSRE_METRICS, ZsreScores, prediction_agreement, token_accuracy, zsre_means, zsre_scores
 
@@ -50,7 +50,7 @@ __all__ = [
     "METRICS",
     "SAID_METRICS",
     "ZSRE_METRICS",
-    "DistributionShift",
+    "Drift",
     "EditScores",
     "EntropyScores",
     "GenerationScores",
@@ -78,7 +78,6 @@ __all__ = [
     "begins_with",
     "bootstrap_interval",
     "contained_match",
-    "distribution_shift",
     "entropy_of_records",
     "evaluate_records",
     "exact_match",
@@ -89,6 +88,7 @@ __all__ = [
     "harmonic_score",
     "mean_over_records",
     "mean_probability",
+    "measure_drift",
     "neighborhood_magnitude",
     "neighborhood_success",
     "next_token_log_probs",

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from emendo.arguments import Count, checked
 from emendo.errors import InputError
 from emendo.evaluate.scoring import score_targets
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRecord
 
@@ -19,7 +19,7 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 @checked
 def answered(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     records: Sequence[EditRecord],
     *,
     level: Level = "argmax",
@@ -33,7 +33,7 @@ def answered(
     answered. Paraphrases and neighbors are not asked.
 
     Args:
-        adapter: The model, unedited for the usual meaning.
+        lm: The model, unedited for the usual meaning.
         records: Each with a `target_true`.
         level: How strict.
         token_budget: As in `score_targets`.
@@ -61,7 +61,7 @@ def answered(
         if level == "probability"
         else []
     )
-    scores = score_targets(adapter, true + new, token_budget=token_budget, progress=progress) if records else []
+    scores = score_targets(lm, true + new, token_budget=token_budget, progress=progress) if records else []
     if level == "argmax":
         return tuple(record for record, score in zip(records, scores, strict=True) if score.argmax)
     half = len(records)

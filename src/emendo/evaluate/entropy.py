@@ -23,7 +23,7 @@ from torch import Tensor
 from emendo.arguments import Confidence, Count, Resamples, Seed, checked
 from emendo.errors import InputError
 from emendo.evaluate.table import Means, mean_over_records
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.generation import continue_rows, most_likely
 from emendo.models.sampling import draw, row_uniforms
 from emendo.progress import Progress, Silent
@@ -140,7 +140,7 @@ class EntropyScores:
 
 @checked
 def entropy_of_records(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     prompts: Sequence[Sequence[str]],
     *,
     include_prompt: bool = True,
@@ -159,7 +159,7 @@ def entropy_of_records(
     its record and by the record's place, and does not depend on batches; the published code's is not seeded.
 
     Args:
-        adapter: The model.
+        lm: The model.
         prompts: The generation prompts of each record; a record without any counts nowhere.
         include_prompt: Whether a text begins with its prompt when its words are counted, as published.
         total_tokens: Tokens of a text, its prompt included.
@@ -178,8 +178,8 @@ def entropy_of_records(
     flat = [prompt for record in prompts for prompt in record]
     if not flat:
         raise InputError("there is nothing to continue: no record has a generation prompt")
-    rows = [adapter.encode(prompt) for prompt in flat]
-    total_tokens = min(total_tokens, adapter.max_length)
+    rows = [lm.encode(prompt) for prompt in flat]
+    total_tokens = min(total_tokens, lm.max_length)
     if full := [prompt for prompt, row in zip(flat, rows, strict=True) if len(row) >= total_tokens]:
         raise InputError(
             f"{len(full)} of {len(flat)} prompts leave no room within {total_tokens} tokens, such as {full[0][:60]!r}; "
@@ -190,12 +190,12 @@ def entropy_of_records(
     choose = most_likely if top_k is None else _Sampled(seed, _names(prompts), rows, total_tokens, top_k)
     limits = [total_tokens - len(row) for row in rows]
     found = continue_rows(
-        adapter, rows, limits, choose=choose, stop=False, token_budget=token_budget, on_rows=progress.advance
+        lm, rows, limits, choose=choose, stop=False, token_budget=token_budget, on_rows=progress.advance
     )
     progress.finish()
     texts = iter(
         [
-            _free_text(adapter, prompt, continuation.ids, include_prompt)
+            _free_text(lm, prompt, continuation.ids, include_prompt)
             for prompt, continuation in zip(flat, found, strict=True)
         ]
     )
@@ -229,8 +229,8 @@ def _names(prompts: Sequence[Sequence[str]]) -> list[int]:
     return [record * 1_000_003 + place for record, texts in enumerate(prompts) for place in range(len(texts))]
 
 
-def _free_text(adapter: ModelAdapter, prompt: str, ids: Sequence[int], include_prompt: bool) -> FreeText:
-    continuation = adapter.decode(ids)
+def _free_text(lm: EditableModel, prompt: str, ids: Sequence[int], include_prompt: bool) -> FreeText:
+    continuation = lm.decode(ids)
     words = entropy_words(prompt + continuation if include_prompt else continuation)
     return FreeText(prompt, continuation, _weighted(words), token_entropy(ids))
 

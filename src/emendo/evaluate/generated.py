@@ -10,7 +10,7 @@ from emendo.arguments import Confidence, Count, Resamples, Seed, checked
 from emendo.errors import InputError
 from emendo.evaluate.matching import contained_match, exact_match
 from emendo.evaluate.table import Means, mean_over_records
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.generation import continue_rows
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord, Join, keeps_joint
@@ -132,7 +132,7 @@ class GenerationScores:
 
 @checked
 def generate_texts(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     prompts: Sequence[str],
     *,
     chat: bool,
@@ -143,7 +143,7 @@ def generate_texts(
     """Greedy continuations that end where the model ends them; equal prompts are continued once.
 
     Args:
-        adapter: The model.
+        lm: The model.
         prompts: Texts to continue, or to send as a user's message.
         chat: Through the model's chat template: the prompt is the whole message of one user, and the template's own
             defaults (such as a system message) stand.
@@ -158,15 +158,13 @@ def generate_texts(
     if not distinct:
         return []
     # A space at the end of a prompt belongs to what follows, as in `continuation`.
-    rows = [
-        adapter.encode_chat(prompt) if chat else adapter.encode(prompt.rstrip(" ") or prompt) for prompt in distinct
-    ]
+    rows = [lm.encode_chat(prompt) if chat else lm.encode(prompt.rstrip(" ") or prompt) for prompt in distinct]
     progress = progress or Silent()
     progress.start("generating", len(distinct))
-    found = continue_rows(adapter, rows, [new_tokens] * len(rows), token_budget=token_budget, on_rows=progress.advance)
+    found = continue_rows(lm, rows, [new_tokens] * len(rows), token_budget=token_budget, on_rows=progress.advance)
     progress.finish()
     texts = {
-        prompt: GeneratedText(prompt, adapter.decode_after(row, continuation.ids), continuation.stopped)
+        prompt: GeneratedText(prompt, lm.decode_after(row, continuation.ids), continuation.stopped)
         for prompt, row, continuation in zip(distinct, rows, found, strict=True)
     }
     return [texts[prompt] for prompt in prompts]
@@ -174,7 +172,7 @@ def generate_texts(
 
 @checked
 def generation_scores(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     records: Sequence[EditRecord],
     *,
     chat: bool,
@@ -193,7 +191,7 @@ def generation_scores(
     The answer is the new target for efficacy and paraphrase, the true target for neighborhood.
 
     Args:
-        adapter: The model.
+        lm: The model.
         records: At least one.
         chat: Ask through the model's chat template, as in `generate_texts`.
         new_tokens: Most tokens of a continuation.
@@ -213,7 +211,7 @@ def generation_scores(
     asked = [_questions(record) for record in records]
     prompts = [prompt for groups in asked for questions in groups for prompt, _ in questions]
     texts = iter(
-        generate_texts(adapter, prompts, chat=chat, new_tokens=new_tokens, token_budget=token_budget, progress=progress)
+        generate_texts(lm, prompts, chat=chat, new_tokens=new_tokens, token_budget=token_budget, progress=progress)
     )
     judged = []
     for record, groups in zip(records, asked, strict=True):

@@ -26,7 +26,7 @@ from emendo.errors import HarnessError
 from emendo.evaluate.bootstrap import quantile_interval, resampled_means
 from emendo.io.plain_file import check_plain
 from emendo.io.versions import versions
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
 
 VERSION = 2
@@ -57,7 +57,7 @@ AGGREGATIONS = {
 
 
 def general_ability(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     tasks: Sequence[str],
     *,
     limit: int | None = None,
@@ -71,7 +71,7 @@ def general_ability(
     """Run tasks on the model as it is now. Model, tokenizer and random generators are left as they were.
 
     Args:
-        adapter: The model, edited or not; nothing is loaded or copied.
+        lm: The model, edited or not; nothing is loaded or copied.
         tasks: Names or YAML files of tasks, as lm-evaluation-harness knows them.
         limit: Most items of each task, from its beginning; None takes all.
         num_fewshot: Examples in front of each item; None leaves it to the task.
@@ -107,7 +107,7 @@ def general_ability(
     progress.start("harness", None)
     begin = time.perf_counter()
     try:
-        with adapter.isolated() as own, _seeded(seed), _unheard():
+        with lm.isolated() as own, _seeded(seed), _unheard():
             loaded = _read_tasks(tasks, include_path, data, num_fewshot, seed)
             found = lm_eval.evaluate(
                 _live(own, batch_size),
@@ -194,21 +194,21 @@ def _imported() -> Any:
     return lm_eval
 
 
-def _live(adapter: ModelAdapter, batch_size: int) -> Any:
+def _live(lm: EditableModel, batch_size: int) -> Any:
     """The model in memory as lm-evaluation-harness sees one; the tokenizer is a copy, since it sets a pad token."""
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer = copy.deepcopy(adapter.tokenizer)
-    if not adapter.knows(tokenizer.pad_token_id) and adapter.knows(tokenizer.eos_token_id):
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    if not lm.knows(tokenizer.pad_token_id) and lm.knows(tokenizer.eos_token_id):
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, but it is read
     return HFLM(
-        pretrained=adapter.model,
+        pretrained=lm.model,
         tokenizer=tokenizer,
         backend="causal",
         batch_size=batch_size,
-        max_length=adapter.max_length,
+        max_length=lm.max_length,
         # Otherwise in the model's dtype: 8 bits of a log-probability in bfloat16.
-        softmax_dtype="float32" if adapter.dtype in (torch.bfloat16, torch.float16) else None,
+        softmax_dtype="float32" if lm.dtype in (torch.bfloat16, torch.float16) else None,
     )
 
 

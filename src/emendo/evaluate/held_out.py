@@ -20,7 +20,7 @@ from emendo.io import strict_json
 from emendo.io.home import emendo_home
 from emendo.io.versions import versions
 from emendo.io.whole_file import write_json
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 
 _FORMAT, _VERSION = "emendo.perplexity", 1
@@ -29,43 +29,43 @@ _MOST_CHARACTERS = 2**16
 """Of a file, which has some hundred: what is longer is none of ours."""
 
 
-def packaged_perplexity(adapter: ModelAdapter, *, progress: Progress | None = None) -> Perplexity:
+def packaged_perplexity(lm: EditableModel, *, progress: Progress | None = None) -> Perplexity:
     """Perplexity of the packaged text on the model as it stands.
 
     A remembered value that cannot be read is measured again, and one that cannot be kept is not: neither is an error.
 
     Args:
-        adapter: The model, edited or not.
+        lm: The model, edited or not.
         progress: Counts predicted tokens, where they are predicted.
 
     Raises:
         NumericalError: The model's logits are not finite.
     """
     text = packaged_text()
-    if adapter.holds_edits:
-        return perplexity(adapter, text, progress=progress)
-    key = _key(adapter, text)
+    if lm.holds_edits:
+        return perplexity(lm, text, progress=progress)
+    key = _key(lm, text)
     path = _path(key)
     found = _read(path, key)
     if found is None:
-        found = perplexity(adapter, text, progress=progress)
+        found = perplexity(lm, text, progress=progress)
         document = {"format": _FORMAT, "version": _VERSION, "key": key, "perplexity": asdict(found)}
         with suppress(OutputError):
             write_json(path, document)
     return found
 
 
-def _key(adapter: ModelAdapter, text: str) -> dict[str, Any]:
+def _key(lm: EditableModel, text: str) -> dict[str, Any]:
     """Everything that the value depends on, libraries included: their kernels differ in the last digits."""
     libraries = {name: version for name, version in versions().items() if name != "python"}
     return {
-        "weights_sha256": adapter.weights_digest(),
-        "config_sha256": adapter.config_digest(),
-        "tokenizer_sha256": adapter.tokenizer_digest(),
+        "weights_sha256": lm.weights_digest(),
+        "config_sha256": lm.config_digest(),
+        "tokenizer_sha256": lm.tokenizer_digest(),
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "window": min(WINDOW, adapter.max_length),
-        "dtype": str(adapter.dtype).removeprefix("torch."),
-        "device": adapter.device.type,
+        "window": min(WINDOW, lm.max_length),
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "device": lm.device.type,
         "versions": libraries,
     }
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from emendo.errors import ExperimentError
+from emendo.evaluate.drift import measure_drift
 from emendo.evaluate.entropy import entropy_of_records
 from emendo.evaluate.generated import GENERATED_METRICS, GeneratedAnswer, generation_scores
 from emendo.evaluate.measure import SIDE_EFFECTS, Column, Curve, Given, Measure, Panel
 from emendo.evaluate.probes import ProbeScore, probe_means, probe_scores
 from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.said import SaidRecord, said_means
-from emendo.evaluate.shift import distribution_shift
 from emendo.evaluate.snapshot import Snapshot
 from emendo.evaluate.table import mean_over_records
 from emendo.evaluate.zsre import ZsreRecord, zsre_means, zsre_scores
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.registry import Registry
 
 ANSWER_TOKENS = 32
@@ -73,7 +73,7 @@ def _generated_rows(snapshot: Snapshot, given: Given) -> list[dict[str, Any]]:
         ``answers`` every generation.
     """
 
-    def rows(lm: ModelAdapter) -> list[dict[str, Any]]:
+    def rows(lm: EditableModel) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{"raw": None, "chat": None} for _ in snapshot.records]
         kinds = {"raw": False} | ({"chat": True} if lm.has_chat_template else {})
         for kind, chat in kinds.items():
@@ -140,7 +140,7 @@ def _shift(snapshot: Snapshot, given: Given) -> dict[str, Any] | None:
     if reference is None or now is None:
         return None
     # In-context editing asks the same places with the fact in front of them.
-    moved = distribution_shift(reference, replace(now, places=reference.places), n_resamples=_ONCE)
+    moved = measure_drift(reference, replace(now, places=reference.places), n_resamples=_ONCE)
     return {"kl": list(moved.kl), "flipped": list(moved.flipped)}
 
 

@@ -12,7 +12,7 @@ import torch
 from emendo.arguments import Count, checked
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate.tokens import resolve_token_budget, token_scores
-from emendo.models import ModelAdapter, pack_by_tokens
+from emendo.models import EditableModel, pack_by_tokens
 from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 
@@ -46,7 +46,7 @@ def packaged_text() -> str:
 @checked
 @pinned()
 def perplexity(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     text: str | Sequence[str],
     *,
     max_tokens: Count | None = None,
@@ -63,7 +63,7 @@ def perplexity(
     nothing at a window's first token. No window spans two documents.
 
     Args:
-        adapter: The model.
+        lm: The model.
         text: One text, or documents.
         max_tokens: Read at most so many tokens of text, special tokens not counted; None reads all.
         window: Most tokens of a window, BOS included; None: 1024 or the model's length if shorter.
@@ -80,13 +80,13 @@ def perplexity(
 
     Source: Jelinek et al. 1977, perplexity as the exponential of the per-token cross-entropy.
     """
-    longest = adapter.max_length
+    longest = lm.max_length
     window = min(WINDOW, longest) if window is None else window
     if not 2 <= window <= longest:
         raise InputError(f"window must lie between 2 and {longest}, found {window} (window=)")
-    budget = resolve_token_budget(adapter, token_budget)
+    budget = resolve_token_budget(lm, token_budget)
     documents = [text] if isinstance(text, str) else list(text)
-    windows = token_windows(adapter, documents, window, max_tokens)
+    windows = token_windows(lm, documents, window, max_tokens)
     if not windows:
         raise InputError(
             "there is nothing to predict: the text has fewer than two tokens within max_tokens="
@@ -95,7 +95,7 @@ def perplexity(
     progress = progress or Silent()
     progress.start("perplexity", sum(len(ids) - 1 for ids in windows))
     totals = []
-    with adapter.isolated() as own:
+    with lm.isolated() as own:
         for group in pack_by_tokens([len(ids) for ids in windows], budget):
             rows = [windows[index] for index in group]
             totals.append(_log_likelihood(own, rows))
@@ -111,23 +111,21 @@ def perplexity(
     return Perplexity(_exp(nll), nll, predicted, window)
 
 
-def token_windows(
-    adapter: ModelAdapter, documents: Sequence[str], window: int, max_tokens: int | None
-) -> list[list[int]]:
+def token_windows(lm: EditableModel, documents: Sequence[str], window: int, max_tokens: int | None) -> list[list[int]]:
     """Token windows of the documents; those too short to predict anything are left out."""
-    prefix = _beginning(adapter)
+    prefix = _beginning(lm)
     step = window - len(prefix)
     if step < 1:
         raise InputError(
             f"window {window} holds nothing but the {len(prefix)} tokens that begin every text of "
-            f"{adapter.name!r}; expected more (window=)"
+            f"{lm.name!r}; expected more (window=)"
         )
     left = math.inf if max_tokens is None else max_tokens
     windows = []
     for document in documents:
         if left <= 0:
             break
-        content = adapter.encode_bare(document)
+        content = lm.encode_bare(document)
         content = content[: int(min(left, len(content)))]
         left -= len(content)
         pieces = [[*prefix, *content[i : i + step]] for i in range(0, len(content), step)]
@@ -135,21 +133,21 @@ def token_windows(
     return windows
 
 
-def _beginning(adapter: ModelAdapter) -> list[int]:
+def _beginning(lm: EditableModel) -> list[int]:
     """Special tokens that the model expects before a text; empty for most byte-level models."""
     probe = "a"
-    ids = adapter.encode(probe)
-    return ids[: len(ids) - len(adapter.encode_bare(probe))]
+    ids = lm.encode(probe)
+    return ids[: len(ids) - len(lm.encode_bare(probe))]
 
 
-def _log_likelihood(adapter: ModelAdapter, rows: Sequence[Sequence[int]]) -> float:
+def _log_likelihood(lm: EditableModel, rows: Sequence[Sequence[int]]) -> float:
     """Sum over rows of the log-probabilities of all tokens but each row's first."""
-    batch = adapter.batch(rows)
-    hidden = adapter.final_hidden(batch)
+    batch = lm.batch(rows)
+    hidden = lm.final_hidden(batch)
     predicts = batch.attention_mask[:, 1:].to(hidden.device)
     picked = hidden[:, :-1][predicts]
     ids = batch.input_ids[:, 1:].to(hidden.device)[predicts]
-    log_probs, _ = token_scores(adapter, picked, torch.arange(len(ids), device=ids.device), ids)
+    log_probs, _ = token_scores(lm, picked, torch.arange(len(ids), device=ids.device), ids)
     return float(log_probs.double().sum())
 
 

@@ -12,7 +12,7 @@ from emendo.errors import InputError
 from emendo.evaluate.generated import GeneratedAnswer, generate_texts
 from emendo.evaluate.scoring import target_scores_by_pair
 from emendo.evaluate.table import Means, mean_over_records
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import PROBE_KINDS, EditRecord, Probe
 
@@ -63,7 +63,7 @@ class ProbeScores:
 
 @checked
 def probe_scores(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     records: Sequence[EditRecord],
     *,
     new_tokens: Count | None = None,
@@ -81,7 +81,7 @@ def probe_scores(
         <kind>_contained  1[some answer: contained_match(text, answer)]        with `new_tokens`
 
     Args:
-        adapter: The model.
+        lm: The model.
         records: At least one of them with probes.
         new_tokens: Also generate so many tokens after each probe; None leaves generation out.
         chat: Generate through the model's chat template.
@@ -101,10 +101,10 @@ def probe_scores(
     if not probes:
         raise InputError(f"none of {len(records)} records has a probe; expected records with probes (probes=)")
     pairs = [(probe.prompt, answer) for probe in probes for answer in probe.answers]
-    found = target_scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
+    found = target_scores_by_pair(lm, pairs, token_budget=token_budget, progress=progress)
     said: list[GeneratedAnswer | None] = [None] * len(probes)
     if new_tokens is not None:
-        texts = generate_texts(adapter, [probe.prompt for probe in probes], chat=chat, new_tokens=new_tokens)
+        texts = generate_texts(lm, [probe.prompt for probe in probes], chat=chat, new_tokens=new_tokens)
         said = [
             GeneratedAnswer.judged(text, probe.answers, None if chat else "auto")
             for text, probe in zip(texts, probes, strict=True)

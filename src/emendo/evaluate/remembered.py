@@ -18,15 +18,15 @@ from typing import Any
 from torch import Tensor
 
 from emendo.errors import InputError, OutputError
+from emendo.evaluate.drift import NextTokenLogProbs
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
 from emendo.evaluate.perplexity import Perplexity
 from emendo.evaluate.said import SaidRecord
-from emendo.evaluate.shift import NextTokenLogProbs
-from emendo.evaluate.text_shift import TextTokens
+from emendo.evaluate.text_drift import TextTokens
 from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
 from emendo.io.versions import versions
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 
 ANSWERS = 1
 """Of how questions are asked and answered: raised where the same state would give another answer."""
@@ -49,7 +49,7 @@ class _Kind:
     """
 
     store: Callable[[Any], _Stored]
-    read: Callable[[Any, Mapping[str, Tensor], ModelAdapter], Any]
+    read: Callable[[Any, Mapping[str, Tensor], EditableModel], Any]
 
 
 class RememberedAnswers:
@@ -64,7 +64,7 @@ class RememberedAnswers:
         state: Names the state.
     """
 
-    def __init__(self, model: ModelAdapter, updates: Sequence[str], home: Path | None = None) -> None:
+    def __init__(self, model: EditableModel, updates: Sequence[str], home: Path | None = None) -> None:
         self._model = model
         libraries = {name: version for name, version in versions().items() if name != "python"}
         state = {
@@ -160,7 +160,7 @@ _KINDS: dict[str, _Kind] = {
             list(found.places),
             {"hidden": found.hidden, "log_normalizer": found.log_normalizer, "top": found.top},
         ),
-        lambda places, tensors, model: NextTokenLogProbs(tuple(places), **tensors, adapter=model),
+        lambda places, tensors, model: NextTokenLogProbs(tuple(places), **tensors, lm=model),
     ),
     "texts": _Kind(
         lambda found: (

@@ -13,7 +13,7 @@ from typing import Any
 from emendo.arguments import checked
 from emendo.evaluate.matching import normalised_words
 from emendo.evaluate.table import Means, mean_over_records
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.generation import continue_rows
 from emendo.progress import Progress, Silent
@@ -93,7 +93,7 @@ def said_means(records: Sequence[SaidRecord]) -> Means:
 
 @checked
 def said_records(
-    adapter: ModelAdapter, records: Sequence[EditRecord], *, progress: Progress | None = None
+    lm: EditableModel, records: Sequence[EditRecord], *, progress: Progress | None = None
 ) -> tuple[SaidRecord, ...]:
     """What the model says to the prompt and the paraphrases of every record, and to the prompt in chat.
 
@@ -101,7 +101,7 @@ def said_records(
     target has to follow there as well.
 
     Args:
-        adapter: The model as it stands.
+        lm: The model as it stands.
         records: The facts; may be none.
         progress: Counts distinct prompts.
 
@@ -109,20 +109,20 @@ def said_records(
         InputError: A prompt or a target has no token, or a prompt is longer than the model's positions.
     """
     prompts = [prompt for record in records for prompt in (record.request.text, *record.paraphrase_prompts)]
-    raw = {prompt: adapter.encode(_trimmed(prompt)) for prompt in prompts}
+    raw = {prompt: lm.encode(_trimmed(prompt)) for prompt in prompts}
     chat: dict[str, list[int]] = {}
-    if adapter.has_chat_template:
+    if lm.has_chat_template:
         for prompt in (record.request.text for record in records):
-            chat[prompt] = [*adapter.encode_chat(prompt), *adapter.encode_bare(_trimmed(prompt))]
+            chat[prompt] = [*lm.encode_chat(prompt), *lm.encode_bare(_trimmed(prompt))]
     rows = [*raw.values(), *chat.values()]
     requests = [record.request for record in records]
-    targets = [encode_target(adapter, one.text, one.target, one.join)[1] for one in requests]
+    targets = [encode_target(lm, one.text, one.target, one.join)[1] for one in requests]
     longest = max(map(len, targets), default=0) + MORE_TOKENS
     progress = progress or Silent()
     progress.start("what is said", len(rows))
-    found = continue_rows(adapter, rows, [longest] * len(rows), on_rows=progress.advance) if rows else []
+    found = continue_rows(lm, rows, [longest] * len(rows), on_rows=progress.advance) if rows else []
     progress.finish()
-    texts = [adapter.decode_after(row, one.ids) for row, one in zip(rows, found, strict=True)]
+    texts = [lm.decode_after(row, one.ids) for row, one in zip(rows, found, strict=True)]
     said = dict(zip(raw, texts[: len(raw)], strict=True))
     said_in_chat = dict(zip(chat, texts[len(raw) :], strict=True))
 

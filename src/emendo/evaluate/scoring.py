@@ -11,7 +11,7 @@ from emendo.errors import InputError
 from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
 from emendo.evaluate.tokens import TokenScores, score_tokens, scores_by_pair
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.numerics import pinned
 from emendo.progress import Progress
 from emendo.requests import EditRecord, Pair
@@ -20,7 +20,7 @@ from emendo.requests import EditRecord, Pair
 @checked
 @pinned()
 def score_targets(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     pairs: Sequence[Pair],
     *,
     token_budget: Count | None = None,
@@ -31,7 +31,7 @@ def score_targets(
     Identical pairs are scored once, and what texts have in common at their beginning is computed once.
 
     Args:
-        adapter: The model.
+        lm: The model.
         pairs: (prompt, target) texts, or (prompt, target, join). A target is tokenised as the continuation of its
             prompt, joined as `EditRequest.join` says.
         token_budget: Most distinct tokens run at once, as in `score_tokens`. Changes speed and memory, not scores.
@@ -45,19 +45,19 @@ def score_targets(
         NumericalError: The model's logits are not finite.
         SelfCheckError: A tree disagrees with the model's own forward pass.
     """
-    found = score_tokens(adapter, pairs, token_budget=token_budget, progress=progress)
+    found = score_tokens(lm, pairs, token_budget=token_budget, progress=progress)
     return [_target_score(score) for score in found]
 
 
 def target_scores_by_pair(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     pairs: Iterable[Pair],
     *,
     token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> dict[Pair, TargetScore]:
     """The score of each distinct pair; arguments and errors as of `score_targets`."""
-    found = scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
+    found = scores_by_pair(lm, pairs, token_budget=token_budget, progress=progress)
     return {pair: _target_score(score) for pair, score in found.items()}
 
 
@@ -88,7 +88,7 @@ class RecordScores:
 @checked
 @pinned()
 def score_records(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     records: Sequence[EditRecord],
     *,
     token_budget: Count | None = None,
@@ -100,7 +100,7 @@ def score_records(
     of them in one call.
 
     Args:
-        adapter: The model.
+        lm: The model.
         records: At least one.
         token_budget: Most distinct tokens run at once, as in `score_tokens`.
         progress: Counts distinct (prompt, target) pairs.
@@ -117,13 +117,13 @@ def score_records(
         for prompt in _prompts(record)
         for target in _targets(record)
     ]
-    by_pair = target_scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
+    by_pair = target_scores_by_pair(lm, pairs, token_budget=token_budget, progress=progress)
     return tuple(_record_score(record, by_pair) for record in records)
 
 
 @checked
 def evaluate_records(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     records: Sequence[EditRecord],
     *,
     token_budget: Count | None = None,
@@ -138,7 +138,7 @@ def evaluate_records(
     and probability metrics of the new target, and `scores.notes` says so.
 
     Args:
-        adapter: The model.
+        lm: The model.
         records: At least one.
         token_budget: Most distinct tokens run at once, as in `score_tokens`.
         progress: Counts distinct (prompt, target) pairs.
@@ -150,7 +150,7 @@ def evaluate_records(
         InputError: There is no record, or a prompt cannot be scored.
         NumericalError: The model's logits are not finite.
     """
-    scored = score_records(adapter, records, token_budget=token_budget, progress=progress)
+    scored = score_records(lm, records, token_budget=token_budget, progress=progress)
     scores = EditScores.from_records(scored, confidence=confidence, n_resamples=n_resamples, seed=seed)
     return RecordScores(scored, scores)
 

@@ -9,20 +9,20 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from emendo.errors import InputError
 from emendo.evaluate.aggregate import EditScores
+from emendo.evaluate.drift import NextTokenLogProbs, next_token_log_probs
 from emendo.evaluate.held_out import packaged_perplexity
 from emendo.evaluate.metrics import RecordScore
 from emendo.evaluate.perplexity import Perplexity, perplexity
 from emendo.evaluate.remembered import RememberedAnswers
 from emendo.evaluate.said import SaidRecord, said_records
 from emendo.evaluate.scoring import RecordScores, score_records
-from emendo.evaluate.shift import NextTokenLogProbs, next_token_log_probs
-from emendo.evaluate.text_shift import TextTokens, text_tokens
+from emendo.evaluate.text_drift import TextTokens, text_tokens
 from emendo.evaluate.tokens import Ids
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 
-Opener: TypeAlias = Callable[[], AbstractContextManager[ModelAdapter]]
+Opener: TypeAlias = Callable[[], AbstractContextManager[EditableModel]]
 """Opens a state of a model, always the same one, such as ``session.preview_base``."""
 
 _T = TypeVar("_T")
@@ -47,7 +47,7 @@ class Snapshot:
 
     def __init__(
         self,
-        lm: ModelAdapter | Opener,
+        lm: EditableModel | Opener,
         records: Sequence[EditRecord] = (),
         *,
         first: int = 0,
@@ -57,11 +57,11 @@ class Snapshot:
         self.records = tuple(records)
         self.first = first
         self._progress = progress or Silent()
-        self._open = _as_it_stands(lm) if isinstance(lm, ModelAdapter) else lm
+        self._open = _as_it_stands(lm) if isinstance(lm, EditableModel) else lm
         self._known: dict[Hashable, Any] = {}
         self._remembered = remembered
 
-    def asked(self, question: Hashable, ask: Callable[[ModelAdapter], _T]) -> _T:
+    def asked(self, question: Hashable, ask: Callable[[EditableModel], _T]) -> _T:
         """The answer to a question of one's own.
 
         Args:
@@ -143,7 +143,7 @@ class Snapshot:
         """Greedy continuations of so many tokens, without space around them."""
         asked = tuple(prompts)
 
-        def generated(lm: ModelAdapter) -> tuple[str, ...]:
+        def generated(lm: EditableModel) -> tuple[str, ...]:
             texts: list[str] = []
             self._progress.start("generation", len(asked))
             for at in range(0, len(asked), _TOGETHER):
@@ -168,7 +168,7 @@ class Snapshot:
         """What comes next after every neighborhood prompt, in the order of the records; None where there is none."""
         return self.next_tokens([prompt for record in self.records for prompt in record.neighborhood_prompts])
 
-    def text_tokens(self, name: Hashable, encode: Callable[[ModelAdapter], Sequence[Ids]]) -> TextTokens:
+    def text_tokens(self, name: Hashable, encode: Callable[[EditableModel], Sequence[Ids]]) -> TextTokens:
         """What is predicted at every token of some texts.
 
         Args:
@@ -178,11 +178,11 @@ class Snapshot:
         return self.asked(("texts", name), lambda model: text_tokens(model, encode(model), progress=self._progress))
 
 
-def _as_it_stands(lm: ModelAdapter) -> Opener:
+def _as_it_stands(lm: EditableModel) -> Opener:
     """Opens the model, if it still holds what it holds now."""
     begun = lm.contents.now
 
-    def opened() -> AbstractContextManager[ModelAdapter]:
+    def opened() -> AbstractContextManager[EditableModel]:
         if lm.contents.now is not begun:
             raise InputError(
                 f"{lm.name!r} holds other edits than when this snapshot was begun, so what was not asked cannot be "

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from emendo.arguments import Count, checked
 from emendo.errors import InputError, NumericalError, SelfCheckError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
-from emendo.models.tree import Forest, group_by_prefix, plant, tree_hidden
+from emendo.models.tree import PrefixTree, build_prefix_tree, group_by_prefix, tree_hidden
 from emendo.progress import Progress, Silent
 from emendo.requests import Join, Pair
 
@@ -73,7 +73,7 @@ class TokenScores:
 
 @checked
 def score_tokens(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     pairs: Sequence[Pair],
     *,
     token_budget: Count | None = None,
@@ -84,7 +84,7 @@ def score_tokens(
     Identical pairs are scored once. Trees hold texts that begin alike and are independent of the order of `pairs`.
 
     Args:
-        adapter: The model.
+        lm: The model.
         pairs: (prompt, target) texts, or (prompt, target, join). A target is tokenised as the continuation of its
             prompt, joined as `EditRequest.join` says.
         token_budget: Most distinct tokens run at once; None: 384 on a CPU, 2,048 elsewhere.
@@ -99,28 +99,28 @@ def score_tokens(
         NumericalError: The model's logits are not finite.
         SelfCheckError: A tree disagrees with the model's own forward pass.
     """
-    scores = scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
+    scores = scores_by_pair(lm, pairs, token_budget=token_budget, progress=progress)
     return [scores[pair] for pair in pairs]
 
 
 def scores_by_pair(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     pairs: Iterable[Pair],
     *,
     token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> dict[Pair, TokenScores]:
     """The score of each distinct pair; arguments and errors as of `score_tokens`."""
-    budget = tree_budget(adapter, token_budget)
+    budget = tree_budget(lm, token_budget)
     progress = progress or Silent()
     distinct = list(dict.fromkeys(pairs))
-    encoded = [_encode(adapter, *pair) for pair in distinct]
-    _check_lengths(adapter, distinct, encoded)
+    encoded = [_encode(lm, *pair) for pair in distinct]
+    _check_lengths(lm, distinct, encoded)
     fed = [(*prompt, *target[:-1]) for prompt, target in encoded]
     progress.start("scoring", len(distinct))
     scores: dict[Pair, TokenScores] = {}
-    for group, forest, hidden in hidden_in_trees(adapter, fed, budget):
-        found = _score_tree(adapter, hidden, forest, [encoded[index] for index in group])
+    for group, forest, hidden in hidden_in_trees(lm, fed, budget):
+        found = _score_tree(lm, hidden, forest, [encoded[index] for index in group])
         for index, score in zip(group, found, strict=True):
             _check_finite(score, distinct[index])
             scores[distinct[index]] = score
@@ -130,14 +130,14 @@ def scores_by_pair(
 
 
 def hidden_in_trees(
-    adapter: ModelAdapter, texts: Sequence[Ids], budget: int
-) -> Iterator[tuple[list[int], Forest, Float[Tensor, "nodes d_model"]]]:
+    lm: EditableModel, texts: Sequence[Ids], budget: int
+) -> Iterator[tuple[list[int], PrefixTree, Float[Tensor, "nodes d_model"]]]:
     """Run texts, those that begin alike in one tree; the first tree is held against the model's own forward pass.
 
     A caller that keeps some of the hidden states copies them: a view keeps all of its tree in memory.
 
     Args:
-        adapter: The model.
+        lm: The model.
         texts: Token ids, each no longer than the model has positions for.
         budget: Most distinct tokens run at once.
 
@@ -148,40 +148,40 @@ def hidden_in_trees(
     Raises:
         SelfCheckError: The first tree disagrees with the model's own forward pass.
     """
-    with adapter.isolated() as own:
+    with lm.isolated() as own:
         for number, group in enumerate(group_by_prefix(texts, budget)):
             planted = [texts[index] for index in group]
-            forest = plant(planted)
+            forest = build_prefix_tree(planted)
             hidden = tree_hidden(own, forest)
             if number == 0:
                 check_tree(own, planted, forest, hidden)
             yield group, forest, hidden
 
 
-def resolve_token_budget(adapter: ModelAdapter, token_budget: int | None) -> int:
+def resolve_token_budget(lm: EditableModel, token_budget: int | None) -> int:
     """The padded tokens of one batch; None stands for a default that suits the model's device.
 
     Raises:
         InputError: The budget is not positive.
     """
     if token_budget is None:
-        return CPU_TOKEN_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
+        return CPU_TOKEN_BUDGET if lm.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
     return token_budget
 
 
-def tree_budget(adapter: ModelAdapter, token_budget: int | None) -> int:
+def tree_budget(lm: EditableModel, token_budget: int | None) -> int:
     """The tokens of one tree; None stands for a default that suits the model's device.
 
     Raises:
         InputError: The budget is not positive.
     """
     if token_budget is None:
-        return CPU_TREE_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TREE_BUDGET
-    return resolve_token_budget(adapter, token_budget)
+        return CPU_TREE_BUDGET if lm.device.type == "cpu" else ACCELERATOR_TREE_BUDGET
+    return resolve_token_budget(lm, token_budget)
 
 
 def check_tree(
-    adapter: ModelAdapter, texts: Sequence[Ids], forest: Forest, hidden: Float[Tensor, "nodes d_model"]
+    lm: EditableModel, texts: Sequence[Ids], forest: PrefixTree, hidden: Float[Tensor, "nodes d_model"]
 ) -> None:
     """One text of the tree must be what the model's own forward pass gives: blocks may do more than Emendo knows.
 
@@ -189,20 +189,20 @@ def check_tree(
         SelfCheckError: They differ.
     """
     shortest = min(range(len(texts)), key=lambda i: len(texts[i]))
-    expected = adapter.final_hidden(adapter.batch([texts[shortest]]))[0]
+    expected = lm.final_hidden(lm.batch([texts[shortest]]))[0]
     found = hidden[list(forest.paths[shortest])]
     error = float((found - expected).double().norm() / expected.double().norm().clamp_min(1e-12))
-    tolerance = TREE_TOLERANCE[adapter.dtype]
+    tolerance = TREE_TOLERANCE[lm.dtype]
     if error > tolerance:  # NaN passes here: a broken model is named by its scores
         raise SelfCheckError(
-            f"running {adapter.name!r} over a prefix tree deviates from its forward pass by {error:.2e} relative "
+            f"running {lm.name!r} over a prefix tree deviates from its forward pass by {error:.2e} relative "
             f"(expected at most {tolerance:.0e}); its blocks do more than Emendo knows"
         )
 
 
 @checked
 def token_scores(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     hidden: Float[Tensor, "rows d_model"],
     row_of: Int[Tensor, " queries"],
     token_ids: Int[Tensor, " queries"],
@@ -212,7 +212,7 @@ def token_scores(
     Logits exist for a bounded number of rows at a time (`LOGIT_BYTES`).
 
     Args:
-        adapter: The model, for its unembedding.
+        lm: The model, for its unembedding.
         hidden: Hidden states after the final norm.
         row_of: Ascending index into `hidden` of each query.
         token_ids: The token asked for by each query.
@@ -220,12 +220,12 @@ def token_scores(
     Returns:
         Log-probabilities in nats (float32, or float64 for a float64 model), and argmax flags.
     """
-    log_probs, predicted = token_predictions(adapter, hidden, row_of, token_ids)
+    log_probs, predicted = token_predictions(lm, hidden, row_of, token_ids)
     return log_probs, predicted == token_ids
 
 
 def token_predictions(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     hidden: Float[Tensor, "rows d_model"],
     row_of: Int[Tensor, " queries"],
     token_ids: Int[Tensor, " queries"],
@@ -233,7 +233,7 @@ def token_predictions(
     """As `token_scores`, but with the most likely token itself."""
     log_probs, predicted = [], []
     row_of = row_of.contiguous()
-    for start, logits in logit_chunks(adapter, hidden):
+    for start, logits in logit_chunks(lm, hidden):
         ends = torch.tensor([start, start + len(logits)], device=row_of.device)
         low, high = torch.searchsorted(row_of, ends).tolist()
         rows, ids = row_of[low:high] - start, token_ids[low:high]
@@ -243,20 +243,20 @@ def token_predictions(
 
 
 def logit_chunks(
-    adapter: ModelAdapter, hidden: Float[Tensor, "rows d_model"], at_once: int | None = None
+    lm: EditableModel, hidden: Float[Tensor, "rows d_model"], at_once: int | None = None
 ) -> Iterator[tuple[int, Float[Tensor, "some vocab"]]]:
     """The first row and the logits of consecutive rows, `at_once` bytes at a time (None: `LOGIT_BYTES`)."""
-    step = max(1, (at_once or LOGIT_BYTES) // (4 * adapter.vocab_size))
+    step = max(1, (at_once or LOGIT_BYTES) // (4 * lm.vocab_size))
     for start in range(0, len(hidden), step):
         # Not a yield inside no_grad(): two generators that are read in turn would restore each other's state, and leave
         # gradients switched off for the whole process.
         with torch.no_grad():
-            logits = adapter.unembed(hidden[start : start + step])
+            logits = lm.unembed(hidden[start : start + step])
         yield start, logits
 
 
 def _score_tree(
-    adapter: ModelAdapter, hidden: Float[Tensor, "nodes d_model"], forest: Forest, queries: Sequence[tuple[Ids, Ids]]
+    lm: EditableModel, hidden: Float[Tensor, "nodes d_model"], forest: PrefixTree, queries: Sequence[tuple[Ids, Ids]]
 ) -> list[TokenScores]:
     """Scores of (prompt ids, target ids) queries, whose fed tokens are the paths of the forest."""
     device = hidden.device
@@ -265,7 +265,7 @@ def _score_tree(
     positions, place = torch.unique(torch.tensor(nodes, device=device), return_inverse=True)
     order = torch.argsort(place, stable=True)
     ids = torch.tensor([token for _, target in queries for token in target], device=device)
-    found, best = token_predictions(adapter, hidden[positions], place[order], ids[order])
+    found, best = token_predictions(lm, hidden[positions], place[order], ids[order])
     log_probs, predicted = torch.empty_like(found), torch.empty_like(best)
     log_probs[order], predicted[order] = found, best
     terms, tokens = iter(log_probs.tolist()), iter(predicted.tolist())
@@ -279,21 +279,21 @@ def _score_tree(
     ]
 
 
-def _encode(adapter: ModelAdapter, prompt: str, target: str, join: Join = "auto") -> tuple[Ids, Ids]:
+def _encode(lm: EditableModel, prompt: str, target: str, join: Join = "auto") -> tuple[Ids, Ids]:
     if not prompt.strip() or not target.strip():
         raise InputError(f"a prompt and its target must be visible text, found {prompt!r} and {target!r}")
-    prompt_ids, target_ids = encode_target(adapter, prompt, target, join)
+    prompt_ids, target_ids = encode_target(lm, prompt, target, join)
     return tuple(prompt_ids), tuple(target_ids)
 
 
-def _check_lengths(adapter: ModelAdapter, pairs: Sequence[Pair], encoded: Sequence[tuple[Ids, Ids]]) -> None:
+def _check_lengths(lm: EditableModel, pairs: Sequence[Pair], encoded: Sequence[tuple[Ids, Ids]]) -> None:
     lengths = [len(prompt) + len(target) - 1 for prompt, target in encoded]
-    long = [i for i, length in enumerate(lengths) if length > adapter.max_length]
+    long = [i for i, length in enumerate(lengths) if length > lm.max_length]
     if long:
         worst = max(long, key=lengths.__getitem__)
         raise InputError(
-            f"{len(long)} of {len(pairs)} prompts do not fit {adapter.name!r}, which has positions "
-            f"for {adapter.max_length} tokens; the longest needs {lengths[worst]}: "
+            f"{len(long)} of {len(pairs)} prompts do not fit {lm.name!r}, which has positions "
+            f"for {lm.max_length} tokens; the longest needs {lengths[worst]}: "
             f"{pairs[worst][0][:60]!r}... Shorten or drop these prompts"
         )
 

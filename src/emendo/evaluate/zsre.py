@@ -11,7 +11,7 @@ from emendo.arguments import Confidence, Count, Resamples, Seed, checked
 from emendo.errors import InputError
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.evaluate.tokens import TokenScores, scores_by_pair
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRecord, Pair
 
@@ -68,7 +68,7 @@ class ZsreScores:
 
 @checked
 def zsre_scores(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     records: Sequence[EditRecord],
     *,
     token_budget: Count | None = None,
@@ -83,7 +83,7 @@ def zsre_scores(
     model, and no agreement with it. For that see `prediction_agreement`.
 
     Args:
-        adapter: The model.
+        lm: The model.
         records: At least one; the unrelated questions are probes of kind ``"locality"``.
         token_budget: Most distinct tokens run at once, as in `score_tokens`. Changes speed and memory, not scores.
         progress: Counts distinct (prompt, target) pairs.
@@ -101,7 +101,7 @@ def zsre_scores(
         raise InputError("there is nothing to evaluate: the list of records is empty")
     groups = [_pairs(record) for record in records]
     pairs = (pair for record in groups for group in record for pair in group)
-    scores = scores_by_pair(adapter, pairs, token_budget=token_budget, progress=progress)
+    scores = scores_by_pair(lm, pairs, token_budget=token_budget, progress=progress)
 
     def accuracy(group: Sequence[Pair]) -> float | None:
         return math.fsum(token_accuracy(scores[pair]) for pair in group) / len(group) if group else None

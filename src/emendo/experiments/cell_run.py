@@ -13,7 +13,7 @@ from typing import Any
 
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
-from emendo.editing.value_cache import TargetMemory
+from emendo.editing.value_cache import ValueCache
 from emendo.editing.weight_change import WeightMeter
 from emendo.errors import EmendoError, InfeasibleError, NumericalError, SelfCheckError
 from emendo.evaluate.measure import Given
@@ -103,15 +103,15 @@ class _CellRun:
         zsre: bool,
     ) -> None:
         self.cell, self.records, self.before, self.progress = cell, list(records), before, progress
-        self.adapter, self.folder = ground.adapter, ground.folder.cell(cell.id)
+        self.lm, self.folder = ground.lm, ground.folder.cell(cell.id)
         self.ranges = batch_ranges(len(self.records), cell.batch_size)
         self.keeps = not restores(cell.mode)
         # Where edits stay, only the first batch is searched on the unedited model.
         searched = self.records[: cell.batch_size] if self.keeps else self.records
-        self.memory = TargetMemory([record.request for record in searched], ground.folder.targets)
-        self.session = EditSession(self.adapter, seed=cell.seed, store=store, targets=self.memory, progress=progress)
+        self.memory = ValueCache([record.request for record in searched], ground.folder.targets)
+        self.session = EditSession(self.lm, seed=cell.seed, store=store, targets=self.memory, progress=progress)
         self.resolved = self.session.resolve(cell.method, layers=cell.layers, settings=cell.settings)
-        self.meter = Meter(self.adapter.device)
+        self.meter = Meter(self.lm.device)
         with self.meter.stage("second moments"):
             method = self.resolved.on_engine()
             self.moments = None if method is None else method.config.moments
@@ -169,7 +169,7 @@ class _CellRun:
 
     def _batch(self, number: int, part: range) -> None:
         batch = [self.records[position] for position in part]
-        meter = Meter(self.adapter.device)
+        meter = Meter(self.lm.device)
         work = self._searches()
         with meter.stage("distributions before"):
             base = self.base or self._prepared(part)
@@ -228,7 +228,7 @@ class _CellRun:
 
     def _point(self, edits: int) -> dict[str, Any]:
         """A point of the curve: the model after so many edits."""
-        ppl = held_out_perplexity(Snapshot(self.adapter), self.cell.measures)
+        ppl = held_out_perplexity(Snapshot(self.lm), self.cell.measures)
         base = self.before.perplexity
         totals = self._weight_change()
         return {
@@ -255,7 +255,7 @@ class _CellRun:
         if not positions:
             return None
         plain = [replace(record, paraphrase_prompts=(), neighborhood_prompts=()) for record in self._asked(positions)]
-        return 100 * sum(map(holds, score_rows(Snapshot(self.adapter, plain).scored))) / len(positions)
+        return 100 * sum(map(holds, score_rows(Snapshot(self.lm, plain).scored))) / len(positions)
 
     def _curves(self) -> dict[str, float | None]:
         """The measures that have a curve, of the first records; None where one is not wanted."""
@@ -283,11 +283,11 @@ class _CellRun:
 
     def _snapshot(self, part: range) -> Snapshot:
         """The model as it stands, edited, with some of the records."""
-        return Snapshot(self.adapter, self._asked(part), first=part.start)
+        return Snapshot(self.lm, self._asked(part), first=part.start)
 
     def _prepared(self, part: range) -> Snapshot:
         """The unedited model with some of the records, asked what the measures will need of it."""
-        snapshot = Snapshot(self.adapter, [self.records[position] for position in part], first=part.start)
+        snapshot = Snapshot(self.lm, [self.records[position] for position in part], first=part.start)
         for measure in self.wanted:
             if measure.prepare is not None:
                 measure.prepare(snapshot)

@@ -24,7 +24,7 @@ from emendo.experiments.measures import Measures
 from emendo.experiments.meter import Meter
 from emendo.io.plain_file import read_plain_text
 from emendo.io.whole_file import write_json
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRecord
 
 SCORING = 2
@@ -127,18 +127,18 @@ class Ground:
     """One unedited model and what is known of it.
 
     Args:
-        adapter: The model.
+        lm: The model.
         folder: Where what it says is kept.
     """
 
-    def __init__(self, adapter: ModelAdapter, folder: ExperimentFolder) -> None:
-        self.adapter = adapter
+    def __init__(self, lm: EditableModel, folder: ExperimentFolder) -> None:
+        self.lm = lm
         self.folder = folder
         self._states: dict[str, BaseState] = {}
 
     def state(self, records: Sequence[EditRecord], measures: Measures, zsre: bool = False) -> BaseState:
         """The "before" of these records, with token accuracy if they are of zsRE; the model must hold no edits."""
-        assert not self.adapter.holds_edits
+        assert not self.lm.holds_edits
         asked: dict[str, Any] = {"records": records_digest(records), "measures": measures.to_dict()}
         asked |= {"zsre": True} if zsre else {}
         if measures.perplexity and measures.perplexity_text is not None:  # a path says nothing about its text
@@ -159,12 +159,12 @@ class Ground:
         kept = read_json(path)
         if kept is None:
             number = {id(record): position for position, record in enumerate(records)}
-            kept = [number[id(record)] for record in answered(self.adapter, records, level=level)]
+            kept = [number[id(record)] for record in answered(self.lm, records, level=level)]
             write_json(path, kept)
         return [records[position] for position in kept]
 
     def _ask(self, records: Sequence[EditRecord], measures: Measures, zsre: bool) -> BaseState:
-        meter, snapshot = Meter(self.adapter.device), Snapshot(self.adapter, records)
+        meter, snapshot = Meter(self.lm.device), Snapshot(self.lm, records)
         with meter.stage("scoring before"):
             rows = score_rows(snapshot.scored)
         with meter.stage("perplexity before"):
@@ -180,7 +180,7 @@ class Ground:
         return BaseState(rows, ppl, texts, meter.seconds, meter.peak_bytes, meter.begin_bytes, further)
 
     def _key(self, kind: str, content: Any) -> str:
-        adapter = self.adapter
-        digests = [adapter.weights_digest(), adapter.config_digest(), adapter.tokenizer_digest()]
+        lm = self.lm
+        digests = [lm.weights_digest(), lm.config_digest(), lm.tokenizer_digest()]
         identity = [SCORING, kind, *digests, content]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]

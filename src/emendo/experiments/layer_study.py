@@ -23,7 +23,7 @@ from emendo.experiments.layer_result import LayerStudy, Place
 from emendo.experiments.measures import Measures
 from emendo.experiments.run import Experiment
 from emendo.methods import resolve_method, spelled_out
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
@@ -83,7 +83,7 @@ class StudySettings:
 
 
 def layer_study(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     data: str,
     settings: StudySettings | None = None,
     *,
@@ -94,7 +94,7 @@ def layer_study(
     """Sweep edits over layers and trace the same facts.
 
     Args:
-        adapter: The model, without edits; it is left as it was.
+        lm: The model, without edits; it is left as it was.
         data: Facts: a file or data set as `emendo.datasets` takes it.
         settings: What is swept.
         folder: Of the sweep and of what a run that was interrupted left.
@@ -106,19 +106,19 @@ def layer_study(
         InputError: The facts, the method or a layer cannot be used.
     """
     settings = settings or StudySettings()
-    if resolve_method(settings.method, adapter, settings=settings.settings).on_engine() is None:
+    if resolve_method(settings.method, lm, settings=settings.settings).on_engine() is None:
         raise ExperimentError(
             f"{settings.method!r} is a baseline, which has no keys; expected a method that solves for them, such as "
             "emmet (--method)"
         )
-    places = swept_places(adapter, settings)
-    cells = [_cell(adapter, data, settings, layers) for layers in places]
+    places = swept_places(lm, settings)
+    cells = [_cell(lm, data, settings, layers) for layers in places]
     experiment = Experiment(
         "layers",
         {"data": data, **settings.to_dict(), "places": [list(layers) for layers in places]},
         cells,
         folder / "sweep",
-        lambda _name: adapter,
+        lambda _name: lm,
         store=store,
         progress=progress,
     )
@@ -132,12 +132,12 @@ def layer_study(
     if all(place.error is not None for place in found):
         raise ExperimentError(f"no layer could be edited. The first: {found[0].error}")
     facts = [TraceFact(record.request.prompt, record.request.subject) for record in records]
-    traced = trace(adapter, facts, settings.trace, skip=True, parts=folder / "parts", progress=progress)
+    traced = trace(lm, facts, settings.trace, skip=True, parts=folder / "parts", progress=progress)
     before = _measures(records, [line["before"] for line in experiment.folder.cell(cells[0].id).resume()[1]])
     known = int(np.sum([_said(record, fact.said) for record, fact in _pairs(records, traced.facts)]))
     return LayerStudy(
-        model=adapter.identity(),
-        n_layers=adapter.n_layers,
+        model=lm.identity(),
+        n_layers=lm.n_layers,
         made={"data": data, **settings.to_dict()},
         facts=tuple(record.request.text for record in records),
         places=tuple(found),
@@ -162,19 +162,19 @@ def _check_scored(records: Sequence[EditRecord]) -> None:
             )
 
 
-def swept_places(adapter: ModelAdapter, settings: StudySettings) -> list[tuple[int, ...]]:
+def swept_places(lm: EditableModel, settings: StudySettings) -> list[tuple[int, ...]]:
     """Single layers, then windows around them, each once.
 
     Raises:
         LayerError: A layer that the model does not have.
         ExperimentError: A window is wider than the model.
     """
-    count = adapter.n_layers
+    count = lm.n_layers
     if settings.layers is None:
         spread = np.linspace(0, count - 1 - count // 10, min(COUNT, count))
         layers = sorted({int(value) for value in spread.round()})
     else:
-        layers = adapter.check_layers(settings.layers)
+        layers = lm.check_layers(settings.layers)
     if settings.window > count:
         raise ExperimentError(f"a window of {settings.window} layers in a model of {count}; expected fewer (--window)")
     places: dict[tuple[int, ...], None] = {(layer,): None for layer in layers}
@@ -184,15 +184,15 @@ def swept_places(adapter: ModelAdapter, settings: StudySettings) -> list[tuple[i
     return list(places)
 
 
-def _cell(adapter: ModelAdapter, data: str, settings: StudySettings, layers: tuple[int, ...]) -> Cell:
+def _cell(lm: EditableModel, data: str, settings: StudySettings, layers: tuple[int, ...]) -> Cell:
     method, named, _ = spelled_out(settings.method, settings.settings, layers)
     if len(layers) > 1 and "distribution" not in named:
-        alone = resolve_method(method, adapter, layers=layers[:1], settings=named).on_engine()
+        alone = resolve_method(method, lm, layers=layers[:1], settings=named).on_engine()
         if alone is not None and alone.config.distribution == "single":
             named["distribution"] = "even"
     batches = -(-settings.n // settings.batch_size)
     return Cell(
-        model=adapter.name,
+        model=lm.name,
         data=data,
         method=method,
         mode="single" if settings.batch_size == 1 else "batch",

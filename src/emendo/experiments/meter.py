@@ -67,7 +67,7 @@ class Meter:
         self.add(parts, {})
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Hand memory that nothing uses any more back to the system, so that the next cell's peaks are its own.
 
     The C library of Linux keeps freed memory that lies between what is still in use; asked, it returns its whole pages.

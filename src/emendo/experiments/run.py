@@ -16,16 +16,16 @@ from emendo.experiments.estimate import Cost, Counter, duration, measured_rates
 from emendo.experiments.files import locked
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground, held_out_text
-from emendo.experiments.meter import give_back
+from emendo.experiments.meter import release_memory
 from emendo.experiments.questions import check_measures
 from emendo.methods import Method, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore, obtain_for_method
 
-Loader = Callable[[str], ModelAdapter]
+Loader = Callable[[str], EditableModel]
 """From a model's name to the model."""
 
 
@@ -142,7 +142,7 @@ class Experiment:
     def _look(self, cell: Cell, ground: Ground) -> tuple[list[EditRecord], ResolvedMethod[Method]]:
         """The records of a cell and its method with every value fixed; raises where either cannot be used."""
         records = self._records(cell, ground)
-        resolved = resolve_method(cell.method, ground.adapter, layers=cell.layers, settings=cell.settings)
+        resolved = resolve_method(cell.method, ground.lm, layers=cell.layers, settings=cell.settings)
         resolved.config.evaluation_prompts(records)
         check_measures(cell, records)
         return records, resolved
@@ -156,13 +156,13 @@ class Experiment:
 
     def _prepare(self, model: str, planned: Sequence[PlannedCell]) -> None:
         """Before the first cell of a model: it is the one of earlier results, and has its second moments."""
-        adapter = self._ground_of(model).adapter
-        self.folder.identify("models", model, _identity(adapter))
-        self.folder.identify("devices", model, {"type": adapter.device.type})
+        lm = self._ground_of(model).lm
+        self.folder.identify("models", model, _identity(lm))
+        self.folder.identify("devices", model, {"type": lm.device.type})
         self._collect_moments(model, [plan.cell for plan in planned if not plan.finished])
 
     def _run_cell(self, cell: Cell, title: str) -> dict[str, Any]:
-        give_back()
+        release_memory()
         ground = self._ground_of(cell.model)
         records, zsre = self._records(cell, ground), self._source(cell.data).zsre
         return run_cell(cell, records, ground, zsre=zsre, store=self.store, progress=self.progress, title=title)
@@ -187,17 +187,17 @@ class Experiment:
 
     def _collect_moments(self, model: str, cells: Sequence[Cell]) -> None:
         """Collect what several cells of a model need in one pass over the text, where its layers are equally wide."""
-        adapter = self._ground_of(model).adapter
-        if len({adapter.d_in(layer) for layer in range(adapter.n_layers)}) > 1:
+        lm = self._ground_of(model).lm
+        if len({lm.d_in(layer) for layer in range(lm.n_layers)}) > 1:
             return  # the number of tokens follows the widest layer of a method
         layers: dict[tuple[MomentSettings, int], set[int]] = {}
         for cell in cells:
             if cell.model == model:
-                resolved = resolve_method(cell.method, adapter, layers=cell.layers, settings=cell.settings)
+                resolved = resolve_method(cell.method, lm, layers=cell.layers, settings=cell.settings)
                 if (method := resolved.on_engine()) is not None:
                     layers.setdefault((method.config.moments, cell.seed), set()).update(method.config.written_layers)
         for (settings, seed), wanted in layers.items():
-            obtain_for_method(adapter, sorted(wanted), settings, seed=seed, store=self.store, progress=self.progress)
+            obtain_for_method(lm, sorted(wanted), settings, seed=seed, store=self.store, progress=self.progress)
 
     def _ground_of(self, model: str) -> Ground:
         """The model, loaded; one at a time is kept."""
@@ -230,6 +230,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _identity(adapter: ModelAdapter) -> dict[str, str]:
+def _identity(lm: EditableModel) -> dict[str, str]:
     """What tells a model from another."""
-    return {**adapter.identity(), "dtype": str(adapter.dtype).removeprefix("torch.")}
+    return {**lm.identity(), "dtype": str(lm.dtype).removeprefix("torch.")}

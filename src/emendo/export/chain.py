@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from emendo.errors import ExportError, InputError
-from emendo.models import ModelAdapter, check_update
+from emendo.models import EditableModel, check_update
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 
-def checked_chain(adapter: ModelAdapter, updates: Sequence[ModelUpdate]) -> tuple[LayerUpdate, ...]:
+def checked_chain(lm: EditableModel, updates: Sequence[ModelUpdate]) -> tuple[LayerUpdate, ...]:
     """The stacked factors of updates that are applied one after the other, one entry a layer.
 
     Args:
-        adapter: The unedited model that they were made for.
+        lm: The unedited model that they were made for.
         updates: In the order in which they were made, the first one planned on the unedited model.
 
     Raises:
@@ -21,15 +21,15 @@ def checked_chain(adapter: ModelAdapter, updates: Sequence[ModelUpdate]) -> tupl
         ExportError: There is none, or together they change no weight.
         InputError: The model holds edits: its weights are not those that the updates are relative to.
     """
-    if adapter.holds_edits:
+    if lm.holds_edits:
         raise InputError(
-            f"{adapter.name!r} holds edits of a session, so its base weights are unknown here; call rollback() first"
+            f"{lm.name!r} holds edits of a session, so its base weights are unknown here; call rollback() first"
         )
     if not updates:
         raise ExportError("there is no update to export; name at least one (--update FILE)")
     earlier: list[str] = []
     for update in updates:
-        check_update(adapter, update, earlier)
+        check_update(lm, update, earlier)
         earlier.append(update.id)
     merged = merge_layers([part for update in updates for part in update.layers])
     if not any(part.rank for part in merged):

@@ -12,7 +12,7 @@ from emendo.export.card import checkpoint_card
 from emendo.export.chain import checked_chain
 from emendo.io.whole_folder import whole_folder
 from emendo.io.writable import check_room
-from emendo.models import ModelAdapter, edited_weight
+from emendo.models import EditableModel, edited_weight
 from emendo.models.loading import dtype_named
 from emendo.models.rounding import kept_of, rounding, tell_of_rounding
 from emendo.models.saving import check_saveable, save_model
@@ -21,7 +21,7 @@ from emendo.updates.update import ModelUpdate
 
 @checked
 def write_checkpoint(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     updates: Sequence[ModelUpdate],
     out: str | Path,
     *,
@@ -34,7 +34,7 @@ def write_checkpoint(
     own dtype they are those that a session writes, bit for bit.
 
     Args:
-        adapter: The unedited model that the updates were made for.
+        lm: The unedited model that the updates were made for.
         updates: In order, the first one planned on the unedited model.
         out: The folder to make: absent, or empty.
         dtype: ``"auto"`` (that of the model), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
@@ -50,33 +50,31 @@ def write_checkpoint(
         NumericalError: A weight is not finite in the dtype of the files.
         OutputError: The folder cannot be written, or holds something.
     """
-    total = checked_chain(adapter, updates)
+    total = checked_chain(lm, updates)
     layers = [part.layer for part in total]
     chosen = dtype_named(dtype)
-    check_saveable(adapter)
+    check_saveable(lm)
     path = Path(out).expanduser()
-    check_room(path, _nbytes(adapter, chosen))
+    check_room(path, _nbytes(lm, chosen))
     weights = {
         layer: edited_weight(
-            adapter.weight(layer), (part for update in updates for part in update.layers if part.layer == layer)
+            lm.weight(layer), (part for update in updates for part in update.layers if part.layer == layer)
         )
         for layer in layers
     }
     with whole_folder(path) as draft:
-        stored = chosen or adapter.dtype
+        stored = chosen or lm.dtype
         kept = {
-            part.layer: kept_of(part, rounding(adapter.weight(part.layer), part, stored), part.keys, stored)
+            part.layer: kept_of(part, rounding(lm.weight(part.layer), part, stored), part.keys, stored)
             for part in total
         }
         tell_of_rounding(kept, stored)
-        save_model(adapter, weights, draft, chosen)
-        card = checkpoint_card(
-            base_name or adapter.name, updates, dtype=str(chosen or adapter.dtype).removeprefix("torch.")
-        )
+        save_model(lm, weights, draft, chosen)
+        card = checkpoint_card(base_name or lm.name, updates, dtype=str(chosen or lm.dtype).removeprefix("torch."))
         (draft / "README.md").write_text(card, encoding="utf-8")
     return path
 
 
-def _nbytes(adapter: ModelAdapter, dtype: torch.dtype | None) -> int:
+def _nbytes(lm: EditableModel, dtype: torch.dtype | None) -> int:
     """Bytes of the model's weights in files of a dtype; None: their own."""
-    return sum(weight.numel() * (dtype or weight.dtype).itemsize for weight in adapter.model.parameters())
+    return sum(weight.numel() * (dtype or weight.dtype).itemsize for weight in lm.model.parameters())

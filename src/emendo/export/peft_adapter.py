@@ -25,7 +25,7 @@ from emendo.errors import ExportError, InputError
 from emendo.export.card import adapter_card
 from emendo.export.chain import checked_chain
 from emendo.io.whole_folder import whole_folder
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.updates.fold import fold
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
@@ -65,7 +65,7 @@ class AdapterFolder:
 
 @checked
 def write_adapter(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     updates: Sequence[ModelUpdate],
     out: str | Path,
     *,
@@ -75,7 +75,7 @@ def write_adapter(
     """Write updates as one PEFT LoRA adapter into a folder of its own inside `out`; it appears whole or not at all.
 
     Args:
-        adapter: The unedited model that the updates were made for.
+        lm: The unedited model that the updates were made for.
         updates: In order, the first one planned on the unedited model. Their factors are stacked.
         out: Folder in which the adapter's own is made, named by its content.
         tolerance: Fold each layer to the smallest rank within this relative distance (0: without what is zero beside
@@ -88,10 +88,10 @@ def write_adapter(
         OutputError: The folder cannot be written.
     """
     _checked_tolerance(tolerance)
-    parts, lost = _folded(checked_chain(adapter, updates), updates[0], tolerance)
+    parts, lost = _folded(checked_chain(lm, updates), updates[0], tolerance)
     rank = padded_rank(max(part.rank for part in parts))
     tensors = lora_tensors(parts, rank)
-    config = _config(adapter, parts, rank, base_name or adapter.name)
+    config = _config(lm, parts, rank, base_name or lm.name)
     name = f"emendo-{content_digest(config, tensors)[:12]}"
     path = Path(out).expanduser() / name
     if not _is_there(path, config, tensors):
@@ -184,13 +184,13 @@ def _folded(
     return folded.update.layers, folded.error
 
 
-def _config(adapter: ModelAdapter, parts: Sequence[LayerUpdate], rank: int, base_name: str) -> dict[str, Any]:
+def _config(lm: EditableModel, parts: Sequence[LayerUpdate], rank: int, base_name: str) -> dict[str, Any]:
     """The fields of peft's LoraConfig that say something; it has defaults for the others."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
-        "revision": adapter.revision,
+        "revision": lm.revision,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,
@@ -202,7 +202,7 @@ def _config(adapter: ModelAdapter, parts: Sequence[LayerUpdate], rank: int, base
         "rank_pattern": {},
         "alpha_pattern": {},
         "modules_to_save": None,
-        "fan_in_fan_out": adapter.stores_transposed(parts[0].layer),
+        "fan_in_fan_out": lm.stores_transposed(parts[0].layer),
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,

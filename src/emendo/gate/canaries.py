@@ -20,7 +20,7 @@ from typing import Any
 from emendo.arguments import checked
 from emendo.errors import GateConfigError
 from emendo.io.plain_file import read_plain_text
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.suggest import unknown_name
 
 PACKAGED = "packaged"
@@ -66,13 +66,13 @@ class CanaryText:
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
 
-    def encode(self, adapter: ModelAdapter) -> list[int]:
+    def encode(self, lm: EditableModel) -> list[int]:
         """Its tokens; a conversation is plain text, a line a turn, for a model without a chat template."""
         if not self.messages:
-            return adapter.encode(self.text)
-        if adapter.has_chat_template:
-            return adapter.encode_messages(self.messages)
-        return adapter.encode("\n".join(f"{role.capitalize()}: {content}" for role, content in self.messages))
+            return lm.encode(self.text)
+        if lm.has_chat_template:
+            return lm.encode_messages(self.messages)
+        return lm.encode("\n".join(f"{role.capitalize()}: {content}" for role, content in self.messages))
 
 
 @dataclass(frozen=True)

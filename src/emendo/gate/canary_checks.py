@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from emendo.evaluate import DistributionShift, NextTokenLogProbs
+from emendo.evaluate import Drift, NextTokenLogProbs
 from emendo.gate.evidence import SHOWN, Evidence, Measurement, share_of
 from emendo.gate.sections import MovedConfig
 from emendo.gate.topics import TopicShift
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 
 _NO_PROMPT = "no canary file has a prompt (canaries.files)"
 
@@ -38,23 +38,23 @@ def canary_flips(evidence: Evidence) -> Measurement:
     """Share of prompts with another most likely next token."""
     if evidence.canary_tokens is None:
         return Measurement(None, 0, _NO_PROMPT)
-    return flips(evidence.adapter, *evidence.canary_tokens, "canary prompts")
+    return flips(evidence.lm, *evidence.canary_tokens, "canary prompts")
 
 
-def flips(adapter: ModelAdapter, before: NextTokenLogProbs, after: NextTokenLogProbs, what: str) -> Measurement:
+def flips(lm: EditableModel, before: NextTokenLogProbs, after: NextTokenLogProbs, what: str) -> Measurement:
     """Share of prompts with another most likely next token.
 
-    Not `distribution_shift`: where a fact is put in front of prompts, they differ before and after.
+    Not `measure_drift`: where a fact is put in front of prompts, they differ before and after.
 
     Args:
-        adapter: For the text of tokens.
+        lm: For the text of tokens.
         before: The reference.
         after: The edited model.
         what: What the prompts are.
     """
     pairs = zip(before.places, before.top.tolist(), after.top.tolist(), strict=True)
     flipped = [
-        {"prompt": prompt, "before": adapter.decode([old]), "after": adapter.decode([new])}
+        {"prompt": prompt, "before": lm.decode([old]), "after": lm.decode([new])}
         for prompt, old, new in pairs
         if old != new
     ]
@@ -102,7 +102,7 @@ def _worst_topic(
     return Measurement(read(judged[0]), judged[0].tokens, words(judged[0]) + left, details=tuple(details))
 
 
-def _canary_kl(evidence: Evidence, which: str, read: Callable[[DistributionShift], float]) -> Measurement:
+def _canary_kl(evidence: Evidence, which: str, read: Callable[[Drift], float]) -> Measurement:
     shift = evidence.canary_shift
     if shift is None:
         return Measurement(None, 0, _NO_PROMPT)
@@ -110,7 +110,7 @@ def _canary_kl(evidence: Evidence, which: str, read: Callable[[DistributionShift
     return Measurement(read(shift), len(shift.kl), words, details=_most(shift))
 
 
-def _most(shift: DistributionShift) -> tuple[dict[str, Any], ...]:
+def _most(shift: Drift) -> tuple[dict[str, Any], ...]:
     """The prompts that moved most."""
     order = sorted(range(len(shift.kl)), key=shift.kl.__getitem__, reverse=True)
     return tuple({"prompt": shift.places[i], "kl": shift.kl[i]} for i in order[:SHOWN])

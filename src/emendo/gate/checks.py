@@ -155,7 +155,7 @@ def _neighborhood_flips(evidence: Evidence) -> Measurement:
     before, after = evidence.before.neighborhood, evidence.after.neighborhood
     if before is None or after is None:
         return Measurement(None, 0, "no record has neighborhood_prompts (--requests FILE)")
-    return flips(evidence.adapter, before, after, "neighborhood prompts")
+    return flips(evidence.lm, before, after, "neighborhood prompts")
 
 
 def _neighborhood_lost(evidence: Evidence) -> Measurement:

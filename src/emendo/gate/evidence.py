@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from emendo.editing.weight_change import LayerChange
-from emendo.evaluate import DistributionShift, NextTokenLogProbs, Snapshot, distribution_shift, wilson_interval
+from emendo.evaluate import Drift, NextTokenLogProbs, Snapshot, measure_drift, wilson_interval
 from emendo.gate.canaries import CanarySet
 from emendo.gate.topics import TopicShift
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 
 SHOWN = 5
 """Most prompts that a check lists."""
@@ -27,7 +27,7 @@ class Evidence:
         canaries: Prompts and texts that both are asked.
         layers: How far all updates together have moved each layer.
         unpriced: Why `layers` has no relative cost; empty where it has.
-        adapter: The model, for the text of tokens.
+        lm: The model, for the text of tokens.
         topics: What the edit did to each kind of canary text; empty where none was read.
     """
 
@@ -36,7 +36,7 @@ class Evidence:
     canaries: CanarySet
     layers: tuple[LayerChange, ...]
     unpriced: str
-    adapter: ModelAdapter
+    lm: EditableModel
     topics: tuple[TopicShift, ...] = ()
 
     @cached_property
@@ -46,9 +46,9 @@ class Evidence:
         return None if before is None or after is None else (before, after)
 
     @cached_property
-    def canary_shift(self) -> DistributionShift | None:
+    def canary_shift(self) -> Drift | None:
         """How far the token after each canary prompt moved; None without a prompt. Several checks read it."""
-        return None if self.canary_tokens is None else distribution_shift(*self.canary_tokens, n_resamples=1)
+        return None if self.canary_tokens is None else measure_drift(*self.canary_tokens, n_resamples=1)
 
 
 @dataclass(frozen=True)

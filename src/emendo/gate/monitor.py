@@ -27,10 +27,10 @@ from emendo.editing.session import EditSession
 from emendo.editing.sharing import FactIndex, rows_without
 from emendo.editing.weight_change import WeightMeter
 from emendo.errors import InputError, NumericalError
-from emendo.evaluate import distribution_shift, next_token_log_probs
+from emendo.evaluate import measure_drift, next_token_log_probs
 from emendo.gate.canaries import CanarySet, read_canaries
 from emendo.gate.config import GateConfig, default_config
-from emendo.gate.pricing import pricing
+from emendo.gate.cost_statistics import pricing
 from emendo.updates.update import ModelUpdate, merge_layers
 
 _WORDS = {
@@ -192,7 +192,7 @@ class CollapseMonitor:
             return None, None
         try:
             now = next_token_log_probs(self._session.lm, self._canaries.prompts)
-            shift = distribution_shift(self._base, now, n_resamples=1)
+            shift = measure_drift(self._base, now, n_resamples=1)
         except NumericalError:  # nothing finite is left to compare: all of it is lost
             return math.inf, 1.0
         return shift.mean, shift.flips

@@ -17,8 +17,8 @@ from emendo.evaluate.remembered import RememberedAnswers
 from emendo.gate.canaries import CanarySet, read_canaries
 from emendo.gate.checks import broken, judge, measure
 from emendo.gate.config import GateConfig, default_config
+from emendo.gate.cost_statistics import pricing
 from emendo.gate.evidence import Evidence
-from emendo.gate.pricing import pricing
 from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import Checks
 from emendo.gate.topics import Moved, TopicShift, topic_shifts

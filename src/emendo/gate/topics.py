@@ -131,14 +131,14 @@ def _topic(
         kl=float(kl.mean()),
         confident=int(sure.sum()),
         flipped=int((shift.flipped[rows] & sure).sum()),
-        known=nll_before <= KNOWN * math.log(before.adapter.vocab_size),
+        known=nll_before <= KNOWN * math.log(before.lm.vocab_size),
         worst=_moved(texts, before, shift, rows[int(kl.argmax())]),
     )
 
 
 def _moved(texts: Sequence[CanaryText], before: TextTokens, shift: TokenShift, row: int) -> Moved:
     text, position = shift.places[row]
-    decode = before.adapter.decode
+    decode = before.lm.decode
     excerpt = decode(before.texts[text][max(0, position - _SHOWN_TOKENS) : position])
     old, new = (decode([int(top[row])]) for top in (shift.top_before, shift.top_after))
     return Moved(texts[text].id, excerpt, old, new, float(shift.kl[row]))

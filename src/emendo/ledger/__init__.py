@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from emendo.ledger.edits import History, KeptEdit
+from emendo.ledger.edits import History, StoredEdit
 from emendo.ledger.record import Active, Record
 from emendo.ledger.store import LedgerStore
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from emendo.ledger.ledger import EditLedger
     from emendo.ledger.verify import Verification
 
-__all__ = ["Active", "EditLedger", "History", "KeptEdit", "LedgerStore", "Record", "Verification"]
+__all__ = ["Active", "EditLedger", "History", "LedgerStore", "Record", "StoredEdit", "Verification"]
 
 
 def __getattr__(name: str) -> Any:

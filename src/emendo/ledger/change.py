@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emendo.errors import LedgerError
-from emendo.ledger.edits import History, KeptEdit
+from emendo.ledger.edits import History, StoredEdit
 from emendo.ledger.files import check_file
 from emendo.ledger.record import Active
 from emendo.ledger.replay import Planner, SessionPlanner, changed_environment, kept_method, seeded
@@ -112,7 +112,7 @@ def needs_planner(store: LedgerStore, history: History, gone: Sequence[str], how
     return bool(metric_layers(loaded(store, history.active), ids.index(gone[0])))
 
 
-def rewritten(store: LedgerStore, kept: Sequence[Active], redo: Sequence[KeptEdit], planner: Planner | None) -> State:
+def rewritten(store: LedgerStore, kept: Sequence[Active], redo: Sequence[StoredEdit], planner: Planner | None) -> State:
     """Plan edits again, in order, on top of what is kept; the planner's model ends in the new state.
 
     Args:
@@ -160,7 +160,7 @@ def _remade(entries: Sequence[Active]) -> dict[str, Any]:
 
 
 def _common_metrics(
-    edits: Sequence[KeptEdit], layers: Sequence[int], planner: Planner | None
+    edits: Sequence[StoredEdit], layers: Sequence[int], planner: Planner | None
 ) -> dict[int, PreparedLayer]:
     """The preservation metrics of layers that all the edits were solved in.
 

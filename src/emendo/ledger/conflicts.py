@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emendo.errors import ConflictError, RequestError
-from emendo.ledger.edits import KeptEdit
+from emendo.ledger.edits import StoredEdit
 from emendo.requests import EditRequest
 
 
 def replaced_facts(
-    edits: Sequence[KeptEdit], requests: Sequence[EditRequest], *, replace: bool, folder: Path
+    edits: Sequence[StoredEdit], requests: Sequence[EditRequest], *, replace: bool, folder: Path
 ) -> list[str]:
     """The facts of `requests` (`EditRequest.fact`) that are active with another target and are to give way.
 

@@ -15,7 +15,7 @@ from emendo.requests import EditRequest
 
 
 @dataclass(frozen=True)
-class KeptEdit:
+class StoredEdit:
     """An edit as the ledger keeps it: all that planning it again needs.
 
     Attributes:
@@ -36,14 +36,14 @@ class KeptEdit:
     environment: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[int, ...] = ()
 
-    def without(self, facts: Sequence[str]) -> KeptEdit | None:
+    def without(self, facts: Sequence[str]) -> StoredEdit | None:
         """The edit without its requests about some facts; None where nothing is left."""
         gone = {position for position, request in self.requests.items() if request.fact in facts}
         left = {position: request for position, request in self.requests.items() if position not in gone}
         if not left:
             return None
         dropped = tuple(sorted({*self.dropped, *gone}))
-        return KeptEdit(self.id, left, self.method, self.seed, self.moments, self.environment, dropped)
+        return StoredEdit(self.id, left, self.method, self.seed, self.moments, self.environment, dropped)
 
 
 class History:
@@ -54,7 +54,7 @@ class History:
         earlier: Of the same ledger, what it worked out already is not worked out again.
     """
 
-    _edits: dict[tuple[str | None, tuple[int, ...]], KeptEdit]
+    _edits: dict[tuple[str | None, tuple[int, ...]], StoredEdit]
 
     @checked
     def __init__(self, chain: Sequence[Record], earlier: History | None = None) -> None:
@@ -128,7 +128,7 @@ class History:
         return [record.id]
 
     @checked
-    def edits(self, active: Sequence[Active] | None = None) -> list[KeptEdit]:
+    def edits(self, active: Sequence[Active] | None = None) -> list[StoredEdit]:
         """The edits of a state in order, those inside a folded update too.
 
         Args:
@@ -138,8 +138,8 @@ class History:
 
     @checked
     def split(
-        self, active: Sequence[Active], touched: Callable[[KeptEdit], bool]
-    ) -> tuple[list[Active], list[KeptEdit]]:
+        self, active: Sequence[Active], touched: Callable[[StoredEdit], bool]
+    ) -> tuple[list[Active], list[StoredEdit]]:
         """What stays of a state before the first touched edit, and the edits from there on, the touched ones too.
 
         A folded update that holds a touched edit is unfolded: it gives way to what it was folded from.
@@ -150,7 +150,7 @@ class History:
                 return kept(), [edit, *(later for later, _ in walk)]
         return list(active), []
 
-    def _walk(self, active: Sequence[Active]) -> Iterator[tuple[KeptEdit, Callable[[], list[Active]]]]:
+    def _walk(self, active: Sequence[Active]) -> Iterator[tuple[StoredEdit, Callable[[], list[Active]]]]:
         """The edits of a state in order, each with what gives the updates before it, of which none holds it.
 
         By a stack of its own: a ledger may be compacted thousands of times, each fold inside the next.
@@ -171,7 +171,7 @@ class History:
                 unfolded.add(id)
                 levels.append((self._folded_from[id], 0))
 
-    def _kept(self, entry: Active) -> KeptEdit:
+    def _kept(self, entry: Active) -> StoredEdit:
         key = entry.edit, entry.dropped
         if key not in self._edits:
             record = self._by_id.get(id := _id(entry))
@@ -187,7 +187,7 @@ BASE = "base"
 _SHORTEST = 4
 
 
-def kept_edit(record: Record, entry: Active) -> KeptEdit:
+def kept_edit(record: Record, entry: Active) -> StoredEdit:
     """The edit that a record made, as far as an active update still holds it.
 
     Raises:
@@ -197,7 +197,7 @@ def kept_edit(record: Record, entry: Active) -> KeptEdit:
     try:
         if record.operation not in MAKES_EDIT:
             raise ValueError(f"it is a {record.operation}")
-        return KeptEdit(
+        return StoredEdit(
             id=record.id,
             requests={place: request for place, request in enumerate(record.requests) if place not in entry.dropped},
             method=details["method"],

@@ -22,17 +22,17 @@ from emendo.errors import LedgerError
 from emendo.io.versions import __version__
 from emendo.ledger.change import State, fold_state, loaded, needs_planner, recalled, rewritten, stored, without_edit
 from emendo.ledger.conflicts import replaced_facts
-from emendo.ledger.edits import BASE, History, KeptEdit
+from emendo.ledger.edits import BASE, History, StoredEdit
 from emendo.ledger.identity import base_of, check_base
 from emendo.ledger.lock import user_name
 from emendo.ledger.pending import PendingEdit, edit_details
 from emendo.ledger.record import Active, Record
 from emendo.ledger.replay import Planner, SessionPlanner
-from emendo.ledger.stamp import check_texts, stamped
+from emendo.ledger.stamp import check_texts, new_record
 from emendo.ledger.store import LedgerStore
 from emendo.ledger.verify import Verification, verify
 from emendo.methods import DEFAULT_METHOD, Method
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRequest, check_requests
 from emendo.updates.merge import merge
 from emendo.updates.update import ModelUpdate
@@ -99,7 +99,7 @@ class EditLedger:
         details = {"base": identity, "model": model or identity.get("name"), "emendo": __version__}
         who = options.get("who") or user_name()
         check_texts(who, message)
-        first = stamped(None, "init", details=details, who=who, message=message)
+        first = new_record(None, "init", details=details, who=who, message=message)
         LedgerStore(folder).create(first, timeout=options.get("timeout", TIMEOUT))
         return cls(folder, **options)
 
@@ -155,7 +155,7 @@ class EditLedger:
     # ---- sessions ----------------------------------------------------------------------------------------
 
     @checked
-    def session(self, lm: ModelAdapter, **options: Any) -> EditSession:
+    def session(self, lm: EditableModel, **options: Any) -> EditSession:
         """A session of a model with the active updates applied.
 
         Args:
@@ -364,7 +364,7 @@ class EditLedger:
     def _without_facts(self, history: History, facts: Sequence[str], planner: Planner) -> State:
         """The state without some facts, each edit that held one planned again without it."""
 
-        def touched(edit: KeptEdit) -> bool:
+        def touched(edit: StoredEdit) -> bool:
             return any(request.fact in facts for request in edit.requests.values())
 
         kept, redo = history.split(history.active, touched)
@@ -377,5 +377,5 @@ class EditLedger:
         self, history: History, operation: str, active: Sequence[Active], details: Mapping[str, Any], message: str
     ) -> Record:
         return self.store.append(
-            stamped(history, operation, active=active, details=details, who=self.who, message=message)
+            new_record(history, operation, active=active, details=details, who=self.who, message=message)
         )

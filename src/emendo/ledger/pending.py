@@ -11,7 +11,7 @@ from emendo.ledger.change import State, stored
 from emendo.ledger.edits import History
 from emendo.ledger.record import Record
 from emendo.ledger.replay import SessionPlanner, environment, fingerprint
-from emendo.ledger.stamp import stamped
+from emendo.ledger.stamp import new_record
 from emendo.ledger.store import LedgerStore
 from emendo.requests import EditRequest
 from emendo.updates.update import ModelUpdate
@@ -65,7 +65,9 @@ class PendingEdit:
         active = [*self._state.active, stored(self._store, update)]
         operation = "replace" if self._state.details else "edit"
         details |= self._state.details
-        record = stamped(self._history, operation, active=active, details=details, who=self._who, message=self._message)
+        record = new_record(
+            self._history, operation, active=active, details=details, who=self._who, message=self._message
+        )
         self.record = self._store.append(record)
         return self.record
 

@@ -14,7 +14,7 @@ from emendo.editing.session import EditSession
 from emendo.errors import LedgerError
 from emendo.io.printable import well_formed
 from emendo.io.versions import processor, versions
-from emendo.ledger.edits import KeptEdit
+from emendo.ledger.edits import StoredEdit
 from emendo.methods import ADDED_SETTINGS, Method, stored_method
 from emendo.updates.update import ModelUpdate
 
@@ -29,7 +29,7 @@ class Planner(Protocol):
     def move_to(self, updates: Sequence[ModelUpdate]) -> None:
         """Bring the model to its base plus these updates."""
 
-    def plan(self, edit: KeptEdit) -> ModelUpdate:
+    def plan(self, edit: StoredEdit) -> ModelUpdate:
         """Plan an edit on the model as it is, and add it to the model."""
 
     def environment(self) -> dict[str, str]:
@@ -59,7 +59,7 @@ class SessionPlanner:
         """Bring the session to these updates after an error, whatever it says that it has."""
         self.session.move_to(updates)
 
-    def plan(self, edit: KeptEdit) -> ModelUpdate:
+    def plan(self, edit: StoredEdit) -> ModelUpdate:
         """Plan an edit with its own seed, and apply it.
 
         Raises:
@@ -84,7 +84,7 @@ def environment(session: EditSession) -> dict[str, str]:
     return {name: well_formed(value) for name, value in found.items()}
 
 
-def kept_method(edit: KeptEdit) -> tuple[Method, list[int] | None]:
+def kept_method(edit: StoredEdit) -> tuple[Method, list[int] | None]:
     """The method or baseline of an edit with every value as it was, and its layers.
 
     Raises:
@@ -107,7 +107,7 @@ def _on(method: Method, layers: Sequence[int] | None) -> Method:
     return method if layers is None else replace(method, layers=tuple(layers))
 
 
-def changed_environment(edits: Sequence[KeptEdit], now: dict[str, str]) -> dict[str, list[str]]:
+def changed_environment(edits: Sequence[StoredEdit], now: dict[str, str]) -> dict[str, list[str]]:
     """Where the environment of a replay differs from that of the edits: then bits may differ too.
 
     Returns:
@@ -127,7 +127,7 @@ def _settings(method: Mapping[str, Any]) -> dict[str, Any]:
     return {**ADDED_SETTINGS, **settings} if "target.steps" in settings else settings
 
 
-def _require_same(edit: KeptEdit, update: ModelUpdate) -> None:
+def _require_same(edit: StoredEdit, update: ModelUpdate) -> None:
     """Raise where a replay did not use what the edit used."""
     was, now = _settings(edit.method), _settings(update.info["method"])
     differ = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))

@@ -12,7 +12,7 @@ from emendo.ledger.edits import History, kept_edit
 from emendo.ledger.record import MAKES_EDIT, Active, Record, as_read_back
 
 
-def stamped(
+def new_record(
     history: History | None,
     operation: str,
     *,

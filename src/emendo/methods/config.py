@@ -25,7 +25,7 @@ from emendo.methods.settings import (
 from emendo.solve.distribution import DISTRIBUTIONS, distribution_steps
 
 if TYPE_CHECKING:
-    from emendo.models import ModelAdapter
+    from emendo.models import EditableModel
     from emendo.requests import EditRecord
 
 ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0}
@@ -77,11 +77,11 @@ class Method:
             "settings": self.settings(),
         }
 
-    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
         """The layers for a model where neither the user nor a preset names any, and the reason in words."""
         raise NotImplementedError
 
-    def with_layers(self: M, layers: Sequence[int], lm: ModelAdapter) -> M:
+    def with_layers(self: M, layers: Sequence[int], lm: EditableModel) -> M:
         """The method on these layers of a model.
 
         Raises:
@@ -90,11 +90,11 @@ class Method:
         """
         return replace(self, layers=tuple(lm.check_layers(layers)))
 
-    def family_settings(self, lm: ModelAdapter) -> dict[str, tuple[Any, str]]:
+    def family_settings(self, lm: EditableModel) -> dict[str, tuple[Any, str]]:
         """Settings that the model's family asks for, by dotted name, each with the reason in words."""
         return {}
 
-    def check_model(self, lm: ModelAdapter) -> None:
+    def check_model(self, lm: EditableModel) -> None:
         """Refuse values that the model's family excludes.
 
         Raises:
@@ -141,11 +141,11 @@ class MethodConfig(Axes, Method):
         """The edited layers that get an update."""
         return tuple(step.layer for step in distribution_steps(self.distribution, self.layers))
 
-    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
         """As many layers as the method edits, by the rule of depth."""
         return layers_by_depth(lm, self.span)
 
-    def with_layers(self: MethodConfig, layers: Sequence[int], lm: ModelAdapter) -> MethodConfig:
+    def with_layers(self: MethodConfig, layers: Sequence[int], lm: EditableModel) -> MethodConfig:
         """The method on these layers; how many there are follows from them."""
         chosen = tuple(lm.check_layers(layers))
         if DISTRIBUTIONS[self.distribution].one_layer and len(chosen) > 1:
@@ -155,11 +155,11 @@ class MethodConfig(Axes, Method):
             )
         return replace(self, layers=chosen, span=len(chosen))
 
-    def family_settings(self, lm: ModelAdapter) -> dict[str, tuple[Any, str]]:
+    def family_settings(self, lm: EditableModel) -> dict[str, tuple[Any, str]]:
         """What the family needs where its MLP's output is normed, or units of a ReLU may never fire."""
         return family_settings(self, lm)
 
-    def check_model(self, lm: ModelAdapter) -> None:
+    def check_model(self, lm: EditableModel) -> None:
         """Refuse a target or a distribution that a family with a normed MLP cannot have."""
         check_family(self, lm)
 
@@ -188,12 +188,12 @@ class BaselineConfig(Method):
 
     own: BaselineSettings = field(kw_only=True)
 
-    def default_layers(self, lm: ModelAdapter) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
         """What the baseline trains by itself."""
         layers, why = self.own.default_layers(lm)
         return layers, why if layers else f"{self.name} {why}"
 
-    def with_layers(self: BaselineConfig, layers: Sequence[int], lm: ModelAdapter) -> BaselineConfig:
+    def with_layers(self: BaselineConfig, layers: Sequence[int], lm: EditableModel) -> BaselineConfig:
         """The baseline on these layers; none for one that changes no weights."""
         if self.own.trainer:
             return super().with_layers(layers, lm)

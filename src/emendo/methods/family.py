@@ -10,14 +10,14 @@ from emendo.models.architecture import has_dead_units
 from emendo.solve.distribution import DISTRIBUTIONS
 
 if TYPE_CHECKING:
-    from emendo.models import ModelAdapter
+    from emendo.models import EditableModel
 
 _DEAD_RIDGE = 1e-4
 _NORMED = "family: the MLP's output is normed before it joins the residual stream"
 _DEAD = "family: units of a ReLU may never fire, and C would price them at nothing"
 
 
-def family_settings(config: Axes, lm: ModelAdapter) -> dict[str, tuple[Any, str]]:
+def family_settings(config: Axes, lm: EditableModel) -> dict[str, tuple[Any, str]]:
     """Settings that the model's family asks for, by dotted name, each with the reason in words.
 
     Where the MLP's output is normed before it joins the residual stream, ΔW k is not what the stream gains, so targets
@@ -40,7 +40,7 @@ def family_settings(config: Axes, lm: ModelAdapter) -> dict[str, tuple[Any, str]
     return found
 
 
-def check_family(config: Axes, lm: ModelAdapter) -> None:
+def check_family(config: Axes, lm: EditableModel) -> None:
     """Refuse what a family with a normed MLP output cannot have.
 
     Raises:

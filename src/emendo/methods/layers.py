@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from emendo.models import ModelAdapter
+    from emendo.models import EditableModel
 
 _DEPTHS = {"gpt2": (0.35, 0.35), "gpt_neox": (0.35, 0.23)}
 _OTHER_DEPTHS = (0.17, 0.26)
 """Where the edited layers end, as parts of the depth: a single layer, several layers."""
 
 
-def layers_by_depth(adapter: ModelAdapter, span: int) -> tuple[tuple[int, ...], str]:
+def layers_by_depth(lm: EditableModel, span: int) -> tuple[tuple[int, ...], str]:
     """Layers for a model without a preset, and the rule in words.
 
     `span` consecutive layers. They end at 0.35 of the depth for GPT-2 whatever the span, and for GPT-NeoX at 0.35 (one
@@ -21,9 +21,9 @@ def layers_by_depth(adapter: ModelAdapter, span: int) -> tuple[tuple[int, ...], 
     Source: the published settings. One layer: GPT2-XL 17 of 48, GPT-NeoX 15 of 44, GPT-J 5 of 28, Llama-2 5 of 32;
         several end at 17 of 48, 10 of 44, 8 of 28, 8 of 32.
     """
-    single, several = _DEPTHS.get(adapter.spec.model_type, _OTHER_DEPTHS)
+    single, several = _DEPTHS.get(lm.spec.model_type, _OTHER_DEPTHS)
     depth = single if span == 1 else several
-    last = min(adapter.n_layers - 1, max(span - 1, round(depth * adapter.n_layers)))
+    last = min(lm.n_layers - 1, max(span - 1, round(depth * lm.n_layers)))
     first = max(0, last - span + 1)
     rule = f"rule for models without a preset: {span} layer(s) ending at {depth} of the depth"
     return tuple(range(first, last + 1)), rule

@@ -25,7 +25,7 @@ from emendo.models.known import (
 )
 
 if TYPE_CHECKING:
-    from emendo.models import ModelAdapter
+    from emendo.models import EditableModel
 
 _ROME = "ROME public code"
 _MEMIT = "MEMIT public code"
@@ -167,10 +167,10 @@ def presets_of(config: Method) -> dict[KnownModel, Preset]:
     return PRESETS.get(config.presets or config.name, {})
 
 
-def preset_for(config: Method, adapter: ModelAdapter) -> tuple[Preset, str] | None:
+def preset_for(config: Method, lm: EditableModel) -> tuple[Preset, str] | None:
     """The preset of a method for a loaded model, with its origin in words; None where there is none."""
     for model, preset in presets_of(config).items():
-        if model.matches(adapter):
+        if model.matches(lm):
             whose = f"of {config.presets} " if config.presets else ""
             return preset, f"preset {whose}for models shaped like {model.name}: {preset.source}"
     return None

@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING
 from emendo.lazy import lazy
 
 if TYPE_CHECKING:
-    from emendo.models.adapter import (
-        ModelAdapter,
-    )
     from emendo.models.architecture import (
         ARCHITECTURES,
         WRAPPERS,
@@ -20,6 +17,9 @@ if TYPE_CHECKING:
     from emendo.models.batch import (
         TokenBatch,
         pack_by_tokens,
+    )
+    from emendo.models.editable import (
+        EditableModel,
     )
     from emendo.models.edits import (
         check_update,
@@ -43,7 +43,7 @@ __all__ = [
     "WRAPPERS",
     "ArchitectureSpec",
     "Capture",
-    "ModelAdapter",
+    "EditableModel",
     "TokenBatch",
     "adding",
     "check_update",
@@ -62,7 +62,7 @@ __getattr__ = lazy(
         "ARCHITECTURES": "emendo.models.architecture",
         "ArchitectureSpec": "emendo.models.architecture",
         "Capture": "emendo.models.hooks",
-        "ModelAdapter": "emendo.models.adapter",
+        "EditableModel": "emendo.models.editable",
         "REFUSALS": "emendo.models.refusals",
         "TokenBatch": "emendo.models.batch",
         "WRAPPERS": "emendo.models.architecture",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from emendo.arguments import checked
 from emendo.errors import RequestError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import SLOT, EditRequest, Join, continuation
 
 _ANCHORS = ("\n", ".")
@@ -49,11 +49,11 @@ class AlignedEdit:
 
 
 @checked
-def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLOT) -> AlignedPrompt:
+def align_prompt(lm: EditableModel, request: EditRequest, context: str = SLOT) -> AlignedPrompt:
     """Tokens of a request's prompt inside a context, and where its subject ends.
 
     Args:
-        adapter: Gives the tokens and their character spans.
+        lm: Gives the tokens and their character spans.
         request: The edit; the subject is the text in its slot, wherever else the same words occur.
         context: Template with one ``{}`` for the whole prompt.
 
@@ -63,7 +63,7 @@ def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLO
     before, _, _ = request.prompt.partition(SLOT)
     text, _ = continuation(request.text, request.target, request.join)
     lead = context.partition(SLOT)[0]
-    ids, offsets = adapter.encode_with_offsets(lead + text)
+    ids, offsets = lm.encode_with_offsets(lead + text)
     subject = request.subject.strip()
     start = len(lead) + len(before) + request.subject.index(subject)
     end = start + len(subject)
@@ -72,19 +72,19 @@ def align_prompt(adapter: ModelAdapter, request: EditRequest, context: str = SLO
         raise RequestError(
             f"no token of {lead + text!r} overlaps the subject {subject!r}; expected a subject of visible characters"
         )
-    unknown = adapter.tokenizer.unk_token_id
+    unknown = lm.tokenizer.unk_token_id
     if unknown in (own := [ids[i] for i in inside]) and not any(
-        token != unknown and adapter.decode([token]).strip() for token in own
+        token != unknown and lm.decode([token]).strip() for token in own
     ):
         raise RequestError(
-            f"the tokenizer of {adapter.name!r} has no tokens for the subject {subject!r}: it reads it like every "
+            f"the tokenizer of {lm.name!r} has no tokens for the subject {subject!r}: it reads it like every "
             "other name that it does not know; expected text in a script that the model was trained on"
         )
     return AlignedPrompt(tuple(ids), inside[-1])
 
 
 @checked
-def encode_target(adapter: ModelAdapter, prompt: str, target: str, join: Join = "auto") -> tuple[list[int], list[int]]:
+def encode_target(lm: EditableModel, prompt: str, target: str, join: Join = "auto") -> tuple[list[int], list[int]]:
     """Tokens of a prompt, and the tokens of a target that follows it.
 
     The two are tokenised together, as the model would read them; where that would change the prompt's own
@@ -92,7 +92,7 @@ def encode_target(adapter: ModelAdapter, prompt: str, target: str, join: Join = 
     conditioned on one prompt.
 
     Args:
-        adapter: The model.
+        lm: The model.
         prompt: Text before the target.
         target: Text to be predicted.
         join: How the two join, as in `continuation`.
@@ -101,46 +101,46 @@ def encode_target(adapter: ModelAdapter, prompt: str, target: str, join: Join = 
         RequestError: The target is empty, or the tokenizer cannot write it after this prompt.
     """
     stripped, spaced = continuation(prompt, target, join)
-    prompt_ids = adapter.encode(stripped)
-    joint = adapter.encode(stripped + spaced)
+    prompt_ids = lm.encode(stripped)
+    joint = lm.encode(stripped + spaced)
     n = len(prompt_ids)
-    target_ids = joint[n:] if joint[:n] == prompt_ids else _encode_apart(adapter, prompt_ids, spaced, joint)
-    if not target_ids or adapter.tokenizer.unk_token_id in target_ids:
+    target_ids = joint[n:] if joint[:n] == prompt_ids else _encode_apart(lm, prompt_ids, spaced, joint)
+    if not target_ids or lm.tokenizer.unk_token_id in target_ids:
         raise RequestError(
-            f"the tokenizer of {adapter.name!r} has no tokens for the target {target!r} after {prompt!r}; "
+            f"the tokenizer of {lm.name!r} has no tokens for the target {target!r} after {prompt!r}; "
             "expected text in a script that the model was trained on"
         )
     return prompt_ids, target_ids
 
 
-def _encode_apart(adapter: ModelAdapter, prompt_ids: list[int], spaced: str, joint: list[int]) -> list[int]:
+def _encode_apart(lm: EditableModel, prompt_ids: list[int], spaced: str, joint: list[int]) -> list[int]:
     """Tokens of a target by itself that read, after the prompt's, like prompt and target tokenised together.
 
     A tokenizer may mark the start of any text with a space ("▁"), which a target that follows without one must
     not get: then it is tokenised after an anchor. Empty where no way reads right.
     """
-    wanted = unicodedata.normalize("NFC", adapter.decode(joint))
-    candidates = [adapter.encode_bare(spaced)]
+    wanted = unicodedata.normalize("NFC", lm.decode(joint))
+    candidates = [lm.encode_bare(spaced)]
     for anchor in _ANCHORS:
-        before, both = adapter.encode_bare(anchor), adapter.encode_bare(anchor + spaced)
+        before, both = lm.encode_bare(anchor), lm.encode_bare(anchor + spaced)
         if both[: len(before)] == before:
             candidates.append(both[len(before) :])
     for ids in candidates:
-        if unicodedata.normalize("NFC", adapter.decode([*prompt_ids, *ids])) == wanted:
+        if unicodedata.normalize("NFC", lm.decode([*prompt_ids, *ids])) == wanted:
             return ids
     return []
 
 
 @checked
 def align_edit(
-    adapter: ModelAdapter, request: EditRequest, context: str = SLOT, *, end_of_text: bool = False
+    lm: EditableModel, request: EditRequest, context: str = SLOT, *, end_of_text: bool = False
 ) -> AlignedEdit:
     """A request inside a context as tokens, ready for the target search.
 
     The target's tokens are those that follow the plain prompt, the same in every context.
 
     Args:
-        adapter: The model.
+        lm: The model.
         request: The fact to write.
         context: Template with one ``{}`` for the whole prompt.
         end_of_text: Add the model's end-of-text token to the target.
@@ -148,12 +148,12 @@ def align_edit(
     Raises:
         RequestError: The request cannot be aligned, or the tokenizer has no end-of-text token.
     """
-    _, target_ids = encode_target(adapter, request.text, request.target, request.join)
+    _, target_ids = encode_target(lm, request.text, request.target, request.join)
     if end_of_text:
-        if not adapter.knows(adapter.tokenizer.eos_token_id):
+        if not lm.knows(lm.tokenizer.eos_token_id):
             raise RequestError(
-                f"the tokenizer of {adapter.name!r} has no end-of-text token that the model knows to append to "
+                f"the tokenizer of {lm.name!r} has no end-of-text token that the model knows to append to "
                 "targets; leave it out (--set target.end_of_text=false)"
             )
-        target_ids = [*target_ids, adapter.tokenizer.eos_token_id]
-    return AlignedEdit(align_prompt(adapter, request, context), tuple(target_ids))
+        target_ids = [*target_ids, lm.tokenizer.eos_token_id]
+    return AlignedEdit(align_prompt(lm, request, context), tuple(target_ids))

@@ -1,6 +1,6 @@
 """What Emendo knows about each decoder family: one row a `config.model_type`, and refusals with the reason.
 
-A row says where things are and what a block does; `adapter.py` and the suffix replay are the only readers. Nothing
+A row says where things are and what a block does; `editable.py` and the suffix replay are the only readers. Nothing
 outside `emendo.models` names a Hugging Face module.
 """
 

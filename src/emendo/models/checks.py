@@ -1,4 +1,4 @@
-"""What a model must be before it is edited: reachable weights, and an adapter that sees what the model computes."""
+"""What a model must be before it is edited: reachable weights, and a wrapper that sees what the model computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emendo.models.batch import TokenBatch
 from emendo.models.identity import COMPILED
 
 if TYPE_CHECKING:
-    from emendo.models.adapter import ModelAdapter
+    from emendo.models.editable import EditableModel
 
 SELF_CHECK_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 """Largest relative deviation that rounding explains, by dtype of the weights."""
@@ -38,7 +38,7 @@ def plain_model(model: Any) -> Any:
     return getattr(model, COMPILED, model)
 
 
-def check_model(adapter: ModelAdapter) -> None:
+def check_model(lm: EditableModel) -> None:
     """Refuse a model that cannot be edited as it is, in words.
 
     Raises:
@@ -46,19 +46,19 @@ def check_model(adapter: ModelAdapter) -> None:
         SelfCheckError: A captured key times the weight does not give the captured MLP output.
         NumericalError: What the model computes is not finite.
     """
-    _refuse_adapters(adapter.model)
-    _refuse_compiled_parts(adapter.model)
-    if not getattr(adapter.tokenizer, "is_fast", False):
+    _refuse_adapters(lm.model)
+    _refuse_compiled_parts(lm.model)
+    if not getattr(lm.tokenizer, "is_fast", False):
         raise UnsupportedModelError(
-            f"the tokenizer {type(adapter.tokenizer).__name__} gives no character offsets, which Emendo needs to find "
+            f"the tokenizer {type(lm.tokenizer).__name__} gives no character offsets, which Emendo needs to find "
             "the subject's tokens. Load a fast tokenizer (AutoTokenizer, or pip install tokenizers)"
         )
-    _refuse_other_modules(adapter)
-    _refuse_offloaded(adapter)
-    for layer in range(adapter.n_layers):
-        _refuse_unreachable_weight(adapter, layer)
-    _refuse_shared_weights(adapter)
-    _self_check(adapter)
+    _refuse_other_modules(lm)
+    _refuse_offloaded(lm)
+    for layer in range(lm.n_layers):
+        _refuse_unreachable_weight(lm, layer)
+    _refuse_shared_weights(lm)
+    _self_check(lm)
 
 
 def check_parameters(model: nn.Module) -> None:
@@ -99,23 +99,23 @@ def _refuse_compiled_parts(model: nn.Module) -> None:
             )
 
 
-def _refuse_other_modules(adapter: ModelAdapter) -> None:
+def _refuse_other_modules(lm: EditableModel) -> None:
     try:
-        complete = all(adapter.down_projection(layer) is not None for layer in range(adapter.n_layers))
+        complete = all(lm.down_projection(layer) is not None for layer in range(lm.n_layers))
     except AttributeError:
         complete = False
-    if not complete or adapter.model.get_output_embeddings() is None:
-        path = f"{adapter.spec.decoder}.{adapter.spec.blocks}.*.{adapter.spec.down_projection}"
+    if not complete or lm.model.get_output_embeddings() is None:
+        path = f"{lm.spec.decoder}.{lm.spec.blocks}.*.{lm.spec.down_projection}"
         raise UnsupportedModelError(
-            f"a {type(adapter.model).__name__} does not have {path} and an unembedding, as expected of "
-            f"model_type {adapter.spec.model_type!r}. Pass the causal LM itself (AutoModelForCausalLM), "
+            f"a {type(lm.model).__name__} does not have {path} and an unembedding, as expected of "
+            f"model_type {lm.spec.model_type!r}. Pass the causal LM itself (AutoModelForCausalLM), "
             "with adapters merged first (merge_and_unload())"
         )
 
 
-def _refuse_offloaded(adapter: ModelAdapter) -> None:
+def _refuse_offloaded(lm: EditableModel) -> None:
     """A weight that is fetched for each forward pass can be neither read, identified nor written in place."""
-    away = [name for name, parameter in adapter.model.named_parameters() if parameter.device.type == "meta"]
+    away = [name for name, parameter in lm.model.named_parameters() if parameter.device.type == "meta"]
     if away:
         raise UnsupportedModelError(
             f"{len(away)} weights are offloaded (device 'meta'), {away[0]} for one; expected all of them in memory. "
@@ -123,8 +123,8 @@ def _refuse_offloaded(adapter: ModelAdapter) -> None:
         )
 
 
-def _refuse_unreachable_weight(adapter: ModelAdapter, layer: int) -> None:
-    module, name = adapter.down_projection(layer), adapter.module_name(layer)
+def _refuse_unreachable_weight(lm: EditableModel, layer: int) -> None:
+    module, name = lm.down_projection(layer), lm.module_name(layer)
     weight = getattr(module, "weight", None)
     if not isinstance(module, (nn.Linear, Conv1D)) or weight is None:
         raise UnsupportedModelError(
@@ -138,12 +138,12 @@ def _refuse_unreachable_weight(adapter: ModelAdapter, layer: int) -> None:
         )
 
 
-def _refuse_shared_weights(adapter: ModelAdapter) -> None:
+def _refuse_shared_weights(lm: EditableModel) -> None:
     """What is written through one name would be read through another: a block that nobody asked to edit changes."""
-    edited = {f"{adapter.module_name(layer)}.weight" for layer in range(adapter.n_layers)}
+    edited = {f"{lm.module_name(layer)}.weight" for layer in range(lm.n_layers)}
     places = sorted(
         (str(weight.device), *_bytes_of(weight), name)
-        for name, weight in adapter.model.named_parameters(remove_duplicate=False)
+        for name, weight in lm.model.named_parameters(remove_duplicate=False)
         if weight.numel()
     )
     last = ("", 0, 0, "")  # of those that begin earlier on this device, the one that reaches furthest
@@ -166,33 +166,33 @@ def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
-def _self_check(adapter: ModelAdapter) -> None:
+def _self_check(lm: EditableModel) -> None:
     """Hold key × weight + bias against the MLP output in every layer, on a handful of tokens."""
-    ids = [(7 * i + 3) % adapter.vocab_size for i in range(6)]
-    layers = range(adapter.n_layers)
-    capture = adapter.run(TokenBatch.pad([ids], 0, adapter.device), keys=layers, mlp_out=layers)
-    precision = torch.promote_types(adapter.dtype, torch.float32)
+    ids = [(7 * i + 3) % lm.vocab_size for i in range(6)]
+    layers = range(lm.n_layers)
+    capture = lm.run(TokenBatch.pad([ids], 0, lm.device), keys=layers, mlp_out=layers)
+    precision = torch.promote_types(lm.dtype, torch.float32)
     for layer in layers:
         if layer not in capture.keys or layer not in capture.mlp_out:
             raise SelfCheckError(
-                f"a forward pass does not call {adapter.module_name(layer)}, so what enters and leaves it is not seen; "
+                f"a forward pass does not call {lm.module_name(layer)}, so what enters and leaves it is not seen; "
                 "expected every block to call its modules (of BLOOM's configuration: slow_but_exact=False or "
                 "pretraining_tp=1)"
             )
         if not (capture.keys[layer].isfinite().all() and capture.mlp_out[layer].isfinite().all()):
             raise NumericalError(
-                f"{adapter.module_name(layer)}: what the model computes is not finite in {adapter.dtype}; expected "
+                f"{lm.module_name(layer)}: what the model computes is not finite in {lm.dtype}; expected "
                 "finite activations. Load it in a type that holds them (--dtype bfloat16 or --dtype float32); if they "
                 "are not finite in float32 either, its weights are damaged"
             )
-        bias = adapter.down_projection(layer).bias
-        expected = capture.keys[layer].to(precision) @ adapter.weight(layer).to(precision).T
+        bias = lm.down_projection(layer).bias
+        expected = capture.keys[layer].to(precision) @ lm.weight(layer).to(precision).T
         expected = expected if bias is None else expected + bias.detach().to(precision)
         found = capture.mlp_out[layer].to(precision)
         error = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
-        if not error <= SELF_CHECK_TOLERANCE[adapter.dtype]:
+        if not error <= SELF_CHECK_TOLERANCE[lm.dtype]:
             raise SelfCheckError(
-                f"{adapter.module_name(layer)}: key × weight + bias differs from the module's output by "
-                f"{error:.2e} relative (expected at most {SELF_CHECK_TOLERANCE[adapter.dtype]:.0e}); "
+                f"{lm.module_name(layer)}: key × weight + bias differs from the module's output by "
+                f"{error:.2e} relative (expected at most {SELF_CHECK_TOLERANCE[lm.dtype]:.0e}); "
                 "the module is wrapped, quantised or laid out in a way that Emendo does not know"
             )

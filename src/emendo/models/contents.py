@@ -20,7 +20,7 @@ from emendo.models.checksums import differing, row_sums
 from emendo.shapes import Weight
 
 if TYPE_CHECKING:
-    from emendo.models.adapter import ModelAdapter
+    from emendo.models.editable import EditableModel
 
 _SHOWN = 3
 
@@ -64,14 +64,14 @@ class WeightContents:
     """What is in one model's weights.
 
     Args:
-        adapter: The model.
+        lm: The model.
 
     Attributes:
         originals: Weights of the base of every layer that was ever written, bit for bit.
     """
 
-    def __init__(self, adapter: ModelAdapter) -> None:
-        self._adapter = adapter
+    def __init__(self, lm: EditableModel) -> None:
+        self._lm = lm
         self.originals: dict[int, Weight] = {}
         # One tuple, so that a write ends and its result begins at the same instant.
         self._state: tuple[Contents, _Write | None] = (BASE, None)
@@ -92,14 +92,14 @@ class WeightContents:
         Raises:
             WeightsChangedError: Somebody else has changed them; nothing was written.
         """
-        with self._adapter.access.turn():
+        with self._lm.access.turn():
             now = self.now
             self.check()
             layers = differing_layers(now.weights, to.weights)
-            with self._adapter.access.writing():
+            with self._lm.access.writing():
                 for layer in layers:
                     if layer not in now.weights:
-                        self.originals[layer] = self._adapter.weight(layer).clone()
+                        self.originals[layer] = self._lm.weight(layer).clone()
                 try:
                     self._state = (now, _Write(to, layers, forward))
                     for layer in layers:
@@ -125,9 +125,9 @@ class WeightContents:
 
     def settle(self) -> None:
         """Undo or finish a write that was interrupted, also while it was being undone."""
-        self._adapter.access.tidy()
+        self._lm.access.tidy()
         if self._state[1] is not None:
-            with self._adapter.access.turn(), self._adapter.access.writing():
+            with self._lm.access.turn(), self._lm.access.writing():
                 self._settle()
 
     def check(self) -> None:
@@ -140,7 +140,7 @@ class WeightContents:
         if changed:
             more = "" if len(changed) <= _SHOWN else f" and {len(changed) - _SHOWN} more"
             raise WeightsChangedError(
-                f"{', '.join(changed[:_SHOWN])}{more} of {self._adapter.name!r}: the weights are not those that the "
+                f"{', '.join(changed[:_SHOWN])}{more} of {self._lm.name!r}: the weights are not those that the "
                 "session last saw or wrote, as after training, merging an adapter, resizing, loading or another dtype. "
                 "Nothing was changed. Expected weights that only the session writes: take the present ones for the "
                 "unedited model (session.accept_weights(), which forgets the updates in it) and plan again, or load "
@@ -150,10 +150,10 @@ class WeightContents:
     def changed(self) -> list[str]:
         """Names of the parameters that somebody else has changed, now or since the base was identified."""
         self.settle()
-        adapter = self._adapter
-        expected = adapter.base_checksums()
-        written = {adapter.parameter_name(layer): layer for layer in self._state[0].weights}
-        found = row_sums(adapter.model, leave_out=written)
+        lm = self._lm
+        expected = lm.base_checksums()
+        written = {lm.parameter_name(layer): layer for layer in self._state[0].weights}
+        found = row_sums(lm.model, leave_out=written)
         names = differing(found, expected, leave_out=written)
         return names + [name for name, layer in written.items() if not self._holds(layer)]
 
@@ -164,7 +164,7 @@ class WeightContents:
 
     def _holds(self, layer: int) -> bool:
         """Whether a layer has the bits that were written to it."""
-        found, expected = self._adapter.weight(layer), self._state[0].weights[layer]
+        found, expected = self._lm.weight(layer), self._state[0].weights[layer]
         return found.shape == expected.shape and same_bits(found, expected.to(found))
 
     def _settle(self) -> None:
@@ -177,7 +177,7 @@ class WeightContents:
 
     def _put(self, layer: int, contents: Contents) -> None:
         weight = contents.weights.get(layer)
-        self._adapter.write(layer, self.originals[layer] if weight is None else weight)
+        self._lm.write(layer, self.originals[layer] if weight is None else weight)
 
 
 def differing_layers(one: Mapping[int, Weight], other: Mapping[int, Weight]) -> tuple[int, ...]:

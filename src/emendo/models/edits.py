@@ -8,18 +8,18 @@ import torch
 
 from emendo.arguments import checked
 from emendo.errors import BaseMismatchError, InputError
-from emendo.models.adapter import ModelAdapter
+from emendo.models.editable import EditableModel
 from emendo.shapes import Weight
 from emendo.updates.base_model import check_same_base
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 
 @checked
-def check_update(adapter: ModelAdapter, update: ModelUpdate, earlier: Sequence[str]) -> None:
+def check_update(lm: EditableModel, update: ModelUpdate, earlier: Sequence[str]) -> None:
     """Refuse an update that was not made for this model with these updates in it.
 
     Args:
-        adapter: The model.
+        lm: The model.
         update: What is to come on top.
         earlier: Identities of the updates before it, in order.
 
@@ -31,7 +31,7 @@ def check_update(adapter: ModelAdapter, update: ModelUpdate, earlier: Sequence[s
             "this update does not say for which weights it was made; expected one from session.plan(...)"
         )
     check_same_base(
-        update.base, adapter.identity(), what="this update", remedy="load the model that it is for, or plan again"
+        update.base, lm.identity(), what="this update", remedy="load the model that it is for, or plan again"
     )
     if list(update.preceding) != list(earlier):
         raise BaseMismatchError(
@@ -40,13 +40,13 @@ def check_update(adapter: ModelAdapter, update: ModelUpdate, earlier: Sequence[s
             "ones first (or rollback()), or plan it again"
         )
     for part in update.layers:
-        adapter.check_layers([part.layer])
-        expected = tuple(adapter.weight(part.layer).shape)
+        lm.check_layers([part.layer])
+        expected = tuple(lm.weight(part.layer).shape)
         shape = (part.residuals.shape[1], part.dual_keys.shape[1])
-        if part.module != adapter.module_name(part.layer) or shape != expected:
+        if part.module != lm.module_name(part.layer) or shape != expected:
             raise BaseMismatchError(
                 f"the update writes {part.module} with shape {shape}; this model has "
-                f"{adapter.module_name(part.layer)} with shape {expected}"
+                f"{lm.module_name(part.layer)} with shape {expected}"
             )
 
 

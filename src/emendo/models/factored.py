@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.models.adapter import ModelAdapter
+from emendo.models.editable import EditableModel
 from emendo.models.hooks import Capture, recording
 from emendo.shapes import DualKeys, Residuals
 
@@ -34,7 +34,7 @@ class Written:
 
 @contextmanager
 def factored(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     factors: Mapping[int, tuple[DualKeys, Residuals]],
     strengths: Float[Tensor, "batch rows"],
     *,
@@ -43,7 +43,7 @@ def factored(
     """Forward passes inside the context compute with ``W + Rᵀ diag(strength) Q`` in the given layers.
 
     Args:
-        adapter: The model, isolated.
+        lm: The model, isolated.
         factors: Q and R of each layer, with the same rows in every layer.
         strengths: Of every row of the factors, for every row of the batch.
         differentiable: Keep the graph above the lowest layer, so that gradients of `Written.outputs` can be taken.
@@ -70,7 +70,7 @@ def factored(
 
         return add
 
-    handles = [adapter.down_projection(layer).register_forward_hook(hook(layer)) for layer in factors]
+    handles = [lm.down_projection(layer).register_forward_hook(hook(layer)) for layer in factors]
     try:
         yield written
     finally:
@@ -78,6 +78,6 @@ def factored(
             handle.remove()
 
 
-def stopping(adapter: ModelAdapter, layer: int) -> AbstractContextManager[None]:
+def stopping(lm: EditableModel, layer: int) -> AbstractContextManager[None]:
     """Forward passes inside the context end after a block, by a `StopForwardError`."""
-    return recording(adapter, Capture(), stop=layer)
+    return recording(lm, Capture(), stop=layer)

@@ -15,7 +15,7 @@ from emendo.errors import NumericalError
 from emendo.models.batch import pack_by_tokens
 
 if TYPE_CHECKING:
-    from emendo.models.adapter import ModelAdapter
+    from emendo.models.editable import EditableModel
 
 CPU_TOKEN_BUDGET = 4096
 ACCELERATOR_TOKEN_BUDGET = 32_768
@@ -43,11 +43,11 @@ def most_likely(logits: Float[Tensor, "rows vocab"], rows: Sequence[int], step: 
     return logits.argmax(dim=-1)
 
 
-def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def greedy_continuations(lm: EditableModel, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Continue raw prompts with the most likely tokens.
 
     Args:
-        adapter: The model.
+        lm: The model.
         prompts: Texts to continue.
         max_new_tokens: Most tokens to add to each; a continuation ends earlier at an EOS or at the last position.
 
@@ -55,13 +55,13 @@ def greedy_continuations(adapter: ModelAdapter, prompts: Sequence[str], max_new_
         InputError: A prompt is longer than the model has positions for.
         NumericalError: Logits are not finite.
     """
-    rows = [adapter.encode(prompt) for prompt in prompts]
-    found = continue_rows(adapter, rows, [max_new_tokens] * len(rows))
-    return [adapter.decode_after(row, continuation.ids) for row, continuation in zip(rows, found, strict=True)]
+    rows = [lm.encode(prompt) for prompt in prompts]
+    found = continue_rows(lm, rows, [max_new_tokens] * len(rows))
+    return [lm.decode_after(row, continuation.ids) for row, continuation in zip(rows, found, strict=True)]
 
 
 def continue_rows(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     rows: Sequence[Sequence[int]],
     new_tokens: Sequence[int],
     *,
@@ -73,7 +73,7 @@ def continue_rows(
     """Continue rows of tokens with a key/value cache, in batches of similar length.
 
     Args:
-        adapter: The model.
+        lm: The model.
         rows: Token ids to continue.
         new_tokens: Most tokens to add to each row; it also ends at the model's last position.
         choose: Picks tokens; greedy unless given.
@@ -86,13 +86,13 @@ def continue_rows(
         NumericalError: Logits are not finite.
     """
     if token_budget is None:
-        token_budget = CPU_TOKEN_BUDGET if adapter.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
+        token_budget = CPU_TOKEN_BUDGET if lm.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
     if not rows:
         return []
-    adapter.batch(rows)  # refuses rows that are too long
-    limits = [min(n, adapter.max_length - len(row)) for row, n in zip(rows, new_tokens, strict=True)]
+    lm.batch(rows)  # refuses rows that are too long
+    limits = [min(n, lm.max_length - len(row)) for row, n in zip(rows, new_tokens, strict=True)]
     found = [Continuation((), False)] * len(rows)
-    with adapter.isolated() as own:
+    with lm.isolated() as own:
         for group in pack_by_tokens([len(row) + n for row, n in zip(rows, limits, strict=True)], token_budget):
             for row, continuation in zip(group, _continue_batch(own, rows, limits, group, choose, stop), strict=True):
                 found[row] = continuation
@@ -101,7 +101,7 @@ def continue_rows(
     return found
 
 
-def check_finite(adapter: ModelAdapter, logits: Float[Tensor, "rows vocab"]) -> None:
+def check_finite(lm: EditableModel, logits: Float[Tensor, "rows vocab"]) -> None:
     """Refuse logits from which no token can be chosen.
 
     Raises:
@@ -109,13 +109,13 @@ def check_finite(adapter: ModelAdapter, logits: Float[Tensor, "rows vocab"]) -> 
     """
     if not logits.isfinite().all():
         raise NumericalError(
-            f"logits of {adapter.name!r} are not finite in {adapter.dtype}, so no token can be chosen; expected finite "
+            f"logits of {lm.name!r} are not finite in {lm.dtype}, so no token can be chosen; expected finite "
             "ones. Load the model with --dtype float32 or --dtype bfloat16, or roll back the edit that made them so"
         )
 
 
 def _continue_batch(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     all_rows: Sequence[Sequence[int]],
     limits: Sequence[int],
     group: Sequence[int],
@@ -126,14 +126,14 @@ def _continue_batch(
     rows = [list(all_rows[row]) for row in group]
     longest = max(map(len, rows))
     # Continuations grow on the right, so here, and only here, padding stands on the left.
-    ids = torch.tensor([[adapter.pad_id] * (longest - len(row)) + row for row in rows], device=adapter.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=adapter.device)
+    ids = torch.tensor([[lm.pad_id] * (longest - len(row)) + row for row in rows], device=lm.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=lm.device)
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    cache, new, stop_ids = DynamicCache(config=adapter.config), [list[int]() for _ in rows], adapter.stop_ids
+    cache, new, stop_ids = DynamicCache(config=lm.config), [list[int]() for _ in rows], lm.stop_ids
     open_rows, stopped = {place for place, row in enumerate(group) if limits[row] > 0}, set[int]()
     with torch.no_grad():
         for step in range(max(limits[row] for row in group)):
-            out = adapter.decoder(
+            out = lm.decoder(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
@@ -141,8 +141,8 @@ def _continue_batch(
                 use_cache=True,
                 return_dict=True,
             )
-            logits = adapter.unembed(out.last_hidden_state[:, -1])
-            check_finite(adapter, logits)
+            logits = lm.unembed(out.last_hidden_state[:, -1])
+            check_finite(lm, logits)
             tokens = choose(logits, group, step)
             ids = tokens[:, None].to(mask.device)
             drawn = tokens.tolist()
@@ -157,5 +157,5 @@ def _continue_batch(
                 break
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
             # A finished row that is carried along stays within the positions of the model.
-            positions = (positions[:, -1:] + 1).clamp_max(adapter.max_length - 1)
+            positions = (positions[:, -1:] + 1).clamp_max(lm.max_length - 1)
     return [Continuation(tuple(tokens), place in stopped) for place, tokens in enumerate(new)]

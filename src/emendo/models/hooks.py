@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from emendo.models.adapter import ModelAdapter
+    from emendo.models.editable import EditableModel
 
 
 @dataclass
@@ -42,7 +42,7 @@ class StopForwardError(Exception):
 
 @contextmanager
 def recording(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     capture: Capture,
     keys: Sequence[int] = (),
     mlp_out: Sequence[int] = (),
@@ -86,15 +86,15 @@ def recording(
 
     try:
         for layer in entering:
-            handles.append(adapter.blocks[layer].register_forward_pre_hook(entering_hook(layer), with_kwargs=True))
+            handles.append(lm.blocks[layer].register_forward_pre_hook(entering_hook(layer), with_kwargs=True))
         for layer in attention_out:
-            handles.append(adapter.attention_output(layer).register_forward_hook(attention_hook(layer)))
+            handles.append(lm.attention_output(layer).register_forward_hook(attention_hook(layer)))
         for layer in keys:
-            handles.append(adapter.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
+            handles.append(lm.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
         for layer in mlp_out:
-            handles.append(adapter.down_projection(layer).register_forward_hook(out_hook(layer)))
+            handles.append(lm.down_projection(layer).register_forward_hook(out_hook(layer)))
         for layer in {*keys, *mlp_out, *resid, *([] if stop is None else [stop])}:
-            handles.append(adapter.blocks[layer].register_forward_hook(block_hook(layer)))
+            handles.append(lm.blocks[layer].register_forward_hook(block_hook(layer)))
         yield
     finally:
         for handle in handles:
@@ -103,7 +103,7 @@ def recording(
 
 @contextmanager
 def adding(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     layer: int,
     *,
     mlp: Tensor | None = None,
@@ -113,7 +113,7 @@ def adding(
     """Vectors are added to outputs inside one block while the context lasts; differentiable in them.
 
     Args:
-        adapter: The model.
+        lm: The model.
         layer: The block.
         mlp: Added to the down-projection's output, of its shape up to leading ones.
         attention: Added to attention's own output, likewise.
@@ -129,9 +129,9 @@ def adding(
         return add
 
     places = (
-        (adapter.down_projection(layer), mlp),
-        (adapter.attention_output(layer), attention),
-        (adapter.blocks[layer], block),
+        (lm.down_projection(layer), mlp),
+        (lm.attention_output(layer), attention),
+        (lm.blocks[layer], block),
     )
     handles = [module.register_forward_hook(hook(added)) for module, added in places if added is not None]
     try:

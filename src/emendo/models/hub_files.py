@@ -21,8 +21,8 @@ def fetch_settings(name: str) -> tuple[Path, str]:
     Raises:
         OSError: The repository cannot be reached, or holds no model.
     """
-    adapter = cached_file(name, ADAPTER_CONFIG, _raise_exceptions_for_missing_entries=False)
-    found = adapter or cached_file(name, CONFIG)
+    lm = cached_file(name, ADAPTER_CONFIG, _raise_exceptions_for_missing_entries=False)
+    found = lm or cached_file(name, CONFIG)
     if found is None:
         raise OSError(f"{name} has no {CONFIG}.")
     folder = Path(found).parent

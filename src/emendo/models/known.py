@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emendo.models import ModelAdapter
+    from emendo.models import EditableModel
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class KnownModel:
     d_model: int
     vocab_size: int | None = None
 
-    def matches(self, adapter: ModelAdapter) -> bool:
+    def matches(self, lm: EditableModel) -> bool:
         """Whether a loaded model has these facts."""
-        found = (adapter.spec.model_type, adapter.n_layers, adapter.d_model)
-        return found == (self.model_type, self.n_layers, self.d_model) and self.vocab_size in (None, adapter.vocab_size)
+        found = (lm.spec.model_type, lm.n_layers, lm.d_model)
+        return found == (self.model_type, self.n_layers, self.d_model) and self.vocab_size in (None, lm.vocab_size)
 
     @property
     def shape(self) -> str:

@@ -8,67 +8,67 @@ from typing import TYPE_CHECKING, Any
 from emendo.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from emendo.models.adapter import ModelAdapter
+    from emendo.models.editable import EditableModel
 
 
-def longest_text(adapter: ModelAdapter) -> int:
+def longest_text(lm: EditableModel) -> int:
     """Longest text, in tokens, that the model has positions for and computes as it does any shorter one.
 
     Raises:
         UnsupportedModelError: The configuration names no length.
     """
-    same_factors = _longrope_length(adapter.config)
-    return _positions(adapter) if same_factors is None else min(_positions(adapter), same_factors)
+    same_factors = _longrope_length(lm.config)
+    return _positions(lm) if same_factors is None else min(_positions(lm), same_factors)
 
 
-def check_length(adapter: ModelAdapter, length: int) -> None:
+def check_length(lm: EditableModel, length: int) -> None:
     """Refuse a text that is too long.
 
     Raises:
         InputError: It has more tokens than `longest_text`.
     """
-    if length <= adapter.max_length:
+    if length <= lm.max_length:
         return
-    message = f"a text has {length} tokens; {adapter.name!r} has positions for {_positions(adapter)}"
-    if (same_factors := _longrope_length(adapter.config)) is not None:
+    message = f"a text has {length} tokens; {lm.name!r} has positions for {_positions(lm)}"
+    if (same_factors := _longrope_length(lm.config)) is not None:
         message += (
             f", and computes all texts of a batch with other rotary factors once one is longer than {same_factors} "
             "(rope_type longrope, original_max_position_embeddings); an edit would hold for one of the two only"
         )
-    raise InputError(f"{message}. Expected at most {adapter.max_length}: shorten the text")
+    raise InputError(f"{message}. Expected at most {lm.max_length}: shorten the text")
 
 
-def known_tokens(adapter: ModelAdapter) -> int:
+def known_tokens(lm: EditableModel) -> int:
     """Number of token ids, from 0 on, that the model can both read and predict."""
-    return min(int(adapter.model.get_input_embeddings().weight.shape[0]), adapter.vocab_size)
+    return min(int(lm.model.get_input_embeddings().weight.shape[0]), lm.vocab_size)
 
 
-def check_ids(adapter: ModelAdapter, ids: Sequence[int]) -> None:
+def check_ids(lm: EditableModel, ids: Sequence[int]) -> None:
     """Refuse token ids that the model has no row for.
 
     Raises:
         InputError: An id is negative or too large.
     """
-    rows = known_tokens(adapter)
+    rows = known_tokens(lm)
     bad = next((token for token in (min(ids, default=0), max(ids, default=0)) if not 0 <= token < rows), None)
     if bad is not None:
-        text = adapter.tokenizer.convert_ids_to_tokens(bad) if 0 <= bad < len(adapter.tokenizer) else None
+        text = lm.tokenizer.convert_ids_to_tokens(bad) if 0 <= bad < len(lm.tokenizer) else None
         named = "" if text is None else f" ({text!r})"
         raise InputError(
-            f"a text has the token id {bad}{named}, and {adapter.name!r} has rows for 0 to {rows - 1}: the token was "
+            f"a text has the token id {bad}{named}, and {lm.name!r} has rows for 0 to {rows - 1}: the token was "
             "added to the tokenizer later, or the tokenizer belongs to another model. Load the model's own tokenizer, "
             "or give the model the row (model.resize_token_embeddings) and train it"
         )
 
 
-def _positions(adapter: ModelAdapter) -> int:
+def _positions(lm: EditableModel) -> int:
     for attribute in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-        if (value := getattr(adapter.config, attribute, None)) is not None:
+        if (value := getattr(lm.config, attribute, None)) is not None:
             return int(value)
-    if adapter.spec.max_length is not None:
-        return adapter.spec.max_length
+    if lm.spec.max_length is not None:
+        return lm.spec.max_length
     raise UnsupportedModelError(
-        f"the configuration of {adapter.name!r} names no maximum length "
+        f"the configuration of {lm.name!r} names no maximum length "
         "(expected max_position_embeddings, n_positions, n_ctx or seq_length)"
     )
 

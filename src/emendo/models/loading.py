@@ -1,4 +1,4 @@
-"""From a name to an adapter: a hub id, a local folder, a GGUF file, or "demo"."""
+"""From a name to an editable model: a hub id, a local folder, a GGUF file, or "demo"."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from transformers.utils import logging as transformers_logging
 from emendo.arguments import checked
 from emendo.errors import InputError, ModelNotFoundError
 from emendo.models import demo
-from emendo.models.adapter import ModelAdapter
 from emendo.models.architecture import refuse_own_code, resolve_architecture
 from emendo.models.declared import GGUF_GROWTH, check_model_size
+from emendo.models.editable import EditableModel
 from emendo.models.folder import check_beside, check_folder, check_settings, no_weights, refused, weight_files
 from emendo.models.gguf_header import check_gguf
 from emendo.models.hub_files import fetch_settings, fetch_weights, has_safetensors
@@ -50,7 +50,7 @@ def load(
     dtype: str = "auto",
     device_map: str | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-) -> ModelAdapter:
+) -> EditableModel:
     """Load a causal language model for editing.
 
     Args:
@@ -79,14 +79,14 @@ def load(
             model, tokenizer = _load_pair(str(name), options)
             if target is not None:
                 model.to(target)
-        return ModelAdapter(model, tokenizer, name=str(name))
+        return EditableModel(model, tokenizer, name=str(name))
     finally:
         progress.finish()
 
 
 @checked
-def wrap(model: Any, tokenizer: Any, name: str = "") -> ModelAdapter:
-    """An adapter over a model and tokenizer that are already loaded; both stay as they are.
+def wrap(model: Any, tokenizer: Any, name: str = "") -> EditableModel:
+    """An editable model over a model and tokenizer that are already loaded; both stay as they are.
 
     Args:
         model: A transformers causal LM; what torch.compile(model) made of one stands for it.
@@ -95,10 +95,10 @@ def wrap(model: Any, tokenizer: Any, name: str = "") -> ModelAdapter:
 
     Raises:
         UnsupportedModelError: The family, weights or tokenizer cannot be edited.
-        SelfCheckError: The adapter disagrees with the model.
+        SelfCheckError: The wrapper disagrees with the model.
         NumericalError: What the model computes is not finite.
     """
-    return ModelAdapter(model, tokenizer, name=name)
+    return EditableModel(model, tokenizer, name=name)
 
 
 def _load_pair(name: str, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-from emendo.models.adapter import ModelAdapter
+from emendo.models.editable import EditableModel
 
 PACKED_ATTENTION = "emendo_packed_suffix"
 """Name under which transformers' attention interface finds `_packed_attention`."""
@@ -188,12 +188,12 @@ class SuffixLayout:
 
 
 def alibi_table(
-    adapter: ModelAdapter, length: int, dtype: torch.dtype, device: torch.device
+    lm: EditableModel, length: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "heads positions"] | None:
     """The model's own alibi bias of each head at each position of a text; None for a model without."""
-    if not adapter.spec.alibi:
+    if not lm.spec.alibi:
         return None
-    decoder: Any = adapter.decoder
+    decoder: Any = lm.decoder
     modeling: Any = inspect.getmodule(type(decoder))
     return modeling.build_alibi_tensor(
         torch.ones(1, length, dtype=torch.long, device=device), decoder.num_heads, dtype
@@ -278,14 +278,14 @@ SEAMS: Mapping[str, tuple[str, Callable[..., Any]]] = MappingProxyType(
 
 
 @contextmanager
-def packed_attention(adapter: ModelAdapter) -> Iterator[None]:
+def packed_attention(lm: EditableModel) -> Iterator[None]:
     """Blocks of an isolated model attend through packed suffixes while the context lasts."""
-    attentions = [block.get_submodule(adapter.spec.attention) for block in adapter.blocks]
-    if adapter.spec.attention_seam == "interface":
+    attentions = [block.get_submodule(lm.spec.attention) for block in lm.blocks]
+    if lm.spec.attention_seam == "interface":
         with _through_interface(attentions):
             yield
     else:
-        with _replaced(attentions, *SEAMS[adapter.spec.attention_seam]):
+        with _replaced(attentions, *SEAMS[lm.spec.attention_seam]):
             yield
 
 

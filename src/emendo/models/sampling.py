@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from emendo.models.adapter import ModelAdapter
+from emendo.models.editable import EditableModel
 from emendo.models.generation import check_finite
 
 
 def sample_tokens(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     starts: Int[Tensor, "batch start"],
     uniform: Float[Tensor, "batch total"],
     *,
@@ -31,7 +31,7 @@ def sample_tokens(
     """Continue rows of equal length by sampling, with a key/value cache.
 
     Args:
-        adapter: The model.
+        lm: The model.
         starts: Tokens to continue; all rows have the same length.
         uniform: One number in [0, 1) for each token of each finished row, as `row_uniforms` makes them; those at the
             positions of `starts` are not used.
@@ -46,15 +46,15 @@ def sample_tokens(
     Raises:
         NumericalError: Logits are not finite.
     """
-    tokens, report = starts.to(adapter.device), on_step or (lambda n: None)
-    uniform = uniform.to(adapter.device)
-    step, cache = tokens, DynamicCache(config=adapter.config)
+    tokens, report = starts.to(lm.device), on_step or (lambda n: None)
+    uniform = uniform.to(lm.device)
+    step, cache = tokens, DynamicCache(config=lm.config)
     report(tokens.numel())
-    with adapter.isolated() as own, torch.no_grad():
+    with lm.isolated() as own, torch.no_grad():
         for position in range(tokens.shape[1], uniform.shape[1]):
             out = own.decoder(input_ids=step, past_key_values=cache, use_cache=True, return_dict=True)
             logits = own.unembed(out.last_hidden_state[:, -1])
-            check_finite(adapter, logits)
+            check_finite(lm, logits)
             logits = logits / temperature
             drawn = draw(logits, uniform[:, position].to(logits.device), top_k=top_k).to(tokens)
             if restart is not None:

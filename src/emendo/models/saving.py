@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from emendo.arguments import checked
 from emendo.errors import ExportError, NumericalError, SelfCheckError
-from emendo.models.adapter import ModelAdapter
+from emendo.models.editable import EditableModel
 from emendo.models.loading import silent_transformers
 from emendo.shapes import Weight
 
 
 @checked
-def save_model(adapter: ModelAdapter, weights: Mapping[int, Weight], folder: Path, dtype: torch.dtype | None) -> None:
+def save_model(lm: EditableModel, weights: Mapping[int, Weight], folder: Path, dtype: torch.dtype | None) -> None:
     """Write model, generation settings and tokenizer into a folder, as `from_pretrained` reads them.
 
     Weights are safetensors, tied ones are written once, and the configuration has no word of quantisation: only
     models with plain weights are loaded.
 
     Args:
-        adapter: The model.
+        lm: The model.
         weights: Edited weights by layer, ``[d_out, d_in]``, in any precision: they are cast once.
         folder: An existing folder.
         dtype: Of every weight in the files; None leaves each in its own.
@@ -37,9 +37,9 @@ def save_model(adapter: ModelAdapter, weights: Mapping[int, Weight], folder: Pat
         SelfCheckError: What was written is no model.
     """
     with silent_transformers():
-        _twin(adapter, weights, dtype).save_pretrained(folder)
-        adapter.tokenizer.save_pretrained(folder)
-    _check_written(adapter, folder)
+        _twin(lm, weights, dtype).save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+    _check_written(lm, folder)
 
 
 _REMEDIES = {
@@ -49,13 +49,13 @@ _REMEDIES = {
 }
 
 
-def check_saveable(adapter: ModelAdapter) -> None:
+def check_saveable(lm: EditableModel) -> None:
     """Refuse, before any work is done, a model whose settings transformers will not write.
 
     Raises:
         ExportError: What it complains of, and the way out.
     """
-    model = adapter.model
+    model = lm.model
     settings = {"config": model.config, "generation_config": model.generation_config if model.can_generate() else None}
     with silent_transformers(), tempfile.TemporaryDirectory() as folder:
         for name, value in settings.items():
@@ -69,35 +69,35 @@ def check_saveable(adapter: ModelAdapter) -> None:
                 ) from error
 
 
-def _check_written(adapter: ModelAdapter, folder: Path) -> None:
+def _check_written(lm: EditableModel, folder: Path) -> None:
     """What a model is saved as is for transformers to say: one with adapters, for instance, as those alone."""
     if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
         raise SelfCheckError(
-            f"saving a {type(adapter.model).__name__} wrote {sorted(path.name for path in folder.iterdir())}; expected "
+            f"saving a {type(lm.model).__name__} wrote {sorted(path.name for path in folder.iterdir())}; expected "
             "config.json and model.safetensors among them. Export a plain causal LM as AutoModelForCausalLM loads it"
         )
 
 
-def _twin(adapter: ModelAdapter, weights: Mapping[int, Weight], dtype: torch.dtype | None) -> Any:
+def _twin(lm: EditableModel, weights: Mapping[int, Weight], dtype: torch.dtype | None) -> Any:
     """The model with other weights: saving writes into the configuration, and that of the live model is not ours.
 
     Parameters that stay are shared with the model, not copied.
     """
-    memo: dict[int, Any] = {id(parameter): _kept(parameter, dtype) for parameter in adapter.model.parameters()}
-    memo |= {id(buffer): buffer for buffer in adapter.model.buffers()}
+    memo: dict[int, Any] = {id(parameter): _kept(parameter, dtype) for parameter in lm.model.parameters()}
+    memo |= {id(buffer): buffer for buffer in lm.model.buffers()}
     for layer, weight in weights.items():
-        own = adapter.down_projection(layer).weight
+        own = lm.down_projection(layer).weight
         cast = weight.to(dtype or own.dtype)
         if not cast.isfinite().all():
             raise NumericalError(
                 f"the edited weights of layer {layer} are not finite in {cast.dtype}; nothing was written. "
                 "Expected finite ones; choose --dtype float32 if they are too large for it"
             )
-        if adapter.stores_transposed(layer):
+        if lm.stores_transposed(layer):
             cast = cast.T.contiguous()
         memo[id(own)] = nn.Parameter(cast, requires_grad=False)
-    twin = copy.deepcopy(adapter.model, memo)
-    # Of a model that was loaded over a map of devices: nothing is offloaded (the adapter refuses that), though
+    twin = copy.deepcopy(lm.model, memo)
+    # Of a model that was loaded over a map of devices: nothing is offloaded (the wrapper refuses that), though
     # transformers takes any "cpu" in the map for it.
     vars(twin).pop("hf_device_map", None)
     return twin

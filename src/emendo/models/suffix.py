@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from emendo.errors import InputError
-from emendo.models.adapter import ModelAdapter
 from emendo.models.batch import TokenBatch, pack_by_tokens
+from emendo.models.editable import EditableModel
 from emendo.models.hooks import Capture, block_output, recording
 from emendo.models.packed import PackedLayout, SuffixLayout, alibi_table, packed_attention
 
@@ -50,12 +50,12 @@ class Prefill:
 
 
 def prefill(
-    adapter: ModelAdapter, batch: TokenBatch, starts: Sequence[int], layer: int, *, chunk_tokens: int = 2048
+    lm: EditableModel, batch: TokenBatch, starts: Sequence[int], layer: int, *, chunk_tokens: int = 2048
 ) -> Prefill:
     """Run prompts once and keep what a change at `layer` from `starts` on cannot alter.
 
     Args:
-        adapter: The model.
+        lm: The model.
         batch: Prompts, right padded.
         starts: First suffix position of each prompt.
         layer: The layer inside or after which something will be added.
@@ -64,8 +64,8 @@ def prefill(
     Raises:
         InputError: A prompt is longer than the model's sliding attention window.
     """
-    _refuse_sliding_window(adapter, batch)
-    home = adapter.block_device(layer)  # of everything packed, wherever the other blocks are
+    _refuse_sliding_window(lm, batch)
+    home = lm.block_device(layer)  # of everything packed, wherever the other blocks are
     lengths = batch.lengths.to(home)
     ends = lengths.tolist()  # once: a value read from a GPU waits for all that it has been given
     first = torch.tensor(list(starts), device=home)
@@ -78,7 +78,7 @@ def prefill(
     for group in pack_by_tokens(ends, chunk_tokens):
         part = torch.tensor(group, device=lengths.device)
         longest = max(ends[row] for row in group)
-        capture, cache, out = _keep_everything(adapter, batch, part, longest, layer)
+        capture, cache, out = _keep_everything(lm, batch, part, longest, layer)
         for place, row in enumerate(group):
             suffix = slice(starts[row], ends[row])
             for found, captured in (
@@ -89,7 +89,7 @@ def prefill(
             ):
                 found[row] = captured[layer][place, suffix]
             final[row] = out[place, suffix].to(home)
-        for index in range(layer, adapter.n_layers):
+        for index in range(layer, lm.n_layers):
             stored, kept = cache.layers[index], min(n_past, longest)
             if index not in past:
                 shape = (len(starts), stored.keys.shape[1], n_past, stored.keys.shape[3])
@@ -105,7 +105,7 @@ def prefill(
         width=width,
         past=past,
         past_mask=torch.arange(n_past, device=first.device)[None] < first[:, None],
-        alibi=alibi_table(adapter, max(ends), resid[0].dtype, home),
+        alibi=alibi_table(lm, max(ends), resid[0].dtype, home),
     )
     return Prefill(
         resid=torch.cat(resid),
@@ -118,14 +118,14 @@ def prefill(
 
 
 def _keep_everything(
-    adapter: ModelAdapter, batch: TokenBatch, part: Tensor, longest: int, layer: int
+    lm: EditableModel, batch: TokenBatch, part: Tensor, longest: int, layer: int
 ) -> tuple[Capture, DynamicCache, Tensor]:
     """One ordinary forward pass of some rows: activations at `layer`, all keys and values, final hidden states."""
     # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
     capture, cache, at = Capture(), DynamicCache(), [layer]
     part = part.to(batch.input_ids.device)
     with (
-        adapter.isolated() as own,
+        lm.isolated() as own,
         torch.no_grad(),
         recording(own, capture, mlp_out=at, resid=at, entering=at, attention_out=at),
     ):
@@ -168,35 +168,35 @@ def select_rows(layout: SuffixLayout, keep: Sequence[int]) -> tuple[SuffixLayout
 
 
 def replay(
-    adapter: ModelAdapter, hidden: Float[Tensor, "tokens d_model"], layout: PackedLayout, layer: int
+    lm: EditableModel, hidden: Float[Tensor, "tokens d_model"], layout: PackedLayout, layer: int
 ) -> Float[Tensor, "tokens d_model"]:
     """Hidden states after the final norm, from the residual stream after `layer`; differentiable in `hidden`.
 
     Layer -1 is what enters the first block.
 
-    To be called inside `packed_attention(adapter)`, of an isolated model.
+    To be called inside `packed_attention(lm)`, of an isolated model.
     """
-    stream, above = hidden[None], range(layer + 1, adapter.n_layers)
-    for index, arguments in zip(above, block_arguments(adapter, hidden, layout, above), strict=True):
-        stream = block_output(adapter.blocks[index](stream.to(adapter.block_device(index)), **arguments))
-    return adapter.finish(stream)[0].to(hidden.device)
+    stream, above = hidden[None], range(layer + 1, lm.n_layers)
+    for index, arguments in zip(above, block_arguments(lm, hidden, layout, above), strict=True):
+        stream = block_output(lm.blocks[index](stream.to(lm.block_device(index)), **arguments))
+    return lm.finish(stream)[0].to(hidden.device)
 
 
 def block_arguments(
-    adapter: ModelAdapter, hidden: Tensor, layout: PackedLayout, layers: Sequence[int]
+    lm: EditableModel, hidden: Tensor, layout: PackedLayout, layers: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """What each block takes besides the residual stream; made once for blocks of one kind on one device."""
     made: dict[tuple[torch.device, str | None], dict[str, Any]] = {}
     for layer in layers:
-        device, layer_type = adapter.block_device(layer), adapter.rotary_type(layer)
+        device, layer_type = lm.block_device(layer), lm.rotary_type(layer)
         if (device, layer_type) not in made:
             here = layout.on(device)
-            arguments: dict[str, Any] = dict.fromkeys(adapter.spec.idle_arguments)
+            arguments: dict[str, Any] = dict.fromkeys(lm.spec.idle_arguments)
             arguments |= {"attention_mask": here, "position_ids": here.positions[None]}
-            if adapter.spec.rotary is not None:
-                rotary: Any = adapter.decoder.get_submodule(adapter.spec.rotary)
+            if lm.spec.rotary is not None:
+                rotary: Any = lm.decoder.get_submodule(lm.spec.rotary)
                 # Only dtype and device are read of the hidden states.
-                like, axes = hidden.detach()[None, :1].to(device), adapter.spec.rotary_axes
+                like, axes = hidden.detach()[None, :1].to(device), lm.spec.rotary_axes
                 positions = here.positions.expand(axes, 1, -1) if axes > 1 else here.positions[None]
                 by_type = {} if layer_type is None else {"layer_type": layer_type}
                 arguments["position_embeddings"] = rotary(like, position_ids=positions, **by_type)
@@ -204,9 +204,9 @@ def block_arguments(
         yield made[device, layer_type]
 
 
-def _refuse_sliding_window(adapter: ModelAdapter, batch: TokenBatch) -> None:
+def _refuse_sliding_window(lm: EditableModel, batch: TokenBatch) -> None:
     """Past keys outside a sliding window are hidden from the model's own attention and would be seen here."""
-    windows = [window for block in adapter.blocks if (window := _window_of(adapter, block)) is not None]
+    windows = [window for block in lm.blocks if (window := _window_of(lm, block)) is not None]
     longest = int(batch.lengths.max())
     if windows and longest > min(windows):
         raise InputError(
@@ -215,18 +215,18 @@ def _refuse_sliding_window(adapter: ModelAdapter, batch: TokenBatch) -> None:
         )
 
 
-def _window_of(adapter: ModelAdapter, block: Any) -> int | None:
+def _window_of(lm: EditableModel, block: Any) -> int | None:
     """How many positions a block's attention sees; None where it sees all of them.
 
     Where layers differ, the attention module knows which kind it is (its configuration can name a window that no layer
     has); otherwise the configuration speaks for all.
     """
-    attention: Any = block.get_submodule(adapter.spec.attention)
+    attention: Any = block.get_submodule(lm.spec.attention)
     kind = getattr(attention, "attention_type", None)
     if kind == "global" or not getattr(attention, "is_sliding", True):
         return None
     if kind == "local":  # GPT-Neo
         return int(attention.config.window_size)
-    holder = attention if hasattr(attention, "sliding_window") else adapter.config
+    holder = attention if hasattr(attention, "sliding_window") else lm.config
     window = getattr(holder, "sliding_window", None)
     return None if window is None else int(window)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from emendo.models.adapter import ModelAdapter
+from emendo.models.editable import EditableModel
 from emendo.models.hooks import StopForwardError
 from emendo.models.limits import check_ids, check_length
 from emendo.models.packed import ScoreRule, alibi_table, packed_attention
@@ -26,7 +26,7 @@ from emendo.models.suffix import replay
 
 
 @dataclass(frozen=True)
-class Forest:
+class PrefixTree:
     """Distinct beginnings of token sequences, in depth-first order.
 
     Attributes:
@@ -42,7 +42,7 @@ class Forest:
     paths: tuple[tuple[int, ...], ...]
 
 
-def plant(sequences: Sequence[Sequence[int]]) -> Forest:
+def build_prefix_tree(sequences: Sequence[Sequence[int]]) -> PrefixTree:
     """The forest of token sequences, each with at least one token; equal sequences share all their nodes."""
     tokens: list[int] = []
     depths: list[int] = []
@@ -65,7 +65,7 @@ def plant(sequences: Sequence[Sequence[int]]) -> Forest:
         previous = sequence
     for node in path:
         ends[node] = len(tokens)
-    return Forest(tuple(tokens), tuple(depths), tuple(ends), tuple(paths))
+    return PrefixTree(tuple(tokens), tuple(depths), tuple(ends), tuple(paths))
 
 
 def group_by_prefix(sequences: Sequence[Sequence[int]], token_budget: int) -> list[list[int]]:
@@ -170,23 +170,23 @@ class TreeLayout:
         return {}
 
 
-def tree_hidden(adapter: ModelAdapter, forest: Forest) -> Float[Tensor, "nodes d_model"]:
-    """Hidden states after the final norm of every node, ready for `adapter.unembed`.
+def tree_hidden(lm: EditableModel, forest: PrefixTree) -> Float[Tensor, "nodes d_model"]:
+    """Hidden states after the final norm of every node, ready for `lm.unembed`.
 
     They are what an ordinary forward pass over each sequence alone gives, up to rounding.
 
     Args:
-        adapter: The model.
+        lm: The model.
         forest: Its sequences.
 
     Raises:
         InputError: A sequence is longer than the model takes, or has a token that its embedding does not have.
     """
-    check_length(adapter, max(forest.depths) + 1)
-    check_ids(adapter, forest.tokens)
-    device = adapter.device
+    check_length(lm, max(forest.depths) + 1)
+    check_ids(lm, forest.tokens)
+    device = lm.device
     positions, ends = (torch.tensor(values, device=device) for values in (forest.depths, forest.ends))
-    with adapter.isolated() as own, torch.no_grad():
+    with lm.isolated() as own, torch.no_grad():
         entering = _entering(own, torch.tensor(forest.tokens, device=device), positions)
         layout = TreeLayout(positions, ends, alibi_table(own, max(forest.depths) + 1, entering.dtype, device))
         with packed_attention(own):
@@ -194,7 +194,7 @@ def tree_hidden(adapter: ModelAdapter, forest: Forest) -> Float[Tensor, "nodes d
 
 
 def _entering(
-    adapter: ModelAdapter, tokens: Int[Tensor, " nodes"], positions: Int[Tensor, " nodes"]
+    lm: EditableModel, tokens: Int[Tensor, " nodes"], positions: Int[Tensor, " nodes"]
 ) -> Float[Tensor, "nodes d_model"]:
     """What enters the first block of an isolated model: its own embedding of tokens and positions."""
     found: list[Tensor] = []
@@ -203,11 +203,11 @@ def _entering(
         found.append((args[0] if args else kwargs["hidden_states"]).detach())
         raise StopForwardError
 
-    handle = adapter.blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
+    handle = lm.blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        adapter.decoder(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
+        lm.decoder(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
     except StopForwardError:
         pass
     finally:
         handle.remove()
-    return found[0][0].to(adapter.device)
+    return found[0][0].to(lm.device)

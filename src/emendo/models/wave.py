@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from emendo.models.adapter import ModelAdapter
+from emendo.models.editable import EditableModel
 from emendo.models.hooks import Capture, block_output, recording
 from emendo.models.packed import ScoreRule
 from emendo.models.suffix import block_arguments
@@ -98,12 +98,12 @@ class WaveLayout:
 
 
 def ordinary_run(
-    adapter: ModelAdapter, ids: Int[Tensor, "rows length"], *, mlp_out: bool = False, attention_out: bool = False
+    lm: EditableModel, ids: Int[Tensor, "rows length"], *, mlp_out: bool = False, attention_out: bool = False
 ) -> tuple[Capture, dict[int, tuple[Tensor, Tensor]], Float[Tensor, "rows length d_model"]]:
     """An ordinary forward pass that keeps what branches start from.
 
     Args:
-        adapter: The model.
+        lm: The model.
         ids: Texts of one length.
         mlp_out: Keep the outputs of all down-projections.
         attention_out: Keep what every attention adds to the residual stream.
@@ -113,33 +113,33 @@ def ordinary_run(
         hidden states after the final norm.
     """
     # Without a configuration the cache keeps every position; a sliding layer's would drop the first ones.
-    capture, cache, every = Capture(), DynamicCache(), range(adapter.n_layers)
+    capture, cache, every = Capture(), DynamicCache(), range(lm.n_layers)
     written, attended = every if mlp_out else (), every if attention_out else ()
     with (
-        adapter.isolated() as own,
+        lm.isolated() as own,
         torch.no_grad(),
         recording(own, capture, mlp_out=written, resid=every, entering=[0], attention_out=attended),
     ):
         out = own.decoder(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True)
     past = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in every}
-    return capture, past, out.last_hidden_state.to(adapter.device)
+    return capture, past, out.last_hidden_state.to(lm.device)
 
 
 def wave_step(
-    adapter: ModelAdapter, layer: int, stream: Float[Tensor, "samples branches width d_model"], layout: WaveLayout
+    lm: EditableModel, layer: int, stream: Float[Tensor, "samples branches width d_model"], layout: WaveLayout
 ) -> Float[Tensor, "samples branches width d_model"]:
-    """One block over all branches; to be called inside `packed_attention(adapter)`.
+    """One block over all branches; to be called inside `packed_attention(lm)`.
 
     Args:
-        adapter: The model.
+        lm: The model.
         layer: Index of the block.
         stream: What enters it.
         layout: Where its tokens stand; the number of branches is that of `stream`.
     """
     here = replace(layout, branches=stream.shape[1])
-    hidden = stream.reshape(-1, stream.shape[-1]).to(adapter.block_device(layer))
-    (arguments,) = block_arguments(adapter, hidden, here, [layer])
-    return block_output(adapter.blocks[layer](hidden[None], **arguments))[0].view(stream.shape)
+    hidden = stream.reshape(-1, stream.shape[-1]).to(lm.block_device(layer))
+    (arguments,) = block_arguments(lm, hidden, here, [layer])
+    return block_output(lm.blocks[layer](hidden[None], **arguments))[0].view(stream.shape)
 
 
 @contextmanager

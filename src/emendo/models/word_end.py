@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from emendo.arguments import checked
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from emendo.requests.joining import unspaced
 
@@ -28,22 +28,22 @@ def ends_in_word(request: EditRequest) -> bool:
 
 
 @checked
-def word_end_tokens(adapter: ModelAdapter) -> Bool[Tensor, " vocab"]:
+def word_end_tokens(lm: EditableModel) -> Bool[Tensor, " vocab"]:
     """Which tokens end the word before them: they begin with a space or punctuation, or end the text.
 
     A token is read behind a letter, where a space that a tokenizer keeps at the begin of words is seen. Tokens that are
     no text of their own (parts of a character, other special tokens) do not count.
     """
-    known = min(len(adapter.tokenizer), adapter.vocab_size)
-    special = set(adapter.tokenizer.all_special_ids)
-    anchor = adapter.encode_bare("a")
-    lead = str(adapter.tokenizer.decode(anchor))
-    texts = adapter.tokenizer.batch_decode([[*anchor, token] for token in range(known)])
-    ends = torch.zeros(adapter.vocab_size, dtype=torch.bool)
+    known = min(len(lm.tokenizer), lm.vocab_size)
+    special = set(lm.tokenizer.all_special_ids)
+    anchor = lm.encode_bare("a")
+    lead = str(lm.tokenizer.decode(anchor))
+    texts = lm.tokenizer.batch_decode([[*anchor, token] for token in range(known)])
+    ends = torch.zeros(lm.vocab_size, dtype=torch.bool)
     for token, text in enumerate(texts):
         ends[token] = token not in special and text.startswith(lead) and _ends_word(text[len(lead) : len(lead) + 1])
-    ends[[token for token in adapter.stop_ids if adapter.knows(token)]] = True
-    return ends.to(adapter.device)
+    ends[[token for token in lm.stop_ids if lm.knows(token)]] = True
+    return ends.to(lm.device)
 
 
 def _ends_word(first: str) -> bool:

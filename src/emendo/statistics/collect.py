@@ -12,7 +12,7 @@ from pathlib import Path
 from emendo.arguments import checked
 from emendo.errors import CorpusError, MomentsError, NumericalError
 from emendo.io.tensor_file import read_tensor_file, write_tensor_file
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 from emendo.statistics.corpus import SAMPLE_ROWS
@@ -30,7 +30,7 @@ CHECKPOINT_EVERY = 16
 @checked
 @pinned()
 def collect_moments(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     layers: Sequence[int],
     spec: MomentSpec,
     *,
@@ -46,7 +46,7 @@ def collect_moments(
     until the caller has stored the result.
 
     Args:
-        adapter: The model.
+        lm: The model.
         layers: Layers whose keys to count.
         spec: What to collect.
         checkpoint: Directory for the state of an unfinished collection; None: none is kept.
@@ -59,20 +59,20 @@ def collect_moments(
         MomentsError: The saved state is damaged.
         NumericalError: Activations that are not finite; names the module.
     """
-    layers = adapter.check_layers(layers)
-    spec.check_length(adapter)
+    layers = lm.check_layers(layers)
+    spec.check_length(lm)
     progress = progress or Silent()
-    tokens = spec.tokens_for(adapter, layers)
-    state = _State.fresh(adapter, layers, spec)
+    tokens = spec.tokens_for(lm, layers)
+    state = _State.fresh(lm, layers, spec)
     saved = None
     if checkpoint is not None:
-        saved = partial_path(checkpoint, spec.fingerprint(adapter, layers), layers)
+        saved = partial_path(checkpoint, spec.fingerprint(lm, layers), layers)
         state.load(saved)
     n_sequences = -(-tokens // (spec.length - spec.exclude_first))
     ahead = spec.corpus.sampled_tokens(length=spec.length, count=n_sequences, start=state.sequences)
     progress.start("second moments", tokens - state.count + ahead)
     try:
-        with adapter.isolated() as own:
+        with lm.isolated() as own:
             sequences = spec.corpus.sequences(
                 own, length=spec.length, count=n_sequences, start=state.sequences, progress=progress
             )
@@ -103,13 +103,13 @@ class _State:
         return next(iter(self.moments.values())).count
 
     @classmethod
-    def fresh(cls, adapter: ModelAdapter, layers: Sequence[int], spec: MomentSpec) -> _State:
+    def fresh(cls, lm: EditableModel, layers: Sequence[int], spec: MomentSpec) -> _State:
         return cls(
             {
                 layer: SecondMoment.empty(
-                    adapter.d_in(layer),
+                    lm.d_in(layer),
                     accumulate=spec.accumulate,
-                    device=adapter.weight(layer).device,
+                    device=lm.weight(layer).device,
                 )
                 for layer in layers
             }
@@ -141,19 +141,19 @@ def partial_path(folder: Path, fingerprint: Fingerprint, layers: Sequence[int]) 
 
 
 def _count(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     state: _State,
     group: Sequence[list[int]],
     exclude_first: bool,
     tokens: int,
 ) -> int:
     """Count the keys of one forward pass, at most up to `tokens` in all; returns how many."""
-    batch = adapter.batch(group)
+    batch = lm.batch(group)
     wanted = batch.attention_mask.clone()
     if exclude_first:
         wanted[:, 0] = False
     room = tokens - state.count
-    capture = adapter.run(batch, keys=list(state.moments))
+    capture = lm.run(batch, keys=list(state.moments))
     added = 0
     for layer, moment in state.moments.items():
         captured = capture.keys.pop(layer)
@@ -161,7 +161,7 @@ def _count(
         try:
             moment.add(keys)
         except NumericalError as error:
-            raise NumericalError(f"{adapter.module_name(layer)}: {error}") from error
+            raise NumericalError(f"{lm.module_name(layer)}: {error}") from error
         added = len(keys)
     state.sequences += len(group)
     return added

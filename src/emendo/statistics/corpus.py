@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from emendo.arguments import Count, Positive, Seed, check_fields, checked
 from emendo.errors import CorpusError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
 from emendo.statistics.packing import bos_ids, pack
 from emendo.statistics.sample import sample_sequences
@@ -45,7 +45,7 @@ class Corpus(Protocol):
 
     def sequences(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         *,
         length: int,
         count: int,
@@ -55,7 +55,7 @@ class Corpus(Protocol):
         """Token sequences number `start` to ``count - 1``, always the same ones.
 
         Args:
-            adapter: The model whose tokens they are.
+            lm: The model whose tokens they are.
             length: Tokens of a sequence, the model's BOS included; only the last of a text may be shorter.
             count: How many sequences are needed in all.
             start: First sequence to yield.
@@ -67,7 +67,7 @@ class GivenText(ABC):
     """Text that exists already, as documents whose tokens are packed into sequences."""
 
     @abstractmethod
-    def documents(self, adapter: ModelAdapter) -> Iterable[Iterable[int]]:
+    def documents(self, lm: EditableModel) -> Iterable[Iterable[int]]:
         """Tokens of each document, read as they are needed.
 
         Raises:
@@ -80,7 +80,7 @@ class GivenText(ABC):
 
     def sequences(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         *,
         length: int,
         count: int,
@@ -88,7 +88,7 @@ class GivenText(ABC):
         progress: Progress | None = None,
     ) -> Iterator[list[int]]:
         """See `Corpus.sequences`; raises as `documents`."""
-        yield from islice(pack(self.documents(adapter), adapter, length), start, count)
+        yield from islice(pack(self.documents(lm), lm, length), start, count)
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,12 @@ class TextCorpus(GivenText):
             described |= {"field": self.field, "seed": self.seed}
         return described
 
-    def documents(self, adapter: ModelAdapter) -> Iterable[Iterable[int]]:
+    def documents(self, lm: EditableModel) -> Iterable[Iterable[int]]:
         """Lines of a ``.jsonl`` file, or a ``.txt`` file as one document."""
         self._checked_path()
         if self._is_jsonl:
-            return map(adapter.encode_bare, self._records())
-        return [chain.from_iterable(map(adapter.encode_bare, self._blocks()))]
+            return map(lm.encode_bare, self._records())
+        return [chain.from_iterable(map(lm.encode_bare, self._blocks()))]
 
     @property
     def _is_jsonl(self) -> bool:
@@ -217,9 +217,9 @@ class DatasetCorpus(GivenText):
             "sha256": self._content_digest(),
         }
 
-    def documents(self, adapter: ModelAdapter) -> Iterable[Iterable[int]]:
+    def documents(self, lm: EditableModel) -> Iterable[Iterable[int]]:
         """One a row."""
-        return map(adapter.encode_bare, self._texts())
+        return map(lm.encode_bare, self._texts())
 
     def _texts(self) -> Iterator[str]:
         builder = self._builder
@@ -291,7 +291,7 @@ class SelfSampledCorpus:
 
     def sequences(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         *,
         length: int,
         count: int,
@@ -300,16 +300,14 @@ class SelfSampledCorpus:
     ) -> Iterator[list[int]]:
         """See `Corpus.sequences`."""
         progress = progress or Silent()
-        prefix, end = bos_ids(adapter), adapter.tokenizer.eos_token_id
-        special = {*adapter.tokenizer.added_tokens_decoder, *adapter.tokenizer.all_special_ids}
-        first_tokens = [
-            token for token in range(len(adapter.tokenizer)) if token not in special and adapter.knows(token)
-        ]
+        prefix, end = bos_ids(lm), lm.tokenizer.eos_token_id
+        special = {*lm.tokenizer.added_tokens_decoder, *lm.tokenizer.all_special_ids}
+        first_tokens = [token for token in range(len(lm.tokenizer)) if token not in special and lm.knows(token)]
         # Groups begin at fixed numbers, so that a resumed run repeats the same batched products.
         for group in range(start // SAMPLE_ROWS, -(-count // SAMPLE_ROWS)):
             rows = range(group * SAMPLE_ROWS, min(count, (group + 1) * SAMPLE_ROWS))
             sampled = sample_sequences(
-                adapter,
+                lm,
                 rows,
                 length=length,
                 seed=self.seed,

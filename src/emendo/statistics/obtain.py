@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from emendo.arguments import Seed, checked
 from emendo.errors import CorpusError, MomentsError
 from emendo.io.writable import check_room, check_writable
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.shapes import Moment
 from emendo.statistics.collect import CHECKPOINT_EVERY, collect_moments, partial_path
@@ -21,7 +21,7 @@ from emendo.statistics.store import FORMAT, MomentHeader, MomentStore, StoredMom
 
 @checked
 def obtain_moments(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     layers: Sequence[int],
     spec: MomentSpec | None = None,
     store: MomentStore | None = None,
@@ -32,7 +32,7 @@ def obtain_moments(
     """The second moments of `layers`: from the store where it has them, the others collected in one pass.
 
     Args:
-        adapter: The unedited model.
+        lm: The unedited model.
         layers: Layers whose keys to count.
         spec: What to collect; sampled from the model itself unless given.
         store: Where moments are kept; None: under EMENDO_HOME.
@@ -49,25 +49,25 @@ def obtain_moments(
         OutputError: A moment is missing and the store cannot be written, or its disk is full.
     """
     spec, store = spec or MomentSpec(), store or MomentStore()
-    layers = adapter.check_layers(layers)
-    fingerprint = spec.fingerprint(adapter, layers)
-    modules = {layer: adapter.module_name(layer) for layer in layers}
+    layers = lm.check_layers(layers)
+    fingerprint = spec.fingerprint(lm, layers)
+    modules = {layer: lm.module_name(layer) for layer in layers}
     found = {layer: store.get(fingerprint, layer, modules[layer]) for layer in layers}
     missing = [layer for layer in layers if found[layer] is None]
     if missing:
-        if adapter.holds_edits:
+        if lm.holds_edits:
             raise MomentsError(
-                f"{adapter.name!r} holds edits; second moments are those of the unedited model. Collect them before "
+                f"{lm.name!r} holds edits; second moments are those of the unedited model. Collect them before "
                 "editing, or call rollback() on the session first"
             )
         folder = store.folder(fingerprint)
         # The longest stage of most edits: what cannot keep its result is found before it.
         check_writable(folder, FORMAT.destination)
-        room = sum(packed_bytes(adapter.d_in(layer), spec.accumulate) for layer in missing)
+        room = sum(packed_bytes(lm.d_in(layer), spec.accumulate) for layer in missing)
         check_room(folder, room, FORMAT.destination)
-        moments = collect_moments(adapter, missing, spec, checkpoint=folder, every=every, progress=progress)
+        moments = collect_moments(lm, missing, spec, checkpoint=folder, every=every, progress=progress)
         for layer, moment in moments.items():
-            header = MomentHeader.now(fingerprint, layer, modules[layer], adapter.name)
+            header = MomentHeader.now(fingerprint, layer, modules[layer], lm.name)
             found[layer] = store.put(moment, header)
         partial_path(folder, fingerprint, missing).unlink(missing_ok=True)
     return {layer: stored for layer, stored in found.items() if stored is not None}
@@ -92,12 +92,12 @@ class MethodMoments(Protocol):
 
 @checked
 def describe_for_method(
-    adapter: ModelAdapter, layers: Sequence[int], settings: MethodMoments, *, seed: Seed = 0
+    lm: EditableModel, layers: Sequence[int], settings: MethodMoments, *, seed: Seed = 0
 ) -> dict[str, Any]:
     """What a report says about the second moments that a method asks for; nothing is collected, no model runs.
 
     Args:
-        adapter: The model.
+        lm: The model.
         layers: Edited layers.
         settings: The `moments` section of a method's configuration.
         seed: Seed of the sampling or of the document order.
@@ -108,12 +108,12 @@ def describe_for_method(
     Raises:
         CorpusError: The source cannot be read, or parts of a mixture hold the same one.
     """
-    return _record(settings.source, _parts(adapter, layers, settings, seed))
+    return _record(settings.source, _parts(lm, layers, settings, seed))
 
 
 @checked
 def obtain_for_method(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     layers: Sequence[int],
     settings: MethodMoments,
     *,
@@ -126,7 +126,7 @@ def obtain_for_method(
     Each part of a mixture is obtained on its own, with its own full number of tokens.
 
     Args:
-        adapter: The unedited model.
+        lm: The unedited model.
         layers: Edited layers.
         settings: The `moments` section of a method's configuration.
         seed: Seed of the sampling or of the document order.
@@ -140,10 +140,10 @@ def obtain_for_method(
         CorpusError: The source cannot be read, a text is too short, or parts of a mixture hold the same one.
         MomentsError: See `obtain_moments`.
     """
-    parts = _parts(adapter, layers, settings, seed)
+    parts = _parts(lm, layers, settings, seed)
     means: dict[int, Moment] = {}
     for part, spec, _ in parts:
-        stored = obtain_moments(adapter, layers, spec, store, progress=progress)
+        stored = obtain_moments(lm, layers, spec, store, progress=progress)
         for layer, moment in stored.items():
             if layer in means:
                 means[layer].add_(moment.mean().to(means[layer]), alpha=part.weight)
@@ -155,14 +155,14 @@ def obtain_for_method(
 _Part: TypeAlias = tuple[MixturePart, MomentSpec, Fingerprint]
 
 
-def _parts(adapter: ModelAdapter, layers: Sequence[int], settings: MethodMoments, seed: int) -> list[_Part]:
+def _parts(lm: EditableModel, layers: Sequence[int], settings: MethodMoments, seed: int) -> list[_Part]:
     """The parts of a source, in an order of their own: the sum is the same, bit for bit, however they were named."""
-    tokens = default_tokens(max(map(adapter.d_in, adapter.check_layers(layers))), settings.multiple)
+    tokens = default_tokens(max(map(lm.d_in, lm.check_layers(layers))), settings.multiple)
     parts = []
     for part in parse_mixture(settings.source):
         corpus = _opened(part, settings.source, seed)
         spec = MomentSpec(corpus=corpus, tokens=tokens, exclude_first=settings.exclude_first)
-        parts.append((part, spec, spec.fingerprint(adapter, layers)))
+        parts.append((part, spec, spec.fingerprint(lm, layers)))
     parts.sort(key=lambda entry: entry[2].digest)
     _require_distinct([(part, fingerprint) for part, _, fingerprint in parts])
     return parts

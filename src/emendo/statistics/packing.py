@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 
 
-def pack(documents: Iterable[Iterable[int]], adapter: ModelAdapter, length: int) -> Iterator[list[int]]:
+def pack(documents: Iterable[Iterable[int]], lm: EditableModel, length: int) -> Iterator[list[int]]:
     """Documents in one stream with separators, cut into sequences of one length.
 
     Every sequence starts with the model's BOS if it has one, because the model expects one at position 0; so no
@@ -16,10 +16,10 @@ def pack(documents: Iterable[Iterable[int]], adapter: ModelAdapter, length: int)
 
     Args:
         documents: Token ids of each document, without special tokens.
-        adapter: The model whose tokens they are.
+        lm: The model whose tokens they are.
         length: Tokens of each sequence, BOS included; the last may be shorter.
     """
-    prefix, separator = bos_ids(adapter), separator_ids(adapter)
+    prefix, separator = bos_ids(lm), separator_ids(lm)
     buffer = list(prefix)
     for token in _stream(documents, separator):
         buffer.append(token)
@@ -42,24 +42,24 @@ def _stream(documents: Iterable[Iterable[int]], separator: list[int]) -> Iterato
             first = False
 
 
-def bos_ids(adapter: ModelAdapter) -> list[int]:
+def bos_ids(lm: EditableModel) -> list[int]:
     """What the tokenizer puts in front of every text: usually one BOS, or nothing."""
-    bare = adapter.encode_bare("a")
-    whole = adapter.encode("a")
+    bare = lm.encode_bare("a")
+    whole = lm.encode("a")
     return whole[: len(whole) - len(bare)] if whole[-len(bare) :] == bare else []
 
 
-def separator_ids(adapter: ModelAdapter) -> list[int]:
+def separator_ids(lm: EditableModel) -> list[int]:
     """What stands between two documents of a packed sequence.
 
     The BOS where the model uses one; otherwise the document end that pretraining used, ``<|endoftext|>``, which
     a chat model's EOS often is not; otherwise the EOS, or nothing.
     """
-    if prefix := bos_ids(adapter):
+    if prefix := bos_ids(lm):
         return prefix
-    tokenizer = adapter.tokenizer
+    tokenizer = lm.tokenizer
     known = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
     for candidate in (known.get("<|endoftext|>"), tokenizer.eos_token_id):
-        if candidate is not None and adapter.knows(candidate):
+        if candidate is not None and lm.knows(candidate):
             return [int(candidate)]
     return []

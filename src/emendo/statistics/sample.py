@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.sampling import row_uniforms, sample_tokens
 
 
 def sample_sequences(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     rows: Sequence[int],
     *,
     length: int,
@@ -26,7 +26,7 @@ def sample_sequences(
     """Sample sequences of equal length.
 
     Args:
-        adapter: The model.
+        lm: The model.
         rows: Numbers of the sequences to sample; together with `seed` they determine the text.
         length: Tokens of each sequence, prefix included.
         seed: Seed of the whole sample.
@@ -44,7 +44,5 @@ def sample_sequences(
     candidates = torch.tensor(list(first_tokens))
     first = candidates[(uniform[:, len(prefix)] * len(candidates)).long()]
     starts = torch.stack([*(torch.full_like(first, token) for token in prefix), first], dim=1)
-    tokens = sample_tokens(
-        adapter, starts, uniform, top_k=top_k, temperature=temperature, restart=restart, on_step=on_step
-    )
+    tokens = sample_tokens(lm, starts, uniform, top_k=top_k, temperature=temperature, restart=restart, on_step=on_step)
     return [list(map(int, row)) for row in tokens.tolist()]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from emendo.arguments import Between, Count, check_fields, checked
 from emendo.errors import CorpusError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.statistics.corpus import Corpus, SelfSampledCorpus
 from emendo.statistics.packing import bos_ids
 from emendo.statistics.second_moment import Accumulate
@@ -59,36 +59,35 @@ class MomentSpec:
         check_fields(self, CorpusError, options=True)
 
     @checked
-    def tokens_for(self, adapter: ModelAdapter, layers: Sequence[int]) -> int:
+    def tokens_for(self, lm: EditableModel, layers: Sequence[int]) -> int:
         """Number of keys to count: `tokens`, or the default for the widest of `layers`."""
         if self.tokens is not None:
             return self.tokens
-        return default_tokens(max(map(adapter.d_in, adapter.check_layers(layers))))
+        return default_tokens(max(map(lm.d_in, lm.check_layers(layers))))
 
     @checked
-    def check_length(self, adapter: ModelAdapter) -> None:
+    def check_length(self, lm: EditableModel) -> None:
         """Refuse a length that the model has no positions for, or that leaves no text.
 
         Raises:
             CorpusError: The length is out of range.
         """
-        shortest = len(bos_ids(adapter)) + 2
-        if not shortest <= self.length <= adapter.max_length:
+        shortest = len(bos_ids(lm)) + 2
+        if not shortest <= self.length <= lm.max_length:
             raise CorpusError(
-                f"length={self.length}; {adapter.name!r} takes sequences of {shortest} to "
-                f"{adapter.max_length} tokens (--length)"
+                f"length={self.length}; {lm.name!r} takes sequences of {shortest} to {lm.max_length} tokens (--length)"
             )
 
     @checked
-    def fingerprint(self, adapter: ModelAdapter, layers: Sequence[int]) -> Fingerprint:
+    def fingerprint(self, lm: EditableModel, layers: Sequence[int]) -> Fingerprint:
         """What a moment collected by this spec from this model is valid for."""
         return Fingerprint(
-            weights=adapter.weights_digest(),
-            config=adapter.config_digest(),
-            tokenizer=adapter.tokenizer_digest(),
-            dtype=str(adapter.dtype).removeprefix("torch."),
+            weights=lm.weights_digest(),
+            config=lm.config_digest(),
+            tokenizer=lm.tokenizer_digest(),
+            dtype=str(lm.dtype).removeprefix("torch."),
             corpus=self.corpus.describe(),
-            tokens=self.tokens_for(adapter, layers),
+            tokens=self.tokens_for(lm, layers),
             length=self.length,
             exclude_first=self.exclude_first,
             accumulate=self.accumulate,

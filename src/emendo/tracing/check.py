@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.errors import SelfCheckError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.wave import changing
 from emendo.tracing.corrupt import Corrupted, corrupting
 from emendo.tracing.grid import held
@@ -20,12 +20,12 @@ from emendo.tracing.settings import Kind, TraceSettings, is_hidden, module_of
 
 @torch.no_grad()
 def cell_by_forward(
-    adapter: ModelAdapter, corrupted: Corrupted, runs: Runs, kind: Kind, t: int, layer: int, settings: TraceSettings
+    lm: EditableModel, corrupted: Corrupted, runs: Runs, kind: Kind, t: int, layer: int, settings: TraceSettings
 ) -> Float[Tensor, " samples"]:
     """Scores of one cell, from whole forward passes over all rows.
 
     Args:
-        adapter: The model.
+        lm: The model.
         corrupted: Inputs of the fact.
         runs: Its runs: the metric, and what a severed module is held at.
         kind: What is restored.
@@ -49,24 +49,24 @@ def cell_by_forward(
 
     module = module_of(kind)
     with ExitStack() as stack:
-        adapter = stack.enter_context(adapter.isolated())
-        stack.enter_context(corrupting(adapter, corrupted))
+        lm = stack.enter_context(lm.isolated())
+        stack.enter_context(corrupting(lm, corrupted))
         if is_hidden(kind):
-            stack.enter_context(changing(adapter.blocks[layer], restore))
+            stack.enter_context(changing(lm.blocks[layer], restore))
             if module is not None:
                 outputs = runs.capture.mlp_out if module == "mlp" else runs.capture.attention_out
-                for above in range(layer + 1, adapter.n_layers):
-                    stack.enter_context(held(adapter, above, module, partial(sever, outputs[above][1:, t])))
+                for above in range(layer + 1, lm.n_layers):
+                    stack.enter_context(held(lm, above, module, partial(sever, outputs[above][1:, t])))
         else:
             assert module is not None
-            for inside in settings.span(layer, adapter.n_layers):
-                stack.enter_context(held(adapter, inside, module, restore))
-        hidden = adapter.decoder(input_ids=corrupted.ids, use_cache=False, return_dict=True).last_hidden_state
-    return runs.scorer(adapter.unembed(hidden[1:, -1].to(adapter.device))).cpu()
+            for inside in settings.span(layer, lm.n_layers):
+                stack.enter_context(held(lm, inside, module, restore))
+        hidden = lm.decoder(input_ids=corrupted.ids, use_cache=False, return_dict=True).last_hidden_state
+    return runs.scorer(lm.unembed(hidden[1:, -1].to(lm.device))).cpu()
 
 
 def check_cell(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     corrupted: Corrupted,
     runs: Runs,
     kind: Kind,
@@ -83,12 +83,12 @@ def check_cell(
     Raises:
         SelfCheckError: They differ by more than rounding.
     """
-    expected = cell_by_forward(adapter, corrupted, runs, kind, t, layer, settings)
+    expected = cell_by_forward(lm, corrupted, runs, kind, t, layer, settings)
     difference = float((expected - found).abs().max())
-    most = tolerance(adapter.dtype) * max(1.0, float(expected.abs().max()))
+    most = tolerance(lm.dtype) * max(1.0, float(expected.abs().max()))
     if not difference <= most:
         raise SelfCheckError(
-            f"tracing {adapter.name!r} ({kind}, token {t}, layer {layer}) gives a score {difference:.2g} away from an "
+            f"tracing {lm.name!r} ({kind}, token {t}, layer {layer}) gives a score {difference:.2g} away from an "
             f"ordinary forward pass, more than rounding explains ({most:.2g}): a block of this model does more than "
             "Emendo knows, so nothing was traced. Please report the model; other models of the table can be traced"
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emendo.arguments import checked
 from emendo.errors import RequestError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.wave import changing
 from emendo.tracing.facts import AlignedFact
 from emendo.tracing.settings import TraceSettings
@@ -40,30 +40,30 @@ class Corrupted:
 
 
 @checked
-def embedding_deviation(adapter: ModelAdapter, subjects: Sequence[str]) -> float:
+def embedding_deviation(lm: EditableModel, subjects: Sequence[str]) -> float:
     """Standard deviation of all elements of the embeddings of subjects, each tokenised alone.
 
     Args:
-        adapter: The model.
+        lm: The model.
         subjects: Of the facts of a run, or others; never a single one's.
 
     Source: the noise scale of ROME's public causal-tracing script, which takes 3 of these.
     """
     if len(subjects) < 2:
         raise RequestError(f"found {len(subjects)} subject(s) for a scale of noise; expected several (subjects=)")
-    embedding = adapter.model.get_input_embeddings()
+    embedding = lm.model.get_input_embeddings()
     with torch.no_grad():
-        parts = [embedding(torch.tensor(adapter.encode(text), device=adapter.device)) for text in subjects]
+        parts = [embedding(torch.tensor(lm.encode(text), device=lm.device)) for text in subjects]
     return float(torch.cat(parts).double().std())
 
 
 def corrupt(
-    adapter: ModelAdapter, fact: AlignedFact, settings: TraceSettings, deviation: float, subjects: Sequence[str] = ()
+    lm: EditableModel, fact: AlignedFact, settings: TraceSettings, deviation: float, subjects: Sequence[str] = ()
 ) -> Corrupted:
     """The clean and the corrupted runs of a fact, before anything is computed.
 
     Args:
-        adapter: The model.
+        lm: The model.
         fact: The fact.
         settings: How to corrupt.
         deviation: Of the embeddings, from `embedding_deviation`.
@@ -75,23 +75,23 @@ def corrupt(
     Source: the draws are those of ROME's public script: ``RandomState(seed)``, ``[samples, subject, d_model]``.
     """
     if settings.corruption == "swap":
-        return _swapped(adapter, fact, settings, subjects)
-    shape = (settings.samples, fact.end - fact.begin, adapter.model.get_input_embeddings().weight.shape[1])
+        return _swapped(lm, fact, settings, subjects)
+    shape = (settings.samples, fact.end - fact.begin, lm.model.get_input_embeddings().weight.shape[1])
     random = np.random.RandomState(settings.seed)
     drawn = random.randn(*shape) if settings.corruption == "noise" else random.uniform(-1, 1, shape)
     noise = torch.from_numpy(settings.noise * deviation * drawn)
-    ids = torch.tensor([fact.ids] * (settings.samples + 1), device=adapter.device)
+    ids = torch.tensor([fact.ids] * (settings.samples + 1), device=lm.device)
     return Corrupted(ids, fact.begin, noise)
 
 
-def _swapped(adapter: ModelAdapter, fact: AlignedFact, settings: TraceSettings, subjects: Sequence[str]) -> Corrupted:
+def _swapped(lm: EditableModel, fact: AlignedFact, settings: TraceSettings, subjects: Sequence[str]) -> Corrupted:
     """Up to `settings.samples` other subjects of as many tokens, in an order that the seed draws."""
     own = fact.fact.subject.strip()
     head, tail = fact.ids[: fact.begin], fact.ids[fact.end :]
-    spaced = adapter.decode(fact.ids[fact.begin : fact.end]).startswith(" ")
+    spaced = lm.decode(fact.ids[fact.begin : fact.end]).startswith(" ")
     found: dict[tuple[int, ...], None] = {}
     for other in dict.fromkeys(text.strip() for text in subjects):
-        ids = tuple(adapter.encode_bare(f" {other}" if spaced else other))
+        ids = tuple(lm.encode_bare(f" {other}" if spaced else other))
         if other != own and len(ids) == fact.end - fact.begin and ids != fact.ids[fact.begin : fact.end]:
             found[ids] = None
     if not found:
@@ -102,11 +102,11 @@ def _swapped(adapter: ModelAdapter, fact: AlignedFact, settings: TraceSettings, 
     candidates = sorted(found)
     order = np.random.RandomState(settings.seed).permutation(len(candidates))[: settings.samples]
     rows = [fact.ids, *(head + candidates[i] + tail for i in order)]
-    return Corrupted(torch.tensor(rows, device=adapter.device), fact.begin, None)
+    return Corrupted(torch.tensor(rows, device=lm.device), fact.begin, None)
 
 
 @contextmanager
-def corrupting(adapter: ModelAdapter, corrupted: Corrupted) -> Iterator[None]:
+def corrupting(lm: EditableModel, corrupted: Corrupted) -> Iterator[None]:
     """Forward passes of `corrupted.ids` inside the context see the noise on rows 1 and on."""
     if corrupted.noise is None:
         yield
@@ -119,5 +119,5 @@ def corrupting(adapter: ModelAdapter, corrupted: Corrupted) -> Iterator[None]:
         out[1:, at] = (out[1:, at].double() + noise.to(out.device)).to(out)
         return out
 
-    with changing(adapter.model.get_input_embeddings(), add):
+    with changing(lm.model.get_input_embeddings(), add):
         yield

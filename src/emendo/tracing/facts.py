@@ -9,7 +9,7 @@ from importlib import resources
 
 from emendo.arguments import check_fields, checked
 from emendo.errors import RequestError
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.requests import SLOT, EditRecord
 
@@ -82,11 +82,11 @@ class AlignedFact:
         return tuple(sorted({self.end - 1, len(self.ids) - 1}))
 
 
-def align_fact(adapter: ModelAdapter, fact: TraceFact, lead: str = "") -> AlignedFact:
+def align_fact(lm: EditableModel, fact: TraceFact, lead: str = "") -> AlignedFact:
     """Tokens of a fact.
 
     Args:
-        adapter: The model.
+        lm: The model.
         fact: The fact.
         lead: Text in front of its prompt.
 
@@ -95,7 +95,7 @@ def align_fact(adapter: ModelAdapter, fact: TraceFact, lead: str = "") -> Aligne
     """
     before = lead + fact.prompt.partition(SLOT)[0]
     text = (lead + fact.text).rstrip(" ")
-    ids, offsets = adapter.encode_with_offsets(text)
+    ids, offsets = lm.encode_with_offsets(text)
     subject = fact.subject.strip()
     first = len(before) + fact.subject.index(subject)
     inside = [i for i, (a, b) in enumerate(offsets) if b > first and a < first + len(subject) and b > a]
@@ -103,7 +103,7 @@ def align_fact(adapter: ModelAdapter, fact: TraceFact, lead: str = "") -> Aligne
         raise RequestError(
             f"no token of {text!r} belongs to the subject {subject!r}; expected visible text (--subject)"
         )
-    answer = None if fact.answer is None else encode_target(adapter, text, fact.answer)[1][0]
+    answer = None if fact.answer is None else encode_target(lm, text, fact.answer)[1][0]
     return AlignedFact(fact, tuple(ids), inside[0], inside[-1] + 1, answer)
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.packed import alibi_table, packed_attention
 from emendo.models.wave import WaveLayout, changing, wave_step
 from emendo.tracing.facts import AlignedFact
@@ -44,7 +44,7 @@ class Grid:
 
 
 def trace_grid(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     fact: AlignedFact,
     runs: Runs,
     kind: Kind,
@@ -55,7 +55,7 @@ def trace_grid(
     """Every cell of one kind.
 
     Args:
-        adapter: The model.
+        lm: The model.
         fact: The fact.
         runs: Its clean and corrupted runs.
         kind: What is restored.
@@ -64,10 +64,10 @@ def trace_grid(
 
     Source: ROME, arXiv 2202.05262, section 2; severing, its appendix B.
     """
-    samples, length, layers = len(runs.low), len(fact.ids), adapter.n_layers
+    samples, length, layers = len(runs.low), len(fact.ids), lm.n_layers
     scores = torch.full((samples, length, layers), float("nan"), dtype=torch.float64)
     state = torch.full((length, layers), ABSENT, dtype=torch.int8)
-    alibi = alibi_table(adapter, length, runs.capture.entering[0].dtype, adapter.device)
+    alibi = alibi_table(lm, length, runs.capture.entering[0].dtype, lm.device)
     for t in range(length) if settings.positions == "all" else fact.ends:
         if t < fact.begin:  # by causality nothing here is corrupted
             scores[:, t], state[t] = runs.low.cpu()[:, None], FREE
@@ -79,7 +79,7 @@ def trace_grid(
         step = max(1, token_budget // max(1, joins.most * (length - t)))
         for first in range(0, samples, step):
             rows = slice(first, min(samples, first + step))
-            found = _Wave(adapter, runs, kind, t, rows, alibi).run(joins)
+            found = _Wave(lm, runs, kind, t, rows, alibi).run(joins)
             for layer, row in joins.row_of.items():
                 scores[rows, t, layer] = found[:, row]
     return Grid(scores, state)
@@ -141,34 +141,30 @@ def _window_joins(layers: int, settings: TraceSettings) -> _Joins:
 class _Wave:
     """One pass over the layers with all branches of one token, for some samples."""
 
-    def __init__(
-        self, adapter: ModelAdapter, runs: Runs, kind: Kind, t: int, rows: slice, alibi: Tensor | None
-    ) -> None:
-        self.adapter, self.runs, self.kind, self.t = adapter, runs, kind, t
+    def __init__(self, lm: EditableModel, runs: Runs, kind: Kind, t: int, rows: slice, alibi: Tensor | None) -> None:
+        self.lm, self.runs, self.kind, self.t = lm, runs, kind, t
         # Row 0 of the activations is the clean run.
         self.rows = slice(1 + rows.start, 1 + rows.stop)
         past = {layer: (keys[rows, :, :t], values[rows, :, :t]) for layer, (keys, values) in runs.past.items()}
         length = runs.capture.entering[0].shape[1]
-        self.layout = WaveLayout(rows.stop - rows.start, 0, t, length - t, past, adapter.device, alibi)
+        self.layout = WaveLayout(rows.stop - rows.start, 0, t, length - t, past, lm.device, alibi)
         self.scorer = type(runs.scorer)(runs.scorer.metric, runs.scorer.answer, runs.scorer.rivals[rows])
 
     @torch.no_grad()
     def run(self, joins: _Joins) -> Float[Tensor, "samples branches"]:
         """Scores of all branches, in the order in which they begin."""
-        stream = self.runs.capture.entering[0].new_empty(
-            self.layout.samples, 0, self.layout.width, self.adapter.d_model
-        )
+        stream = self.runs.capture.entering[0].new_empty(self.layout.samples, 0, self.layout.width, self.lm.d_model)
         until = torch.tensor(joins.until)
-        with packed_attention(self.adapter):
-            for layer in range(self.adapter.n_layers):
+        with packed_attention(self.lm):
+            for layer in range(self.lm.n_layers):
                 new = [self._begin(join, layer, stream) for join in joins.at.get(layer, ())]
                 if new:
                     stream = torch.cat([stream, *(part.to(stream.device)[:, None] for part in new)], dim=1)
                 if stream.shape[1]:
                     with self._held(layer, until[: stream.shape[1]], stream.shape[:3]):
-                        stream = wave_step(self.adapter, layer, stream, self.layout)
-            final = self.adapter.finish(stream[:, :, -1])
-            return self.scorer(self.adapter.unembed(final.to(self.adapter.device))).cpu()
+                        stream = wave_step(self.lm, layer, stream, self.layout)
+            final = self.lm.finish(stream[:, :, -1])
+            return self.scorer(self.lm.unembed(final.to(self.lm.device))).cpu()
 
     def _begin(self, join: _Join, layer: int, stream: Tensor) -> Float[Tensor, "samples width d_model"]:
         """What a new branch has entering a layer."""
@@ -194,7 +190,7 @@ class _Wave:
         else:
             inside = torch.nonzero(until > layer).flatten()
             change = _put(outputs[0, self.t], shape, inside.to(outputs.device))
-        return held(self.adapter, layer, module, change)
+        return held(self.lm, layer, module, change)
 
 
 def _put(value: Tensor, shape: Sequence[int], branches: Tensor | slice) -> Callable[[Tensor], Tensor]:
@@ -208,9 +204,9 @@ def _put(value: Tensor, shape: Sequence[int], branches: Tensor | slice) -> Calla
     return change
 
 
-def held(adapter: ModelAdapter, layer: int, module: str, change: Callable[[Tensor], Tensor]) -> ExitStack:
+def held(lm: EditableModel, layer: int, module: str, change: Callable[[Tensor], Tensor]) -> ExitStack:
     """A context in which the output of a layer's MLP or attention is changed."""
     stack = ExitStack()
-    place = adapter.down_projection(layer) if module == "mlp" else adapter.attention_output(layer)
+    place = lm.down_projection(layer) if module == "mlp" else lm.attention_output(layer)
     stack.enter_context(changing(place, change))
     return stack

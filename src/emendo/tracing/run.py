@@ -15,7 +15,7 @@ import numpy as np
 from emendo.arguments import checked
 from emendo.errors import RequestError, TraceError
 from emendo.io.versions import versions
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
 from emendo.tracing.check import check_cell
 from emendo.tracing.corrupt import Corrupted, corrupt, embedding_deviation
@@ -32,7 +32,7 @@ LONGEST = 256
 
 @checked
 def trace(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     facts: Sequence[TraceFact],
     settings: TraceSettings | None = None,
     *,
@@ -48,7 +48,7 @@ def trace(
     One random cell of every fact is computed again by an ordinary forward pass and must agree.
 
     Args:
-        adapter: The model, in the state that is to be looked at; it is left as it was.
+        lm: The model, in the state that is to be looked at; it is left as it was.
         facts: What to trace.
         settings: How; None takes the paper's.
         subjects: Subjects whose embeddings give the scale of the noise, and which are swapped in; added to those of
@@ -77,7 +77,7 @@ def trace(
             "the scale of the noise is measured on the embeddings of several subjects, found one; name others "
             "(subjects= in Python, --facts FILE)"
         )
-    with adapter.isolated() as own:
+    with lm.isolated() as own:
         deviation = embedding_deviation(own, every)
         tracer = _Tracer(own, settings, deviation, every, any_answer)
         made = {
@@ -86,8 +86,8 @@ def trace(
             "deviation": deviation,
             "deviation_subjects": len(every),
             "any_answer": any_answer,
-            "layers": adapter.n_layers,
-            "dtype": str(adapter.dtype).removeprefix("torch."),
+            "layers": lm.n_layers,
+            "dtype": str(lm.dtype).removeprefix("torch."),
             "versions": versions(),
         }
         found: list[FactTrace] = []
@@ -119,26 +119,26 @@ class _Tracer:
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        lm: EditableModel,
         settings: TraceSettings,
         deviation: float,
         subjects: Sequence[str],
         any_answer: bool,
     ) -> None:
-        self.adapter, self.settings, self.deviation = adapter, settings, deviation
+        self.lm, self.settings, self.deviation = lm, settings, deviation
         self.subjects, self.any_answer = subjects, any_answer
         self.identity = {
-            "name": adapter.name,
-            "model_type": adapter.spec.model_type,
-            "weights_sha256": adapter.weights_digest(),
-            "tokenizer_sha256": adapter.tokenizer_digest(),
+            "name": lm.name,
+            "model_type": lm.spec.model_type,
+            "weights_sha256": lm.weights_digest(),
+            "tokenizer_sha256": lm.tokenizer_digest(),
         }
 
     def key(self, fact: TraceFact) -> str:
         """What a fact's grids depend on."""
         parts = [
             self.identity,
-            str(self.adapter.dtype),
+            str(self.lm.dtype),
             self.settings.to_dict(),
             self.deviation,
             self.any_answer,
@@ -149,25 +149,25 @@ class _Tracer:
 
     def trace(self, fact: TraceFact) -> FactTrace:
         """All grids of one fact."""
-        adapter, settings = self.adapter, self.settings
-        aligned = align_fact(adapter, fact, settings.lead)
-        longest = min(LONGEST, adapter.max_length)
+        lm, settings = self.lm, self.settings
+        aligned = align_fact(lm, fact, settings.lead)
+        longest = min(LONGEST, lm.max_length)
         if len(aligned.ids) > longest:
             raise RequestError(
                 f"{fact.text[:60]!r}… has {len(aligned.ids)} tokens; expected at most {longest}. Shorten the prompt "
                 "or its lead (--lead)"
             )
-        said = answered_token(adapter, aligned, any_answer=self.any_answer)
-        corrupted = corrupt(adapter, aligned, settings, self.deviation, self.subjects)
+        said = answered_token(lm, aligned, any_answer=self.any_answer)
+        corrupted = corrupt(lm, aligned, settings, self.deviation, self.subjects)
         answer = said if aligned.answer is None else aligned.answer
-        runs = run_both(adapter, corrupted, answer, settings.metric, settings.kinds)
-        grids = {kind: trace_grid(adapter, aligned, runs, kind, settings) for kind in settings.kinds}
+        runs = run_both(lm, corrupted, answer, settings.metric, settings.kinds)
+        grids = {kind: trace_grid(lm, aligned, runs, kind, settings) for kind in settings.kinds}
         return FactTrace(
             prompt=settings.lead + fact.prompt,
             subject=fact.subject,
-            answer=adapter.decode([runs.scorer.answer]),
-            said=adapter.decode([said]),
-            tokens=tuple(adapter.decode([token]) or "·" for token in aligned.ids),
+            answer=lm.decode([runs.scorer.answer]),
+            said=lm.decode([said]),
+            tokens=tuple(lm.decode([token]) or "·" for token in aligned.ids),
             begin=aligned.begin,
             end=aligned.end,
             high=float(runs.high.mean()),
@@ -186,7 +186,7 @@ class _Tracer:
             return 0.0
         t, layer = cells[random.randint(len(cells))]
         found = grids[kind].scores[:, t, layer]
-        return check_cell(self.adapter, corrupted, runs, kind, t, layer, self.settings, found)
+        return check_cell(self.lm, corrupted, runs, kind, t, layer, self.settings, found)
 
 
 def _kind_trace(grid: Grid) -> KindTrace:

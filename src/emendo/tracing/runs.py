@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from emendo.errors import RequestError
-from emendo.models import Capture, ModelAdapter
+from emendo.models import Capture, EditableModel
 from emendo.models.wave import ordinary_run
 from emendo.tracing.corrupt import Corrupted, corrupting
 from emendo.tracing.facts import AlignedFact
@@ -60,11 +60,11 @@ class Runs:
     low: Float[Tensor, " samples"]
 
 
-def answered_token(adapter: ModelAdapter, fact: AlignedFact, *, any_answer: bool = False) -> int:
+def answered_token(lm: EditableModel, fact: AlignedFact, *, any_answer: bool = False) -> int:
     """The token that the model gives after a fact's prompt.
 
     Args:
-        adapter: The model.
+        lm: The model.
         fact: The fact.
         any_answer: Accept that it is not the fact's answer.
 
@@ -72,33 +72,31 @@ def answered_token(adapter: ModelAdapter, fact: AlignedFact, *, any_answer: bool
         RequestError: It is not.
     """
     with torch.no_grad():
-        said = int(adapter.unembed(adapter.final_hidden(adapter.batch([list(fact.ids)]))[0, -1]).argmax())
+        said = int(lm.unembed(lm.final_hidden(lm.batch([list(fact.ids)]))[0, -1]).argmax())
     if fact.answer not in (None, said) and not any_answer:
         raise RequestError(
-            f"the model does not answer {fact.fact.text!r}: it says {adapter.decode([said])!r}, expected "
-            f"{adapter.decode([fact.answer or 0])!r}. Trace a fact that it knows, or this one as it is "
+            f"the model does not answer {fact.fact.text!r}: it says {lm.decode([said])!r}, expected "
+            f"{lm.decode([fact.answer or 0])!r}. Trace a fact that it knows, or this one as it is "
             "(--any-answer)"
         )
     return said
 
 
 @torch.no_grad()
-def run_both(adapter: ModelAdapter, corrupted: Corrupted, answer: int, metric: Metric, kinds: Sequence[Kind]) -> Runs:
+def run_both(lm: EditableModel, corrupted: Corrupted, answer: int, metric: Metric, kinds: Sequence[Kind]) -> Runs:
     """Run a fact once, clean and corrupted.
 
     Args:
-        adapter: The model.
+        lm: The model.
         corrupted: Its inputs.
         answer: Token of the answer.
         metric: What is read off the last position.
         kinds: What will be restored: decides what is kept.
     """
     kept = {module_of(kind) for kind in kinds}
-    with corrupting(adapter, corrupted):
-        capture, past, final = ordinary_run(
-            adapter, corrupted.ids, mlp_out="mlp" in kept, attention_out="attention" in kept
-        )
-    logits = adapter.unembed(final[:, -1])
+    with corrupting(lm, corrupted):
+        capture, past, final = ordinary_run(lm, corrupted.ids, mlp_out="mlp" in kept, attention_out="attention" in kept)
+    logits = lm.unembed(final[:, -1])
     preferred = logits[1:].clone()
     preferred[:, answer] = float("-inf")
     scorer = Scorer(metric, answer, preferred.argmax(dim=-1))

@@ -1,6 +1,6 @@
 """Which base model something was made for: the identity that updates and ledgers record, and whether two are one.
 
-An identity is a flat mapping of strings (`ModelAdapter.identity` makes it): name, family, digests of the weights and
+An identity is a flat mapping of strings (`EditableModel.identity` makes it): name, family, digests of the weights and
 the tokenizer, and the configuration with all its settings, so that a difference can be named and not only noticed.
 Names are never compared: a folder can be moved. Files of an Emendo that did not record the configuration stay usable;
 whoever uses one is told.

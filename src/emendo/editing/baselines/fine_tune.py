@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from emendo.editing.baselines.training import TrainingTrace, train
 from emendo.methods.baselines import FineTuneSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRequest
 from emendo.shapes import Weight
@@ -22,7 +22,7 @@ from emendo.updates.update import LayerUpdate
 
 
 def fine_tune(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     settings: FineTuneSettings,
     layers: Sequence[int],
@@ -41,18 +41,18 @@ def fine_tune(
 
     Source: FT-L of ROME (arXiv 2202.05262, appendix E.1), whose bound ‖ΔW‖_∞ ≤ ε is that of arXiv 2012.00363.
     """
-    with _trained_beside(adapter, layers) as deltas:
+    with _trained_beside(lm, layers) as deltas:
 
         def project() -> None:
             if settings.max_change is not None:
                 for delta in deltas.values():
                     delta.detach().clamp_(-settings.max_change, settings.max_change)
 
-        trace = train(adapter, requests, list(deltas.values()), settings, after_step=project, progress=progress)
+        trace = train(lm, requests, list(deltas.values()), settings, after_step=project, progress=progress)
     updates = tuple(
         LayerUpdate(
             layer=layer,
-            module=adapter.module_name(layer),
+            module=lm.module_name(layer),
             residuals=torch.eye(len(delta)),
             dual_keys=delta.detach().float().cpu(),
         )
@@ -62,16 +62,16 @@ def fine_tune(
 
 
 @contextmanager
-def _trained_beside(adapter: ModelAdapter, layers: Sequence[int]) -> Iterator[dict[int, Weight]]:
+def _trained_beside(lm: EditableModel, layers: Sequence[int]) -> Iterator[dict[int, Weight]]:
     """A zero ΔW for each layer, in float32 or better, that forward passes inside the context add to the weight."""
     deltas: dict[int, Weight] = {}
     handles = []
     try:
         for layer in layers:
-            weight = adapter.weight(layer)
+            weight = lm.weight(layer)
             precision = torch.promote_types(weight.dtype, torch.float32)
             deltas[layer] = torch.zeros(weight.shape, dtype=precision, device=weight.device, requires_grad=True)
-            handles.append(adapter.down_projection(layer).register_forward_hook(_adding(deltas[layer])))
+            handles.append(lm.down_projection(layer).register_forward_hook(_adding(deltas[layer])))
         yield deltas
     finally:
         for handle in handles:

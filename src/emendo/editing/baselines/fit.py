@@ -13,7 +13,7 @@ from emendo.editing.baselines.training import TrainingTrace
 from emendo.errors import NumericalError
 from emendo.methods import BaselineConfig
 from emendo.methods.settings import BaselineSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRequest, check_requests
 from emendo.updates.update import LayerUpdate
@@ -21,7 +21,7 @@ from emendo.updates.update import LayerUpdate
 
 @checked
 def fit_baseline(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     config: BaselineConfig,
     *,
@@ -34,7 +34,7 @@ def fit_baseline(
     The same requests, model and seed give the same update. No global random state is changed.
 
     Args:
-        adapter: The model, in the state that the update is to be added to.
+        lm: The model, in the state that the update is to be added to.
         requests: The facts to write.
         config: Which baseline, with its settings.
         layers: Trained layers; None takes the config's, or what the baseline trains by itself.
@@ -56,8 +56,8 @@ def fit_baseline(
     elif config.layers:
         wanted, origin = config.layers, f"baseline {config.name}"
     else:
-        wanted, origin = config.default_layers(adapter)
-    chosen = config.with_layers(wanted, adapter).layers
+        wanted, origin = config.default_layers(lm)
+    chosen = config.with_layers(wanted, lm).layers
     trace: dict[str, Any] = {
         **config.to_dict(),
         "layers": list(chosen),
@@ -67,7 +67,7 @@ def fit_baseline(
     if not config.own.trainer:
         return (), trace | {"passes": 0, "updates": 0, "losses": [], "stopped": "nothing to train"}
     # The caller may be inside no_grad() or inference_mode().
-    with adapter.isolated() as own, torch.inference_mode(False), torch.enable_grad():
+    with lm.isolated() as own, torch.inference_mode(False), torch.enable_grad():
         updates, training = _fit(own, requests, config.own, chosen, seed, progress)
     for update in updates:
         if not (update.residuals.isfinite().all() and update.dual_keys.isfinite().all()):
@@ -79,7 +79,7 @@ def fit_baseline(
 
 
 def _fit(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     settings: BaselineSettings,
     layers: Sequence[int],
@@ -87,5 +87,5 @@ def _fit(
     progress: Progress | None,
 ) -> tuple[tuple[LayerUpdate, ...], TrainingTrace]:
     module, _, name = settings.trainer.partition(":")
-    updates, trace = getattr(import_module(module), name)(adapter, requests, settings, layers, seed, progress)
+    updates, trace = getattr(import_module(module), name)(lm, requests, settings, layers, seed, progress)
     return tuple(updates), trace

@@ -12,7 +12,7 @@ from torch import nn
 from emendo.editing.baselines.training import TrainingTrace, train
 from emendo.errors import InputError, UnsupportedModelError
 from emendo.methods.baselines import LoraSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRequest
 from emendo.updates.update import LayerUpdate
@@ -22,7 +22,7 @@ ADAPTER = "emendo"
 
 
 def fit_lora(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     settings: LoraSettings,
     layers: Sequence[int],
@@ -43,10 +43,10 @@ def fit_lora(
 
     Source: LoRA (arXiv 2106.09685), eq. 3.
     """
-    wrapped = _wrapped(adapter, settings, layers, seed)
+    wrapped = _wrapped(lm, settings, layers, seed)
     parameters = [part[ADAPTER].weight for layer in wrapped.values() for part in (layer.lora_A, layer.lora_B)]
-    trace = train(adapter, requests, parameters, settings, progress=progress)
-    updates = tuple(_factors(layer, adapter.module_name(layer), module) for layer, module in wrapped.items())
+    trace = train(lm, requests, parameters, settings, progress=progress)
+    updates = tuple(_factors(layer, lm.module_name(layer), module) for layer, module in wrapped.items())
     return updates, trace
 
 
@@ -61,16 +61,16 @@ def _factors(layer: int, name: str, module: Any) -> LayerUpdate:
     )
 
 
-def _wrapped(adapter: ModelAdapter, settings: LoraSettings, layers: Sequence[int], seed: int) -> dict[int, Any]:
+def _wrapped(lm: EditableModel, settings: LoraSettings, layers: Sequence[int], seed: int) -> dict[int, Any]:
     """The layers' down-projections inside peft's LoRA layers, by layer."""
     config_class, tuner_class = _peft()
-    model: nn.Module = adapter.model
+    model: nn.Module = lm.model
     if hasattr(model, "peft_config"):
         raise UnsupportedModelError(
-            f"{adapter.name!r} holds peft adapters of its own, and LoRA fine-tuning would train beside them; expected "
+            f"{lm.name!r} holds peft adapters of its own, and LoRA fine-tuning would train beside them; expected "
             "the plain model. Merge them first (merge_and_unload())"
         )
-    originals = {adapter.module_name(layer): adapter.down_projection(layer) for layer in layers}
+    originals = {lm.module_name(layer): lm.down_projection(layer) for layer in layers}
     config = config_class(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -83,7 +83,7 @@ def _wrapped(adapter: ModelAdapter, settings: LoraSettings, layers: Sequence[int
     with torch.random.fork_rng(devices=[]):  # peft draws A on the CPU
         torch.default_generator.manual_seed(seed)
         tuner_class(model, config, ADAPTER)
-    wrapped = {layer: adapter.down_projection(layer) for layer in layers}
+    wrapped = {layer: lm.down_projection(layer) for layer in layers}
     for module, original in zip(wrapped.values(), originals.values(), strict=True):
         precision = torch.promote_types(original.weight.dtype, torch.float32)
         for part in (module.lora_A, module.lora_B):  # peft does so itself, in recent versions

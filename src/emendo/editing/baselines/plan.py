@@ -10,7 +10,7 @@ from emendo.editing.baselines.fit import fit_baseline
 from emendo.editing.plan import Plan, trained_layer_report, unreached_warning
 from emendo.methods import BaselineConfig, ResolvedMethod
 from emendo.methods.settings import TrainingSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRecord, EditRequest
 from emendo.shapes import Weight
@@ -21,7 +21,7 @@ _TOLD = ("name", "source", "deviations", "settings", "layers", "layers_from", "s
 
 
 def plan_baseline(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     baseline: ResolvedMethod[BaselineConfig],
     *,
@@ -36,7 +36,7 @@ def plan_baseline(
     """Work out a baseline's update; nothing is written to the model, and others may run it meanwhile.
 
     Args:
-        adapter: The model, in the state that the update is to be added to.
+        lm: The model, in the state that the update is to be added to.
         requests: The facts to write.
         baseline: Which one, with every value fixed for this model.
         seed: Of LoRA's initial A.
@@ -59,13 +59,13 @@ def plan_baseline(
     begin = time.perf_counter()
     baseline.config.evaluation_prompts([EditRecord(request) for request in requests])
     chosen = baseline.layers or None  # a baseline without layers must not be given any
-    layers, trace = fit_baseline(adapter, requests, baseline.config, layers=chosen, seed=seed, progress=progress)
+    layers, trace = fit_baseline(lm, requests, baseline.config, layers=chosen, seed=seed, progress=progress)
     trained = time.perf_counter()
     before = {update.layer: update for update in earlier}
-    weight = weights or adapter.weight
+    weight = weights or lm.weight
     reports = tuple(
         trained_layer_report(
-            update, weight(update.layer), before.get(update.layer), dtype=adapter.weight(update.layer).dtype
+            update, weight(update.layer), before.get(update.layer), dtype=lm.weight(update.layer).dtype
         )
         for update in layers
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from emendo.errors import NumericalError
 from emendo.methods.settings import TrainingSettings
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRequest
@@ -60,7 +60,7 @@ class TrainingTrace:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def make_examples(adapter: ModelAdapter, requests: Sequence[EditRequest]) -> list[Example]:
+def make_examples(lm: EditableModel, requests: Sequence[EditRequest]) -> list[Example]:
     """Plain prompts and targets as tokens, as the scorer reads them.
 
     Raises:
@@ -68,12 +68,12 @@ def make_examples(adapter: ModelAdapter, requests: Sequence[EditRequest]) -> lis
     """
     found = []
     for request in requests:
-        prompt, target = encode_target(adapter, request.text, request.target, request.join)
+        prompt, target = encode_target(lm, request.text, request.target, request.join)
         found.append(Example(request.label, (*prompt, *target[:-1]), tuple(target)))
     return found
 
 
-def target_nll(adapter: ModelAdapter, examples: Sequence[Example]) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+def target_nll(lm: EditableModel, examples: Sequence[Example]) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
     """Mean negative log-likelihood of each example's target tokens, in nats, with its graph; and the argmax flags.
 
     In float32, or float64 for a float64 model.
@@ -81,8 +81,8 @@ def target_nll(adapter: ModelAdapter, examples: Sequence[Example]) -> tuple[Floa
     Raises:
         InputError: An example is longer than the model has positions for.
     """
-    batch = adapter.batch([example.ids for example in examples])
-    out = adapter.decoder(
+    batch = lm.batch([example.ids for example in examples])
+    out = lm.decoder(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask.long(),
         use_cache=False,
@@ -91,7 +91,7 @@ def target_nll(adapter: ModelAdapter, examples: Sequence[Example]) -> tuple[Floa
     counts = [len(example.target_ids) for example in examples]
     rows = [row for row, count in enumerate(counts) for _ in range(count)]
     at = [len(example.ids) - count + j for example, count in zip(examples, counts, strict=True) for j in range(count)]
-    logits = adapter.unembed(out.last_hidden_state[rows, at])
+    logits = lm.unembed(out.last_hidden_state[rows, at])
     labels = torch.tensor([token for example in examples for token in example.target_ids], device=logits.device)
     nll = nn.functional.cross_entropy(logits, labels, reduction="none")
     hits = logits.detach().argmax(dim=1) == labels
@@ -103,7 +103,7 @@ def target_nll(adapter: ModelAdapter, examples: Sequence[Example]) -> tuple[Floa
 
 
 def train(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     requests: Sequence[EditRequest],
     parameters: Sequence[Tensor],
     settings: TrainingSettings,
@@ -116,7 +116,7 @@ def train(
     Call with an isolated model and gradients enabled; nothing here draws random numbers.
 
     Args:
-        adapter: The model.
+        lm: The model.
         requests: The facts to write; mini-batches take them in this order.
         parameters: What is trained, in float32 or better.
         settings: Constants of the training.
@@ -128,7 +128,7 @@ def train(
         NumericalError: A loss is not finite; names the requests.
     """
     progress = progress or Silent()
-    examples = make_examples(adapter, requests)
+    examples = make_examples(lm, requests)
     optimizer = torch.optim.Adam(list(parameters), lr=settings.learning_rate)
     losses: list[float] = []
     updates = 0
@@ -138,7 +138,7 @@ def train(
         for _ in range(settings.steps):
             found: list[float] = []
             for part in _chunks(examples, settings.batch_size):
-                nll, _ = target_nll(adapter, part)
+                nll, _ = target_nll(lm, part)
                 found += _finite(nll, part, settings)
                 if sum(found[-len(part) :]) / len(part) < settings.loss_threshold:
                     continue
@@ -153,21 +153,21 @@ def train(
             if losses[-1] < settings.loss_threshold:
                 stopped = "loss"
                 break
-        nll_after, argmax = _measure(adapter, examples, settings)
+        nll_after, argmax = _measure(lm, examples, settings)
     finally:
         progress.finish()
     return TrainingTrace(tuple(losses), len(losses), updates, stopped, nll_after, argmax)
 
 
 def _measure(
-    adapter: ModelAdapter, examples: Sequence[Example], settings: TrainingSettings
+    lm: EditableModel, examples: Sequence[Example], settings: TrainingSettings
 ) -> tuple[tuple[float, ...], tuple[bool, ...]]:
     """Loss and argmax of every example with the trained parameters."""
     nll: list[float] = []
     argmax: list[bool] = []
     with torch.no_grad():
         for part in _chunks(examples, settings.batch_size):
-            values, hits = target_nll(adapter, part)
+            values, hits = target_nll(lm, part)
             nll += _finite(values, part, settings)
             argmax += hits.tolist()
     return tuple(nll), tuple(argmax)

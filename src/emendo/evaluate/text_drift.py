@@ -1,6 +1,6 @@
 """How far an edit moves what the model makes of every token of given texts.
 
-`distribution_shift` compares one place of each prompt, where a single prompt close to the edit can weigh as much as all
+`measure_drift` compares one place of each prompt, where a single prompt close to the edit can weigh as much as all
 others. A text has hundreds of places: the mean over them says whether a kind of text still works, and its perplexity
 says whether it works worse or only differently.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from emendo.arguments import Count, checked
 from emendo.errors import InputError, NumericalError
-from emendo.evaluate.shift import SHIFT_BYTES, UNEMBEDDING_TOLERANCE
+from emendo.evaluate.drift import SHIFT_BYTES, UNEMBEDDING_TOLERANCE
 from emendo.evaluate.tokens import Ids, hidden_in_trees, logit_chunks, tree_budget
-from emendo.models import ModelAdapter
+from emendo.models import EditableModel
 from emendo.models.tree import common_length
 from emendo.progress import Progress, Silent
 
@@ -32,14 +32,14 @@ class TextTokens:
         places: (text, position) of every predicted token; a beginning that several texts share is there once.
         hidden: Final hidden states that predict them, on the CPU, ``[places, d_model]``.
         first: log Σ exp(logits) of the first place: tells whether the unembedding is still what it was.
-        adapter: Gives the unembedding.
+        lm: Gives the unembedding.
     """
 
     texts: tuple[Ids, ...]
     places: tuple[tuple[int, int], ...]
     hidden: Float[Tensor, "places d_model"]
     first: float
-    adapter: ModelAdapter
+    lm: EditableModel
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class TokenShift:
 
 @checked
 def text_tokens(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     texts: Sequence[Sequence[int]],
     *,
     token_budget: Count | None = None,
@@ -81,7 +81,7 @@ def text_tokens(
     """Read texts and keep what the model predicts at every token, to be compared with another state later.
 
     Args:
-        adapter: The model.
+        lm: The model.
         texts: Token ids of each; what is longer than the model has positions for is cut there. A text of one token
             predicts nothing.
         token_budget: Most distinct tokens run at once, as in `score_tokens`. Changes speed and memory.
@@ -92,7 +92,7 @@ def text_tokens(
         NumericalError: A hidden state is not finite.
         SelfCheckError: A tree disagrees with the model's own forward pass.
     """
-    rows = tuple(tuple(ids[: adapter.max_length]) for ids in texts)
+    rows = tuple(tuple(ids[: lm.max_length]) for ids in texts)
     places = _distinct_places(rows)
     if not places:
         raise InputError(f"there is no token to predict in {len(rows)} text(s); expected one of at least two tokens")
@@ -102,7 +102,7 @@ def text_tokens(
     fed = [index for index, row in enumerate(rows) if len(row) > 1]
     kept: Tensor | None = None
     for group, forest, hidden in hidden_in_trees(
-        adapter, [rows[index][:-1] for index in fed], tree_budget(adapter, token_budget)
+        lm, [rows[index][:-1] for index in fed], tree_budget(lm, token_budget)
     ):
         kept = torch.empty(len(places), hidden.shape[-1], dtype=hidden.dtype) if kept is None else kept
         found = [
@@ -120,7 +120,7 @@ def text_tokens(
             "the model's hidden states on texts are not finite; its weights or activations overflow: roll an edit "
             "back, or load it in bfloat16 or float32 (--dtype)"
         )
-    return TextTokens(rows, places, kept, _first_normalizer(adapter, kept), adapter)
+    return TextTokens(rows, places, kept, _first_normalizer(lm, kept), lm)
 
 
 @checked
@@ -138,10 +138,10 @@ def token_shift(before: TextTokens, after: TextTokens) -> TokenShift:
     if before.texts != after.texts:
         raise InputError(f"a shift compares the same texts, found {len(before.texts)} and {len(after.texts)}")
     for state in (before, after):
-        now = _first_normalizer(state.adapter, state.hidden)
+        now = _first_normalizer(state.lm, state.hidden)
         if not abs(now - state.first) <= UNEMBEDDING_TOLERANCE * max(1.0, abs(state.first)):
             raise InputError(
-                f"the unembedding of {state.adapter.name!r} has changed since its texts were read, so that they cannot "
+                f"the unembedding of {state.lm.name!r} has changed since its texts were read, so that they cannot "
                 "be compared any more; expected an edit of other weights"
             )
     tokens = torch.tensor([before.texts[text][position] for text, position in before.places])
@@ -168,12 +168,12 @@ def _distinct_places(rows: Sequence[Ids]) -> tuple[tuple[int, int], ...]:
 
 
 def _logits(state: TextTokens) -> Iterator[tuple[int, Float[Tensor, "some vocab"]]]:
-    return logit_chunks(state.adapter, state.hidden.to(state.adapter.device), SHIFT_BYTES)
+    return logit_chunks(state.lm, state.hidden.to(state.lm.device), SHIFT_BYTES)
 
 
-def _first_normalizer(adapter: ModelAdapter, hidden: Float[Tensor, "places d_model"]) -> float:
+def _first_normalizer(lm: EditableModel, hidden: Float[Tensor, "places d_model"]) -> float:
     with torch.no_grad():
-        return float(adapter.unembed(hidden[:1].to(adapter.device)).double().logsumexp(dim=-1))
+        return float(lm.unembed(hidden[:1].to(lm.device)).double().logsumexp(dim=-1))
 
 
 def _compared(

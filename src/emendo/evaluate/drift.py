@@ -24,7 +24,7 @@ from emendo.evaluate.bootstrap import Interval, bootstrap_interval
 from emendo.evaluate.perplexity import WINDOW, token_windows
 from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.tokens import hidden_in_trees, logit_chunks, tree_budget
-from emendo.models import ModelAdapter, pack_by_tokens
+from emendo.models import EditableModel, pack_by_tokens
 from emendo.progress import Progress, Silent
 
 UNEMBEDDING_TOLERANCE = 1e-4
@@ -43,23 +43,21 @@ class NextTokenLogProbs:
         hidden: Final hidden states, in the model's dtype on the CPU, ``[places, d_model]``.
         log_normalizer: log Σ exp(logits) of each place when it was made, ``[places]``.
         top: Most likely token of each place, ``[places]``.
-        adapter: Gives the unembedding.
+        lm: Gives the unembedding.
     """
 
     places: tuple[str, ...]
     hidden: Float[Tensor, "places d_model"]
     log_normalizer: Float[Tensor, " places"]
     top: Int[Tensor, " places"]
-    adapter: ModelAdapter
+    lm: EditableModel
 
     @classmethod
     @checked
-    def of(
-        cls, adapter: ModelAdapter, places: Sequence[str], hidden: Float[Tensor, "places d_model"]
-    ) -> NextTokenLogProbs:
+    def of(cls, lm: EditableModel, places: Sequence[str], hidden: Float[Tensor, "places d_model"]) -> NextTokenLogProbs:
         """Keep hidden states, and what tells later whether the unembedding is still the same."""
         normalizers, top = [], []
-        for start, logits in logit_chunks(adapter, hidden, SHIFT_BYTES):
+        for start, logits in logit_chunks(lm, hidden, SHIFT_BYTES):
             normalizers.append(logits.double().logsumexp(dim=-1).cpu())
             top.append(logits.argmax(dim=-1).cpu())
             if not normalizers[-1].isfinite().all():
@@ -68,7 +66,7 @@ class NextTokenLogProbs:
                     f"the model's logits after {places[bad]!r} are not finite; its weights or activations overflow: "
                     "roll an edit back, or load it in bfloat16 or float32 (--dtype)"
                 )
-        return cls(tuple(places), hidden.cpu(), torch.cat(normalizers), torch.cat(top), adapter)
+        return cls(tuple(places), hidden.cpu(), torch.cat(normalizers), torch.cat(top), lm)
 
     def chunks(self) -> Iterator[tuple[int, Float[Tensor, "some vocab"]]]:
         """The first place and the log-probabilities (float64, nats) of consecutive places, in bounded memory.
@@ -76,15 +74,15 @@ class NextTokenLogProbs:
         Raises:
             InputError: The unembedding is no longer what it was.
         """
-        for start, logits in logit_chunks(self.adapter, self.hidden.to(self.adapter.device), SHIFT_BYTES):
+        for start, logits in logit_chunks(self.lm, self.hidden.to(self.lm.device), SHIFT_BYTES):
             logits = logits.double()
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
             stored = self.log_normalizer[start : start + len(logits)].to(normalizer)
             error = float(((normalizer[:, 0] - stored).abs() / stored.abs().clamp_min(1)).max())
             if error > UNEMBEDDING_TOLERANCE:
                 raise InputError(
-                    f"the unembedding of {self.adapter.name!r} has changed since these distributions were taken, so "
-                    "they cannot be read any more; expected an edit of other weights. Give a second adapter that "
+                    f"the unembedding of {self.lm.name!r} has changed since these distributions were taken, so "
+                    "they cannot be read any more; expected an edit of other weights. Give a second wrapped model that "
                     "holds the base model (next_token_log_probs(base, prompts))"
                 )
             yield start, logits - normalizer
@@ -92,7 +90,7 @@ class NextTokenLogProbs:
 
 @checked
 def next_token_log_probs(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     prompts: Sequence[str],
     *,
     token_budget: Count | None = None,
@@ -101,7 +99,7 @@ def next_token_log_probs(
     """What the model says next after each prompt, to be compared with another model later.
 
     Args:
-        adapter: The model.
+        lm: The model.
         prompts: At least one text; beginnings in common are computed once.
         token_budget: Most distinct tokens run at once, as in `score_tokens`. Changes speed and memory.
         progress: Counts prompts.
@@ -113,28 +111,28 @@ def next_token_log_probs(
     """
     if not prompts:
         raise InputError("there is no prompt to compare distributions on; expected at least one (prompts=)")
-    rows = [tuple(adapter.encode(prompt)) for prompt in prompts]
-    if long := [i for i, row in enumerate(rows) if len(row) > adapter.max_length]:
+    rows = [tuple(lm.encode(prompt)) for prompt in prompts]
+    if long := [i for i, row in enumerate(rows) if len(row) > lm.max_length]:
         raise InputError(
-            f"{len(long)} of {len(rows)} prompts do not fit {adapter.name!r}, which has positions for "
-            f"{adapter.max_length} tokens; shorten or drop them, such as {prompts[long[0]][:60]!r}..."
+            f"{len(long)} of {len(rows)} prompts do not fit {lm.name!r}, which has positions for "
+            f"{lm.max_length} tokens; shorten or drop them, such as {prompts[long[0]][:60]!r}..."
         )
-    budget = tree_budget(adapter, token_budget)
+    budget = tree_budget(lm, token_budget)
     progress = progress or Silent()
     progress.start("next tokens", len(rows))
     last: Tensor | None = None
-    for group, forest, hidden in hidden_in_trees(adapter, rows, budget):
+    for group, forest, hidden in hidden_in_trees(lm, rows, budget):
         last = hidden.new_empty(len(rows), hidden.shape[-1]) if last is None else last
         last[group] = hidden[[path[-1] for path in forest.paths]]
         progress.advance(len(group))
     progress.finish()
     assert last is not None
-    return NextTokenLogProbs.of(adapter, prompts, last)
+    return NextTokenLogProbs.of(lm, prompts, last)
 
 
 @checked
 def text_log_probs(
-    adapter: ModelAdapter,
+    lm: EditableModel,
     text: str | Sequence[str],
     *,
     max_tokens: Count = 2000,
@@ -145,7 +143,7 @@ def text_log_probs(
     """What the model says next at positions of held-out text, in windows as `perplexity` makes them.
 
     Args:
-        adapter: The model.
+        lm: The model.
         text: One text, or documents.
         max_tokens: Read at most so many tokens of text.
         every: Keep every so manieth position of a window, from the first on.
@@ -156,15 +154,15 @@ def text_log_probs(
         InputError: A setting is out of range, or there is no text.
         NumericalError: The model's logits are not finite.
     """
-    window = min(WINDOW, adapter.max_length) if window is None else window
-    windows = token_windows(adapter, [text] if isinstance(text, str) else text, window, max_tokens)
+    window = min(WINDOW, lm.max_length) if window is None else window
+    windows = token_windows(lm, [text] if isinstance(text, str) else text, window, max_tokens)
     if not windows:
         raise InputError("there is no position to compare distributions at; give a longer text (text=)")
     progress = progress or Silent()
     progress.start("next tokens", sum(map(len, windows)))
     starts = list(itertools.accumulate((math.ceil(len(ids) / every) for ids in windows), initial=0))
     kept: Tensor | None = None
-    with adapter.isolated() as own:
+    with lm.isolated() as own:
         for group in pack_by_tokens([len(ids) for ids in windows], window):
             hidden = own.final_hidden(own.batch([windows[index] for index in group]))
             # Copied: a view would keep the whole batch in memory for every so manieth position of it.
@@ -179,11 +177,11 @@ def text_log_probs(
         for number, ids in enumerate(windows)
         for position in range(0, len(ids), every)
     ]
-    return NextTokenLogProbs.of(adapter, places, kept)
+    return NextTokenLogProbs.of(lm, places, kept)
 
 
 @dataclass(frozen=True)
-class DistributionShift:
+class Drift:
     """How far next-token distributions moved.
 
     Attributes:
@@ -217,14 +215,14 @@ class DistributionShift:
 
 
 @checked
-def distribution_shift(
+def measure_drift(
     before: NextTokenLogProbs,
     after: NextTokenLogProbs,
     *,
     confidence: Confidence = 0.95,
     n_resamples: Resamples = 1000,
     seed: Seed = 0,
-) -> DistributionShift:
+) -> Drift:
     """KL(base ‖ edited) of next-token distributions, and how often the most likely token changed.
 
         KL_i = Σ_v p_before(v | x_i) (log p_before(v | x_i) − log p_after(v | x_i))
@@ -247,9 +245,9 @@ def distribution_shift(
             f"a shift compares the same places, found {len(before.places)} before and {len(after.places)} after"
             + ("" if len(before.places) != len(after.places) else " of other prompts")
         )
-    if before.adapter.vocab_size != after.adapter.vocab_size:
+    if before.lm.vocab_size != after.lm.vocab_size:
         raise InputError(
-            f"a shift compares one vocabulary, found {before.adapter.vocab_size} and {after.adapter.vocab_size} tokens"
+            f"a shift compares one vocabulary, found {before.lm.vocab_size} and {after.lm.vocab_size} tokens"
         )
     kl: list[float] = []
     for (_, p), (_, q) in zip(before.chunks(), after.chunks(), strict=True):
@@ -259,7 +257,7 @@ def distribution_shift(
         terms = torch.where(p == -math.inf, 0.0, p.exp() * (p - q))
         kl += terms.sum(dim=-1).clamp_min(0).tolist()
     flipped = (before.top != after.top).tolist()
-    return DistributionShift(
+    return Drift(
         places=before.places,
         kl=tuple(kl),
         flipped=tuple(flipped),

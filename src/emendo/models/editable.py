@@ -1,6 +1,6 @@
 """One view over an unmodified Hugging Face decoder: its weights, its activations, its text.
 
-The adapter owns every question of layout (Linear or Conv1D), of what a block returns (tensor or tuple) and of
+`EditableModel` owns every question of layout (Linear or Conv1D), of what a block returns (tensor or tuple) and of
 the state that a model happens to be in (training mode, `requires_grad`): callers see `[d_out, d_in]` weights,
 `[batch, seq, ·]` activations and a model that is as they left it.
 """
@@ -35,7 +35,7 @@ from emendo.models.limits import check_ids, check_length, known_tokens, longest_
 from emendo.shapes import Hidden, Weight
 
 
-class ModelAdapter:
+class EditableModel:
     """A causal language model as editing sees it.
 
     Args:
@@ -62,7 +62,7 @@ class ModelAdapter:
         """What has been written into the weights, and the way back."""
         self._base = BaseWeights()
         self._tokenizer_digest: str | None = None
-        self._shared: ModelAdapter | None = None  # the model itself, of an isolated one
+        self._shared: EditableModel | None = None  # the model itself, of an isolated one
         self._isolated_edits = False
         self._own_layers: frozenset[int] = frozenset()
         check_model(self)
@@ -86,7 +86,7 @@ class ModelAdapter:
 
     @property
     def access(self) -> ModelAccess:
-        """Who reads and who writes the weights, in all threads and for every adapter of this model."""
+        """Who reads and who writes the weights, in all threads and for every wrapper of this model."""
         return access_to(self.decoder) if self._shared is None else self._shared.access
 
     @property
@@ -230,7 +230,7 @@ class ModelAdapter:
         if own.shape != weight.shape:
             raise InputError(
                 f"{self.module_name(layer)} takes a weight [d_out, d_in] of shape {tuple(own.shape)}, found "
-                f"{tuple(weight.shape)}; pass it as adapter.weight({layer}) gives it"
+                f"{tuple(weight.shape)}; pass it as lm.weight({layer}) gives it"
             )
         own.copy_(weight)
 
@@ -255,7 +255,7 @@ class ModelAdapter:
     @contextmanager
     def isolated(
         self, written: Mapping[int, Weight] | Sequence[int] = (), *, edited: bool | None = None
-    ) -> Iterator[ModelAdapter]:
+    ) -> Iterator[EditableModel]:
         """This model in modules that nobody else sees, in evaluation mode and without parameter gradients.
 
         Hooks, attention functions and weights in it are the caller's own business; other threads may run the model

@@ -73,6 +73,6 @@ def test_records_without_a_true_target_are_refused(tiny_llama: EditableModel, re
     unknown = EditRecord(EditRequest("{} is", "Japan", "Tokyo", "u"))
     with pytest.raises(InputError, match=r"1 of 13 records have no target_true.*'u'"):
         answered(tiny_llama, [*records, unknown])
-    with pytest.raises(InputError, match="unknown level 'top5'; expected one of argmax, probability"):
+    with pytest.raises(InputError, match=r"level is 'top5' .* expected 'argmax' or 'probability'"):
         answered(tiny_llama, records, level="top5")  # type: ignore[arg-type]
     assert answered(tiny_llama, []) == ()

@@ -325,6 +325,21 @@ def test_layers_that_a_gguf_file_does_not_have(tmp_path: Path) -> None:
         load(write_tiny_gguf(tmp_path / "m.gguf", blocks=10**6), device="cpu")
 
 
+def test_a_gguf_file_without_its_number_of_layers(gguf: Path, tmp_path: Path) -> None:
+    content, path = gguf.read_bytes(), tmp_path / "m.gguf"
+    assert content.count(b"llama.block_count") == 1
+    path.write_bytes(content.replace(b"llama.block_count", b"llamb.block_count"))
+    with pytest.raises(ModelNotFoundError, match=r"ARCHITECTURE\.block_count"):
+        load(path, device="cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"7", b'{"model": 1}', b'{"padding": 1}', b'{"id": 0, "id": 1}'])
+def test_a_damaged_tokenizer_is_one_message(folder: Path, content: bytes) -> None:
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ModelNotFoundError, match="cannot"):
+        load(folder, device="cpu")
+
+
 @pytest.mark.parametrize("beside", ["adapter_config.json", "tokenizer_config.json"])
 def test_what_lies_beside_a_gguf_file(gguf: Path, tmp_path: Path, beside: str) -> None:
     """transformers reads tokenizer settings from there, and would take the base of an adapter for the model."""

@@ -51,7 +51,8 @@ def check_gguf(path: Path) -> None:
         tensors, fields = head.number("Q"), head.number("Q")
         head.check_count(tensors, 24, "tensors")
         head.check_count(fields, 13, "fields")
-        blocks = 0
+        blocks: dict[bytes, int] = {}
+        architecture = b""
         for _ in range(fields):
             key = head.string()
             kind = head.number("I")
@@ -59,15 +60,22 @@ def check_gguf(path: Path) -> None:
             head.skip_value(kind)
             if key.endswith(b".block_count") and kind in _WHOLE:
                 stream.seek(at)
-                blocks = max(blocks, head.number(_WHOLE[kind]))  # of a repeated key, whichever the reader takes
-        if blocks > tensors:
-            raise ValueError(f"it declares {blocks:,} blocks and {tensors:,} tensors, expected at least one a block")
+                # Of a repeated key, whichever the reader takes.
+                blocks[key] = max(blocks.get(key, 0), head.number(_WHOLE[kind]))
+            elif key == b"general.architecture" and kind == _STRING:
+                stream.seek(at)
+                architecture = head.string()
+        if (most := max(blocks.values(), default=0)) > tensors:
+            raise ValueError(f"it declares {most:,} blocks and {tensors:,} tensors, expected at least one a block")
         for _ in range(tensors):
             head.string()
             dimensions = head.number("I")
             if dimensions > _MOST_DIMENSIONS:
                 raise ValueError(f"a tensor of {dimensions:,} dimensions, expected at most {_MOST_DIMENSIONS}")
             head.skip(8 * dimensions + 12)
+        if architecture + b".block_count" not in blocks:
+            # The reader would take the number of some other model, and look for the tensors of its blocks for minutes.
+            raise ValueError("it declares no number of blocks, expected ARCHITECTURE.block_count")
 
 
 class _Head:

@@ -103,7 +103,7 @@ def test_every_one_edits_and_leaves_a_file_that_goes_in_and_out(
     assert document["judgement"]["perplexity"]["ratio"] > 0
     assert (document["training"] is not None) == (name in BASELINES)
     report = (tmp_path / "out" / "report.md").read_text()
-    assert f"2 edit(s) of {document['base']['name']} with {name}" in report
+    assert report.startswith(f"# 2 facts ({document['base']['name']}, method {name})")
     assert "| None |" not in report, "what is off reads as --set takes it"
     for request in REQUESTS:
         assert report.count(request.target) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -17,6 +18,7 @@ from emendo.errors import RequestError
 from emendo.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
+    from emendo.editing.plan import Plan
     from emendo.editing.session import EditSession
     from emendo.ledger.pending import PendingEdit
     from emendo.report import Judgement
@@ -199,14 +201,7 @@ def run_edit(
     _show_cost(terminal, document)
     if note := added_ridge_note(document):
         terminal.line(note)
-    restored = sum(checked.values())
-    terminal.line(
-        f"The model in memory is restored exactly ({restored} of {len(checked)} tensors); the edit is in its files."
-        if restored == len(checked) and checked and document["files"]
-        else f"The model in memory: {restored} of {len(checked)} tensors are restored exactly."
-        if checked
-        else "The edit was not applied to the model in memory."
-    )
+    terminal.line(_state_of_memory(checked, plan, saved=bool(document["files"])))
     if (record := document.get("ledger")) is not None:
         terminal.line(f"Ledger: record {record['id'][:12]} ({record['operation']}, number {record['number']})")
     if document["files"]:
@@ -219,6 +214,18 @@ def run_edit(
         written = "Only the rejected update was written." if "rejected" in document else "Nothing was written."
         gate.refuse_failed(terminal, gated, f"{written} --force writes it anyway; the record says so.")
     return document
+
+
+def _state_of_memory(checked: Mapping[str, bool], plan: Plan, *, saved: bool) -> str:
+    """What the model in memory holds after the command: its own weights, whatever was tried on it."""
+    restored = sum(checked.values())
+    if not plan.update.layers:
+        return "The model in memory: no weights changed."
+    if not checked:
+        return "The edit was not applied to the model in memory."
+    if restored == len(checked) and saved:
+        return f"The model in memory is restored exactly ({restored} of {restored} tensors); the edit is in its files."
+    return f"The model in memory: {restored} of {len(checked)} tensors are restored exactly."
 
 
 def show_next(terminal: Terminal, model: str, document: dict[str, Any], ledger: Path | None, *, admitted: bool) -> None:

@@ -389,3 +389,22 @@ def test_help(emendo: Command) -> None:
     code, text, _ = emendo("edit", "--help")
     assert code == 0
     assert "--plan-only" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["see", "LONG"],
+        ["update", "show", "LONG"],
+        ["data", "LONG"],
+        ["ledger", "log", "--ledger", "LONG"],
+        ["experiment", "LONG", "--plan-only"],
+        ["report", "LONG"],
+        ["edit", "--model", "LONG", *FACT],
+        ["trace", "--model", "LONG", "--facts", "LONG"],
+    ],
+)
+def test_a_name_that_no_file_system_takes_is_bad_input(arguments: list[str], emendo: Command) -> None:
+    code, _, err = emendo(*["x" * 5000 if word == "LONG" else word for word in arguments])
+    assert code == 2
+    assert "Traceback" not in err

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -137,6 +138,12 @@ def _run(arguments: list[str]) -> int:
         return _fail(arguments, "Interrupted", str(error), error.exit_code)
     except EmendoError as error:
         return _fail(arguments, type(error).__name__, str(error), error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # Whatever looks at a path first finds it; no file of that name can be meant.
+        name = f"{str(error.filename)[:60]}…"
+        return _fail(arguments, "InputError", f"no file system takes a name as long as {name!r}; expected a path", 2)
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):

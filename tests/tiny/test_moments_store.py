@@ -187,7 +187,7 @@ def test_a_failed_write_leaves_nothing(
     def fails(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("emendo.io.tensor_file.save_file", fails)
+    monkeypatch.setattr("safetensors.torch.save_file", fails)
     with pytest.raises(OutputError, match="EMENDO_HOME"):
         store.put(stored.moment, replace(stored.header, layer=2))
     assert sorted(store.root.rglob("*")) == before

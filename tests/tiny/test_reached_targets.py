@@ -16,6 +16,7 @@ from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from tests.conftest import FAMILIES, VARIANTS, build_tiny
 from tests.naive_loop import Naive, apart, close
+from tests.pairs import pairs
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 
 NORMED = ("gemma2", "gemma3_text", "gemma3_text_local_rope", "olmo2", "opt_post_norm")
@@ -35,8 +36,7 @@ def setting_of(family: str) -> dict[str, Any]:
 # ---- v* is held -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
-@pytest.mark.parametrize("family", sorted({**FAMILIES, **VARIANTS}))
+@pytest.mark.parametrize(("family", "site"), pairs(sorted({**FAMILIES, **VARIANTS}), ("resid_post", "mlp_out")))
 def test_the_edited_model_holds_the_target(family: str, site: str, store: MomentStore) -> None:
     """At the subject's last token of the plain prompt; for Granite through the factor on its MLP's output."""
     lm = build_tiny(family, dtype=torch.float64)

@@ -26,6 +26,7 @@ from emendo.models.suffix import packed_attention, prefill, replay, select_rows
 from emendo.requests import EditRequest
 from tests.conftest import FAMILIES, FLOAT32_ATTENTION, ROWS, VARIANTS, build_tiny, build_tokenizer, tiny_config
 from tests.model_state import changes, model_state
+from tests.pairs import pairs
 
 LENGTHS = [5, 1, 9, 7, 9, 3]
 STARTS = [2, 0, 8, 0, 5, 2]
@@ -87,9 +88,8 @@ def random_delta(lm: EditableModel, rows: int) -> Tensor:
     return torch.randn(rows, lm.d_model, dtype=torch.float64, generator=generator).requires_grad_()
 
 
-@pytest.mark.parametrize("layer", [0, 1, 3])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", sorted([*ROWS, *VARIANTS]))
+@pytest.mark.parametrize("layer", [0, pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(("family", "attention"), pairs(sorted([*ROWS, *VARIANTS]), ("sdpa", "eager")))
 def test_replay_equals_the_whole_model(family: str, attention: str, layer: int) -> None:
     lm = cached_tiny(family, attention)
     ids, delta = prompts(lm), random_delta(lm, len(STARTS))

@@ -16,6 +16,7 @@ from emendo.models.alignment import align_edit
 from emendo.models.suffix import packed_attention, replay
 from emendo.requests import EditRequest
 from tests.conftest import FAMILIES, FLOAT32_ATTENTION, ROWS
+from tests.pairs import pairs
 from tests.target_cases import CONTEXTS, LAYER, REQUESTS, SETTINGS, cached_tiny, close, oracle
 from tests.target_reference import SerialSearch, sentences_of, serial_search
 
@@ -41,10 +42,7 @@ def test_the_requests_cover_what_they_should() -> None:
     assert len({len(edit.ids) - edit.prompt.subject_last for edit in edits}) > 2, "different suffix lengths"
 
 
-@pytest.mark.parametrize(
-    ("family", "site"),
-    [(family, site) for site in ("resid_post", "mlp_out") for family in sorted(ROWS)],
-)
+@pytest.mark.parametrize(("family", "site"), pairs(sorted(ROWS), ("resid_post", "mlp_out")))
 def test_equals_the_serial_search(family: str, site: str) -> None:
     """Same losses at every evaluation and same δ, although some leave the batch early."""
     rtol = 1e-5 if family in FLOAT32_ATTENTION else 1e-8

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from emendo.arguments import NotNegative, checked
+from emendo.arguments import Anything, NotNegative, checked
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.errors import LedgerError
@@ -41,6 +41,11 @@ TIMEOUT = 60.0
 """Seconds that a writer waits for another one."""
 
 
+T = TypeVar("T")
+Judged: TypeAlias = Annotated[T, Anything()]
+"""What a record keeps is judged as a whole before anything is written (`stamp.py`), in words that name the option."""
+
+
 class EditLedger:
     """A ledger that exists; see `create` for a new one.
 
@@ -63,7 +68,7 @@ class EditLedger:
         *,
         timeout: NotNegative = TIMEOUT,
         waiting: Callable[[str], None] | None = None,
-        who: str | None = None,
+        who: Judged[str | None] = None,
     ) -> None:
         self.store = LedgerStore(folder)
         self.timeout, self.waiting = timeout, waiting
@@ -80,7 +85,7 @@ class EditLedger:
         base: EditSession | Mapping[str, str],
         *,
         model: str = "",
-        message: str = "",
+        message: Judged[str] = "",
         **options: Any,
     ) -> EditLedger:
         """Make a ledger for a model.
@@ -181,7 +186,7 @@ class EditLedger:
     @checked
     @contextmanager
     def editing(
-        self, session: EditSession, requests: Sequence[EditRequest], *, replace: bool = False, message: str = ""
+        self, session: EditSession, requests: Sequence[EditRequest], *, replace: bool = False, message: Judged[str] = ""
     ) -> Iterator[PendingEdit]:
         """Hold the lock with the session at the state that an edit is planned on; `commit` of what is given keeps it.
 
@@ -220,7 +225,7 @@ class EditLedger:
         layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,
         replace: bool = False,
-        message: str = "",
+        message: Judged[str] = "",
         examine: Callable[[Plan], Mapping[str, Any]] | None = None,
     ) -> Record:
         """Plan an edit on the present state and keep it; the session then has it too.
@@ -241,7 +246,7 @@ class EditLedger:
 
     @checked
     def commit_edit(
-        self, update: ModelUpdate, *, message: str = "", metrics: Mapping[str, Any] | None = None
+        self, update: ModelUpdate, *, message: Judged[str] = "", metrics: Judged[Mapping[str, Any] | None] = None
     ) -> Record:
         """Keep an update that was planned elsewhere on exactly the present state.
 
@@ -271,7 +276,7 @@ class EditLedger:
 
     @checked
     def revert(
-        self, id: str, planner: Planner | EditSession | None = None, *, how: str = "replay", message: str = ""
+        self, id: str, planner: Planner | EditSession | None = None, *, how: str = "replay", message: Judged[str] = ""
     ) -> Record:
         """Take an edit out: the ledger and the session are as if it had never been made.
 
@@ -303,7 +308,7 @@ class EditLedger:
         return needs_planner(self.store, history, history.reverted_by(history.record(id)), how)
 
     @checked
-    def checkout(self, id: str, *, message: str = "") -> Record:
+    def checkout(self, id: str, *, message: Judged[str] = "") -> Record:
         """Make the state after an earlier record the present one; nothing is lost, and it can be left the same way.
 
         Args:
@@ -315,7 +320,7 @@ class EditLedger:
             return self._commit(history, "checkout", history.state(id), {"target": target}, message)
 
     @checked
-    def compact(self, tolerance: float = 1e-6, *, message: str = "") -> Record:
+    def compact(self, tolerance: float = 1e-6, *, message: Judged[str] = "") -> Record:
         """Fold all active updates into one of the smallest rank; what they were folded from stays in the ledger.
 
         Args:

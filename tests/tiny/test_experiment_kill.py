@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch as writer
 
 import emendo.experiments.files as files
 import emendo.experiments.folder as folder
 import emendo.experiments.ground as ground
-import emendo.io.tensor_file as tensor_file
 from emendo.editing.session import EditSession
 from emendo.experiments import Cell, Experiment, ExperimentConfig, Measures, comparable
 from emendo.statistics import MomentStore
@@ -94,7 +94,7 @@ class Kill:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self.at, self.when = 0, -1, "before"
-        writers = ((files, "append_lines"), (folder, "write_json"), (ground, "write_json"), (tensor_file, "save_file"))
+        writers = ((files, "append_lines"), (folder, "write_json"), (ground, "write_json"), (writer, "save_file"))
         for module, name in writers:
             monkeypatch.setattr(module, name, self._wrapped(name, getattr(module, name)))
         # The folder module has the function under its own name.

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from emendo.errors import InputError, NumericalError
+from emendo.evaluate import drift as shift_module
 from emendo.evaluate import (
     measure_drift,
     next_token_log_probs,
@@ -20,7 +21,6 @@ from emendo.evaluate import (
     text_log_probs,
     zsre_scores,
 )
-from emendo.evaluate import shift as shift_module
 from emendo.models import EditableModel
 from emendo.models import tree as tree_module
 from emendo.models.alignment import encode_target

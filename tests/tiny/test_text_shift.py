@@ -10,7 +10,7 @@ import torch
 
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate import TokenShift, perplexity, text_tokens, token_shift
-from emendo.evaluate import text_shift as module
+from emendo.evaluate import text_drift as module
 from emendo.models import EditableModel
 from tests.conftest import build_tiny
 

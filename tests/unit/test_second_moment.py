@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emendo.errors import MomentsError, NumericalError
+from emendo.errors import InputError, MomentsError, NumericalError
 from emendo.statistics import SecondMoment
 from emendo.statistics.second_moment import Accumulate
 
@@ -133,5 +133,5 @@ def test_errors_say_what_was_expected() -> None:
         _ = SecondMoment.empty(3) + SecondMoment.empty(3, accumulate="float32")
     with pytest.raises(MomentsError, match="square matrix"):
         SecondMoment(torch.zeros(3, 4), 0)
-    with pytest.raises(MomentsError, match="'float64', 'float32'"):
+    with pytest.raises(InputError, match="'float64' or 'float32'"):
         SecondMoment.empty(3, accumulate="bfloat16")  # type: ignore[arg-type]

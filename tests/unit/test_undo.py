@@ -276,7 +276,7 @@ def with_layer(**tensors: Tensor | None) -> Callable[[ModelUpdate], ModelUpdate]
         (with_setting("post.kind", "rect"), "post.kind=rect changed its factors"),
         (with_setting("distribution", "sideways"), "distribution='sideways' is not known here"),
         (with_setting("target.site", "elsewhere"), "target.site='elsewhere' is not known"),
-        (with_setting("layers", []), "cannot be used"),
+        (with_setting("layers", []), r"holds layers \[0\]; its record says \[\]"),
         (with_setting("layers", [0, 1]), "holds layers \\[0\\]; its record says \\[0, 1\\]"),
         (with_setting("memorization.s", 1.0), "are .* \\(relatively\\) from the ones"),
         (with_setting("history.weight", 30.0), "from the ones that its keys, its history and this metric give"),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emendo.io.renamed import keep_old_names
 from emendo.lazy import lazy
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ __all__ = [
     "wrap",
 ]
 
+keep_old_names()
+
 __getattr__ = lazy(
     __name__,
     {
@@ -84,6 +87,7 @@ __getattr__ = lazy(
         "METHODS": "emendo.methods",
         "MethodConfig": "emendo.methods",
         "EditableModel": "emendo.models",
+        "ModelAdapter": "emendo.models.editable",
         "ModelUpdate": "emendo.updates",
         "Plan": "emendo.editing.plan",
         "edit": "emendo.editing.one_line",

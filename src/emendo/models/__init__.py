@@ -63,6 +63,7 @@ __getattr__ = lazy(
         "ArchitectureSpec": "emendo.models.architecture",
         "Capture": "emendo.models.hooks",
         "EditableModel": "emendo.models.editable",
+        "ModelAdapter": "emendo.models.editable",
         "REFUSALS": "emendo.models.refusals",
         "TokenBatch": "emendo.models.batch",
         "WRAPPERS": "emendo.models.architecture",

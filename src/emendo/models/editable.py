@@ -531,3 +531,7 @@ class EditableModel:
             "config_sha256": self.config_digest(),
             "config": config_record(self.config, self.model),
         }
+
+
+ModelAdapter = EditableModel
+"""The old name, for one version."""

@@ -8,7 +8,6 @@ import pytest
 
 import emendo
 from emendo.io.renamed import MODULES
-from emendo.requests import continuation
 
 
 @pytest.mark.parametrize("old", sorted(MODULES))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +89,23 @@ def test_every_public_name_is_there() -> None:
     assert set(emendo.__all__) == set(dir(emendo))
     with pytest.raises(AttributeError, match="'nothing'"):
         _ = emendo.nothing  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("package", ["emendo", "emendo.models", "emendo.solve"])
+def test_names_that_are_imported_when_used_are_told_to_type_checkers_too(package: str) -> None:
+    """One list for `__all__`, one for readers of types and docs, one for Python: they name the same."""
+    module = importlib.import_module(package)
+    source = ast.parse(Path(str(module.__file__)).read_text())
+    typed = {
+        alias.name
+        for block in source.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == set(module.__all__)
+    assert all(getattr(module, name) is not None for name in module.__all__)
 
 
 def test_every_command_has_its_section_in_the_help() -> None:

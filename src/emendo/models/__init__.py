@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from emendo.models.refusals import (
         REFUSALS,
     )
+    from emendo.models.saving import (
+        check_saveable,
+        save_model,
+    )
 
 __all__ = [
     "ARCHITECTURES",
@@ -46,6 +50,7 @@ __all__ = [
     "EditableModel",
     "TokenBatch",
     "adding",
+    "check_saveable",
     "check_update",
     "edited_weight",
     "has_dead_units",
@@ -68,6 +73,7 @@ __getattr__ = lazy(
         "TokenBatch": "emendo.models.batch",
         "WRAPPERS": "emendo.models.architecture",
         "adding": "emendo.models.hooks",
+        "check_saveable": "emendo.models.saving",
         "check_update": "emendo.models.edits",
         "edited_weight": "emendo.models.edits",
         "has_dead_units": "emendo.models.architecture",

@@ -52,7 +52,6 @@ from emendo.solve import (
     cap_norm,
     check_keys,
     check_system,
-    extend_history,
     key_tolerance,
     prune,
     rect,
@@ -421,10 +420,7 @@ class _Run:
         for update in self.to_remember:
             assert update.keys is not None  # checked at the start, and made by a solve since
             metric = self.prepared[update.layer]
-            history = extend_history(
-                metric.history, update.keys.to(metric.moment.device), weight=self.config.history.weight
-            )
-            self.prepared[update.layer] = metric.with_history(history)
+            self.prepared[update.layer] = metric.remembering(update.keys, weight=self.config.history.weight)
         self.to_remember = []
 
 

@@ -20,6 +20,10 @@ from typing import TYPE_CHECKING
 from emendo.lazy import lazy
 
 if TYPE_CHECKING:
+    from emendo.solve.block_moment import (
+        BlockMoment,
+        KeySample,
+    )
     from emendo.solve.costs import (
         frobenius_norm,
         output_power,
@@ -61,7 +65,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KEY_TOLERANCE",
+    "BlockMoment",
     "Form",
+    "KeySample",
     "NullSpace",
     "NullSpaceRule",
     "PreparedLayer",
@@ -87,8 +93,10 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
+        "BlockMoment": "emendo.solve.block_moment",
         "Form": "emendo.solve.solver",
         "KEY_TOLERANCE": "emendo.solve.feasibility",
+        "KeySample": "emendo.solve.block_moment",
         "NullSpace": "emendo.solve.null_space",
         "NullSpaceRule": "emendo.solve.settings",
         "PreparedLayer": "emendo.solve.metric",

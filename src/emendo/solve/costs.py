@@ -10,10 +10,11 @@ from torch import Tensor
 
 from emendo.arguments import checked
 from emendo.shapes import DualKeys, Moment, Residuals, Weight
+from emendo.solve.block_moment import BlockMoment, times_moment
 
 
 @checked
-def preservation_cost(residuals: Residuals, dual_keys: DualKeys, moment: Moment) -> float:
+def preservation_cost(residuals: Residuals, dual_keys: DualKeys, moment: Moment | BlockMoment) -> float:
     """tr(Δ C Δᵀ): mean squared change of the layer's output on the preserved keys.
 
     Args:
@@ -27,12 +28,12 @@ def preservation_cost(residuals: Residuals, dual_keys: DualKeys, moment: Moment)
     Source: EMMET (arXiv 2403.14236), the preservation half of the objective.
     """
     folded = _fold(residuals, dual_keys)
-    return float(((folded @ moment.detach().to(folded)) * folded).sum().item())
+    return float((times_moment(folded, moment) * folded).sum().item())
 
 
 @checked
 @torch.no_grad()
-def output_power(weight: Weight, moment: Moment) -> float:
+def output_power(weight: Weight, moment: Moment | BlockMoment) -> float:
     """tr(W C Wᵀ): mean square of the layer's output (bias aside) on the preserved keys, in float64.
 
     Args:
@@ -43,7 +44,7 @@ def output_power(weight: Weight, moment: Moment) -> float:
         What `preservation_cost` is relative to, in squared units of the layer's output.
     """
     weight = weight.double()
-    return float(((weight @ moment.to(weight)) * weight).sum().item())
+    return float((times_moment(weight, moment) * weight).sum().item())
 
 
 @checked

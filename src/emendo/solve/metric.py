@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from emendo.arguments import check_width, checked
 from emendo.errors import InfeasibleError
 from emendo.shapes import Keys, Moment
+from emendo.solve.block_moment import BlockMoment
 from emendo.solve.conditioning import inverse_norm, one_norm
 from emendo.solve.null_space import NullSpace, find_null_space
-from emendo.solve.preservation import preservation_metric
+from emendo.solve.preservation import extend_history, preservation_metric
 from emendo.solve.settings import Preservation
 
 
@@ -81,6 +83,23 @@ class PreparedLayer:
         """
         return replace(_factorised(self.moment, self.preservation, history, self.null_space), given=self.given)
 
+    @checked(sizes=False)
+    def remembering(self, keys: Keys, *, weight: float) -> PreparedLayer:
+        """The same layer with more keys to preserve, beside those that it preserves already (`extend_history`).
+
+        Args:
+            keys: The keys that were edited.
+            weight: What each of them counts, more than 0.
+
+        Raises:
+            InputError: The weight is not a positive finite number, or the sizes differ.
+            InfeasibleError: The metric is not positive definite beyond rounding.
+        """
+        return self.with_history(extend_history(self.history, keys.to(self.moment.device), weight=weight))
+
+    def refuse_starved(self, keys: Keys, names: Sequence[str]) -> None:
+        """Refuse equality where C is of too few keys; of a dense layer that is known before (`PreparedBlocks`)."""
+
     def metric(self) -> Float[Tensor, "r r"]:
         """A, or A_U, rebuilt in float64."""
         return _metric(self.moment, self.preservation, self.history, self.null_space)
@@ -126,14 +145,17 @@ class PreparedLayer:
 
 
 @checked(sizes=False)
-def prepare(moment: Moment, preservation: Preservation, *, history: Moment | None = None) -> PreparedLayer:
+def prepare(
+    moment: Moment | BlockMoment, preservation: Preservation, *, history: Moment | None = None
+) -> PreparedLayer:
     """Factorise a layer's preservation metric in float64.
 
     It costs d_in³/3 operations; with a null space also the eigendecomposition of C, more than ten times
     that, which `PreparedLayer.with_history` reuses.
 
     Args:
-        moment: C, the mean second moment of the layer's keys. Its device is where all solves run.
+        moment: C, the mean second moment of the layer's keys, or its blocks (`solve.blocks`). Its device is where all
+            solves run.
         preservation: f.
         history: H from earlier edits, see `extend_history`.
 
@@ -147,6 +169,10 @@ def prepare(moment: Moment, preservation: Preservation, *, history: Moment | Non
             collected on fewer tokens than d_in, or the null space is empty. No jitter is added but what
             `Preservation.dead_ridge` asks for, no pseudo-inverse taken.
     """
+    if isinstance(moment, BlockMoment):
+        from emendo.solve.blocks import prepare_blocks  # it is made of what is here
+
+        return prepare_blocks(moment, preservation).with_history(history)
     null_space = find_null_space(moment, preservation)
     if null_space is not None or not preservation.dead_ridge:
         return _factorised(moment, preservation, history, null_space)

@@ -124,6 +124,7 @@ def check_keys(
     """
     names = require_finite_keys(keys, layer.d_in, labels, what)
     if s == 0 and len(keys):
+        layer.refuse_starved(keys, names)
         keys = keys.detach().to(layer.cholesky)
         require_independent(keys, names, tolerance, None if layer.null_space is None else layer.reduce(keys))
     return names

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import build_tiny
 
@@ -23,16 +26,23 @@ LAYER = {
 }
 
 
-def write_tiny_gguf(path: Path, *, blocks: int | None = None) -> Path:
+def write_tiny_gguf(path: Path, *, blocks: int | None = None, inner: int | None = None) -> Path:
     """Write the file.
 
     Args:
         path: Where.
         blocks: What it says of its layers; None: their number.
+        inner: Width of the MLP, a multiple of 32 for quantised types; None: that of the tests' tiny Llama.
     """
     gguf = pytest.importorskip("gguf")
     lm = build_tiny("llama")
     config, weights = lm.model.config, lm.model.state_dict()
+    if inner is not None:
+        config = copy.deepcopy(config)
+        config.intermediate_size = inner
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            weights = AutoModelForCausalLM.from_config(config).state_dict()
     core = json.loads(lm.tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(core["vocab"], key=core["vocab"].__getitem__)
     writer = gguf.GGUFWriter(str(path), "llama")

@@ -1,4 +1,4 @@
-"""`emendo export`: updates as a LoRA adapter, a whole checkpoint, or a repository on the hub."""
+"""`emendo export`: updates as a LoRA adapter, a whole checkpoint, a GGUF file, or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
+from emendo.errors import ExportError
 
 if TYPE_CHECKING:
     from emendo.updates.update import ModelUpdate
 
 app = typer.Typer(
-    help="Take edits to other programs: a PEFT adapter, a checkpoint, the Hugging Face Hub.",
+    help="Take edits to other programs: a PEFT adapter, a checkpoint, GGUF files, the Hugging Face Hub.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 Update = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Option("--update", help="Update file; may be repeated, in the order in which they were made."),
+]
+FromLedger = Annotated[Path | None, typer.Option("--ledger", help="Ledger, for all of its active edits.")]
+Fold = Annotated[
+    float | None,
+    typer.Option(
+        "--fold", min=0.0, max=1.0, help="Fold to the smallest rank within this relative distance; default: exact."
+    ),
 ]
 BaseName = Annotated[
     str | None,
@@ -32,14 +40,10 @@ BaseName = Annotated[
 @app.command("peft")
 def peft(
     model: options.Model,
-    update: Update,
     out: Annotated[Path, typer.Option("--out", help="Folder in which the adapter's own folder is made.")],
-    fold: Annotated[
-        float | None,
-        typer.Option(
-            "--fold", min=0.0, max=1.0, help="Fold to the smallest rank within this relative distance; default: exact."
-        ),
-    ] = None,
+    update: Update = None,
+    ledger: FromLedger = None,
+    fold: Fold = None,
     base_name: BaseName = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -48,7 +52,7 @@ def peft(
 ) -> None:
     """Write updates as one LoRA adapter that peft, transformers and vLLM load."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    updates = _updates(update)
+    updates = chosen_updates(update, ledger)
     from emendo.io.writable import check_writable
 
     check_writable(out)
@@ -67,8 +71,9 @@ def peft(
 @app.command("checkpoint")
 def checkpoint(
     model: options.Model,
-    update: Update,
     out: Annotated[Path, typer.Option("--out", help="Folder to make; it must be absent or empty.")],
+    update: Update = None,
+    ledger: FromLedger = None,
     base_name: BaseName = None,
     device: options.Device = "auto",
     dtype: Annotated[
@@ -82,7 +87,7 @@ def checkpoint(
 ) -> None:
     """Write the whole edited model as a Hugging Face folder, which needs no Emendo."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    updates = _updates(update)
+    updates = chosen_updates(update, ledger)
     from emendo.io.whole_folder import check_absent
     from emendo.io.writable import check_writable
 
@@ -103,6 +108,86 @@ def checkpoint(
         terminal.finish()
     terminal.line(f"Checkpoint: {path}")
     terminal.result({"checkpoint": str(path), "updates": [one.id for one in updates]})
+
+
+@app.command("gguf-lora")
+def gguf_lora(
+    model: options.Model,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the file, which is named by its content.")],
+    update: Update = None,
+    ledger: FromLedger = None,
+    fold: Fold = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", help="GGUF file that will be served, to be held against the model.")
+    ] = None,
+    base_name: BaseName = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write updates as one LoRA adapter for llama.cpp, a GGUF file."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    updates = chosen_updates(update, ledger)
+    from emendo.io.writable import check_writable
+
+    check_writable(out)
+    from emendo.export import write_gguf_adapter
+    from emendo.models import load
+
+    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    written = write_gguf_adapter(lm, updates, out, tolerance=fold, base=base, base_name=base_name)
+    lost = f", folded to within {written.lost:.1e}" if fold is not None else ""
+    terminal.line(f"Adapter: {written.path}")
+    terminal.line(f"Rank {written.rank}{lost}, {len(written.layers)} layer(s), {written.nbytes / 1024:.0f} KiB")
+    if written.distance is not None:
+        terminal.line(
+            f"The base's edited weights are at a relative distance of {written.distance:.1e} from the model's"
+        )
+    terminal.line(f"Start the server with: llama-server -m BASE.gguf --lora-scaled {written.path}:0")
+    terminal.result({"adapter": written.to_dict(), "updates": [one.id for one in updates]})
+
+
+@app.command("gguf")
+def gguf(
+    model: options.Model,
+    base: Annotated[Path, typer.Option("--base", help="GGUF file of the unedited model.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    update: Update = None,
+    ledger: FromLedger = None,
+    device: options.Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype", help="Of the edited tensors: auto (the base's, float32 if quantised), or as elsewhere."
+        ),
+    ] = "auto",
+    model_dtype: Annotated[
+        str, typer.Option("--model-dtype", help="In which the model was edited, if --dtype was given then.")
+    ] = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a base's GGUF file with the updates in it: the edited tensors dense, every other byte copied."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    updates = chosen_updates(update, ledger)
+    from emendo.io.writable import check_writable_file
+
+    check_writable_file(out)
+    from emendo.export import write_gguf_model
+    from emendo.models import load
+    from emendo.models.loading import dtype_named
+
+    dtype_named(dtype)
+    lm = load(model, device=device, dtype=model_dtype, progress=terminal)
+    written = write_gguf_model(lm, updates, out, base=base, dtype=dtype)
+    changed = ", ".join(f"{layer}: {was} → {now}" for layer, (was, now) in written.types.items())
+    terminal.line(
+        f"Model: {written.path}, {written.nbytes / 2**20:.1f} MiB, of which {written.copied / 2**20:.1f} copied"
+    )
+    terminal.line(f"Edited tensors by layer: {changed}")
+    terminal.line(f"The base's edited weights are at a relative distance of {written.distance:.1e} from the model's")
+    terminal.result({"model": written.to_dict(), "updates": [one.id for one in updates]})
 
 
 @app.command("hub")
@@ -128,8 +213,24 @@ def hub(
     terminal.result({"repo": repo, "private": private, "commit": done.address, "removed": list(done.removed)})
 
 
-def _updates(paths: list[Path]) -> list[ModelUpdate]:
-    """The update files, read before a model is."""
+def chosen_updates(paths: list[Path] | None, ledger: Path | None) -> list[ModelUpdate]:
+    """The update files, or the active updates of a ledger, read before a model is.
+
+    Raises:
+        ExportError: Both or none of them are given, or the ledger has no active update.
+    """
     from emendo.updates.update import ModelUpdate
 
-    return [ModelUpdate.load(path) for path in paths]
+    if bool(paths) == (ledger is not None):
+        found = "both" if paths else "neither"
+        raise ExportError(f"expected update files (--update FILE) or a ledger (--ledger FOLDER), found {found}")
+    if ledger is None:
+        return [ModelUpdate.load(path) for path in paths or ()]
+    from emendo.ledger import EditLedger
+
+    updates = list(EditLedger(ledger).updates())
+    if not updates:
+        raise ExportError(
+            f"the ledger {str(ledger)!r} has no active edit; expected at least one (emendo edit --ledger)"
+        )
+    return updates

@@ -1,7 +1,22 @@
-"""Edits in the forms that other programs read: a LoRA adapter, a Hugging Face checkpoint, a repository on the hub."""
+"""Edits in the forms that other programs read: LoRA adapters, a checkpoint, GGUF files, a repository on the hub."""
 
 from emendo.export.checkpoint import write_checkpoint
+from emendo.export.gguf_adapter import AdapterFile, write_gguf_adapter
+from emendo.export.gguf_model import ModelFile, write_gguf_model
+from emendo.export.gguf_names import GGUF_ARCHITECTURES
 from emendo.export.hub import Upload, push_folder
 from emendo.export.peft_adapter import RANKS, AdapterFolder, write_adapter
 
-__all__ = ["RANKS", "AdapterFolder", "Upload", "push_folder", "write_adapter", "write_checkpoint"]
+__all__ = [
+    "GGUF_ARCHITECTURES",
+    "RANKS",
+    "AdapterFile",
+    "AdapterFolder",
+    "ModelFile",
+    "Upload",
+    "push_folder",
+    "write_adapter",
+    "write_checkpoint",
+    "write_gguf_adapter",
+    "write_gguf_model",
+]

@@ -72,6 +72,13 @@ def checkpoint_card(base_name: str, updates: Sequence[ModelUpdate], *, dtype: st
     return "\n".join([*head, *body, *_facts(updates), *_measured(updates), *_origin(updates)])
 
 
+def recorded_facts(updates: Sequence[ModelUpdate]) -> list[dict[str, str]]:
+    """Prompt, subject and target of the recorded requests, for files without a card; the first `SHOWN_FACTS`."""
+    rows = [row for update in updates for row in _requests(update)]
+    fields = ("prompt", "subject", "target")
+    return [{name: str(row.get(name, "")) for name in fields} for row in rows[:SHOWN_FACTS]]
+
+
 def _front_matter(library: str, relation: str, base_name: str, tags: list[str]) -> list[str]:
     """The YAML that the hub reads. A base that is no hub id, a folder for instance, cannot be linked."""
     linked = []

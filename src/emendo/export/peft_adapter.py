@@ -87,8 +87,8 @@ def write_adapter(
         ExportError: The rank is more than servers accept, nothing is changed, or the tolerance cannot be kept.
         OutputError: The folder cannot be written.
     """
-    _checked_tolerance(tolerance)
-    parts, lost = _folded(checked_chain(lm, updates), updates[0], tolerance)
+    check_tolerance(tolerance)
+    parts, lost = folded_layers(checked_chain(lm, updates), updates[0], tolerance)
     rank = padded_rank(max(part.rank for part in parts))
     tensors = lora_tensors(parts, rank)
     config = _config(lm, parts, rank, base_name or lm.name)
@@ -133,13 +133,19 @@ def lora_tensors(parts: Sequence[LayerUpdate], rank: int) -> dict[str, Float[Ten
     """
     tensors = {}
     for part in parts:
-        down = part.dual_keys.new_zeros(rank, part.dual_keys.shape[1], dtype=torch.float32, device="cpu")
-        up = part.residuals.new_zeros(part.residuals.shape[1], rank, dtype=torch.float32, device="cpu")
-        down[: part.rank] = part.dual_keys
-        up[:, : part.rank] = part.residuals.T
+        down, up = lora_pair(part, rank)
         tensors[f"base_model.model.{part.module}.lora_A.weight"] = down
         tensors[f"base_model.model.{part.module}.lora_B.weight"] = up
     return tensors
+
+
+def lora_pair(part: LayerUpdate, rank: int) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
+    """A and B of one layer at scale 1, in float32 on the CPU, padded with zeros to a rank."""
+    down = part.dual_keys.new_zeros(rank, part.dual_keys.shape[1], dtype=torch.float32, device="cpu")
+    up = part.residuals.new_zeros(part.residuals.shape[1], rank, dtype=torch.float32, device="cpu")
+    down[: part.rank] = part.dual_keys
+    up[:, : part.rank] = part.residuals.T
+    return down, up
 
 
 def content_digest(config: dict[str, Any], tensors: dict[str, Tensor]) -> str:
@@ -151,14 +157,19 @@ def content_digest(config: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _checked_tolerance(tolerance: float | None) -> None:
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse a tolerance that is none.
+
+    Raises:
+        ExportError: It is not in [0, 1).
+    """
     if tolerance is not None and not 0 <= tolerance < 1:
         raise ExportError(
             f"a folding tolerance of {tolerance:g} makes no sense; expected 0 up to 1, such as --fold 1e-6"
         )
 
 
-def _folded(
+def folded_layers(
     parts: tuple[LayerUpdate, ...], update: ModelUpdate, tolerance: float | None
 ) -> tuple[tuple[LayerUpdate, ...], float]:
     """The layers at their smallest rank, and the largest relative distance that this costs one.

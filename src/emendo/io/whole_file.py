@@ -1,8 +1,10 @@
-"""Small files that are whole or absent: written beside their place under a temporary name and renamed."""
+"""Files that are whole or absent: written beside their place under a temporary name and renamed."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,26 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OutputError: The folder cannot be written.
     """
+    with whole_file(path) as draft:
+        draft.write_bytes(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A draft to fill, which becomes `path` when the context ends without an error and is gone otherwise.
+
+    Args:
+        path: The file; its folder is made.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
     draft: Path | None = None
     try:
         make_folder(path.parent)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
             draft = Path(stream.name)
-            stream.write(content)
+        yield draft
         settle(draft)
         give_name(draft, path)
     except OSError as error:

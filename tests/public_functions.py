@@ -51,7 +51,9 @@ def public() -> dict[str, Callable[..., Any]]:
             elif value.__module__.startswith("emendo"):
                 members = {
                     f"{name}.{key}": getattr(value, key) if isinstance(entry, classmethod) else entry
-                    for key, entry in vars(value).items()
+                    for kind in reversed(value.__mro__)
+                    if kind.__module__.startswith("emendo")
+                    for key, entry in vars(kind).items()
                 }
             else:
                 members = {}

@@ -12,6 +12,9 @@ FOLDER = "reference/api"
 _LEFT_OUT = ("cli", "io", "data")
 """Packages that are not for users of the library."""
 
+_OPTIONS = {"EditableModel": "    options:\n      inherited_members: true\n"}
+"""Of names whose members come from several classes."""
+
 
 @cache
 def api_pages() -> dict[str, str]:
@@ -35,7 +38,7 @@ def _members(module: str, names: list[str]) -> str:
 
 
 def _blocks(module: str, names: list[str]) -> str:
-    return "\n".join(f"::: {module}.{name}\n" for name in sorted(names, key=str.lower))
+    return "\n".join(f"::: {module}.{name}\n{_OPTIONS.get(name, '')}" for name in sorted(names, key=str.lower))
 
 
 def _exported(init: Path) -> list[str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from emendo.editing.session import EditSession
 from emendo.models import EditableModel
@@ -103,19 +102,23 @@ def test_a_write_that_fails_half_way_through_a_matrix_during_planning(
 
 
 def torn_write(monkeypatch: pytest.MonkeyPatch, at: int, error: type[BaseException] = BrokenError) -> None:
-    """Write number `at` overwrites half of its matrix and raises."""
-    original, calls = EditableModel.write, 0
+    """Write number `at`, of an edit or of an original, overwrites half of its matrix and raises."""
+    calls = 0
 
-    def write(self: EditableModel, layer: int, weight: Tensor) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            own = self.weight(layer)
-            own[: len(own) // 2] = 7.0
-            raise error
-        original(self, layer, weight)
+    def torn(original: Callable[..., None]) -> Callable[..., None]:
+        def write(self: EditableModel, layer: int, what: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                own = self.weight(layer)
+                own[: len(own) // 2] = 7.0
+                raise error
+            original(self, layer, what)
 
-    monkeypatch.setattr(EditableModel, "write", write)
+        return write
+
+    for name in ("write", "put_back"):
+        monkeypatch.setattr(EditableModel, name, torn(getattr(EditableModel, name)))
 
 
 def test_moments_of_the_unedited_model_are_collected_with_the_edit_in(

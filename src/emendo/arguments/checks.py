@@ -55,11 +55,19 @@ def _checked(function: Callable[P, R], *, sizes: bool) -> Callable[P, R]:
         with _one_size():
             for name, value in (*zip(names, args, strict=False), *kwargs.items()):
                 if (holds := tests.get(name)) is not None and (fault := holds(value)) is not None:
-                    raise InputError(_message(function.__qualname__, name, fault))
+                    raise InputError(_message(_called(function, args), name, fault))
         return function(*args, **kwargs)
 
     call.__checked__ = functools.partial(checks_of, function, sizes=sizes)  # type: ignore[attr-defined]
     return call
+
+
+def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """What a caller knows a function by: an inherited method by the class of its object."""
+    kind = type(args[0]) if args else NoneType
+    owner, dot, _ = function.__qualname__.rpartition(".")
+    inherited = dot and any(base.__qualname__ == owner for base in kind.__mro__[1:])
+    return f"{kind.__name__}.{function.__name__}" if inherited else function.__qualname__
 
 
 def check_fields(instance: Any, error: type[InputError] = InputError, *, options: bool = False) -> None:

@@ -27,7 +27,7 @@ from emendo.io.versions import versions
 from emendo.methods import DEFAULT_METHOD, BaselineConfig, Method, MethodConfig, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
 from emendo.models import EditableModel
-from emendo.models.contents import Contents, differing_layers, same_bits
+from emendo.models.contents import Contents, differing_layers
 from emendo.models.numerics import pinned
 from emendo.models.rounding import tell_of_rounding
 from emendo.progress import Progress
@@ -322,7 +322,7 @@ class EditSession:
         lm = self.lm
         changed = lm.contents.changed()
         touched = {
-            lm.module_name(layer): same_bits(lm.weight(layer), original)
+            lm.module_name(layer): original.is_in(lm.edited_map(layer))
             for layer, original in sorted(lm.contents.originals.items())
         }
         return touched | {name: False for name in changed if name.removesuffix(".weight") not in touched}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -11,34 +9,13 @@ from transformers.pytorch_utils import Conv1D
 from emendo.errors import NumericalError, SelfCheckError, UnsupportedModelError
 from emendo.models.batch import TokenBatch
 from emendo.models.identity import COMPILED
-
-if TYPE_CHECKING:
-    from emendo.models.editable import EditableModel
+from emendo.models.runnable import RunnableModel
 
 SELF_CHECK_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 """Largest relative deviation that rounding explains, by dtype of the weights."""
 
 
-def plain_model(model: Any) -> Any:
-    """The model itself, of which a compiled one is only another way to call it.
-
-    Raises:
-        UnsupportedModelError: It is spread over copies on several devices, or no model at all.
-    """
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise UnsupportedModelError(
-            f"found a {type(model).__name__}, which holds copies of a model; expected the model itself: pass "
-            "model.module"
-        )
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(
-            f"found a {type(model).__name__} for the model; expected a transformers causal LM and its tokenizer, as "
-            "emendo.wrap(model, tokenizer) takes them, or the name of one, which emendo.load(NAME) takes"
-        )
-    return getattr(model, COMPILED, model)
-
-
-def check_model(lm: EditableModel) -> None:
+def check_model(lm: RunnableModel) -> None:
     """Refuse a model that cannot be edited as it is, in words.
 
     Raises:
@@ -59,20 +36,6 @@ def check_model(lm: EditableModel) -> None:
         _refuse_unreachable_weight(lm, layer)
     _refuse_shared_weights(lm)
     _self_check(lm)
-
-
-def check_parameters(model: nn.Module) -> None:
-    """Refuse parameters that can neither be written nor be given their flags back.
-
-    Raises:
-        UnsupportedModelError: A parameter is an inference tensor.
-    """
-    made = next((name for name, parameter in model.named_parameters() if parameter.is_inference()), None)
-    if made is not None:
-        raise UnsupportedModelError(
-            f"{made} was made under torch.inference_mode(), where torch lets nobody write to it later; expected "
-            "ordinary parameters. Build or load the model outside inference_mode()"
-        )
 
 
 def _refuse_adapters(model: nn.Module) -> None:
@@ -99,7 +62,7 @@ def _refuse_compiled_parts(model: nn.Module) -> None:
             )
 
 
-def _refuse_other_modules(lm: EditableModel) -> None:
+def _refuse_other_modules(lm: RunnableModel) -> None:
     try:
         complete = all(lm.down_projection(layer) is not None for layer in range(lm.n_layers))
     except AttributeError:
@@ -113,7 +76,7 @@ def _refuse_other_modules(lm: EditableModel) -> None:
         )
 
 
-def _refuse_offloaded(lm: EditableModel) -> None:
+def _refuse_offloaded(lm: RunnableModel) -> None:
     """A weight that is fetched for each forward pass can be neither read, identified nor written in place."""
     away = [name for name, parameter in lm.model.named_parameters() if parameter.device.type == "meta"]
     if away:
@@ -123,7 +86,7 @@ def _refuse_offloaded(lm: EditableModel) -> None:
         )
 
 
-def _refuse_unreachable_weight(lm: EditableModel, layer: int) -> None:
+def _refuse_unreachable_weight(lm: RunnableModel, layer: int) -> None:
     module, name = lm.down_projection(layer), lm.module_name(layer)
     weight = getattr(module, "weight", None)
     if not isinstance(module, (nn.Linear, Conv1D)) or weight is None:
@@ -138,7 +101,7 @@ def _refuse_unreachable_weight(lm: EditableModel, layer: int) -> None:
         )
 
 
-def _refuse_shared_weights(lm: EditableModel) -> None:
+def _refuse_shared_weights(lm: RunnableModel) -> None:
     """What is written through one name would be read through another: a block that nobody asked to edit changes."""
     edited = {f"{lm.module_name(layer)}.weight" for layer in range(lm.n_layers)}
     places = sorted(
@@ -166,7 +129,7 @@ def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
-def _self_check(lm: EditableModel) -> None:
+def _self_check(lm: RunnableModel) -> None:
     """Hold key × weight + bias against the MLP output in every layer, on a handful of tokens."""
     ids = [(7 * i + 3) % lm.vocab_size for i in range(6)]
     layers = range(lm.n_layers)

@@ -11,16 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from emendo.errors import WeightsChangedError
 from emendo.models.checksums import differing, row_sums
+from emendo.models.decoder import DecoderView
+from emendo.models.edited_map import Original
 from emendo.shapes import Weight
-
-if TYPE_CHECKING:
-    from emendo.models.editable import EditableModel
 
 _SHOWN = 3
 
@@ -67,12 +64,12 @@ class WeightContents:
         lm: The model.
 
     Attributes:
-        originals: Weights of the base of every layer that was ever written, bit for bit.
+        originals: The base's map of every layer that was ever written, bit for bit.
     """
 
-    def __init__(self, lm: EditableModel) -> None:
+    def __init__(self, lm: DecoderView) -> None:
         self._lm = lm
-        self.originals: dict[int, Weight] = {}
+        self.originals: dict[int, Original] = {}
         # One tuple, so that a write ends and its result begins at the same instant.
         self._state: tuple[Contents, _Write | None] = (BASE, None)
 
@@ -99,7 +96,7 @@ class WeightContents:
             with self._lm.access.writing():
                 for layer in layers:
                     if layer not in now.weights:
-                        self.originals[layer] = self._lm.weight(layer).clone()
+                        self.originals[layer] = self._lm.edited_map(layer).original()
                 try:
                     self._state = (now, _Write(to, layers, forward))
                     for layer in layers:
@@ -164,8 +161,7 @@ class WeightContents:
 
     def _holds(self, layer: int) -> bool:
         """Whether a layer has the bits that were written to it."""
-        found, expected = self._lm.weight(layer), self._state[0].weights[layer]
-        return found.shape == expected.shape and same_bits(found, expected.to(found))
+        return self._lm.edited_map(layer).holds(self._state[0].weights[layer])
 
     def _settle(self) -> None:
         now, write = self._state
@@ -177,15 +173,12 @@ class WeightContents:
 
     def _put(self, layer: int, contents: Contents) -> None:
         weight = contents.weights.get(layer)
-        self._lm.write(layer, self.originals[layer] if weight is None else weight)
+        if weight is None:
+            self._lm.put_back(layer, self.originals[layer])
+        else:
+            self._lm.write(layer, weight)
 
 
 def differing_layers(one: Mapping[int, Weight], other: Mapping[int, Weight]) -> tuple[int, ...]:
     """Layers that have not the very same weight in both, ascending."""
     return tuple(sorted(layer for layer in {*one, *other} if one.get(layer) is not other.get(layer)))
-
-
-def same_bits(found: Weight, expected: Weight) -> bool:
-    """Whether two weights are equal bit for bit."""
-    a, b = found.contiguous(), expected.contiguous()
-    return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -13,9 +13,7 @@ from transformers import DynamicCache
 
 from emendo.errors import NumericalError
 from emendo.models.batch import pack_by_tokens
-
-if TYPE_CHECKING:
-    from emendo.models.editable import EditableModel
+from emendo.models.runnable import RunnableModel
 
 CPU_TOKEN_BUDGET = 4096
 ACCELERATOR_TOKEN_BUDGET = 32_768
@@ -43,7 +41,7 @@ def most_likely(logits: Float[Tensor, "rows vocab"], rows: Sequence[int], step: 
     return logits.argmax(dim=-1)
 
 
-def greedy_continuations(lm: EditableModel, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def greedy_continuations(lm: RunnableModel, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Continue raw prompts with the most likely tokens.
 
     Args:
@@ -61,7 +59,7 @@ def greedy_continuations(lm: EditableModel, prompts: Sequence[str], max_new_toke
 
 
 def continue_rows(
-    lm: EditableModel,
+    lm: RunnableModel,
     rows: Sequence[Sequence[int]],
     new_tokens: Sequence[int],
     *,
@@ -101,7 +99,7 @@ def continue_rows(
     return found
 
 
-def check_finite(lm: EditableModel, logits: Float[Tensor, "rows vocab"]) -> None:
+def check_finite(lm: RunnableModel, logits: Float[Tensor, "rows vocab"]) -> None:
     """Refuse logits from which no token can be chosen.
 
     Raises:
@@ -115,7 +113,7 @@ def check_finite(lm: EditableModel, logits: Float[Tensor, "rows vocab"]) -> None
 
 
 def _continue_batch(
-    lm: EditableModel,
+    lm: RunnableModel,
     all_rows: Sequence[Sequence[int]],
     limits: Sequence[int],
     group: Sequence[int],

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from emendo.models.editable import EditableModel
+from emendo.models.decoder import DecoderView
 
 
 @dataclass
@@ -42,7 +41,7 @@ class StopForwardError(Exception):
 
 @contextmanager
 def recording(
-    lm: EditableModel,
+    lm: DecoderView,
     capture: Capture,
     keys: Sequence[int] = (),
     mlp_out: Sequence[int] = (),
@@ -103,7 +102,7 @@ def recording(
 
 @contextmanager
 def adding(
-    lm: EditableModel,
+    lm: DecoderView,
     layer: int,
     *,
     mlp: Tensor | None = None,

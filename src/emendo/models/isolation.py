@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from emendo.errors import UnsupportedModelError
+
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, Tensor, nn.Parameter})
 """Types of attributes that hold no module."""
 
@@ -36,6 +38,20 @@ def isolated_modules(model: Any, written: Collection[Tensor] = ()) -> Any:
     for module in modules:
         vars(counterparts.modules[id(module)]).update(counterparts.state(module))
     return counterparts.modules[id(model)]
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Refuse parameters that can neither be written nor be given their flags back.
+
+    Raises:
+        UnsupportedModelError: A parameter is an inference tensor.
+    """
+    made = next((name for name, parameter in model.named_parameters() if parameter.is_inference()), None)
+    if made is not None:
+        raise UnsupportedModelError(
+            f"{made} was made under torch.inference_mode(), where torch lets nobody write to it later; expected "
+            "ordinary parameters. Build or load the model outside inference_mode()"
+        )
 
 
 class _Counterparts:

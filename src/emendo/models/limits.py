@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emendo.errors import InputError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from emendo.models.editable import EditableModel
+from emendo.models.decoder import DecoderView
 
 
-def longest_text(lm: EditableModel) -> int:
+def longest_text(lm: DecoderView) -> int:
     """Longest text, in tokens, that the model has positions for and computes as it does any shorter one.
 
     Raises:
@@ -21,13 +19,13 @@ def longest_text(lm: EditableModel) -> int:
     return _positions(lm) if same_factors is None else min(_positions(lm), same_factors)
 
 
-def check_length(lm: EditableModel, length: int) -> None:
+def check_length(lm: DecoderView, length: int) -> None:
     """Refuse a text that is too long.
 
     Raises:
         InputError: It has more tokens than `longest_text`.
     """
-    if length <= lm.max_length:
+    if length <= (longest := longest_text(lm)):
         return
     message = f"a text has {length} tokens; {lm.name!r} has positions for {_positions(lm)}"
     if (same_factors := _longrope_length(lm.config)) is not None:
@@ -35,15 +33,15 @@ def check_length(lm: EditableModel, length: int) -> None:
             f", and computes all texts of a batch with other rotary factors once one is longer than {same_factors} "
             "(rope_type longrope, original_max_position_embeddings); an edit would hold for one of the two only"
         )
-    raise InputError(f"{message}. Expected at most {lm.max_length}: shorten the text")
+    raise InputError(f"{message}. Expected at most {longest}: shorten the text")
 
 
-def known_tokens(lm: EditableModel) -> int:
+def known_tokens(lm: DecoderView) -> int:
     """Number of token ids, from 0 on, that the model can both read and predict."""
     return min(int(lm.model.get_input_embeddings().weight.shape[0]), lm.vocab_size)
 
 
-def check_ids(lm: EditableModel, ids: Sequence[int]) -> None:
+def check_ids(lm: DecoderView, ids: Sequence[int]) -> None:
     """Refuse token ids that the model has no row for.
 
     Raises:
@@ -61,7 +59,7 @@ def check_ids(lm: EditableModel, ids: Sequence[int]) -> None:
         )
 
 
-def _positions(lm: EditableModel) -> int:
+def _positions(lm: DecoderView) -> int:
     for attribute in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
         if (value := getattr(lm.config, attribute, None)) is not None:
             return int(value)

@@ -300,14 +300,15 @@ def emendo_call(command: Command, model: str, tmp_path: Path) -> tuple[int, str,
 def test_a_numerical_failure_is_exit_code_1(
     emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emendo.editing.keys import EditKeys
-    from emendo.editing.pipeline import extract_keys
+    from emendo.editing.keys import EditActivations, EditKeys
+
+    read = EditActivations.keys
 
     def spoilt(*args: Any, **kwargs: Any) -> dict[int, EditKeys]:
-        found = extract_keys(*args, **kwargs)
+        found = read(*args, **kwargs)
         return {layer: EditKeys(keys.mean * float("nan"), keys.plain) for layer, keys in found.items()}
 
-    monkeypatch.setattr("emendo.editing.pipeline.extract_keys", spoilt)
+    monkeypatch.setattr(EditActivations, "keys", spoilt)
     code, out, err = emendo_call(emendo, model, tmp_path)
     assert code == 1
     assert json.loads(out)["error"]["type"] == "NumericalError"

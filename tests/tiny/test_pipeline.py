@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from emendo.editing.keys import extract_keys
+from emendo.editing.keys import EditActivations
 from emendo.editing.session import EditSession
 from emendo.editing.value_search import search_values
 from emendo.errors import ConflictError, InfeasibleError, MethodError
@@ -247,9 +247,10 @@ def test_keys_are_read_once_for_each_state_of_the_model(
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         seen.append(1)
-        return extract_keys(*args, **kwargs)
+        return read(*args, **kwargs)
 
-    monkeypatch.setattr("emendo.editing.pipeline.extract_keys", counted)
+    read = EditActivations.keys
+    monkeypatch.setattr(EditActivations, "keys", counted)
     planned(build_tiny("llama"), store, REQUESTS, method, layers)
     assert len(seen) == reads
 

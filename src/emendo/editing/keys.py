@@ -1,6 +1,7 @@
 """Keys: the inputs of the edited down-projection at the subject's last token, averaged over contexts.
 
-Only tokens up to that one are run, and only the layers up to the one asked for: nothing later can matter.
+Only tokens up to that one are run, and only the layers up to the one asked for: nothing later can matter. A second
+reading, after a layer was written, starts at that layer (`models.resumed`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from torch import Tensor
 from emendo.methods.settings import KeySettings, Site
 from emendo.models import EditableModel, TokenBatch, adding, pack_by_tokens
 from emendo.models.alignment import align_prompt
+from emendo.models.resumed import ResumedPass
 from emendo.requests import SLOT, EditRequest
 from emendo.shapes import Keys
 
@@ -25,6 +27,14 @@ _CAPTURED: dict[Site, _What] = {"resid_post": "resid", "mlp_out": "mlp_out"}
 
 TOKEN_BUDGET = 8192
 """Padded tokens of one forward pass: bounds memory, changes no result beyond rounding."""
+
+REQUESTS_AT_ONCE = 256
+"""Requests whose prompts are packed into passes together; their activations are held until they are averaged."""
+
+RESUMED_BYTES = 2**29
+"""Most that is held of what enters a layer, for the next reading to start there; above it every pass is whole."""
+
+_ByLayer: TypeAlias = dict[int, Float[Tensor, "n d"]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,57 @@ def context_weights(n_contexts: int, average: str) -> Float[Tensor, " contexts"]
     return torch.tensor([0.5] + [0.5 / (n_contexts - 1)] * (n_contexts - 1), dtype=torch.float64)
 
 
+class EditActivations:
+    """Keys and present values of one batch of edits, read again as its layers are written.
+
+    Prompts are aligned once. Between two readings only layers from `resume` on may change, so the blocks below are
+    not run again, where what enters them fits in memory.
+
+    Args:
+        lm: The model; isolated, where anything is resumed.
+        requests: The facts to write.
+        contexts: Templates, the plain prompt first.
+        site: Where values are read.
+        settings: How keys and values are averaged over contexts.
+    """
+
+    def __init__(
+        self,
+        lm: EditableModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        site: Site = "resid_post",
+        settings: KeySettings | None = None,
+    ) -> None:
+        self._site, settings = site, settings or KeySettings()
+        aligned = _aligned(lm, requests, contexts)
+        self._keys = _Averaged(lm, aligned, context_weights(len(contexts), settings.average))
+        plain = settings.residual == "plain" and len(contexts) > 1
+        self._values = (
+            _Averaged(lm, [rows[:1] for rows in aligned], context_weights(1, "flat")) if plain else self._keys
+        )
+
+    def keys(self, layers: Sequence[int], *, resume: int | None = None) -> dict[int, EditKeys]:
+        """Keys of every request at some layers, in the model's present state.
+
+        Args:
+            layers: Where they are read.
+            resume: The lowest layer that changes before the next reading of keys; None: any may.
+        """
+        means, plain = self._keys.read("keys", layers, resume)
+        return {layer: EditKeys(means[layer], plain[layer]) for layer in layers}
+
+    def values(self, layer: int, *, resume: int | None = None) -> Float[Tensor, "n d_model"]:
+        """What the model holds at `layer` at the subjects' last tokens, in its present state.
+
+        Args:
+            layer: Where it is read.
+            resume: The lowest layer that changes before the next reading of values; None: any may.
+        """
+        means, _ = self._values.read(_CAPTURED[self._site], [layer], resume)
+        return means[layer]
+
+
 def extract_keys(
     lm: EditableModel,
     requests: Sequence[EditRequest],
@@ -63,13 +124,7 @@ def extract_keys(
         layers: Where the keys are read.
         average: As in `KeySettings`.
     """
-    rows = _subject_rows(lm, requests, contexts)
-    weights = context_weights(len(contexts), average)
-    found = {}
-    for layer, values in _last_token(lm, rows, "keys", layers).items():
-        keys = values.view(len(requests), len(contexts), -1)
-        found[layer] = EditKeys(torch.einsum("c,ncd->nd", weights.to(keys), keys), keys[:, 0])
-    return found
+    return EditActivations(lm, requests, contexts, settings=KeySettings(average=average)).keys(layers)
 
 
 def current_values(
@@ -81,12 +136,7 @@ def current_values(
     settings: KeySettings,
 ) -> Float[Tensor, "n d_model"]:
     """What the model holds at `site` of `layer` at the subjects' last tokens, in its present state."""
-    if settings.residual == "plain":
-        contexts = contexts[:1]
-    rows = _subject_rows(lm, requests, contexts)
-    values = _last_token(lm, rows, _CAPTURED[site], [layer])[layer]
-    weights = context_weights(len(contexts), settings.average).to(values)
-    return torch.einsum("c,ncd->nd", weights, values.view(len(requests), len(contexts), -1))
+    return EditActivations(lm, requests, contexts, site, settings).values(layer)
 
 
 def forward_values(
@@ -107,48 +157,84 @@ def forward_values(
         site: What δ was measured against, and what is read.
         layers: Where to read, above `layer`.
     """
-    rows = _subject_rows(lm, requests, [SLOT])
-    return _run(lm, rows, _CAPTURED[site], layers, _Added(layer, site, delta))
+    rows = _Rows(lm, [ids for (ids,) in _aligned(lm, requests, [SLOT])])
+    return rows.last(lm, _CAPTURED[site], layers, added=_Added(layer, site, delta))
 
 
-def _subject_rows(lm: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> list[tuple[int, ...]]:
+def _aligned(
+    lm: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]
+) -> list[list[tuple[int, ...]]]:
     """Each request in each context as tokens, cut after the subject."""
-    rows = []
-    for request in requests:
-        for context in contexts:
-            aligned = align_prompt(lm, request, context)
-            rows.append(aligned.ids[: aligned.subject_last + 1])
-    return rows
+    aligned = [[align_prompt(lm, request, context) for context in contexts] for request in requests]
+    return [[prompt.ids[: prompt.subject_last + 1] for prompt in prompts] for prompts in aligned]
 
 
-def _last_token(
-    lm: EditableModel, rows: Sequence[tuple[int, ...]], what: _What, layers: Sequence[int]
-) -> dict[int, Float[Tensor, "rows d"]]:
-    """One activation of some layers at the last token of each row, in float32 or better; equal rows are run once."""
-    place = {ids: at for at, ids in enumerate(dict.fromkeys(rows))}
-    order = [place[ids] for ids in rows]
-    return {layer: values[order] for layer, values in _run(lm, list(place), what, layers).items()}
+class _Averaged:
+    """Activations at the last token of every request's prompts, averaged over its contexts.
+
+    Requests are taken in blocks, so that what is held at once does not grow with their number.
+    """
+
+    def __init__(self, lm: EditableModel, aligned: list[list[tuple[int, ...]]], weights: Tensor) -> None:
+        self._lm, self._weights, self._blocks = lm, weights, []
+        for first in range(0, len(aligned), REQUESTS_AT_ONCE):
+            rows = [ids for prompts in aligned[first : first + REQUESTS_AT_ONCE] for ids in prompts]
+            place = {ids: at for at, ids in enumerate(dict.fromkeys(rows))}  # equal rows are run once
+            self._blocks.append((_Rows(lm, list(place)), [place[ids] for ids in rows]))
+        entering = sum(rows.tokens for rows, _ in self._blocks) * lm.d_model * lm.weight(0).element_size()
+        self._can_resume = entering <= RESUMED_BYTES
+
+    def read(self, what: _What, layers: Sequence[int], resume: int | None) -> tuple[_ByLayer, _ByLayer]:
+        """The averages over contexts, and the plain prompts' own, by layer, in float32 or better."""
+        resume = resume if self._can_resume else None
+        means: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        plain: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        for rows, order in self._blocks:
+            for layer, values in rows.last(self._lm, what, layers, resume=resume).items():
+                each = values[order].view(-1, len(self._weights), values.shape[-1])
+                means[layer].append(torch.einsum("c,ncd->nd", self._weights.to(each), each))
+                plain[layer].append(each[:, 0])
+        return _joined(means), _joined(plain)
 
 
-def _run(
-    lm: EditableModel,
-    rows: Sequence[tuple[int, ...]],
-    what: _What,
-    layers: Sequence[int],
-    added: _Added | None = None,
-) -> dict[int, Float[Tensor, "rows d"]]:
-    """The activation at the last token of each row, with a vector of its own added there at one layer, if any."""
-    found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(rows) for layer in layers}
-    with lm.isolated() as own:
-        for group in pack_by_tokens([len(ids) for ids in rows], TOKEN_BUDGET):
-            batch = own.batch([rows[row] for row in group])
-            with nullcontext() if added is None else added.to(own, batch, group):
-                capture = own.run(batch, **{what: list(layers)})
-            for layer, values in getattr(capture, what).items():
-                last = values[torch.arange(len(group), device=values.device), (batch.lengths - 1).to(values.device)]
-                for row, value in zip(group, last.to(torch.promote_types(last.dtype, torch.float32)), strict=True):
-                    found[layer][row] = value
-    return {layer: torch.stack(values) for layer, values in found.items()}
+def _joined(parts: dict[int, list[Tensor]]) -> _ByLayer:
+    return {layer: found[0] if len(found) == 1 else torch.cat(found) for layer, found in parts.items()}
+
+
+class _Rows:
+    """Token sequences in batches of bounded size, run up to their last tokens."""
+
+    def __init__(self, lm: EditableModel, rows: Sequence[tuple[int, ...]]) -> None:
+        self._groups = pack_by_tokens([len(ids) for ids in rows], TOKEN_BUDGET)
+        self._passes = [ResumedPass(lm.batch([rows[row] for row in group])) for group in self._groups]
+        self._n = len(rows)
+
+    @property
+    def tokens(self) -> int:
+        """Padded tokens of all batches."""
+        return sum(each.batch.input_ids.numel() for each in self._passes)
+
+    def last(
+        self,
+        lm: EditableModel,
+        what: _What,
+        layers: Sequence[int],
+        *,
+        resume: int | None = None,
+        added: _Added | None = None,
+    ) -> dict[int, Float[Tensor, "rows d"]]:
+        """The activation at the last token of each row, with a vector of its own added there at one layer, if any."""
+        found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * self._n for layer in layers}
+        with lm.isolated() as own:
+            for group, each in zip(self._groups, self._passes, strict=True):
+                with nullcontext() if added is None else added.to(own, each.batch, group):
+                    capture = each.run(own, **{what: list(layers)}, resume=resume)
+                for layer, values in getattr(capture, what).items():
+                    last = (each.batch.lengths - 1).to(values.device)
+                    rows = values[torch.arange(len(group), device=values.device), last]
+                    for row, value in zip(group, rows.to(torch.promote_types(rows.dtype, torch.float32)), strict=True):
+                        found[layer][row] = value
+        return {layer: torch.stack(values) for layer, values in found.items()}
 
 
 @dataclass(frozen=True)

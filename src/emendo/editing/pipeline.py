@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.editing.contexts import prefix_contexts
-from emendo.editing.keys import EditKeys, current_values, extract_keys, forward_values
+from emendo.editing.keys import EditActivations, EditKeys, current_values, forward_values
 from emendo.editing.plan import LayerReport, Plan, layer_report, unreached_warning
 from emendo.editing.sharing import (
     EarlierFacts,
@@ -57,7 +57,7 @@ from emendo.solve import (
     rect,
     solve,
 )
-from emendo.solve.distribution import distribution_steps, searched_layers
+from emendo.solve.distribution import Step, distribution_steps, searched_layers
 from emendo.solve.shares import remaining_shares
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
@@ -255,6 +255,7 @@ class _Run:
         self.stats: dict[int, list[SolveStats]] = {layer: [] for layer in self.written}
         self.found: list[_Found] = []
         self.kept: list[_Found] = []
+        self.activations: EditActivations | None = None
         self.first_keys: dict[int, EditKeys] = {}
         self.search_values: Callable[..., FoundValues] | None = None
         # Factorised with the metric when they are first needed, after the search: a history is as large as C.
@@ -285,7 +286,10 @@ class _Run:
         """
         s = self.config.memorization.strength(len(batch.groups))
         needed = s == 0 or any(step.share is None for step in self.steps)
-        self.first_keys = self._keys(batch, self.written if needed else self.written[:1])
+        self.activations = EditActivations(
+            self.lm, batch.requests, self.contexts, self.config.target.site, self.config.keys
+        )
+        self.first_keys = self._keys(batch, self.written if needed else self.written[:1], self.written[0])
         tolerance = key_tolerance(self.lm.dtype)
         for layer, keys in self.first_keys.items():
             # The keys of upper layers change with what is written below them, the lowest layer's do not.
@@ -325,9 +329,9 @@ class _Run:
         progress.start("solve", len(self.steps))
         try:
             for step, split in zip(self.steps, splits, strict=True):
-                keys = (first or self._keys(batch, [step.layer]))[step.layer]
+                keys = (first or self._keys(batch, [step.layer], step.layer))[step.layer]
                 first = {}  # what is written changes the keys of every layer above
-                residuals = split(self._missing(batch, step.aim, aims[step.aim]))
+                residuals = split(self._missing(batch, step, aims[step.aim]))
                 solution = solve(
                     self.prepared[step.layer],
                     keys.mean,
@@ -380,20 +384,21 @@ class _Run:
         shares = remaining_shares(metrics, [self.first_keys[layer].mean for layer in self.written], s)
         return [lambda missing, share=share: share.to(missing) @ missing for share in shares]
 
-    def _keys(self, batch: _Batch, layers: Sequence[int]) -> dict[int, EditKeys]:
-        """Keys of every group at some layers."""
-        found = extract_keys(self.lm, batch.requests, self.contexts, layers, self.config.keys.average)
+    def _keys(self, batch: _Batch, layers: Sequence[int], written: int) -> dict[int, EditKeys]:
+        """Keys of every group at some layers, before layer `written` is."""
+        assert self.activations is not None  # made when the batch began
+        found = self.activations.keys(layers, resume=written)
         return {
             layer: EditKeys(_group_means(keys.mean, batch.groups), _group_means(keys.plain, batch.groups))
             for layer, keys in found.items()
         }
 
-    def _missing(self, batch: _Batch, layer: int, aim: Float[Tensor, "n d_model"]) -> Float[Tensor, "groups d_model"]:
-        """What the down-projection has yet to add for the model to hold `aim`."""
-        site = self.config.target.site
-        present = current_values(self.lm, batch.requests, self.contexts, layer, site, self.config.keys)
+    def _missing(self, batch: _Batch, step: Step, aim: Float[Tensor, "n d_model"]) -> Float[Tensor, "groups d_model"]:
+        """What the down-projection has yet to add for the model to hold `aim`, before the step's layer is written."""
+        assert self.activations is not None
+        present = self.activations.values(step.aim, resume=step.layer)
         missing = _group_means(aim - present, batch.groups)
-        return missing / self.lm.mlp_scale if site == "resid_post" else missing
+        return missing / self.lm.mlp_scale if self.config.target.site == "resid_post" else missing
 
     def _add(self, part: LayerUpdate) -> None:
         """Bring an update into the model, summed before rounding to the model's dtype."""

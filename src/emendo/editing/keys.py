@@ -113,7 +113,7 @@ def extract_keys(
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
     layers: Sequence[int],
-    average: str,
+    average: Literal["two_level", "flat"],
 ) -> dict[int, EditKeys]:
     """Keys of every request at some layers, in the model's present state, in one pass.
 

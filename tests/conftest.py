@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,8 @@ from transformers import (
 
 from emendo.errors import ModelNotFoundError
 from emendo.models import ARCHITECTURES, EditableModel, load
+from emendo.models.checksums import BaseWeights
+from emendo.models.contents import WeightContents
 
 TRAINING_TEXT = [
     "The Eiffel Tower is located in the city of Paris, the capital of France.",
@@ -245,6 +248,13 @@ NOT_LINEAR += ("granite", "llava_next", "olmo2", "olmo3", "opt_post_norm")
 """Models where a vector at the MLP's output does not enter the residual stream as it is: normed or scaled."""
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: looking through it for garbage costs a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 def model_type_of(family: str) -> str:
     """`config.model_type` of a name in `ROWS` or `VARIANTS`."""
     return max((row for row in ARCHITECTURES if family.startswith(row)), key=len)
@@ -296,13 +306,16 @@ def tiny_config(family: str, vocab_size: int) -> PretrainedConfig:
 def build_tiny(
     family: str = "llama", *, bos: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> EditableModel:
-    """A tiny random model of a family, wrapped; its own, though it is made only once."""
-    model, tokenizer = copy.deepcopy(_made(family, bos, dtype, seed))
-    return EditableModel(model, tokenizer, name=f"tiny-{family}")
+    """A tiny random model of a family, wrapped; its own, though it is made, and checked, only once."""
+    made = _made(family, bos, dtype, seed)
+    own = copy.copy(made)
+    own.model, own.tokenizer = copy.deepcopy((made.model, made.tokenizer))
+    own.contents, own._base = WeightContents(own), BaseWeights()
+    return own
 
 
 @cache
-def _made(family: str, bos: bool, dtype: torch.dtype, seed: int) -> tuple[Any, PreTrainedTokenizerFast]:
+def _made(family: str, bos: bool, dtype: torch.dtype, seed: int) -> EditableModel:
     tokenizer = build_tokenizer(bos=bos)
     config = tiny_config(family, len(tokenizer))
     auto = AutoModelForImageTextToText if family in WRAPPED else AutoModelForCausalLM
@@ -315,7 +328,7 @@ def _made(family: str, bos: bool, dtype: torch.dtype, seed: int) -> tuple[Any, P
                 parameter.data.normal_(0, 0.1)
             elif "norm" in name or "ln_" in name:
                 parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval(), tokenizer
+    return EditableModel(model.eval(), tokenizer, name=f"tiny-{family}")
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from numbers import Real
 from types import NoneType
-from typing import Any, ParamSpec, TypeVar, get_type_hints, overload
+from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints, overload
 
 from emendo.arguments.holding import Fault, Test, holder_of
 from emendo.errors import InputError
@@ -47,15 +47,27 @@ def _checked(function: Callable[P, R], *, sizes: bool) -> Callable[P, R]:
     code = inspect.unwrap(function).__code__
     names = code.co_varnames[: code.co_argcount]
     tests: dict[str, Test] = {}
+    of_sizes = False
+
+    def hold(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name, value in zip(names, args, strict=False):
+            if name in tests and (fault := tests[name](value)) is not None:
+                raise InputError(_message(_called(function, args), name, fault))
+        for name, value in kwargs.items():
+            if name in tests and (fault := tests[name](value)) is not None:
+                raise InputError(_message(_called(function, args), name, fault))
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal of_sizes
         if not tests:  # annotations may name what is defined further down
+            of_sizes = sizes and any(map(_has_sizes, _hints_of(function).values()))
             tests.update(checks_of(function, sizes=sizes) or {"": lambda value: None})
-        with _one_size():
-            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-                if (holds := tests.get(name)) is not None and (fault := holds(value)) is not None:
-                    raise InputError(_message(_called(function, args), name, fault))
+        if of_sizes:
+            with _one_size():
+                hold(args, kwargs)
+        else:
+            hold(args, kwargs)
         return function(*args, **kwargs)
 
     call.__checked__ = functools.partial(checks_of, function, sizes=sizes)  # type: ignore[attr-defined]
@@ -123,9 +135,19 @@ def checks_of(function: Callable[..., Any], *, sizes: bool = True) -> dict[str, 
         function: With annotations.
         sizes: See `checked`.
     """
+    return {name: holder_of(hint, sizes) for name, hint in _hints_of(function).items() if hint is not Any}
+
+
+def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations of a function's arguments."""
     known = inspect.unwrap(function).__globals__
     hints = get_type_hints(function, known, _Exported(known), include_extras=True)
-    return {name: holder_of(hint, sizes) for name, hint in hints.items() if name != "return" and hint is not Any}
+    return {name: hint for name, hint in hints.items() if name != "return"}
+
+
+def _has_sizes(hint: Any) -> bool:
+    """Whether an annotation names dimensions, which then have to be the same in all arguments."""
+    return hasattr(hint, "dim_str") or any(map(_has_sizes, get_args(hint)))
 
 
 class _Exported(dict[str, Any]):

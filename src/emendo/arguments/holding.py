@@ -71,6 +71,8 @@ def _number(kind: Any, within: Between | None) -> Test:
     expected = words(kind) + (f" {within}" if within else "")
 
     def test_number(value: Any) -> Fault | None:
+        if type(value) is kind and -MOST <= value <= MOST and (within is None or within.holds(value)):
+            return None  # of nearly all numbers; what follows is for the others
         if isinstance(value, bool) or not isinstance(value, allowed):
             return Fault("", value, expected)
         if not (-MOST <= int(value) <= MOST if isinstance(value, Integral) else math.isfinite(value)):
@@ -167,12 +169,14 @@ def _sequence(kind: Any, exact: type | None) -> Test:
     def test_sequence(value: Any) -> Fault | None:
         if exact is list and not isinstance(value, list):
             return Fault("", value, f"a list, each {words(kind)}")
-        if not isinstance(value, Sequence) or isinstance(value, str | bytes | Mapping):
+        if type(value) not in (list, tuple) and (
+            not isinstance(value, Sequence) or isinstance(value, str | bytes | Mapping)
+        ):
             array = hasattr(value, "tolist")  # of NumPy or torch, whose truth value is no question of length
             lazy = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
             more = ", such as its tolist()" if array else ", such as list(...) of it" if lazy else ""
             return Fault("", value, expected + more)
-        return _inside(enumerate(value), lambda place: one)
+        return _each(value, one)
 
     return test_sequence
 
@@ -183,7 +187,7 @@ def _iterable(kind: Any) -> Test:
     def test_iterable(value: Any) -> Fault | None:
         if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping) or hasattr(value, "tolist"):
             return Fault("", value, expected)
-        return _inside(enumerate(value), lambda place: one) if isinstance(value, Sequence) else None
+        return _each(value, one) if isinstance(value, Sequence) else None
 
     return test_iterable
 
@@ -200,6 +204,13 @@ def _mapping(key: Any, kind: Any) -> Test:
         return _inside(value.items(), lambda name: of_value)
 
     return test_mapping
+
+
+def _each(values: Sequence[Any], one: Test) -> Fault | None:
+    for value in values:
+        if one(value) is not None:
+            return _inside(enumerate(values), lambda place: one)
+    return None
 
 
 def _inside(values: Iterable[tuple[Any, Any]], test_at: Callable[[Any], Test]) -> Fault | None:

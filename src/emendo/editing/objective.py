@@ -25,7 +25,7 @@ from torch import Tensor
 
 from emendo.methods.settings import Site
 from emendo.models import EditableModel, adding
-from emendo.models.alignment import align_edit, align_prompt
+from emendo.models.alignment import AlignedEdit, align_prompt, target_tokens
 from emendo.models.suffix import Prefill, SuffixLayout, prefill, replay, select_rows
 from emendo.models.word_end import ends_in_word, word_end_tokens
 from emendo.requests import SLOT, EditRequest
@@ -293,8 +293,9 @@ def value_problem(
         for request in group:
             plain_rows.append(len(sequences))
             fact_owner.append(number)
+            target_ids = target_tokens(lm, request, end_of_text=end_of_text)
             for context in contexts:
-                edit = align_edit(lm, request, context, end_of_text=end_of_text)
+                edit = AlignedEdit(align_prompt(lm, request, context), target_ids)
                 row, length, n_tokens = len(sequences), len(edit.ids), len(edit.target_ids)
                 score_at += [(row, at - edit.prompt.subject_last) for at in range(length - n_tokens, length)]
                 labels += edit.target_ids

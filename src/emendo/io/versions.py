@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
@@ -14,11 +15,17 @@ def versions() -> dict[str, str]:
     """Versions of Emendo, Python and the libraries that compute."""
     found = {"emendo": __version__, "python": platform.python_version()}
     for package in ("torch", "transformers", "tokenizers", "safetensors", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+        found[package] = _installed(package)
     return found
+
+
+@cache
+def _installed(package: str) -> str:
+    """Looked up once: every plan records it, and the files that say it are long."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 _KERNELS = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")

@@ -148,6 +148,20 @@ def align_edit(
     Raises:
         RequestError: The request cannot be aligned, or the tokenizer has no end-of-text token.
     """
+    return AlignedEdit(align_prompt(lm, request, context), target_tokens(lm, request, end_of_text=end_of_text))
+
+
+def target_tokens(lm: EditableModel, request: EditRequest, *, end_of_text: bool = False) -> tuple[int, ...]:
+    """The target's tokens after the plain prompt.
+
+    Args:
+        lm: The model.
+        request: The fact to write.
+        end_of_text: Add the model's end-of-text token.
+
+    Raises:
+        RequestError: The tokenizer cannot write the target there, or has no end-of-text token.
+    """
     _, target_ids = encode_target(lm, request.text, request.target, request.join)
     if end_of_text:
         if not lm.knows(lm.tokenizer.eos_token_id):
@@ -156,4 +170,4 @@ def align_edit(
                 "targets; leave it out (--set target.end_of_text=false)"
             )
         target_ids = [*target_ids, lm.tokenizer.eos_token_id]
-    return AlignedEdit(align_prompt(lm, request, context), tuple(target_ids))
+    return tuple(target_ids)

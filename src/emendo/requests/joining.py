@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
 from emendo.arguments import checked
@@ -50,7 +51,12 @@ class Rule:
 
     def holds(self, prompt: str, target: str) -> bool:
         """Whether prompt and target meet like that."""
-        return re.match(self.after, target) is not None and re.search(f"(?:{self.before})\\Z", prompt) is not None
+        beginning, end = self._patterns
+        return beginning.match(target) is not None and end.search(prompt) is not None
+
+    @cached_property
+    def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        return re.compile(self.after), re.compile(f"(?:{self.before})\\Z")
 
 
 _ELIDED = (

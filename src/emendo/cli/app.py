@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -126,11 +127,16 @@ def run(arguments: list[str]) -> int:
         return 1
 
 
+@cache
+def _command() -> Any:
+    """The commands and all their options, read off the functions: a tenth of a second, once a process."""
+    return typer.main.get_command(app)
+
+
 def _run(arguments: list[str]) -> int:
-    command = typer.main.get_command(app)
     try:
         with _notes():
-            result = command.main(args=arguments, prog_name="emendo", standalone_mode=False)
+            result = _command().main(args=arguments, prog_name="emendo", standalone_mode=False)
         if result == _INTERRUPTED:  # typer has turned Ctrl-C into this code, without a word
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0

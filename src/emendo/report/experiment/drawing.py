@@ -75,7 +75,9 @@ def draw(figure: Figure) -> Picture:
             _draw_panel(axes, figure, panel, labels)
         canvas.suptitle(_plain(figure.title), fontsize=14, fontweight="bold", color="#111111")
         _legend(canvas, labels, note="\n".join(textwrap.wrap(_plain(figure.note), int(width * 12))))
-        return Picture(figure, _saved(canvas, "png"), _saved(canvas, "svg"))
+        png = _saved(canvas, "png")
+        canvas.set_layout_engine("none")  # everything has its place now; finding it takes as long as drawing it
+        return Picture(figure, png, _saved(canvas, "svg"))
 
 
 def _labels(figure: Figure) -> list[str]:

@@ -255,20 +255,20 @@ def test_keys_are_read_once_for_each_state_of_the_model(
     assert len(seen) == reads
 
 
-def test_a_history_is_factorised_only_for_an_edit_that_preserves_it(
+def test_a_history_is_remembered_only_for_an_edit_that_preserves_it(
     store: MomentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    factorised: list[int] = []
-    with_history = PreparedLayer.with_history
+    remembered: list[int] = []
+    remembering = PreparedLayer.remembering
 
-    def counted(layer: PreparedLayer, history: Any) -> PreparedLayer:
-        factorised.append(1)
-        return with_history(layer, history)
+    def counted(layer: PreparedLayer, keys: Any, **kwargs: Any) -> PreparedLayer:
+        remembered.append(1)
+        return remembering(layer, keys, **kwargs)
 
-    monkeypatch.setattr(PreparedLayer, "with_history", counted)
+    monkeypatch.setattr(PreparedLayer, "remembering", counted)
     session = EditSession(build_tiny("llama"), store=store)
     plan = planned(session, store, REQUESTS, "r-rome", [1], history__weight=1.0)
-    assert len(factorised) == len(REQUESTS) - 1
+    assert len(remembered) == len(REQUESTS) - 1
     session.apply(plan.update)
     planned(session, store, [EditRequest("{} is calm in", "Bordeaux", "May")], "r-rome", [1], history__weight=1.0)
-    assert len(factorised) == len(REQUESTS)
+    assert len(remembered) == len(REQUESTS)

@@ -6,9 +6,8 @@ expert's key. Of its second moment only the diagonal blocks ``Cₑ = E[gₑ² k�
     A = blockdiag(weight · Cₑ + ridge · I) + w PᵀP,        P: the keys of earlier edits
 
 and the engine's one formula gives, with Φ the stacked keys, ``D = Σₑ Φₑ Aₑ⁻¹ Φₑᵀ + s I`` and ``Q = D⁻¹ Φ A⁻¹``. A layer
-of one block is a dense layer. The history couples experts: it is no block matrix, and it is kept exactly, through
-
-    A = L (I + w Zᵀ Z) Lᵀ,   Z = P L⁻ᵀ = U S Vᵀ,        (I + w Zᵀ Z)^(-1/2) = I − V diag(1 − (1 + w S²)^(-1/2)) Vᵀ
+of one block is a dense layer. The history couples experts: it is no block matrix, and it is kept exactly, as keys
+(`solve.remembered`).
 
 An expert that few preserved keys reach has a Cₑ that says little. Each is drawn towards the mean of all, C̄, by
 ``ρₑ = width / (width + nₑ)``, which leaves a Cₑ of many keys as it is; and equality through an expert of fewer than a
@@ -36,6 +35,7 @@ from emendo.solve.conditioning import Vector, inverse_norm, one_norm
 from emendo.solve.feasibility import REMEDY
 from emendo.solve.metric import PreparedLayer
 from emendo.solve.preservation import check_moment
+from emendo.solve.remembered import Remembered
 from emendo.solve.settings import Preservation
 
 _NAMED = 5
@@ -43,37 +43,11 @@ _NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
-class _Remembered:
-    """Earlier keys in the metric: V and 1 − (1 + w S²)^(-1/2) as above.
-
-    Attributes:
-        keys: P.
-        weight: w.
-        directions: V, ``[d_in, r]``.
-        damping: Of each direction.
-    """
-
-    keys: Keys
-    weight: float
-    directions: Float[Tensor, "d_in r"]
-    damping: Float[Tensor, " r"]
-
-    def damped(self, whitened: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-        """Rows times (I + w Zᵀ Z)^(-1/2)."""
-        return whitened - ((whitened @ self.directions) * self.damping) @ self.directions.T
-
-
-@dataclass(frozen=True, eq=False)
 class PreparedBlocks(PreparedLayer):
-    """`PreparedLayer` of a mixture: `cholesky` has one factor an expert, ``[experts, width, width]``.
-
-    Attributes:
-        remembered: The keys of earlier edits, or None.
-    """
+    """`PreparedLayer` of a mixture: `cholesky` has one factor an expert, ``[experts, width, width]``."""
 
     moment: BlockMoment = field()  # type: ignore[assignment]
     cholesky: Float[Tensor, "experts width width"] = field()
-    remembered: _Remembered | None = None
 
     @property
     def dimensions(self) -> int:
@@ -118,10 +92,7 @@ class PreparedBlocks(PreparedLayer):
         if not len(keys):
             return self
         base = replace(self, remembered=None)
-        basis, triangle = torch.linalg.qr(base.whiten(keys).T)
-        left, singular, _ = torch.linalg.svd(triangle, full_matrices=False)
-        damping = 1.0 - (1.0 + weight * singular.square()).rsqrt()
-        return replace(base, remembered=_Remembered(keys, weight, basis @ left, damping))
+        return replace(base, remembered=Remembered.of(keys, base.whiten(keys), weight))
 
     def metric(self) -> Float[Tensor, "d_in d_in"]:
         """A in float64, as one matrix."""

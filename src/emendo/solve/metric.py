@@ -15,13 +15,14 @@ from emendo.shapes import Keys, Moment
 from emendo.solve.block_moment import BlockMoment
 from emendo.solve.conditioning import inverse_norm, one_norm
 from emendo.solve.null_space import NullSpace, find_null_space
-from emendo.solve.preservation import extend_history, preservation_metric
+from emendo.solve.preservation import check_history_weight, extend_history, preservation_metric
+from emendo.solve.remembered import Remembered
 from emendo.solve.settings import Preservation
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedLayer:
-    """A = f(C) + H with its Cholesky factor: A = L Lᵀ. Made by `prepare`.
+    """A = f(C) + H with its Cholesky factor: A = L Lᵀ, without the keys that are only `remembered`. Made by `prepare`.
 
     A itself is not kept: only the primal form needs it, and `metric` rebuilds it. With a null space
     U [d_in, r], A and L are those of the r open directions, A_U = Uᵀ A U = L Lᵀ, and A⁻¹ stands for
@@ -33,9 +34,10 @@ class PreparedLayer:
         history: H, or None.
         cholesky: L, lower triangular, float64.
         condition: Estimate of the condition number ‖A‖₁ ‖A⁻¹‖₁ (a lower bound, nearly always
-            within a factor of 3; between κ₂ and r · κ₂).
+            within a factor of 3; between κ₂ and r · κ₂), without the remembered keys.
         null_space: U, or None where every direction is open.
         given: f as it was asked for, where `preservation` has a ridge more (`Preservation.dead_ridge`).
+        remembered: Keys of the latest edits, which are in A beside H and not in L; None where there are none.
     """
 
     moment: Moment
@@ -45,6 +47,7 @@ class PreparedLayer:
     condition: float
     null_space: NullSpace | None = None
     given: Preservation | None = None
+    remembered: Remembered | None = None
 
     @property
     def asked(self) -> Preservation:
@@ -83,9 +86,19 @@ class PreparedLayer:
         """
         return replace(_factorised(self.moment, self.preservation, history, self.null_space), given=self.given)
 
+    @property
+    def holds_history(self) -> bool:
+        """Whether earlier edits are part of what it preserves."""
+        return self.history is not None or self.remembered is not None
+
     @checked(sizes=False)
+    @torch.no_grad()
     def remembering(self, keys: Keys, *, weight: float) -> PreparedLayer:
         """The same layer with more keys to preserve, beside those that it preserves already (`extend_history`).
+
+        Keys are kept as they are until there are r/16 of them; then these become part of H, and A is factorised anew.
+        Blocks are counted from the first key on, so that the result depends on the keys and their order alone, not on
+        how many came at a time.
 
         Args:
             keys: The keys that were edited.
@@ -95,14 +108,36 @@ class PreparedLayer:
             InputError: The weight is not a positive finite number, or the sizes differ.
             InfeasibleError: The metric is not positive definite beyond rounding.
         """
-        return self.with_history(extend_history(self.history, keys.to(self.moment.device), weight=weight))
+        check_history_weight(weight)
+        base, before, rows = replace(self, remembered=None), self.remembered, self._like(keys)
+        whitened = rows.new_empty(0, self.dimensions)
+        if before is not None and before.weight != weight:
+            base = base.with_history(extend_history(base.history, before.keys, weight=before.weight))
+        elif before is not None:
+            rows, whitened = torch.cat([before.keys, rows]), before.whitened
+        block = max(1, self.dimensions // 16)
+        full = len(rows) // block * block
+        if full:
+            history = base.history
+            for first in range(0, full, block):
+                history = extend_history(history, rows[first : first + block], weight=weight)
+            base, rows, whitened = base.with_history(history), rows[full:], whitened[:0]
+        if not len(rows):
+            return base
+        # One at a time: a row's rounding must not depend on which others are solved with it.
+        whitened = torch.cat([whitened, *(base.whiten(row[None]) for row in rows[len(whitened) :])])
+        return replace(base, remembered=Remembered.of(rows, whitened, weight))
 
     def refuse_starved(self, keys: Keys, names: Sequence[str]) -> None:
         """Refuse equality where C is of too few keys; of a dense layer that is known before (`PreparedBlocks`)."""
 
     def metric(self) -> Float[Tensor, "r r"]:
         """A, or A_U, rebuilt in float64."""
-        return _metric(self.moment, self.preservation, self.history, self.null_space)
+        metric = _metric(self.moment, self.preservation, self.history, self.null_space)
+        if self.remembered is None:
+            return metric
+        kept = self.reduce(self.remembered.keys)
+        return metric.addmm_(kept.T, kept, alpha=self.remembered.weight)
 
     @checked
     def reduce(self, keys: Keys) -> Float[Tensor, "n r"]:
@@ -117,16 +152,17 @@ class PreparedLayer:
 
     @checked
     def whiten(self, keys: Keys) -> Float[Tensor, "n r"]:
-        """Z = K L⁻ᵀ, or K U L⁻ᵀ, so that Z Zᵀ = K A⁻¹ Kᵀ."""
+        """Z with Z Zᵀ = K A⁻¹ Kᵀ: K L⁻ᵀ, or K U L⁻ᵀ, damped along what is remembered."""
         # On the transpose: row-major K is column-major Kᵀ, which LAPACK takes without a copy.
         right: Tensor = self.reduce(keys).T
         left: Tensor = torch.linalg.solve_triangular(self.cholesky, right, upper=False)
-        return left.T
+        return left.T if self.remembered is None else self.remembered.damped(left.T)
 
     @checked
     def unwhiten(self, whitened: Float[Tensor, "n r"]) -> Keys:
-        """Z L⁻¹, or Z L⁻¹ Uᵀ, so that ``unwhiten(whiten(K)) = K A⁻¹``."""
+        """Z L⁻¹, or Z L⁻¹ Uᵀ, of the damped rows, so that ``unwhiten(whiten(K)) = K A⁻¹``."""
         check_width("whitened", whitened, self.dimensions)
+        whitened = whitened if self.remembered is None else self.remembered.damped(whitened)
         left: Tensor = torch.linalg.solve_triangular(self.cholesky.T, whitened.T, upper=True)
         return self.lift(left.T)
 

@@ -76,8 +76,7 @@ def extend_history(history: Moment | None, keys: Keys, *, weight: Measured = 1.0
 
     Source: the sequential MEMIT of AlphaEdit (arXiv 2410.02355), term K_p K_pᵀ.
     """
-    if not (math.isfinite(weight) and weight > 0.0):
-        raise InputError(f"The history weight is {weight}; expected a finite number above 0.")
+    check_history_weight(weight)
     if keys.ndim != 2:
         raise InputError(f"The keys are {_size(keys)}; expected [n, d_in].")
     keys = keys.detach().to(torch.float64)
@@ -88,6 +87,12 @@ def extend_history(history: Moment | None, keys: Keys, *, weight: Measured = 1.0
             f"The history is {_size(history)} but the keys are {_size(keys)}; expected keys of the same layer."
         )
     return torch.addmm(history.detach().to(keys), keys.T, keys, alpha=weight)
+
+
+def check_history_weight(weight: float) -> None:
+    """Raise InputError unless it is a positive finite number."""
+    if not (math.isfinite(weight) and weight > 0.0):
+        raise InputError(f"The history weight is {weight}; expected a finite number above 0.")
 
 
 def check_moment(moment: Moment) -> None:

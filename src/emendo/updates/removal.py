@@ -209,7 +209,7 @@ def _check_metrics(name: str, solved: RecordedSolve, metrics: Mapping[int, Prepa
         raise InputError(f"{name} needs the metric of layers {missing}, found {sorted(metrics)}; see metric_layers()")
     for layer in solved.layers:
         metric = metrics[layer]
-        if metric.history is not None:
+        if metric.holds_history:
             raise InputError(
                 f"the metric of layer {layer} holds a history; pass the one without, metric.with_history(None)"
             )

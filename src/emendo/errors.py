@@ -33,6 +33,8 @@
     ├── LedgerBusyError (TimeoutError)     another process writes the ledger
     ├── ModelBusyError                     another thread changes the model, and cannot wait for this one
     ├── HubError (ConnectionError)         the Hugging Face Hub refused, or was not reached
+    ├── ServerError (ConnectionError)      a server that serves a model refused, or was not reached
+    ├── ProbeError                         a server answers otherwise than Emendo computes
     ├── SelfCheckError (RuntimeError)      the wrapper disagrees with the model in it
     └── NumericalError (ArithmeticError)   a computation left the finite numbers
 
@@ -186,6 +188,22 @@ class LedgerBusyError(EmendoError, TimeoutError):
 
 class HubError(EmendoError, ConnectionError):
     """The Hugging Face Hub refused, or was not reached."""
+
+
+class ServerError(EmendoError, ConnectionError):
+    """A server that serves a model refused, or was not reached.
+
+    Attributes:
+        status: Of its HTTP answer; None where there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class ProbeError(EmendoError):
+    """A server answers otherwise than Emendo computes. Its clients get what they got before."""
 
 
 class GateError(EmendoError):

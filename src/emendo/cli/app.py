@@ -31,6 +31,7 @@ from emendo.cli import (
     layers,
     ledger,
     moments,
+    push,
     report,
     see,
     trace,
@@ -66,6 +67,7 @@ app.command("report")(report.report)
 app.command("data")(data.data)
 app.add_typer(updates.app, name="update")
 app.add_typer(export.app, name="export")
+app.command("push")(push.push)
 app.command("trace")(trace.trace)
 app.command("layers")(layers.layers)
 app.command("see")(see.see)

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Edit and measure": ("demo", "edit", "eval", "experiment", "report", "data"),
-    "Keep edits, check them and take them elsewhere": ("ledger", "gate", "harness", "update", "export"),
+    "Keep edits, check them and take them elsewhere": ("ledger", "gate", "harness", "update", "export", "push"),
     "Look inside": ("trace", "layers", "see", "diff"),
     "Look up": ("methods", "models", "moments"),
 }

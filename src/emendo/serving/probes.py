@@ -1,0 +1,141 @@
+"""Questions that a server has to answer as Emendo computes: the edited facts, and canaries that no edit is about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emendo.arguments import checked
+from emendo.errors import InputError
+from emendo.evaluate import next_token_log_probs, score_tokens
+from emendo.gate.canaries import PACKAGED, read_canaries
+from emendo.models import EditableModel, edited_weight
+from emendo.models.alignment import encode_target
+from emendo.requests import EditRequest
+from emendo.serving.engines import Question
+from emendo.updates.update import ModelUpdate
+
+MOST_FACTS = 32
+"""Facts that are asked, evenly spread over all of them."""
+
+MOST_CANARIES = 16
+"""Canaries that are asked, likewise."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt, an answer, and what Emendo computes for it.
+
+    Attributes:
+        kind: ``"fact"`` or ``"canary"``.
+        text: The prompt.
+        question: Tokens of it and of the answer: of a fact its target, of a canary what the unedited model says next.
+        base: Log-probability of the answer in the unedited model, in nats.
+        edited: The same in the edited model.
+    """
+
+    kind: str
+    text: str
+    question: Question
+    base: float
+    edited: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a server answered to a probe.
+
+    Attributes:
+        kind: Of the probe.
+        text: Its prompt.
+        own: What Emendo computes, in nats.
+        served: What the server says.
+    """
+
+    kind: str
+    text: str
+    own: float
+    served: float
+
+    @property
+    def difference(self) -> float:
+        """|served − own| in nats."""
+        return abs(self.served - self.own)
+
+    def within(self, tolerance: float) -> bool:
+        """Whether they agree: to `tolerance` nats, or to that share of an answer that is less likely than 1/e.
+
+        Rounding moves a log-probability in proportion to its size: 0.05 nats of an answer that the model gives are 0.5
+        nats of one that is 20,000 times less likely.
+        """
+        return self.difference <= tolerance * max(1.0, abs(self.own))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**vars(self), "difference": self.difference}
+
+
+@checked
+def make_probes(lm: EditableModel, updates: Sequence[ModelUpdate], files: Sequence[str] = (PACKAGED,)) -> list[Probe]:
+    """Probes of updates, with Emendo's own numbers for both states of the model.
+
+    Args:
+        lm: The unedited model; left as it is.
+        updates: In order, the first one planned on the unedited model.
+        files: Of canary prompts, as a gate takes them.
+
+    Raises:
+        InputError: There is nothing to ask.
+        GateConfigError: A file of canaries cannot be used.
+    """
+    rows = [row for update in updates for row in update.requests]
+    requests = [EditRequest.from_dict(row) for row in _spread(rows, MOST_FACTS)]
+    pairs = [(request.text, request.target, request.join) for request in requests]
+    prompts = _spread(read_canaries(files).prompts, MOST_CANARIES) if files else []
+    if not pairs and not prompts:
+        raise InputError("there is nothing to ask the server: no recorded fact and no canary (--probe FILE)")
+    said: list[int] = next_token_log_probs(lm, prompts).top.tolist() if prompts else []
+    before, tokens = _numbers(lm, pairs, prompts, said)
+    with lm.isolated(edited_weights(lm, updates), edited=True) as edited:
+        after, _ = _numbers(edited, pairs, prompts, said)
+    probes = []
+    for index, (ids, base, now) in enumerate(zip(tokens, before, after, strict=True)):
+        if index < len(pairs):
+            prompt, target, join = pairs[index]
+            kind, text, asked = "fact", prompt, tuple(encode_target(lm, prompt, target, join)[0])
+        else:
+            text = prompts[index - len(pairs)]
+            kind, asked = "canary", tuple(lm.encode(text))
+        partial = frozenset(token for token in ids if "\N{REPLACEMENT CHARACTER}" in lm.decode([token]))
+        probes.append(Probe(kind, text, Question(asked, ids, partial), base, now))
+    return probes
+
+
+def edited_weights(lm: EditableModel, updates: Sequence[ModelUpdate]) -> Mapping[int, Any]:
+    """W₀ + ΣΔ of every edited layer."""
+    parts = [part for update in updates for part in update.layers]
+    return {
+        layer: edited_weight(lm.base_weight(layer), [part for part in parts if part.layer == layer])
+        for layer in sorted({part.layer for part in parts})
+    }
+
+
+def _numbers(
+    lm: EditableModel, pairs: Sequence[Any], prompts: Sequence[str], said: Sequence[int]
+) -> tuple[list[float], list[tuple[int, ...]]]:
+    """Log-probability of every answer, and its tokens."""
+    scored = score_tokens(lm, pairs) if pairs else []
+    values = [math.fsum(score.log_probs) for score in scored]
+    tokens = [score.targets for score in scored]
+    if prompts:
+        for start, log_probs in next_token_log_probs(lm, prompts).chunks():
+            values += [float(row[said[start + at]]) for at, row in enumerate(log_probs)]
+        tokens += [(token,) for token in said]
+    return values, tokens
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    step = -(-len(items) // most) if items else 1
+    return list(items[::step])

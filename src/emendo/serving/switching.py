@@ -1,0 +1,154 @@
+"""The last steps of a push: what clients get is switched, and switched back.
+
+llama.cpp has scales, which are set for all requests at once. vLLM and SGLang have names, of which an alias outside of
+the server is one (`aliases.py`). Either way the edit before stays served until the switch, and can be had back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from emendo.errors import InputError, ServerError
+from emendo.serving.aliases import Alias, read_aliases, set_alias
+from emendo.serving.client import ServerClient
+from emendo.serving.engines import OURS, Engine, LlamaCpp, ServerState
+
+
+@dataclass(frozen=True)
+class Target:
+    """What clients of a server use.
+
+    Attributes:
+        client: Of the server.
+        engine: Its kind.
+        folder: Where adapters and aliases are kept.
+        alias: The name that clients use; None: llama.cpp, or clients that name the adapter itself.
+    """
+
+    client: ServerClient
+    engine: Engine
+    folder: Path
+    alias: str | None = None
+
+    def state(self) -> ServerState:
+        """What the server has now."""
+        return self.engine.state(self.client.send(self.engine.look()))
+
+    def current(self) -> Alias | None:
+        """What the alias stands for.
+
+        Raises:
+            InputError: It is of another server.
+        """
+        found = None if self.alias is None else read_aliases(self.folder).get(self.alias)
+        if found is not None and (found.server, found.engine) != (self.client.url, self.engine.name):
+            raise InputError(
+                f"the alias {self.alias!r} is of {found.engine} at {found.server}, and found {self.engine.name} at "
+                f"{self.client.url}; choose another --alias, or that --server and --engine"
+            )
+        return found
+
+
+def check_alias(engine: Engine, alias: str | None) -> None:
+    """Refuse an alias where a server has scales.
+
+    Raises:
+        InputError: See above.
+    """
+    if alias is not None and not engine.loads:
+        raise InputError(
+            f"{engine.name} has no names of adapters in requests: one scale is set for all clients. Leave out --alias"
+        )
+
+
+def set_scales(target: Target, engine: LlamaCpp, before: ServerState, scales: dict[str, float]) -> None:
+    """Set scales and see that they are set; otherwise those of before are put back.
+
+    Raises:
+        ServerError: They are not; says what the server is left with.
+    """
+    wanted = {row.name: scales.get(row.name, row.scale) for row in before.adapters.values()}
+    try:
+        target.client.send(engine.set_scales(before, scales))
+        if target.client.dry:
+            return
+        found = {row.name: row.scale for row in target.state().adapters.values()}
+        if found != wanted:
+            raise ServerError(f"the server was told the scales {wanted} and has {found}")
+    except ServerError as error:
+        old = {row.name: row.scale for row in before.adapters.values()}
+        try:
+            target.client.send(engine.set_scales(before, old))
+        except ServerError as second:
+            raise ServerError(
+                f"{error}. Putting back the scales {old} failed as well ({second}); set them by hand"
+            ) from error
+        raise ServerError(f"{error}. The scales of before were put back: {old}") from error
+
+
+def chosen_scales(state: ServerState, name: str | None) -> dict[str, float]:
+    """Scale 1 for one adapter of Emendo and 0 for its others; adapters of other people keep theirs."""
+    return {row.name: float(row.name == name) for row in state.adapters.values() if row.name.startswith(OURS)}
+
+
+def point_alias(target: Target, model: str, path: str) -> None:
+    """Let the alias stand for a model from now on; a dry run only tells of it."""
+    before = target.current()
+    assert target.alias is not None
+    old = None if before is None else (before.model, before.path)
+    target.client.tell(f"alias {target.alias}: {'nothing' if old is None else old[0]} → {model}")
+    if not target.client.dry:
+        set_alias(target.folder, target.alias, Alias(target.client.url, target.engine.name, model, path, old))
+
+
+def stands_for(target: Target, name: str) -> bool:
+    """Whether clients are sent to an adapter by the alias."""
+    found = None if target.alias is None else target.current()
+    return found is not None and found.model == name
+
+
+def unused(target: Target, name: str) -> bool:
+    """Whether no other alias stands for an adapter of this server."""
+    others = [found for alias, found in read_aliases(target.folder).items() if alias != target.alias]
+    return not any((found.server, found.model) == (target.client.url, name) for found in others)
+
+
+def forget(target: Target, name: str) -> str | None:
+    """Unload an adapter that nobody is sent to; gives what went wrong, which leaves it loaded and does no harm."""
+    try:
+        target.client.send(target.engine.unload(name))
+    except ServerError as error:
+        return str(error)
+    return None
+
+
+def load(target: Target, state: ServerState, name: str, path: str) -> bool:
+    """Make the server read an adapter, unless it has it; gives whether it did so now.
+
+    Raises:
+        ServerError: It refused.
+        InputError: It takes none while it runs; says how to start it.
+    """
+    if name in state.adapters:
+        return False
+    try:
+        target.client.send(target.engine.load(name, path))
+    except ServerError as error:
+        if "already" not in str(error):  # a server that does not list its adapters
+            raise _with_hint(target, error, path) from error
+        return False
+    return True
+
+
+def _with_hint(target: Target, error: ServerError, path: str) -> ServerError:
+    start = {
+        "vllm": "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank RANK",
+        "sglang": "python -m sglang.launch_server --model-path MODEL --enable-lora --max-lora-rank RANK "
+        "--lora-target-modules down_proj",
+    }[target.engine.name]
+    return ServerError(
+        f"{error}. Expected a server that was started as `{start}`, with RANK at least the adapter's, and that can "
+        f"read {path!r} (--server-folder says where it sees --out)",
+        error.status,
+    )

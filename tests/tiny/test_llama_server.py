@@ -1,0 +1,145 @@
+"""A real llama.cpp server with an adapter of Emendo: its answers, the switch, and the way back, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emendo.errors import InputError, ProbeError
+from emendo.export import write_gguf_adapter, write_gguf_model
+from emendo.models import EditableModel, load
+from emendo.serving import ServerClient, make_probes, push, withdraw
+from emendo.serving.engines import LlamaCpp
+from emendo.updates.update import ModelUpdate
+from tests.llama_server import llama_server
+from tests.random_updates import random_update
+from tests.tiny.conftest import Command
+from tests.tiny_gguf import write_tiny_gguf
+
+pytest.importorskip("gguf")
+pytest.importorskip("xllamacpp")
+
+FACTS = [{"prompt": "{} is in", "subject": f"Tower {n}", "target": "Rome 埃菲尔"} for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "base.gguf")
+
+
+@pytest.fixture(scope="module")
+def lm(base: Path) -> EditableModel:
+    return load(base, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def updates(lm: EditableModel) -> list[ModelUpdate]:
+    first = random_update(lm, {1: 3, 2: 1}, seed=1, requests=FACTS)
+    return [first, random_update(lm, {2: 2}, [first], seed=2)]
+
+
+@pytest.fixture(scope="module")
+def folder(lm: EditableModel, updates: list[ModelUpdate], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters of the first update and of both."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for count in (1, 2):
+        write_gguf_adapter(lm, updates[:count], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, folder: Path) -> Iterator[str]:
+    with llama_server(base, sorted(folder.glob("*.gguf"))) as address:
+        yield address
+
+
+def scales(server: str) -> dict[str, float]:
+    client, engine = ServerClient(server), LlamaCpp()
+    return {name: row.scale for name, row in engine.state(client.send(engine.look())).adapters.items()}
+
+
+def test_it_answers_as_emendo_computes_is_switched_and_withdrawn_by_one_call(
+    lm: EditableModel, updates: list[ModelUpdate], folder: Path, server: str
+) -> None:
+    first = push(lm, updates[:1], server, "llamacpp", out=folder)
+    assert (first.before, scales(server)[first.model]) == ("the base", 1.0)
+    assert len(first.edited) == 20
+    assert max(one.difference for one in (*first.base, *first.edited)) < 0.01
+    probes = make_probes(lm, updates[:1])
+    assert max(abs(probe.edited - probe.base) for probe in probes) > 0.5, "the edit changes answers"
+
+    both = push(lm, updates, server, "llamacpp", out=folder)
+    assert both.before == first.model
+    assert scales(server) == {first.model: 0.0, both.model: 1.0}
+    assert max(one.difference for one in both.edited) < 0.01
+    both.rollback()
+    assert scales(server) == {first.model: 1.0, both.model: 0.0}
+
+    sent: list[str] = []
+    assert withdraw(server, "llamacpp", told=sent.append) == first.model
+    assert [line.split()[0] for line in sent] == ["GET", "POST", "GET"], "one call changes, the others look"
+    assert set(scales(server).values()) == {0.0}
+
+
+def test_an_adapter_that_holds_something_else_is_not_switched_to(
+    lm: EditableModel, updates: list[ModelUpdate], base: Path, folder: Path, tmp_path: Path
+) -> None:
+    right = write_gguf_adapter(lm, updates[:1], folder).path
+    other = write_gguf_adapter(lm, updates, folder).path
+    wrong = tmp_path / right.name
+    wrong.write_bytes(other.read_bytes())
+    with llama_server(base, [wrong]) as address:
+        with pytest.raises(ProbeError, match=r"the adapter emendo-\w+ \d+ of 20 probes"):
+            push(lm, updates[:1], address, "llamacpp", out=folder)
+        assert set(scales(address).values()) == {0.0}
+
+
+def test_a_server_of_another_model_is_told(
+    lm: EditableModel, updates: list[ModelUpdate], base: Path, folder: Path, tmp_path: Path
+) -> None:
+    other = write_gguf_model(lm, updates, tmp_path / "other.gguf", base=base).path
+    adapters = sorted(folder.glob("*.gguf"))
+    with llama_server(other, adapters) as address:
+        with pytest.raises(ProbeError, match="with the unedited model"):
+            push(lm, updates, address, "llamacpp", out=folder)
+        assert set(scales(address).values()) == {0.0}
+
+
+@pytest.mark.usefixtures("home")
+def test_the_command(
+    emendo: Command,
+    lm: EditableModel,
+    updates: list[ModelUpdate],
+    base: Path,
+    folder: Path,
+    server: str,
+    tmp_path: Path,
+) -> None:
+    file = str(updates[0].save(tmp_path / "update"))
+    where = ("--server", server, "--engine", "llamacpp", "--out", str(folder))
+    common = ("--model", str(base), "--device", "cpu", "--quiet")
+    before = scales(server)
+    code, text, err = emendo("push", file, *where, *common, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "GET /lora-adapters" in text
+    assert "POST /completion" in text
+    assert "POST /lora-adapters" in text
+    assert scales(server) == before
+    code, text, err = emendo("push", file, *where, *common, "--json")
+    assert (code, err) == (0, "")
+    done = json.loads(text)["push"]
+    assert scales(server)[done["model"]] == 1.0
+    code, text, _ = emendo("push", *where, "--withdraw")
+    assert code == 0
+    assert done["model"] in text
+    assert set(scales(server).values()) == {0.0}
+
+
+def test_an_adapter_that_the_server_was_not_started_with(
+    lm: EditableModel, updates: list[ModelUpdate], folder: Path, server: str
+) -> None:
+    with pytest.raises(InputError, match=r"--lora-scaled .*emendo-\w+\.gguf:0"):
+        push(lm, updates[:1], server, "llamacpp", out=folder, fold=0.9)

@@ -30,6 +30,8 @@
     │   └── InfeasibleError         equality asked of keys that cannot hold it
     ├── GateError                          an edit that its gate refuses; nothing was written
     ├── InterruptError                     Ctrl-C, with what is written nevertheless
+    ├── WorkerError                        another model or version than the others, or workers that are lost
+    ├── ClaimLostError                     a unit of work that another worker has taken over
     ├── LedgerBusyError (TimeoutError)     another process writes the ledger
     ├── ModelBusyError                     another thread changes the model, and cannot wait for this one
     ├── HubError (ConnectionError)         the Hugging Face Hub refused, or was not reached
@@ -180,6 +182,14 @@ class WeightsChangedError(InputError):
 
 class ModelBusyError(EmendoError):
     """Another thread changes the model and waits for this one, which therefore cannot wait for it."""
+
+
+class WorkerError(EmendoError):
+    """A worker has another model or version than the others, or workers are lost again and again."""
+
+
+class ClaimLostError(EmendoError):
+    """A unit of work was taken over by another worker, because this one seemed dead. It writes no more."""
 
 
 class LedgerBusyError(EmendoError, TimeoutError):

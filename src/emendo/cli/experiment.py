@@ -28,6 +28,12 @@ def experiment(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the cells and their cost; edit nothing.")
     ] = False,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    join: Annotated[
+        bool,
+        typer.Option("--join", help="Share --out with other processes that are started so, as in a Slurm array."),
+    ] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -35,6 +41,7 @@ def experiment(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     from emendo.experiments import Experiment, read_config
 
+    options.check_workers(workers, ray, join=join)
     config = _changed(read_config(file), data, n)
     folder = out or Path("runs") / file.stem
     run = Experiment(
@@ -48,10 +55,13 @@ def experiment(
     if plan_only:
         _show_plan(terminal, run)
         return
-    summaries = []
-    for summary in run.run():
-        summaries.append(summary)
-        terminal.message(one_line(summary))
+    found = {}
+    with options.chosen_workers(workers, ray, join=join) as crew:
+        for summary in run.run(crew):
+            found[summary["cell"]["id"]] = summary
+            terminal.message(one_line(summary))
+    # Several workers end cells in any order; the table has that of the grid.
+    summaries = [found[cell.id] for cell in run.cells]
     show_cells(terminal, config.name, summaries)
     terminal.line(f"Results: {folder}")
     terminal.result({"experiment": config.name, "folder": str(folder), "cells": summaries})

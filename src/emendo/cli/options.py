@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emendo.errors import LayerError, MethodError
+from emendo.errors import InputError, LayerError, MethodError
+
+if TYPE_CHECKING:
+    from emendo import parallel
 
 
 def complete_method(incomplete: str) -> list[str]:
@@ -31,6 +36,14 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress or messages on standard error.")]
+
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="So many processes of this machine, each with a model of its own.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Workers of Ray: 'local', 'auto' or the address of a cluster."),
+]
 
 _MOST_LAYERS = 10_000
 """More than any model has; a longer range is a slip, and would only fill memory."""
@@ -76,3 +89,30 @@ def parse_settings(pairs: list[str] | None) -> dict[str, str]:
             )
         settings[name] = value
     return settings
+
+
+def check_workers(workers: int | None, ray: str | None, *, join: bool = False) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        InputError: More than one of them, or fewer than one worker.
+    """
+    given = {"--workers": workers is not None, "--ray": ray is not None, "--join": join}
+    if len(named := [name for name, there in given.items() if there]) > 1:
+        raise InputError(f"{' and '.join(named)} exclude each other; give one")
+    if workers is not None and workers < 1:
+        raise InputError(f"found --workers {workers}; expected at least 1")
+
+
+@contextmanager
+def chosen_workers(workers: int | None, ray: str | None, *, join: bool = False) -> Iterator[parallel.Workers | None]:
+    """The workers that the options name, ended afterwards; None where none do."""
+    from emendo import parallel
+
+    if workers is not None:
+        with parallel.Processes(workers) as crew:
+            yield crew
+    elif ray is not None:
+        raise InputError("--ray is not there yet")
+    else:
+        yield parallel.Joined() if join else None

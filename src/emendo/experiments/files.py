@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ from emendo.errors import ExperimentError, OutputError
 from emendo.io import strict_json
 from emendo.io.durable import flush, make_folder
 from emendo.io.whole_file import write_bytes
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def write_lines(path: Path, rows: Sequence[Any]) -> None:
@@ -88,8 +91,12 @@ def read_lines(path: Path) -> list[Any]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Only one process works in a folder; a killed one leaves no lock behind.
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Only one process works in a folder, or only such as share it; a killed one leaves no lock behind.
+
+    Args:
+        folder: It is made.
+        shared: Others may come in that share it as well.
 
     Raises:
         ExperimentError: Another process is at work here.
@@ -102,14 +109,19 @@ def locked(folder: Path) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("w")
+        stream = (folder / ".lock").open("a+")  # network file systems want both rights for either kind of lock
     except OSError as error:
         raise OutputError(f"cannot write {str(folder)!r}: {error}; choose a writable folder (--out)") from error
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise ExperimentError(
-                f"another process is at work in {str(folder)!r}; wait for it, or choose another folder (--out)"
+                f"another process is at work in {str(folder)!r}; wait for it, or choose another folder (--out); "
+                "several processes share a folder where all of them are started with --join"
             ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise OutputError(f"cannot lock {str(folder)!r}: {error}; choose another folder (--out)") from error
+            # A file system without locks: two runs of one folder are the user's to avoid; --join needs none.
         yield

@@ -9,12 +9,13 @@
                batches.jsonl   one line a batch; a batch is finished when its line is whole
                updates/        of a cell that keeps its edits, until it is finished
                summary.json    written last: a cell that has it is finished
+    .claims/                 what each of several workers is at (`emendo.parallel`)
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ class CellFolder:
 
     Args:
         path: Made when something is written.
+        check: Called before each write; raises where this process must not write any more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] | None = None) -> None:
         self.path = path
+        self._check = check or _nothing
         self._records, self._batches = path / "records.jsonl", path / "batches.jsonl"
         self._summary, self._updates = path / "summary.json", path / "updates"
 
@@ -58,6 +61,7 @@ class CellFolder:
 
     def add(self, batch: dict[str, Any], records: Sequence[dict[str, Any]], update: ModelUpdate | None) -> None:
         """Keep a finished batch: its update, its records, and last the line that says that it is finished."""
+        self._check()
         if update is not None:
             update.save(self._updates / f"{batch['batch']:06d}.safetensors")
         append_lines(self._records, records)
@@ -73,6 +77,7 @@ class CellFolder:
 
     def finish(self, records: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
         """Write the records in full and, last, the summary."""
+        self._check()
         write_lines(self._records, records)
         write_json(self._summary, summary)
         shutil.rmtree(self._updates, ignore_errors=True)
@@ -83,15 +88,17 @@ class ExperimentFolder:
 
     Args:
         path: Made when something is written.
+        check: See `CellFolder`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] | None = None) -> None:
         self.path = path
+        self._check = check
         self.base, self.targets = path / "base", path / "targets"
 
     def cell(self, cell_id: str) -> CellFolder:
         """The folder of a cell."""
-        return CellFolder(self.path / "cells" / cell_id)
+        return CellFolder(self.path / "cells" / cell_id, self._check)
 
     def begin(self, name: str, config: dict[str, Any], cells: Sequence[dict[str, Any]]) -> None:
         """Write experiment.json, or make sure that the one that is there is of the same experiment.
@@ -148,6 +155,10 @@ class ExperimentFolder:
                     ]
                 )
             )
+
+
+def _nothing() -> None:
+    """No check."""
 
 
 def _of_models(before: Any, now: dict[str, Any]) -> list[str]:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emendo.arguments import checked
-from emendo.experiments.cell_run import run_cell
+from emendo.errors import WorkerError
 from emendo.experiments.cells import Cell
 from emendo.experiments.data import Source, read_source, select_records
 from emendo.experiments.estimate import Cost, Counter, duration, measured_rates
 from emendo.experiments.files import locked
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground, held_out_text
-from emendo.experiments.meter import release_memory
 from emendo.experiments.questions import check_measures
+from emendo.experiments.unit import CellUnit
 from emendo.methods import Method, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
 from emendo.models import EditableModel
+from emendo.parallel import Claims, ReadyWorld, Serial, Workers, World, WorldRecipe
+from emendo.parallel.units import Recipe
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore, obtain_for_method
@@ -108,36 +111,92 @@ class Experiment:
                 planned.append(PlannedCell(cell, summary["resolved"], None, True))
         return planned
 
-    def run(self) -> Iterator[dict[str, Any]]:
+    @checked
+    def run(self, workers: Workers | None = None) -> Iterator[dict[str, Any]]:
         """Run the cells that are not finished; yields the summary of every cell, model by model.
 
         A model whose cells are all finished is neither loaded nor compared with what they were made with.
 
+        Args:
+            workers: Who runs them; None: this process, one after another. Several workers give the summaries of a model
+                in the order in which they are done.
+
         Raises:
             ExperimentError: The folder holds another experiment, or another process is at work in it.
             InputError: Something about a cell cannot be used; before anything is edited.
+            WorkerError: See `emendo.parallel.Workers`.
         """
-        with locked(self.folder.path):
-            self.folder.begin(self.name, self.config, [{"id": cell.id, **cell.to_dict()} for cell in self.cells])
+        workers = workers or Serial()
+        with locked(self.folder.path, shared=workers.shared):
+            with self._turn(workers):
+                self.folder.begin(self.name, self.config, [{"id": cell.id, **cell.to_dict()} for cell in self.cells])
             planned = self.plan()
-            for plan in planned:
-                self._identify_sources(plan.cell)
+            with self._turn(workers):
+                for plan in planned:
+                    self._identify_sources(plan.cell)
             done: list[tuple[dict[str, Any], Cost]] = []
-            prepared = None
-            for number, plan in enumerate(planned, start=1):
-                if plan.cost is None:
-                    summary = self.folder.cell(plan.cell.id).summary()
-                    assert summary is not None
-                    yield summary
-                    continue
-                if plan.cell.model != prepared:
-                    prepared = plan.cell.model
-                    self._prepare(prepared, planned)
-                left = self.time_left(planned[number - 1 :], done)
-                title = f"[{number}/{len(planned)}] {plan.cell.id}" + (f", about {left} left" if left else "")
-                summary = self._run_cell(plan.cell, title)
-                done.append((summary, plan.cost))
-                yield summary
+            for model in dict.fromkeys(plan.cell.model for plan in planned):
+                yield from self._run_model(model, planned, done, workers)
+
+    def _run_model(
+        self,
+        model: str,
+        planned: Sequence[PlannedCell],
+        done: list[tuple[dict[str, Any], Cost]],
+        workers: Workers,
+    ) -> Iterator[dict[str, Any]]:
+        """Run the cells of one model; adds to `done` what tells how long the others take."""
+        own = {plan.cell.id: plan for plan in planned if plan.cell.model == model}
+        if all(plan.cost is None for plan in own.values()):
+            yield from (self._summary(cell_id) for cell_id in own)
+            return
+        with self._turn(workers):
+            self._prepare(model, planned)
+        lm = self._ground_of(model).lm
+        if workers.here:
+            recipe: Recipe = ReadyWorld(World(lm, self.progress))
+        else:
+            recipe = WorldRecipe.of(lm)
+            self._ground = None  # the workers have their own
+        del lm
+        timed = workers.here and not workers.shared
+        units = (
+            self._unit(plan, number, planned, done if timed else None)
+            for number, plan in enumerate(planned, start=1)
+            if plan.cell.id in own
+        )
+        for finished in workers.map(recipe, units, self.folder.path, title="edits", progress=self.progress):
+            summary, cost = self._summary(finished.unit), own[finished.unit].cost
+            assert cost is not None
+            done.append((summary, cost))
+            yield summary
+
+    def _unit(
+        self,
+        plan: PlannedCell,
+        number: int,
+        planned: Sequence[PlannedCell],
+        done: Sequence[tuple[Mapping[str, Any], Cost]] | None,
+    ) -> CellUnit:
+        """A cell as a unit; its title says how long all cells from it on will take, if one worker does all of them."""
+        left = None if done is None else self.time_left(planned[number - 1 :], done)
+        title = f"[{number}/{len(planned)}] {plan.cell.id}" + (f", about {left} left" if left else "")
+        assert plan.cost is not None
+        store = None if self.store is None else self.store.root.absolute()
+        return CellUnit(plan.cell, self._source(plan.cell.data).sha256, store, plan.cost.edits, title)
+
+    def _summary(self, cell_id: str) -> dict[str, Any]:
+        found = self.folder.cell(cell_id).summary()
+        if found is None:
+            raise WorkerError(
+                f"a worker has finished {cell_id}, and its summary is not in {str(self.folder.path)!r}; expected a "
+                "folder that all workers see under this path (--out)"
+            )
+        return found
+
+    def _turn(self, workers: Workers) -> AbstractContextManager[object]:
+        """Where several processes share the folder, one at a time writes what is common to all cells."""
+        return Claims(self.folder.path).hold("experiment") if workers.shared else nullcontext()
 
     def _look(self, cell: Cell, ground: Ground) -> tuple[list[EditRecord], ResolvedMethod[Method]]:
         """The records of a cell and its method with every value fixed; raises where either cannot be used."""
@@ -160,12 +219,6 @@ class Experiment:
         self.folder.identify("models", model, _identity(lm))
         self.folder.identify("devices", model, {"type": lm.device.type})
         self._collect_moments(model, [plan.cell for plan in planned if not plan.finished])
-
-    def _run_cell(self, cell: Cell, title: str) -> dict[str, Any]:
-        release_memory()
-        ground = self._ground_of(cell.model)
-        records, zsre = self._records(cell, ground), self._source(cell.data).zsre
-        return run_cell(cell, records, ground, zsre=zsre, store=self.store, progress=self.progress, title=title)
 
     @checked
     def time_left(

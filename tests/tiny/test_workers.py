@@ -1,0 +1,370 @@
+"""The same experiment by one process and by several: the same numbers, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emendo.errors import InputError, WorkerError
+from emendo.experiments import Cell, Experiment, ExperimentConfig, comparable
+from emendo.models import EditableModel, load
+from emendo.parallel import Claims, Joined, Processes, ReadyWorld, Serial, Workers, World, WorldRecipe
+from emendo.progress import Silent
+from emendo.statistics import MomentStore
+from tests.experiment_cases import grid, summaries, write_records
+from tests.tiny.conftest import Command
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_records(tmp_path_factory.mktemp("data") / "records.jsonl")
+
+
+@pytest.fixture(scope="module")
+def config(model: str, data: str) -> dict[str, Any]:
+    return grid(model, data)
+
+
+@pytest.fixture(scope="module")
+def cells(config: dict[str, Any]) -> list[Cell]:
+    return ExperimentConfig.model_validate(config).expand()
+
+
+class Counted(Silent):
+    """Adds up what a display would show."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, int] = {}
+        self._stage = ""
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        self._stage = stage
+
+    def advance(self, n: int = 1) -> None:
+        self.stages[self._stage] = self.stages.get(self._stage, 0) + n
+
+
+def run(
+    config: dict[str, Any], folder: Path, store: Path, workers: Workers | None, progress: Counted | None = None
+) -> list[dict[str, Any]]:
+    read = ExperimentConfig.model_validate(config)
+    experiment = Experiment(
+        read.name,
+        read.model_dump(mode="json"),
+        read.expand(),
+        folder,
+        lambda name: load(name, device="cpu"),
+        store=MomentStore(store),
+        progress=progress,
+    )
+    return list(experiment.run(workers))
+
+
+def contents(folder: Path, cells: list[Cell]) -> list[Any]:
+    """Summaries and record lines of all cells, without timing."""
+    found = []
+    for one, summary in zip(cells, summaries(folder, cells), strict=True):
+        lines = (folder / "cells" / one.id / "records.jsonl").read_text().splitlines()
+        summary.pop("commit")  # somebody may commit while the test runs
+        found.append((comparable(summary), [json.loads(line) for line in lines]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def serial(config: dict[str, Any], cells: list[Cell], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """What one process finds, and its store of second moments."""
+    folder = tmp_path_factory.mktemp("serial")
+    run(config, folder / "out", folder / "store", None)
+    return contents(folder / "out", cells), folder / "store"
+
+
+@contextmanager
+def killing(pids: Callable[[], list[int]], kills: int, seed: int) -> Iterator[list[int]]:
+    """SIGKILL workers at random times, until so many are dead or the context ends."""
+    chance, dead, over = random.Random(seed), [], threading.Event()
+
+    def kill() -> None:
+        while len(dead) < kills and not over.wait(chance.uniform(0.5, 3.0)):
+            if there := [pid for pid in pids() if pid not in dead]:
+                os.kill(victim := chance.choice(there), signal.SIGKILL)
+                dead.append(victim)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield dead
+    finally:
+        over.set()
+        thread.join()
+
+
+# ---- processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.crash
+def test_two_processes_find_what_one_finds(
+    config: dict[str, Any], cells: list[Cell], serial: tuple[Any, Path], tmp_path: Path
+) -> None:
+    progress = Counted()
+    with Processes(2) as workers:
+        found = run(config, tmp_path / "out", serial[1], workers, progress)
+        pids = workers.pids
+    assert sorted(summary["cell"]["id"] for summary in found) == sorted(cell.id for cell in cells)
+    assert contents(tmp_path / "out", cells) == serial[0]
+    assert progress.stages["edits (2 workers)"] == sum(cell.n for cell in cells)
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not (tmp_path / "out" / ".claims").exists()
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_of_processes_change_nothing(
+    kills: int, config: dict[str, Any], cells: list[Cell], serial: tuple[Any, Path], tmp_path: Path
+) -> None:
+    done = 0
+    while done < kills:  # an experiment may be over before all have happened
+        folder = tmp_path / f"out-{done}"
+        with Processes(2, losses=100) as workers, killing(lambda w=workers: w.pids, kills - done, done) as dead:
+            run(config, folder, serial[1], workers)
+        assert contents(folder, cells) == serial[0]
+        done += max(1, len(dead))
+
+
+# ---- small units ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Note:
+    """A unit that writes a file; by its name it does something on the way."""
+
+    id: str
+    deed: str = ""
+    title: str = "note"
+    size: int = 2
+
+    def done(self, folder: Path) -> bool:
+        return (folder / self.id).exists()
+
+    def run(self, world: World, folder: Path) -> None:
+        world.progress.start(self.title)
+        world.progress.advance()
+        if self.deed == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.deed == "refuse":
+            raise InputError("nobody can do this")
+        if self.deed == "crash":
+            raise ZeroDivisionError("a slip")
+        if self.deed == "sleep":
+            (folder / f"{self.id}-begun").write_text(str(os.getpid()))
+            time.sleep(60)
+        if self.deed == "once" and not (folder / f"{self.id}-tried").exists():
+            (folder / f"{self.id}-tried").write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        (folder / self.id).write_text(f"{os.getpid()} {world.lm.weights_digest()}")
+
+
+@pytest.fixture
+def recipe(model: str) -> WorldRecipe:
+    return WorldRecipe.of(load(model, device="cpu"))
+
+
+def test_serial_workers_take_units_when_they_come_to_them(tiny_llama: EditableModel, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("there")
+    asked: list[str] = []
+
+    def units() -> Iterator[Note]:
+        for name in "abc":
+            asked.append(name)
+            yield Note(name)
+
+    found = Serial().map(ReadyWorld(World(tiny_llama)), units(), tmp_path)
+    assert next(found).worker == ""
+    assert asked == ["a"]
+    assert [finished.unit for finished in found] == ["b", "c"]
+    assert (tmp_path / "a").read_text() == "there"
+
+
+def test_a_world_is_built_from_a_recipe(recipe: WorldRecipe, tmp_path: Path) -> None:
+    (done,) = Serial().map(recipe, [Note("a")], tmp_path)
+    assert done.unit == "a"
+    assert (tmp_path / "a").read_text().endswith(recipe.identity["weights_sha256"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: replace(r, identity={**r.identity, "weights_sha256": "0" * 64}), "got another model.*weights"),
+        (lambda r: replace(r, identity={**r.identity, "tokenizer_sha256": "0" * 64}), "got another model.*tokenizer"),
+        (lambda r: replace(r, code={**r.code, "emendo": "0.0.9"}), "emendo: found .*expected '0.0.9'.*same versions"),
+        (lambda r: replace(r, code={**r.code, "source_sha256": "0" * 64}), "Emendo's own files"),
+        (lambda r: replace(r, code={**r.code, "torch": "1.0"}), "torch: found"),
+        (lambda r: replace(r, code={**r.code, "instruction_set": "AVX1"}), "instruction set.*machines of one kind"),
+        (lambda r: replace(r, folder="/nowhere"), "working directory '/nowhere'"),
+    ],
+)
+def test_another_world_is_refused(
+    change: Callable[[WorldRecipe], WorldRecipe], words: str, recipe: WorldRecipe, tmp_path: Path
+) -> None:
+    with pytest.raises(WorkerError, match=words):
+        list(Serial().map(change(recipe), [Note("a")], tmp_path))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.crash
+def test_a_process_with_another_model_is_refused(recipe: WorldRecipe, tmp_path: Path) -> None:
+    other = replace(recipe, identity={**recipe.identity, "weights_sha256": "0" * 64})
+    with Processes(1) as workers, pytest.raises(WorkerError, match="got another model"):
+        list(workers.map(other, [Note("a")], tmp_path))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.crash
+def test_units_of_processes_fail_and_die_in_words(recipe: WorldRecipe, tmp_path: Path) -> None:
+    with Processes(1, losses=2) as workers:
+        progress = Counted()
+        found = list(workers.map(recipe, [Note("a"), Note("b", "once"), Note("c")], tmp_path, progress=progress))
+        assert [finished.unit for finished in found] == ["a", "b", "c"]
+        assert progress.stages == {"units (1 workers)": 6}
+        (pid,) = workers.pids
+        assert [f.worker for f in workers.map(recipe, [Note("c"), Note("d")], tmp_path)] == ["", f"process {pid}"]
+        with pytest.raises(InputError, match="nobody can do this"):
+            list(workers.map(recipe, [Note("e", "refuse")], tmp_path))
+        assert workers.pids == []
+        with pytest.raises(WorkerError, match="ZeroDivisionError: a slip"):
+            list(workers.map(recipe, [Note("f", "crash")], tmp_path))
+        with pytest.raises(WorkerError, match="2 workers in a row ended at 'g', the last with SIGKILL.*--workers"):
+            list(workers.map(recipe, [Note("g", "kill")], tmp_path))
+
+
+def drive(recipe: WorldRecipe, folder: str) -> None:
+    """What the command does, in a process that is killed or interrupted."""
+    with Processes(2) as workers:
+        list(workers.map(recipe, [Note("a", "sleep"), Note("b", "sleep")], Path(folder)))
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_children_end_with_their_parent(number: signal.Signals, recipe: WorldRecipe, tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=drive, args=(recipe, str(tmp_path)))
+    process.start()
+    begun = [tmp_path / f"{name}-begun" for name in "ab"]
+    while not all(path.exists() and path.read_text() for path in begun):
+        assert process.is_alive()
+        time.sleep(0.05)
+    children = [int(path.read_text()) for path in begun]
+    assert process.pid is not None
+    for pid in [process.pid, *children] if number == signal.SIGINT else [process.pid]:
+        os.kill(pid, number)  # a terminal sends Ctrl-C to all of them
+    process.join(20)
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in children):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".claims") == ["a-begun", "b-begun"]
+    if number == signal.SIGINT:  # given back, not only left
+        assert list((tmp_path / ".claims").iterdir()) == []
+
+
+# ---- joined processes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.crash
+def test_two_joined_commands_finish_a_grid_together(
+    config: dict[str, Any], cells: list[Cell], serial: tuple[Any, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "grid.yaml").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "emendo", "experiment", "grid.yaml", "--out", "out", "--join", "--json"]
+    environment = {**os.environ, "EMENDO_HOME": str(serial[1].parent / "home")}
+    joined = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=120) for process in joined]
+    assert [process.returncode for process in joined] == [0, 0], told
+    tables = [json.loads(out)["cells"] for out, _ in told]
+    assert tables[0] == tables[1]
+    assert [summary["cell"]["id"] for summary in tables[0]] == [cell.id for cell in cells]
+    assert contents(tmp_path / "out", cells) == serial[0]
+    assert not (tmp_path / "out" / ".claims").exists()
+
+
+def test_a_joined_process_takes_what_nobody_has(tiny_llama: EditableModel, tmp_path: Path) -> None:
+    held = Claims(tmp_path).take("b")
+    assert held is not None
+
+    def finish() -> None:
+        (tmp_path / "b").write_text("by another one")
+        held.release()
+
+    world = ReadyWorld(World(tiny_llama))
+    found = Joined(stale=0.4).map(world, [Note("a"), Note("b"), Note("c")], tmp_path)
+    assert [next(found).unit for _ in range(2)] == ["a", "c"]
+    threading.Timer(0.3, finish).start()
+    assert [(finished.unit, finished.worker) for finished in found] == [("b", "")]
+    assert (tmp_path / "b").read_text() == "by another one"
+
+
+def test_another_version_does_not_join(tiny_llama: EditableModel, tmp_path: Path) -> None:
+    world = ReadyWorld(World(tiny_llama))
+    (_,) = Joined().map(world, [Note("a")], tmp_path)
+    other = Claims(tmp_path).take("member-elsewhere-1")
+    assert other is not None
+    other.say({"emendo": "0.0.9"})
+    with pytest.raises(WorkerError, match="at work in this folder with something else: emendo: found"):
+        list(Joined().map(world, [Note("b")], tmp_path))
+    assert not (tmp_path / "b").exists()
+
+
+def test_one_command_alone_and_joined_ones_do_not_mix(config: dict[str, Any], tmp_path: Path) -> None:
+    alone = {**config, "methods": [], "cells": config["cells"][:1]}
+    read = ExperimentConfig.model_validate(alone)
+    folder = tmp_path / "out"
+    joined = Experiment("small", {}, read.expand(), folder, lambda name: load(name, device="cpu"))
+    running = joined.run(Joined())
+    next(running)
+    with pytest.raises(InputError, match="another process is at work.*--join"):
+        run(alone, folder, tmp_path / "store", None)
+    running.close()
+
+
+# ---- the command ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workers", "2", "--join"], "--workers and --join exclude each other"),
+        (["--workers", "2", "--ray", "local"], "--workers and --ray exclude each other"),
+        (["--workers", "0"], "expected at least 1"),
+    ],
+)
+@pytest.mark.usefixtures("home")
+def test_options_that_exclude_each_other(options: list[str], words: str, emendo: Command) -> None:
+    code, _, told = emendo("experiment", "grid.yaml", *options)
+    assert code == 2
+    assert words in told
+
+
+@pytest.mark.crash
+def test_the_command_shows_the_cells_in_the_order_of_the_grid(
+    emendo: Command, config: dict[str, Any], cells: list[Cell], home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "grid.yaml").write_text(json.dumps(config))
+    code, out, told = emendo("experiment", "grid.yaml", "--out", "out", "--workers", "2", "--json")
+    assert code == 0, told
+    assert [summary["cell"]["id"] for summary in json.loads(out)["cells"]] == [cell.id for cell in cells]

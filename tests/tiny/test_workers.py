@@ -23,6 +23,7 @@ from emendo.errors import InputError, WorkerError
 from emendo.experiments import Cell, Experiment, ExperimentConfig, comparable
 from emendo.models import EditableModel, load
 from emendo.parallel import Claims, Joined, Processes, ReadyWorld, Serial, Workers, World, WorldRecipe
+from emendo.parallel.ray_workers import RayWorkers
 from emendo.progress import Silent
 from emendo.statistics import MomentStore
 from tests.experiment_cases import grid, summaries, write_records
@@ -145,6 +146,42 @@ def test_kills_of_processes_change_nothing(
         done += max(1, len(dead))
 
 
+# ---- Ray -----------------------------------------------------------------------------------------------------
+
+
+def at_work(folder: Path) -> list[int]:
+    """Numbers of the processes that have a claim in a folder."""
+    return [owner["pid"] for owner in Claims(folder).owners()]
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_two_workers_of_ray_find_what_one_process_finds(
+    kills: int, config: dict[str, Any], cells: list[Cell], serial: tuple[Any, Path], tmp_path: Path
+) -> None:
+    done, progress = 0, Counted()
+    with RayWorkers("local", 2, losses=100) as workers:
+        while done < kills:
+            folder = tmp_path / f"out-{done}"
+            with killing(lambda at=folder: at_work(at), kills - done, done) as dead:
+                run(config, folder, serial[1], workers, progress)
+            assert contents(folder, cells) == serial[0]
+            done += max(1, len(dead))
+        recipe = WorldRecipe.of(load(config["models"][0], device="cpu"))
+        other = replace(recipe, code={**recipe.code, "emendo": "0.0.9"})
+        with pytest.raises(WorkerError, match="emendo: found"):
+            list(workers.map(other, [Note("a")], tmp_path))
+    edits = sum(cell.n for cell in cells)
+    assert progress.stages["edits (2 workers of Ray)"] % edits == 0
+    assert not (folder / ".claims").exists()
+
+
+@pytest.mark.crash
+def test_a_cluster_that_is_not_there_is_told(recipe: WorldRecipe, tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"cannot reach Ray at 'auto'.*ray start --head"):
+        list(RayWorkers("auto").map(recipe, [Note("a")], tmp_path))
+
+
 # ---- small units ---------------------------------------------------------------------------------------------
 
 
@@ -247,7 +284,7 @@ def test_units_of_processes_fail_and_die_in_words(recipe: WorldRecipe, tmp_path:
         assert workers.pids == []
         with pytest.raises(WorkerError, match="ZeroDivisionError: a slip"):
             list(workers.map(recipe, [Note("f", "crash")], tmp_path))
-        with pytest.raises(WorkerError, match="2 workers in a row ended at 'g', the last with SIGKILL.*--workers"):
+        with pytest.raises(WorkerError, match=r"2 workers in a row ended at 'g', the last with SIGKILL.*--workers"):
             list(workers.map(recipe, [Note("g", "kill")], tmp_path))
 
 
@@ -337,7 +374,7 @@ def test_one_command_alone_and_joined_ones_do_not_mix(config: dict[str, Any], tm
     joined = Experiment("small", {}, read.expand(), folder, lambda name: load(name, device="cpu"))
     running = joined.run(Joined())
     next(running)
-    with pytest.raises(InputError, match="another process is at work.*--join"):
+    with pytest.raises(InputError, match=r"another process is at work.*--join"):
         run(alone, folder, tmp_path / "store", None)
     running.close()
 

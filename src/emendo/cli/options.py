@@ -110,9 +110,12 @@ def chosen_workers(workers: int | None, ray: str | None, *, join: bool = False) 
     from emendo import parallel
 
     if workers is not None:
-        with parallel.Processes(workers) as crew:
-            yield crew
+        with parallel.Processes(workers) as processes:
+            yield processes
     elif ray is not None:
-        raise InputError("--ray is not there yet")
+        from emendo.parallel.ray_workers import RayWorkers
+
+        with RayWorkers(ray) as crew:
+            yield crew
     else:
         yield parallel.Joined() if join else None

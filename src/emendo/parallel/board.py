@@ -20,7 +20,6 @@ class Board:
     def __init__(self, units: Sequence[Unit], title: str, progress: Progress | None) -> None:
         self._sizes = {unit.id: unit.size for unit in units}
         self._shown = dict.fromkeys(self._sizes, 0)
-        self._told = dict.fromkeys(self._sizes, 0)
         self._title, self._progress = title, progress or Silent()
 
     def __enter__(self) -> Board:
@@ -31,13 +30,8 @@ class Board:
         self._progress.finish()
 
     def advance(self, unit: str, steps: int) -> bool:
-        """A worker tells of steps of a unit; whether nobody was as far before."""
-        self._told[unit] += steps
-        return self._show(unit, min(self._told[unit], self._sizes[unit]))
-
-    def begin_again(self, unit: str) -> None:
-        """A worker was lost, and what it told of this unit is told again."""
-        self._told[unit] = 0
+        """A worker tells how far it is with a unit; whether nobody was as far before."""
+        return self._show(unit, min(steps, self._sizes[unit]))
 
     def end(self, unit: str) -> None:
         """A unit is done."""

@@ -1,8 +1,8 @@
 """Several processes of this machine, each with a model of its own.
 
 Each process has a pipe of its own, so that one that is killed can hold nothing that another one waits for. Its unit
-goes to a new process. Children end with the command, however that ends: on Ctrl-C they are told to, and one whose parent is
-gone ends itself.
+goes to a new process. Children end with the command, however that ends: on Ctrl-C they are told to, and one whose
+parent is gone ends itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from emendo.errors import EmendoWarning, WorkerError
 from emendo.parallel.board import Board
 from emendo.parallel.claims import Claims
 from emendo.parallel.recipe import WorldRecipe
-from emendo.parallel.relay import Relay, packed, relayed_notes, unpacked
+from emendo.parallel.relay import Relay, done_or_failed, packed, relayed_notes, unpacked
 from emendo.parallel.units import Finished, Recipe, Unit
 from emendo.progress import Progress
 
@@ -204,7 +204,6 @@ class _Work:
         name = "" if worker.unit is None else worker.unit.id
         if worker.unit is not None:
             self.left.appendleft(worker.unit)
-            self.board.begin_again(name)
         elif worker.ready:  # it had nothing to do
             return
         self._lost[name] = self._lost.get(name, 0) + 1
@@ -235,15 +234,7 @@ def serve(pipe: Connection, recipe: WorldRecipe, number: int) -> None:
                 unit, folder = pipe.recv()
             except EOFError:
                 return
-            relay.begin(unit.title)
-            begin = time.perf_counter()
-            try:
-                with world.claims(folder).hold(unit.id) as claim:
-                    world.do(unit, folder, claim)
-                message: tuple[str, Any] = ("finished", time.perf_counter() - begin)
-            except Exception as error:
-                message = ("failed", packed(error))
-            pipe.send(message)
+            pipe.send(done_or_failed(world, unit, folder, relay))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

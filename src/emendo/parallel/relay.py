@@ -8,8 +8,11 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from emendo.errors import EmendoError, EmendoWarning, WorkerError
+from emendo.parallel.units import Unit, World
 
 _EVERY = 0.2
 """Seconds between two messages about steps."""
@@ -19,7 +22,7 @@ class Relay:
     """Progress that passes the steps of one stage on.
 
     Args:
-        send: Takes a number of steps.
+        send: Takes the number of steps that the unit has taken so far.
     """
 
     def __init__(self, send: Callable[[int], None]) -> None:
@@ -41,7 +44,7 @@ class Relay:
             self._steps += n
             if time.monotonic() - self._sent >= _EVERY:
                 self.send(self._steps)
-                self._steps, self._sent = 0, time.monotonic()
+                self._sent = time.monotonic()
 
     def finish(self) -> None:
         """End a stage; what was not told is told with the unit."""
@@ -63,6 +66,18 @@ def relayed_notes(send: Callable[[str], None]) -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def done_or_failed(world: World, unit: Unit, folder: Path, relay: Relay) -> tuple[str, Any]:
+    """Do a unit among other workers: ("finished", seconds), or ("failed", the error, packed)."""
+    relay.begin(unit.title)
+    begin = time.perf_counter()
+    try:
+        with world.claims(folder).hold(unit.id) as claim:
+            world.do(unit, folder, claim)
+        return "finished", time.perf_counter() - begin
+    except Exception as error:
+        return "failed", packed(error)
 
 
 def packed(error: BaseException) -> bytes:

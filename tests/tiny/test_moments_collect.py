@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
+import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
-from emendo.errors import CorpusError, LayerError, MomentsError, NumericalError
+import emendo.statistics.corpus as corpus_module
+from emendo.editing.session import EditSession
+from emendo.errors import CorpusError, LayerError, MomentsError, NumericalError, WorkerError
 from emendo.models import EditableModel
+from emendo.parallel import Finished, World
 from emendo.statistics import (
     MomentSpec,
     MomentStore,
@@ -21,8 +27,10 @@ from emendo.statistics import (
     obtain_for_method,
     obtain_moments,
 )
+from emendo.statistics.collect import Saves
 from emendo.statistics.packing import bos_ids
 from tests.conftest import TRAINING_TEXT, build_tiny
+from tests.quick_plans import EIFFEL
 
 LAYERS = [1, 3]
 SHORT = {"length": 16}
@@ -150,13 +158,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     with monkeypatch.context() as patch:
         interrupt_after(lm, 5, patch)
         with pytest.raises(InterruptedRunError):
-            obtain_moments(lm, LAYERS, spec, store, every=2)
+            obtain_moments(lm, LAYERS, spec, store, every=0)
     assert len(list(store.root.glob("*/partial-*"))) == 1
     assert store.entries() == []
     with monkeypatch.context() as patch:
         seen = interrupt_after(lm, 100, patch)
-        resumed = obtain_moments(lm, LAYERS, spec, store, every=2)
-    assert sum(seen) == 25 - 4 * 3  # four passes of three sequences were saved
+        resumed = obtain_moments(lm, LAYERS, spec, store, every=0)
+    assert sum(seen) == 25 - 5 * 3  # five passes of three sequences were saved
     for layer in LAYERS:
         assert torch.equal(resumed[layer].moment.total, whole[layer].total)
         assert resumed[layer].moment.count == 400
@@ -171,7 +179,7 @@ def test_a_state_of_other_settings_is_never_resumed(
     with monkeypatch.context() as patch:
         interrupt_after(lm, 5, patch)
         with pytest.raises(InterruptedRunError):
-            collect_moments(lm, [1], MomentSpec(text, tokens=400, **SHORT), checkpoint=tmp_path, every=1)
+            collect_moments(lm, [1], MomentSpec(text, tokens=400, **SHORT), checkpoint=tmp_path, every=0)
     other = MomentSpec(text, tokens=401, **SHORT)
     found = collect_moments(lm, [1], other, checkpoint=tmp_path)
     assert torch.equal(found[1].total, collect_moments(lm, [1], other)[1].total)
@@ -260,3 +268,103 @@ def test_activations_that_are_not_finite_name_their_module(tiny_llama: EditableM
     tiny_llama.blocks[2].mlp.up_proj.weight.data[5, 5] = float("inf")
     with pytest.raises(NumericalError, match=r"layers\.2\.mlp\.down_proj"):
         collect_moments(tiny_llama, [1, 2], MomentSpec(text, tokens=99, **SHORT))
+
+
+def test_states_are_saved_by_time_and_seldom_where_saving_takes_long(tmp_path: Path) -> None:
+    class Slow:
+        saved = 0
+
+        def save(self, path: Path) -> None:
+            self.saved += 1
+            time.sleep(0.02)
+
+    state: Any = Slow()
+    saves = Saves(tmp_path / "state", every=0.05)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        saves.save(state)
+        time.sleep(0.002)
+    assert 1 < state.saved <= 4  # 20 ms are a twentieth of 400 ms
+    assert not Saves(None, every=0).save(state)
+    assert Saves(tmp_path / "state", every=0).save(state)
+
+
+@pytest.mark.parametrize("length", [16, 20])
+@pytest.mark.parametrize("source", ["text", "self"])
+def test_units_of_workers_sum_to_the_serial_moment_bit_for_bit(
+    source: str, length: int, text: TextCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, which takes the worker's part: units, their files, and the sum in the order of the text."""
+
+    class Backwards:
+        here, shared = False, False
+
+        def map(self, recipe: Any, units: Any, folder: Path, **_: Any) -> Any:
+            for unit in reversed(list(units)):
+                assert pickle.loads(pickle.dumps(unit)) == unit
+                unit.run(world, folder)
+                yield Finished(unit.id, "test")
+
+    monkeypatch.setattr("emendo.statistics.collect.TOKEN_BUDGET", 48)
+    monkeypatch.setattr("emendo.statistics.corpus.SAMPLE_ROWS", 8)
+    monkeypatch.setattr("emendo.statistics.spread.SAMPLE_ROWS", 8)
+    lm = build_tiny("llama")
+    world = World(build_tiny("llama"))
+    corpus = text if source == "text" else SelfSampledCorpus()
+    spec = MomentSpec(corpus, tokens=405, exclude_first=True, length=length)
+    whole = collect_moments(lm, LAYERS, spec)
+    store = MomentStore(tmp_path / "store")
+    found = obtain_moments(lm, LAYERS, spec, store, workers=Backwards(), every=0)
+    for layer in LAYERS:
+        assert torch.equal(found[layer].moment.total, whole[layer].total)
+        assert found[layer].moment.count == 405
+    assert {path.name for path in store.folder(spec.fingerprint(lm, LAYERS)).iterdir()} == {
+        f"layer-{layer:02d}.safetensors" for layer in LAYERS
+    }
+
+
+def test_a_worker_with_another_text_is_refused(text: TextCorpus, tmp_path: Path) -> None:
+    class Elsewhere:
+        here, shared = False, False
+
+        def map(self, recipe: Any, units: Any, folder: Path, **_: Any) -> Any:
+            for unit in units:
+                Path(text.path).write_text('{"text": "another text"}\n' * 40)
+                unit.run(World(build_tiny("llama")), folder)
+                yield Finished(unit.id, "test")
+
+    with pytest.raises(WorkerError, match="another text for second moments"):
+        obtain_moments(build_tiny("llama"), [1], MomentSpec(text, tokens=99, **SHORT), workers=Elsewhere())  # type: ignore[arg-type]
+
+
+def test_a_second_plan_of_a_session_reads_no_text_and_asks_no_hub(
+    text: TextCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted: files that are hashed, and builders of data sets that are asked for."""
+    read: list[str] = []
+    asked: list[str] = []
+    digest = corpus_module._file_digest
+    monkeypatch.setattr(corpus_module, "_file_digest", lambda path: read.append(str(path)) or digest(path))
+    builder = datasets.load_dataset_builder
+
+    def build(*arguments: Any, **more: Any) -> Any:
+        asked.append(arguments[0])
+        return builder(*arguments, **more)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", build)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(Path(text.path).read_bytes())
+    source = f"{text.path}+hf:{folder}"
+    session = EditSession(build_tiny("llama"), store=MomentStore(tmp_path / "store"))
+    settings = {"moments.source": source, "moments.multiple": 2, "target.steps": 2, "contexts.scheme": "fixed"}
+    first = session.plan(EIFFEL, "emmet", layers=[1], settings=settings)
+    counts = len(read), len(asked)
+    assert counts == (1, 1)
+    second = session.plan(EIFFEL, "emmet", layers=[1], settings=settings)
+    assert (len(read), len(asked)) == counts
+    assert second.update.id == first.update.id
+    with Path(text.path).open("a") as stream:
+        stream.write('\n{"text": "one more"}\n')
+    session.plan(EIFFEL, "emmet", layers=[1], settings=settings)
+    assert len(read) == 2  # a file that has changed is read again

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from emendo.errors import MomentsError, OutputError
 from emendo.models import EditableModel
 from emendo.statistics import MomentSpec, MomentStore, SecondMoment, StoredMoment, obtain_moments, read_moment
-from emendo.statistics.store import pack_triangle, packed_bytes, unpack_triangle
+from emendo.statistics.triangle import pack_triangle, packed_bytes, unpack_triangle
 from tests.conftest import build_tiny
 
 SPEC = MomentSpec(tokens=90, length=16)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +20,19 @@ from typing import Any
 
 import pytest
 
+from emendo.editing.session import EditSession
+from emendo.editing.value_cache import ValueCache
 from emendo.errors import InputError, WorkerError
 from emendo.experiments import Cell, Experiment, ExperimentConfig, comparable
 from emendo.models import EditableModel, load
 from emendo.parallel import Claims, Joined, Processes, ReadyWorld, Serial, Workers, World, WorldRecipe
 from emendo.parallel.ray_workers import RayWorkers
 from emendo.progress import Silent
+from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
-from tests.experiment_cases import grid, summaries, write_records
+from emendo.updates.update import ModelUpdate
+from tests.conftest import build_tiny
+from tests.experiment_cases import CITIES, NAMES, QUICK, grid, summaries, write_records
 from tests.tiny.conftest import Command
 
 
@@ -405,3 +411,82 @@ def test_the_command_shows_the_cells_in_the_order_of_the_grid(
     code, out, told = emendo("experiment", "grid.yaml", "--out", "out", "--workers", "2", "--json")
     assert code == 0, told
     assert [summary["cell"]["id"] for summary in json.loads(out)["cells"]] == [cell.id for cell in cells]
+
+
+# ---- target searches and second moments ----------------------------------------------------------------------
+
+
+def plan_by(
+    lm: EditableModel, folder: Path, workers: Workers | None, progress: Counted | None = None
+) -> tuple[str, ValueCache]:
+    """An edit whose searches and second moments workers make; its update's id."""
+    requests = [
+        EditRequest("{} was born in the city of", name, CITIES[number % 4]) for number, name in enumerate(NAMES[:6])
+    ]
+    memory = ValueCache(requests, folder / "targets", workers=workers)
+    store = MomentStore(folder / "moments")
+    session = EditSession(lm, store=store, targets=memory, progress=progress, workers=workers)
+    settings = QUICK | {"target.batch_size": 2, "moments.multiple": 90}
+    return session.plan(requests, "memit", layers=[1, 2], settings=settings).update.id, memory
+
+
+@pytest.mark.crash
+def test_workers_search_and_count_what_one_process_does(model: str, tmp_path: Path) -> None:
+    lm = load(model, device="cpu")
+    expected, alone = plan_by(lm, tmp_path / "alone", None)
+    progress = Counted()
+    with Processes(2) as workers:
+        found, memory = plan_by(lm, tmp_path / "together", workers, progress)
+    assert found == expected
+    assert (memory.made, memory.shared) == (alone.made, alone.shared) == (6, 0)
+    assert progress.stages["targets (2 workers)"] == 6
+    assert progress.stages["second moments (2 workers)"] > 0
+    files = [sorted(path.name for path in (tmp_path / name).rglob("*.*")) for name in ("alone", "together")]
+    assert files[0] == files[1]
+
+
+def test_workers_without_a_folder_cannot_hand_over_searches() -> None:
+    with pytest.raises(InputError, match="expected a folder"):
+        ValueCache([], workers=Joined())
+
+
+def test_a_joined_worker_searches_what_nobody_searches(tiny_llama: EditableModel, tmp_path: Path) -> None:
+    expected, _ = plan_by(tiny_llama, tmp_path / "alone", None)
+    found, memory = plan_by(build_tiny("llama"), tmp_path / "joined", Joined(member=False))
+    assert found == expected
+    assert (memory.made, memory.shared) == (6, 0)
+    (tmp_path / "half" / "targets").mkdir(parents=True)
+    other = min((tmp_path / "alone" / "targets").iterdir())
+    held = Claims(tmp_path / "half" / "targets").take(other.stem)  # another worker is at this one
+    assert held is not None
+
+    def finish() -> None:
+        (tmp_path / "half" / "targets" / other.name).write_bytes(other.read_bytes())
+        held.release()
+
+    threading.Timer(2.0, finish).start()
+    found, memory = plan_by(build_tiny("llama"), tmp_path / "half", Joined(member=False))
+    assert found == expected
+    assert (memory.made, memory.shared) == (4, 2)
+
+
+@pytest.mark.crash
+def test_edit_and_moments_take_workers(emendo: Command, model: str, data: str, home: Path, tmp_path: Path) -> None:
+    facts = ["--model", model, "--requests", data, "--method", "memit", "--layers", "1,2", "--no-judge", "--seed", "7"]
+    quick = [part for name, value in QUICK.items() for part in ("--set", f"{name}={value}")]
+    code, _, told = emendo("edit", *facts, *quick, "--out", "together", "--workers", "2")
+    assert code == 0, told
+    for kept in ("targets", "moments"):
+        shutil.rmtree(home / kept)
+    code, _, told = emendo("edit", *facts, *quick, "--out", "alone")
+    assert code == 0, told
+    ids = [ModelUpdate.load(tmp_path / name / "update.safetensors").id for name in ("together", "alone")]
+    assert ids[0] == ids[1]
+    collect = ["moments", "collect", "--model", model, "--layers", "3", "--tokens", "4000", "--json"]
+    code, out, told = emendo(*collect, "--workers", "2")
+    assert code == 0, told
+    path = Path(json.loads(out)["moments"][0]["path"])
+    found = path.read_bytes()[-1000:]
+    path.unlink()
+    assert emendo(*collect)[0] == 0
+    assert path.read_bytes()[-1000:] == found

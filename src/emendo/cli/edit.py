@@ -64,12 +64,15 @@ def edit(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    workers: options.Workers = None,
+    ray: options.Ray = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Write facts into a model: one from --prompt, --subject and --target, or many from --requests."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     # Everything that can be refused is refused before the model is loaded.
+    options.check_workers(workers, ray)
     records = _records(terminal, prompt, subject, target, join, target_true, requests, format)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.methods import check_named
@@ -89,17 +92,19 @@ def edit(
     from emendo.editing.value_cache import remembered_targets
     from emendo.models import load
 
-    targets = remembered_targets([record.request for record in records])
     lm = load(model, device=device, dtype=dtype, progress=terminal)
-    session = EditSession(lm, seed=seed, targets=targets, progress=terminal)
+    session = EditSession(lm, seed=seed, progress=terminal)
     if plan_only:
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
         show_plan(terminal, session, resolved.config.evaluation_prompts(records), resolved.to_dict())
         return
     with (
+        options.chosen_workers(workers, ray) as crew,
         truthful(ledger, out),
         ledgers.pending_edit(terminal, ledger, session, records, replace=replace, message=message, who=who) as pending,
     ):
+        session.workers = crew
+        session.targets = remembered_targets([record.request for record in records], crew)
         run_edit(
             *(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate),
             model=model,

@@ -32,12 +32,15 @@ def collect(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    workers: options.Workers = None,
+    ray: options.Ray = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Collect the second moment of every given layer in one pass; an interrupted collection is resumed."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen = options.parse_layers(layers)
+    options.check_workers(workers, ray)
     from emendo.methods import resolve_method
     from emendo.models import load
     from emendo.statistics import MomentSpec, MomentStore, obtain_moments, open_corpus
@@ -53,7 +56,8 @@ def collect(
     if chosen is None:
         chosen = list(resolve_method("emendo", lm).config.layers)
         terminal.message(f"No --layers given: collecting for {chosen}, the layers of emmet")
-    found = obtain_moments(lm, chosen, spec, MomentStore(), progress=terminal)
+    with options.chosen_workers(workers, ray) as crew:
+        found = obtain_moments(lm, chosen, spec, MomentStore(), progress=terminal, workers=crew)
     rows: list[dict[str, Any]] = [
         {
             "layer": layer,

@@ -30,11 +30,12 @@ from emendo.models import EditableModel
 from emendo.models.contents import Contents, differing_layers
 from emendo.models.numerics import pinned
 from emendo.models.rounding import tell_of_rounding
+from emendo.parallel import Workers
 from emendo.progress import Progress
 from emendo.requests import EditRecord, EditRequest, check_requests, requests_of
 from emendo.shapes import Moment, Weight
 from emendo.solve import PreparedLayer, output_power, prepare
-from emendo.statistics import MomentStore, describe_for_method, obtain_for_method
+from emendo.statistics import Corpora, MomentStore, describe_for_method, obtain_for_method
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 Requests: TypeAlias = Annotated[
@@ -53,6 +54,7 @@ class EditSession:
         targets: Target searches on the unedited model that are remembered; they are used while the session holds no
             edits, by plans that search on the unedited model alone. None: every plan makes its own.
         progress: Told about every long stage.
+        workers: Who collects second moments that the store does not have; None: this process.
 
     Raises:
         InputError: Another session has edits in this model, or it is an isolated one.
@@ -69,12 +71,15 @@ class EditSession:
         store: MomentStore | None = None,
         targets: ValueCache | None = None,
         progress: Progress | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.lm = lm
         self.seed = seed
         self.targets = targets
         self.progress = progress
+        self.workers = workers
         self._store = store or MomentStore()
+        self._corpora = Corpora()
         # One C and one factor a layer: each is d_in × d_in, which is gigabytes in a large model.
         self._moments: dict[int, tuple[str, Moment]] = {}
         self._prepared: dict[int, PreparedLayer] = {}
@@ -288,12 +293,17 @@ class EditSession:
             CorpusError: The source cannot be read, or its text is too short.
             MomentsError: A file of the store is damaged.
         """
-        record = describe_for_method(self.lm, layers, settings, seed=self.seed)
+        record = describe_for_method(self.lm, layers, settings, seed=self.seed, corpora=self._corpora)
         known = {layer: found for layer in layers if (found := self._moments.get(layer)) is not None}
         if any(layer not in known or known[layer][0] != record["fingerprint"] for layer in layers):
             with self.preview_base() as lm:
                 moments, record = obtain_for_method(
-                    lm, layers, settings, seed=self.seed, store=self._store, progress=self.progress
+                    *(lm, layers, settings),
+                    seed=self.seed,
+                    store=self._store,
+                    progress=self.progress,
+                    corpora=self._corpora,
+                    workers=self.workers,
                 )
             for layer, moment in moments.items():
                 self._moments[layer] = record["fingerprint"], moment.to(self.lm.block_device(layer))

@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
 from emendo.methods.settings import TargetSettings
 from emendo.models import EditableModel
+from emendo.parallel import ReadyWorld, Workers, World, WorldRecipe
 from emendo.progress import Progress
 from emendo.requests import EditRequest, spelled_as_stored
 
@@ -50,6 +51,8 @@ class ValueCache:
         requests: All requests that will be asked for, in the order in which they are searched.
         folder: Where searches are kept and looked for; None: in memory alone.
         optional: A folder that cannot be written is no error: the searches are then not kept.
+        workers: Who makes searches that the folder does not have; None: this process, one after another. They need a
+            folder, which must then be writable.
 
     Attributes:
         served: Requests that it has answered for.
@@ -59,16 +62,26 @@ class ValueCache:
         shared_seconds: What those searches had taken when they were made.
 
     Raises:
-        InputError: A request is given twice.
+        InputError: A request is given twice, or workers have no folder.
     """
 
-    def __init__(self, requests: Sequence[EditRequest], folder: Path | None = None, *, optional: bool = False) -> None:
+    def __init__(
+        self,
+        requests: Sequence[EditRequest],
+        folder: Path | None = None,
+        *,
+        optional: bool = False,
+        workers: Workers | None = None,
+    ) -> None:
         self.requests = tuple(requests)
-        self.folder, self.optional = folder, optional
+        self.folder, self.optional, self.workers = folder, optional, workers
         self.served = self.made = self.shared = 0
         self.made_seconds = self.shared_seconds = 0.0
         self._place = {request: number for number, request in enumerate(self.requests)}
         self._known: dict[str, FoundValues] = {}
+        self._made_for_this: set[str] = set()
+        if workers is not None and folder is None:
+            raise InputError("workers hand over searches as files; expected a folder for them")
         if len(self._place) < len(self.requests):
             raise InputError(
                 f"{len(self.requests)} requests with {len(self._place)} different ones among them; expected each once"
@@ -104,16 +117,18 @@ class ValueCache:
         groups = share_groups(lm, requests, settings.shared)
         alone, size = replace(settings, shared="request"), settings.batch_size
         places = {group[0]: self._place[requests[group[0]]] for group in groups if len(group) == 1}
-        found = {}
-        for number in sorted({place // size for place in places.values()}):
-            chunk = self.requests[number * size : (number + 1) * size]
-            found[number] = self._searched(lm, chunk, contexts, layer, alone, progress)
+        numbers = sorted({place // size for place in places.values()})
+        chunks = [self.requests[number * size : (number + 1) * size] for number in numbers]
+        shared = [group for group in groups if len(group) > 1]
+        sharing = [tuple(requests[index] for index in group) for group in shared]
+        asked = [(chunk, alone) for chunk in chunks] + [(group, settings) for group in sharing]
+        if self.workers is not None:
+            self._spread(lm, asked, contexts, layer, self.workers, progress)
+        searches = [self._searched(lm, batch, contexts, layer, how, progress) for batch, how in asked]
+        found = dict(zip(numbers, searches, strict=False))
         own = {index: (found[place // size], place % size) for index, place in places.items()}
-        for group in groups:
-            if len(group) > 1:
-                sharing = [requests[index] for index in group]
-                together = self._searched(lm, sharing, contexts, layer, settings, progress)
-                own |= {index: (together, row) for row, index in enumerate(group)}
+        for group, together in zip(shared, searches[len(numbers) :], strict=True):
+            own |= {index: (together, row) for row, index in enumerate(group)}
         rows = [own[index] for index in range(len(requests))]
         return FoundValues(
             layer,
@@ -121,6 +136,27 @@ class ValueCache:
             torch.stack([chunk.delta[row] for chunk, row in rows]),
             tuple(chunk.traces[row] for chunk, row in rows),
         )
+
+    def _spread(
+        self,
+        lm: EditableModel,
+        asked: Sequence[tuple[Sequence[EditRequest], TargetSettings]],
+        contexts: Sequence[str],
+        layer: int,
+        workers: Workers,
+        progress: Progress | None,
+    ) -> None:
+        """Have workers make the searches that are neither known nor in the folder."""
+        assert self.folder is not None
+        units = [SearchUnit.of(lm, batch, contexts, layer, how) for batch, how in asked]
+        units = [unit for unit in units if unit.key not in self._known and not unit.done(self.folder)]
+        if not units:
+            return
+        keys = {unit.id: unit.key for unit in units}
+        recipe = ReadyWorld(World(lm, progress)) if workers.here else WorldRecipe.of(lm)
+        for finished in workers.map(recipe, units, self.folder, title="targets", progress=progress):
+            if finished.worker:
+                self._made_for_this.add(keys[finished.unit])
 
     def _searched(
         self,
@@ -133,14 +169,18 @@ class ValueCache:
     ) -> FoundValues:
         """A chunk of the fixed order, or requests that share one v*: known, read, or searched."""
         asked = search_identity(lm, requests, contexts, layer, settings)
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        key = _key(asked)
         if key in self._known:
             return self._known[key]
-        path = None if self.folder is None else self.folder / f"{key[:24]}.safetensors"
+        path = None if self.folder is None else self.folder / _name(key)
         if path is not None and path.exists():
             self._known[key], seconds = _read(path, asked, lm.device)
-            self.shared += len(requests)
-            self.shared_seconds += seconds
+            if key in self._made_for_this:
+                self.made += len(requests)
+                self.made_seconds += seconds
+            else:
+                self.shared += len(requests)
+                self.shared_seconds += seconds
             return self._known[key]
         begin = time.perf_counter()
         targets = search_values(lm, requests, contexts, layer, settings, progress)
@@ -154,14 +194,77 @@ class ValueCache:
         return targets
 
 
-def remembered_targets(requests: Sequence[EditRequest]) -> ValueCache:
+@dataclass(frozen=True)
+class SearchUnit:
+    """One search of a memory, for a worker; its result is its file in the memory's folder.
+
+    Attributes:
+        requests: What is searched together.
+        contexts: As of `search_values`.
+        layer: As of `search_values`.
+        settings: As of `search_values`.
+        key: Digest of all that the search depends on, the worker's model with it.
+    """
+
+    requests: tuple[EditRequest, ...]
+    contexts: tuple[str, ...]
+    layer: int
+    settings: TargetSettings
+    key: str
+
+    title = "targets"
+
+    @classmethod
+    def of(
+        cls,
+        lm: EditableModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        layer: int,
+        settings: TargetSettings,
+    ) -> SearchUnit:
+        """The unit of a search on a model."""
+        key = _key(search_identity(lm, requests, contexts, layer, settings))
+        return cls(tuple(requests), tuple(contexts), layer, settings, key)
+
+    @property
+    def id(self) -> str:
+        """The beginning of its key."""
+        return self.key[:24]
+
+    @property
+    def size(self) -> int:
+        """Its requests."""
+        return len(self.requests)
+
+    def done(self, folder: Path) -> bool:
+        """Whether the folder has it."""
+        return (folder / _name(self.key)).exists()
+
+    def run(self, world: World, folder: Path) -> None:
+        """Make the search and keep it."""
+        memory = ValueCache(self.requests, folder)
+        memory._searched(world.lm, self.requests, self.contexts, self.layer, self.settings, world.progress)
+
+
+def remembered_targets(requests: Sequence[EditRequest], workers: Workers | None = None) -> ValueCache:
     """The memory of one edit under EMENDO_HOME, so that a second try, or one after an interrupt, finds its searches.
 
     Args:
         requests: The facts of the edit.
+        workers: Who makes searches.
     """
     # What another release of torch found is another search: it may differ in its last bits.
-    return ValueCache(requests, emendo_home() / "targets" / f"torch-{torch.__version__}", optional=True)
+    folder = emendo_home() / "targets" / f"torch-{torch.__version__}"
+    return ValueCache(requests, folder, optional=workers is None, workers=workers)
+
+
+def _key(asked: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _name(key: str) -> str:
+    return f"{key[:24]}.safetensors"
 
 
 def search_identity(

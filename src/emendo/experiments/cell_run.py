@@ -108,7 +108,8 @@ class _CellRun:
         self.keeps = not restores(cell.mode)
         # Where edits stay, only the first batch is searched on the unedited model.
         searched = self.records[: cell.batch_size] if self.keeps else self.records
-        self.memory = ValueCache([record.request for record in searched], ground.folder.targets)
+        requests = [record.request for record in searched]
+        self.memory = ValueCache(requests, ground.folder.targets, workers=ground.searchers)
         self.session = EditSession(self.lm, seed=cell.seed, store=store, targets=self.memory, progress=progress)
         self.resolved = self.session.resolve(cell.method, layers=cell.layers, settings=cell.settings)
         self.meter = Meter(self.lm.device)

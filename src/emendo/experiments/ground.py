@@ -25,6 +25,7 @@ from emendo.experiments.meter import Meter
 from emendo.io.plain_file import read_plain_text
 from emendo.io.whole_file import write_json
 from emendo.models import EditableModel
+from emendo.parallel import Workers
 from emendo.requests import EditRecord
 
 SCORING = 2
@@ -129,11 +130,13 @@ class Ground:
     Args:
         lm: The model.
         folder: Where what it says is kept.
+        searchers: Who makes target searches; None: this process, one after another.
     """
 
-    def __init__(self, lm: EditableModel, folder: ExperimentFolder) -> None:
+    def __init__(self, lm: EditableModel, folder: ExperimentFolder, searchers: Workers | None = None) -> None:
         self.lm = lm
         self.folder = folder
+        self.searchers = searchers
         self._states: dict[str, BaseState] = {}
 
     def state(self, records: Sequence[EditRecord], measures: Measures, zsre: bool = False) -> BaseState:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from emendo.arguments import checked
-from emendo.errors import WorkerError
 from emendo.experiments.cells import Cell
 from emendo.experiments.data import Source, read_source, select_records
 from emendo.experiments.estimate import Cost, Counter, duration, measured_rates
@@ -151,7 +150,7 @@ class Experiment:
             yield from (self._summary(cell_id) for cell_id in own)
             return
         with self._turn(workers):
-            self._prepare(model, planned)
+            self._prepare(model, planned, workers)
         lm = self._ground_of(model).lm
         if workers.here:
             recipe: Recipe = ReadyWorld(World(lm, self.progress))
@@ -187,11 +186,7 @@ class Experiment:
 
     def _summary(self, cell_id: str) -> dict[str, Any]:
         found = self.folder.cell(cell_id).summary()
-        if found is None:
-            raise WorkerError(
-                f"a worker has finished {cell_id}, and its summary is not in {str(self.folder.path)!r}; expected a "
-                "folder that all workers see under this path (--out)"
-            )
+        assert found is not None
         return found
 
     def _turn(self, workers: Workers) -> AbstractContextManager[object]:
@@ -213,12 +208,12 @@ class Experiment:
         if cell.measures.perplexity and text is not None:
             self.folder.identify("texts", text, {"sha256": _digest(held_out_text(cell.measures))})
 
-    def _prepare(self, model: str, planned: Sequence[PlannedCell]) -> None:
+    def _prepare(self, model: str, planned: Sequence[PlannedCell], workers: Workers) -> None:
         """Before the first cell of a model: it is the one of earlier results, and has its second moments."""
         lm = self._ground_of(model).lm
         self.folder.identify("models", model, _identity(lm))
         self.folder.identify("devices", model, {"type": lm.device.type})
-        self._collect_moments(model, [plan.cell for plan in planned if not plan.finished])
+        self._collect_moments(model, [plan.cell for plan in planned if not plan.finished], workers)
 
     @checked
     def time_left(
@@ -238,7 +233,7 @@ class Experiment:
         known = [value for value in seconds if value is not None]
         return duration(sum(known)) if len(known) == len(seconds) else None
 
-    def _collect_moments(self, model: str, cells: Sequence[Cell]) -> None:
+    def _collect_moments(self, model: str, cells: Sequence[Cell], workers: Workers) -> None:
         """Collect what several cells of a model need in one pass over the text, where its layers are equally wide."""
         lm = self._ground_of(model).lm
         if len({lm.d_in(layer) for layer in range(lm.n_layers)}) > 1:
@@ -250,7 +245,9 @@ class Experiment:
                 if (method := resolved.on_engine()) is not None:
                     layers.setdefault((method.config.moments, cell.seed), set()).update(method.config.written_layers)
         for (settings, seed), wanted in layers.items():
-            obtain_for_method(lm, sorted(wanted), settings, seed=seed, store=self.store, progress=self.progress)
+            obtain_for_method(
+                *(lm, sorted(wanted), settings), seed=seed, store=self.store, progress=self.progress, workers=workers
+            )
 
     def _ground_of(self, model: str) -> Ground:
         """The model, loaded; one at a time is kept."""

@@ -12,7 +12,7 @@ from emendo.experiments.data import Source, read_source, select_records
 from emendo.experiments.folder import ExperimentFolder
 from emendo.experiments.ground import Ground
 from emendo.experiments.meter import release_memory
-from emendo.parallel import World
+from emendo.parallel import Joined, World
 from emendo.statistics import MomentStore
 
 
@@ -69,8 +69,12 @@ class CellUnit:
 
 
 def ground_of(world: World, folder: Path) -> Ground:
-    """What is known of a worker's model, in the folder of an experiment."""
-    return world.kept(("ground", folder), lambda: Ground(world.lm, ExperimentFolder(folder, world.check)))
+    """What is known of a worker's model, in the folder of an experiment.
+
+    Among others, searches that cells share are divided: who needs one that another worker is at makes others meanwhile.
+    """
+    searchers = Joined(member=False) if world.among_others else None
+    return world.kept(("ground", folder), lambda: Ground(world.lm, ExperimentFolder(folder, world.check), searchers))
 
 
 def source_of(world: World, name: str) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from emendo.parallel.recipe import code_differences, code_identity
 from emendo.parallel.units import Finished, Recipe, Unit
 from emendo.progress import Progress
 
-_POLL = 2.0
+_POLL = 0.5
 """Seconds between two looks at what others are doing, where nothing is left to begin."""
 
 _MEMBER = "member-"
@@ -26,12 +27,14 @@ class Joined:
     Args:
         renew: See `Claims`.
         stale: See `Claims`.
+        member: Say in the folder who works there, and refuse others of another kind; False where somebody else sees to
+            that.
     """
 
     here, shared = True, True
 
-    def __init__(self, *, renew: float = RENEW, stale: float = STALE) -> None:
-        self.renew, self.stale = renew, stale
+    def __init__(self, *, renew: float = RENEW, stale: float = STALE, member: bool = True) -> None:
+        self.renew, self.stale, self.member = renew, stale, member
 
     def map(
         self,
@@ -52,7 +55,7 @@ class Joined:
         names = set(left)
         world = recipe.build(progress=progress)
         world.among_others = True
-        with self._member(claims, str(world.lm.device)):
+        with self._member(claims, str(world.lm.device)) if self.member else nullcontext():
             while left:
                 before = len(left)
                 for unit in list(left.values()):

@@ -27,7 +27,7 @@ from emendo.parallel.board import Board
 from emendo.parallel.claims import Claims
 from emendo.parallel.recipe import WorldRecipe
 from emendo.parallel.relay import Relay, done_or_failed, packed, relayed_notes, unpacked
-from emendo.parallel.units import Finished, Recipe, Unit
+from emendo.parallel.units import Finished, Recipe, Unit, check_result
 from emendo.progress import Progress
 
 LOSSES = 5
@@ -183,12 +183,13 @@ class _Work:
             worker.ready = True
             self._lost.pop("", None)
         elif worker.unit is not None:
-            name = worker.unit.id
+            name, unit = worker.unit.id, worker.unit
             if kind == "steps":
                 if self.board.advance(name, content):
                     self._lost.pop(name, None)
             elif kind == "finished":
                 worker.unit = None
+                check_result(unit, self.folder, f"process {worker.process.pid}")
                 self.board.end(name)
                 return Finished(name, f"process {worker.process.pid}", content)
         return None

@@ -7,7 +7,6 @@ all machines see under one path; what Ray carries is small: units, numbers of st
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from emendo.parallel.claims import Claims
 from emendo.parallel.processes import LOSSES
 from emendo.parallel.recipe import WorldRecipe
 from emendo.parallel.relay import Relay, done_or_failed, packed, relayed_notes, unpacked
-from emendo.parallel.units import Finished, Recipe, Unit, World
+from emendo.parallel.units import Finished, Recipe, Unit, World, check_result
 from emendo.progress import Progress
 
 _CARRIED = ("ATEN_CPU_CAPABILITY", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTHONPATH")
@@ -166,7 +165,7 @@ class RayWorkers:
                 kind, content, place = self._answer(answer, unit)
                 if kind == "failed":
                     raise unpacked(content)
-                _await_result(unit, folder, place)
+                check_result(unit, folder, place, patience=_VISIBLE)
                 board.end(unit.id)
                 yield Finished(unit.id, place, content)
 
@@ -214,22 +213,6 @@ class _Worker:
     def _tell(self, steps: int, note: str) -> None:
         with suppress(Exception):  # a display that cannot be reached ends no work
             self._queue.put_nowait((self._unit, steps, note))
-
-
-def _await_result(unit: Unit, folder: Path, place: str) -> None:
-    """Wait until a result can be seen here.
-
-    Raises:
-        WorkerError: It cannot: the folder is not the one that the worker has written.
-    """
-    end = time.monotonic() + _VISIBLE
-    while not unit.done(folder):
-        if time.monotonic() > end:
-            raise WorkerError(
-                f"{place} has finished {unit.id!r}, and its result is not in {str(folder)!r}; expected a folder that "
-                "all machines share under this path (--out, EMENDO_HOME)"
-            )
-        time.sleep(1.0)
 
 
 def _library() -> Any:

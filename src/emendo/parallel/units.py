@@ -7,11 +7,13 @@ travels between workers: units and recipes are small, and results are read from 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+from emendo.errors import WorkerError
 from emendo.models import EditableModel
 from emendo.parallel.claims import Claim, Claims
 from emendo.progress import Progress, Silent
@@ -163,3 +165,25 @@ class Workers(Protocol):
             EmendoError: What a unit raised.
         """
         ...
+
+
+def check_result(unit: Unit, folder: Path, worker: str, patience: float = 0.0) -> None:
+    """See that the result of a unit is there, or wait until it can be seen.
+
+    Args:
+        unit: That a worker has finished.
+        folder: Where its result is.
+        worker: Who it was.
+        patience: Seconds to wait.
+
+    Raises:
+        WorkerError: It is not: the worker has written elsewhere.
+    """
+    end = time.monotonic() + patience
+    while not unit.done(folder):
+        if time.monotonic() >= end:
+            raise WorkerError(
+                f"{worker} has finished {unit.id!r}, and its result is not in {str(folder)!r}; expected a folder that "
+                "all workers see under this path (--out, EMENDO_HOME)"
+            )
+        time.sleep(1.0)

@@ -3,12 +3,13 @@
 from emendo.statistics.collect import collect_moments
 from emendo.statistics.corpus import Corpus, DatasetCorpus, SelfSampledCorpus, TextCorpus, open_corpus
 from emendo.statistics.mixture import MixturePart, parse_mixture
-from emendo.statistics.obtain import describe_for_method, obtain_for_method, obtain_moments
+from emendo.statistics.obtain import Corpora, describe_for_method, obtain_for_method, obtain_moments
 from emendo.statistics.second_moment import SecondMoment
 from emendo.statistics.spec import Fingerprint, MomentSpec, default_tokens
 from emendo.statistics.store import MomentHeader, MomentStore, StoredMoment, StoreEntry, read_moment
 
 __all__ = [
+    "Corpora",
     "Corpus",
     "DatasetCorpus",
     "Fingerprint",

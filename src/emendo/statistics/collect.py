@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,16 +16,21 @@ from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.models import EditableModel
 from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
+from emendo.shapes import Moment
 from emendo.statistics.corpus import SAMPLE_ROWS
 from emendo.statistics.second_moment import SecondMoment
 from emendo.statistics.spec import Fingerprint, MomentSpec, canonical_json
-from emendo.statistics.store import FORMAT, pack_triangle, unpack_triangle
+from emendo.statistics.store import FORMAT
+from emendo.statistics.triangle import pack_triangle, unpack_triangle
 
 TOKEN_BUDGET = 4096
 """Tokens of one forward pass."""
 
-CHECKPOINT_EVERY = 16
-"""Forward passes between two saved states: at most this much work is lost."""
+CHECKPOINT_EVERY = 120.0
+"""Seconds between two saved states: about this much work is lost with a process."""
+
+_SHARE = 0.05
+"""Of the time, that saving states may take: a state of a large model is gigabytes."""
 
 
 @checked
@@ -35,22 +41,22 @@ def collect_moments(
     spec: MomentSpec,
     *,
     checkpoint: Path | None = None,
-    every: int = CHECKPOINT_EVERY,
+    every: float = CHECKPOINT_EVERY,
     progress: Progress | None = None,
 ) -> dict[int, SecondMoment]:
     """Count the keys of all `layers` in one pass that stops above the highest.
 
     Exactly ``spec.tokens_for(adapter, layers)`` keys of each layer are counted. With `checkpoint`, the state is saved
-    every few forward passes, and a call with the same arguments continues from there to the
-    same result, bit for bit; what was counted is not computed again. The saved state is left in place
-    until the caller has stored the result.
+    every two minutes, and a call with the same arguments continues from there to the same result, bit for bit; what
+    was counted is not computed again. The saved state is left in place until the caller has stored the result.
 
     Args:
         lm: The model.
         layers: Layers whose keys to count.
         spec: What to collect.
         checkpoint: Directory for the state of an unfinished collection; None: none is kept.
-        every: Forward passes between two saved states.
+        every: Seconds between two saved states, or more where saving one takes over a twentieth of that; 0 saves after
+            every forward pass.
         progress: Told about the stage "second moments", in tokens.
 
     Raises:
@@ -63,12 +69,10 @@ def collect_moments(
     spec.check_length(lm)
     progress = progress or Silent()
     tokens = spec.tokens_for(lm, layers)
-    state = _State.fresh(lm, layers, spec)
-    saved = None
-    if checkpoint is not None:
-        saved = partial_path(checkpoint, spec.fingerprint(lm, layers), layers)
-        state.load(saved)
-    n_sequences = -(-tokens // (spec.length - spec.exclude_first))
+    state = State.fresh(lm, layers, spec)
+    saves = Saves(None if checkpoint is None else partial_path(checkpoint, spec.fingerprint(lm, layers), layers), every)
+    saves.resume(state)
+    n_sequences = sequences_of(spec, tokens)
     ahead = spec.corpus.sampled_tokens(length=spec.length, count=n_sequences, start=state.sequences)
     progress.start("second moments", tokens - state.count + ahead)
     try:
@@ -76,23 +80,18 @@ def collect_moments(
             sequences = spec.corpus.sequences(
                 own, length=spec.length, count=n_sequences, start=state.sequences, progress=progress
             )
-            groups = _batched(sequences, max(1, TOKEN_BUDGET // spec.length))
-            for passes, group in enumerate(groups, start=1):
-                progress.advance(_count(own, state, group, spec.exclude_first, tokens))
-                if saved is not None and passes % every == 0:
-                    state.save(saved)
+            for group in batched(sequences, sequences_of_pass(spec)):
+                products, count = products_of(own, state.moments, group, spec.exclude_first, tokens - state.count)
+                state.add(products.__getitem__, count, len(group))
+                progress.advance(count)
+                saves.save(state)
     finally:
         progress.finish()
-    if state.count < tokens:
-        raise CorpusError(
-            f"the text holds {state.count} tokens to count, {tokens} were asked for. Give more text (--corpus) or "
-            f"ask for fewer (--tokens {state.count})"
-        )
-    return state.moments
+    return state.complete(tokens)
 
 
 @dataclass
-class _State:
+class State:
     """Sums of all layers and how much of the text is in them."""
 
     moments: dict[int, SecondMoment]
@@ -100,10 +99,12 @@ class _State:
 
     @property
     def count(self) -> int:
+        """Keys of each layer."""
         return next(iter(self.moments.values())).count
 
     @classmethod
-    def fresh(cls, lm: EditableModel, layers: Sequence[int], spec: MomentSpec) -> _State:
+    def fresh(cls, lm: EditableModel, layers: Sequence[int], spec: MomentSpec) -> State:
+        """Nothing counted."""
         return cls(
             {
                 layer: SecondMoment.empty(
@@ -115,7 +116,27 @@ class _State:
             }
         )
 
+    def add(self, product_of: Callable[[int], Moment], count: int, sequences: int) -> None:
+        """Add the product of each layer for one forward pass; the order of passes is that of the text."""
+        for layer, moment in self.moments.items():
+            moment.add_product(product_of(layer), count)
+        self.sequences += sequences
+
+    def complete(self, tokens: int) -> dict[int, SecondMoment]:
+        """The sums, where the text was long enough.
+
+        Raises:
+            CorpusError: It was not.
+        """
+        if self.count < tokens:
+            raise CorpusError(
+                f"the text holds {self.count} tokens to count, {tokens} were asked for. Give more text (--corpus) or "
+                f"ask for fewer (--tokens {self.count})"
+            )
+        return self.moments
+
     def save(self, path: Path) -> None:
+        """Keep it."""
         tensors = {str(layer): pack_triangle(m.total) for layer, m in self.moments.items()}
         write_tensor_file(path, FORMAT, tensors, {"count": self.count, "sequences": self.sequences})
 
@@ -140,33 +161,78 @@ def partial_path(folder: Path, fingerprint: Fingerprint, layers: Sequence[int]) 
     return folder / f"partial-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
 
 
-def _count(
-    lm: EditableModel,
-    state: _State,
-    group: Sequence[list[int]],
-    exclude_first: bool,
-    tokens: int,
-) -> int:
-    """Count the keys of one forward pass, at most up to `tokens` in all; returns how many."""
+class Saves:
+    """Keeps the state of a collection now and then.
+
+    Args:
+        path: Of the saved state; None: none is kept.
+        every: Seconds between two saves.
+    """
+
+    def __init__(self, path: Path | None, every: float) -> None:
+        self.path, self.every = path, every
+        self._last, self._took = time.monotonic(), 0.0
+
+    def resume(self, state: State) -> None:
+        """Continue from the saved state, where there is one."""
+        if self.path is not None:
+            state.load(self.path)
+
+    def save(self, state: State) -> bool:
+        """Keep the state, if it is time; whether it was kept."""
+        begin = time.monotonic()
+        wait = max(self.every, self._took / _SHARE) if self.every else 0.0
+        if self.path is None or begin - self._last < wait:
+            return False
+        state.save(self.path)
+        self._last = time.monotonic()
+        self._took = self._last - begin
+        return True
+
+
+def sequences_of(spec: MomentSpec, tokens: int) -> int:
+    """Sequences that hold so many keys."""
+    return -(-tokens // (spec.length - spec.exclude_first))
+
+
+def sequences_of_pass(spec: MomentSpec) -> int:
+    """Sequences of one forward pass."""
+    return max(1, TOKEN_BUDGET // spec.length)
+
+
+def products_of(
+    lm: EditableModel, moments: Mapping[int, SecondMoment], group: Sequence[list[int]], exclude_first: bool, room: int
+) -> tuple[dict[int, Moment], int]:
+    """What one forward pass adds to the sum of each layer, and how many keys that are.
+
+    Args:
+        lm: The model.
+        moments: By layer; they say where and how products are made, and are not changed.
+        group: Sequences of the pass.
+        exclude_first: Leave out position 0 of each.
+        room: Keys that are counted at most.
+
+    Raises:
+        NumericalError: Activations that are not finite; names the module.
+    """
     batch = lm.batch(group)
     wanted = batch.attention_mask.clone()
     if exclude_first:
         wanted[:, 0] = False
-    room = tokens - state.count
-    capture = lm.run(batch, keys=list(state.moments))
-    added = 0
-    for layer, moment in state.moments.items():
+    capture = lm.run(batch, keys=list(moments))
+    products, count = {}, 0
+    for layer, moment in moments.items():
         captured = capture.keys.pop(layer)
         keys = captured[wanted.to(captured.device)][:room]
         try:
-            moment.add(keys)
+            products[layer] = moment.product(keys)
         except NumericalError as error:
             raise NumericalError(f"{lm.module_name(layer)}: {error}") from error
-        added = len(keys)
-    state.sequences += len(group)
-    return added
+        count = len(keys)
+    return products, count
 
 
-def _batched(sequences: Iterator[list[int]], size: int) -> Iterator[list[list[int]]]:
+def batched(sequences: Iterator[list[int]], size: int) -> Iterator[list[list[int]]]:
+    """Groups of so many sequences; the last may be smaller."""
     while group := list(islice(sequences, size)):
         yield group

@@ -114,7 +114,7 @@ class TextCorpus(GivenText):
 
     def describe(self) -> dict[str, Any]:
         """Digest of the file's bytes; for JSONL also the field and the order. The path does not matter."""
-        described: dict[str, Any] = {"kind": "text", "sha256": _file_digest(self._checked_path())}
+        described: dict[str, Any] = {"kind": "text", "sha256": self._digest()}
         if self._is_jsonl:
             described |= {"field": self.field, "seed": self.seed}
         return described
@@ -125,6 +125,17 @@ class TextCorpus(GivenText):
         if self._is_jsonl:
             return map(lm.encode_bare, self._records())
         return [chain.from_iterable(map(lm.encode_bare, self._blocks()))]
+
+    def _digest(self) -> str:
+        """Digest of the file; remembered for as long as the file has the same size, time of change and number."""
+        path = self._checked_path()
+        found = path.stat()
+        stamp = (found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)
+        known = self.__dict__.get("_known")
+        if known is None or known[0] != stamp:
+            known = (stamp, _file_digest(path))
+            self.__dict__["_known"] = known  # beside the fields: the description itself does not change
+        return str(known[1])
 
     @property
     def _is_jsonl(self) -> bool:

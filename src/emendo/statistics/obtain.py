@@ -10,13 +10,16 @@ from emendo.arguments import Seed, checked
 from emendo.errors import CorpusError, MomentsError
 from emendo.io.writable import check_room, check_writable
 from emendo.models import EditableModel
+from emendo.parallel import Workers
 from emendo.progress import Progress
 from emendo.shapes import Moment
 from emendo.statistics.collect import CHECKPOINT_EVERY, collect_moments, partial_path
 from emendo.statistics.corpus import Corpus, open_corpus
 from emendo.statistics.mixture import MixturePart, describe_mixture, mixture_error, parse_mixture
 from emendo.statistics.spec import Fingerprint, MomentSpec, default_tokens
-from emendo.statistics.store import FORMAT, MomentHeader, MomentStore, StoredMoment, packed_bytes
+from emendo.statistics.spread import collect_by_workers
+from emendo.statistics.store import FORMAT, MomentHeader, MomentStore, StoredMoment
+from emendo.statistics.triangle import packed_bytes
 
 
 @checked
@@ -27,7 +30,8 @@ def obtain_moments(
     store: MomentStore | None = None,
     *,
     progress: Progress | None = None,
-    every: int = CHECKPOINT_EVERY,
+    every: float = CHECKPOINT_EVERY,
+    workers: Workers | None = None,
 ) -> dict[int, StoredMoment]:
     """The second moments of `layers`: from the store where it has them, the others collected in one pass.
 
@@ -37,7 +41,8 @@ def obtain_moments(
         spec: What to collect; sampled from the model itself unless given.
         store: Where moments are kept; None: under EMENDO_HOME.
         progress: Told about the stage "second moments".
-        every: Forward passes between two saved states of an unfinished collection.
+        every: Seconds between two saved states of an unfinished collection.
+        workers: Who runs the model; None: this process. The result is the same, bit for bit.
 
     Returns:
         A stored moment for each layer.
@@ -65,7 +70,10 @@ def obtain_moments(
         check_writable(folder, FORMAT.destination)
         room = sum(packed_bytes(lm.d_in(layer), spec.accumulate) for layer in missing)
         check_room(folder, room, FORMAT.destination)
-        moments = collect_moments(lm, missing, spec, checkpoint=folder, every=every, progress=progress)
+        if workers is None or workers.here:
+            moments = collect_moments(lm, missing, spec, checkpoint=folder, every=every, progress=progress)
+        else:
+            moments = collect_by_workers(workers, lm, missing, spec, folder, every=every, progress=progress)
         for layer, moment in moments.items():
             header = MomentHeader.now(fingerprint, layer, modules[layer], lm.name)
             found[layer] = store.put(moment, header)
@@ -92,7 +100,12 @@ class MethodMoments(Protocol):
 
 @checked
 def describe_for_method(
-    lm: EditableModel, layers: Sequence[int], settings: MethodMoments, *, seed: Seed = 0
+    lm: EditableModel,
+    layers: Sequence[int],
+    settings: MethodMoments,
+    *,
+    seed: Seed = 0,
+    corpora: Corpora | None = None,
 ) -> dict[str, Any]:
     """What a report says about the second moments that a method asks for; nothing is collected, no model runs.
 
@@ -101,6 +114,7 @@ def describe_for_method(
         layers: Edited layers.
         settings: The `moments` section of a method's configuration.
         seed: Seed of the sampling or of the document order.
+        corpora: Sources that are open already; None: each is opened.
 
     Returns:
         A JSON-ready record of the source, whose "fingerprint" stands for all that the moments depend on.
@@ -108,7 +122,7 @@ def describe_for_method(
     Raises:
         CorpusError: The source cannot be read, or parts of a mixture hold the same one.
     """
-    return _record(settings.source, _parts(lm, layers, settings, seed))
+    return _record(settings.source, _parts(lm, layers, settings, seed, corpora))
 
 
 @checked
@@ -120,6 +134,8 @@ def obtain_for_method(
     seed: Seed = 0,
     store: MomentStore | None = None,
     progress: Progress | None = None,
+    corpora: Corpora | None = None,
+    workers: Workers | None = None,
 ) -> tuple[dict[int, Moment], dict[str, Any]]:
     """The mean second moments that a method asks for, and what a report says about them.
 
@@ -132,6 +148,8 @@ def obtain_for_method(
         seed: Seed of the sampling or of the document order.
         store: Where moments are kept; None: under EMENDO_HOME.
         progress: Told about the stage "second moments".
+        corpora: Sources that are open already; None: each is opened.
+        workers: See `obtain_moments`.
 
     Returns:
         The mean of each layer in float64, and the record of `describe_for_method`.
@@ -140,10 +158,10 @@ def obtain_for_method(
         CorpusError: The source cannot be read, a text is too short, or parts of a mixture hold the same one.
         MomentsError: See `obtain_moments`.
     """
-    parts = _parts(lm, layers, settings, seed)
+    parts = _parts(lm, layers, settings, seed, corpora)
     means: dict[int, Moment] = {}
     for part, spec, _ in parts:
-        stored = obtain_moments(lm, layers, spec, store, progress=progress)
+        stored = obtain_moments(lm, layers, spec, store, progress=progress, workers=workers)
         for layer, moment in stored.items():
             if layer in means:
                 means[layer].add_(moment.mean().to(means[layer]), alpha=part.weight)
@@ -155,12 +173,34 @@ def obtain_for_method(
 _Part: TypeAlias = tuple[MixturePart, MomentSpec, Fingerprint]
 
 
-def _parts(lm: EditableModel, layers: Sequence[int], settings: MethodMoments, seed: int) -> list[_Part]:
+class Corpora:
+    """Sources of text that stay open, so that no file is read and no hub is asked twice for what identifies it.
+
+    A file that has changed since (size, time or number) is read again.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, int], Corpus] = {}
+
+    def open(self, source: str, seed: int) -> Corpus:
+        """The corpus of a single source; see `open_corpus`.
+
+        Raises:
+            CorpusError: The source cannot be read.
+        """
+        if (source, seed) not in self._open:
+            self._open[source, seed] = open_corpus(source, seed=seed)
+        return self._open[source, seed]
+
+
+def _parts(
+    lm: EditableModel, layers: Sequence[int], settings: MethodMoments, seed: int, corpora: Corpora | None
+) -> list[_Part]:
     """The parts of a source, in an order of their own: the sum is the same, bit for bit, however they were named."""
     tokens = default_tokens(max(map(lm.d_in, lm.check_layers(layers))), settings.multiple)
     parts = []
     for part in parse_mixture(settings.source):
-        corpus = _opened(part, settings.source, seed)
+        corpus = _opened(part, settings.source, seed, corpora or Corpora())
         spec = MomentSpec(corpus=corpus, tokens=tokens, exclude_first=settings.exclude_first)
         parts.append((part, spec, spec.fingerprint(lm, layers)))
     parts.sort(key=lambda entry: entry[2].digest)
@@ -186,9 +226,9 @@ def _require_distinct(parts: Sequence[tuple[MixturePart, Fingerprint]]) -> None:
             )
 
 
-def _opened(part: MixturePart, source: str, seed: int) -> Corpus:
+def _opened(part: MixturePart, source: str, seed: int, corpora: Corpora) -> Corpus:
     try:
-        return open_corpus(part.source, seed=seed)
+        return corpora.open(part.source, seed)
     except CorpusError as error:
         if part.source == source:
             raise

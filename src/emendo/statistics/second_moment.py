@@ -88,10 +88,26 @@ class SecondMoment:
             MomentsError: The keys do not have `d_in` columns.
             NumericalError: A key is not finite, or its square overflows. Nothing was counted.
         """
+        if tuple(keys.shape) == (0, self.d_in):
+            return
+        self.add_product(self.product(keys), int(keys.shape[0]))
+
+    @checked
+    def product(self, keys: Keys) -> Moment:
+        """What `add` adds for these keys: the sum of their outer products, symmetric, in at least float32.
+
+        The unit of summation: products of the same keys that somebody else has made give the same sum, bit for bit,
+        where they are added in the same order (`add_product`).
+
+        Args:
+            keys: Key vectors as rows, shape ``[n, d_in]``.
+
+        Raises:
+            MomentsError: The keys do not have `d_in` columns.
+            NumericalError: A key is not finite, or its square overflows.
+        """
         if keys.ndim != 2 or keys.shape[1] != self.d_in:
             raise MomentsError(f"expected keys of shape [n, {self.d_in}], found {list(keys.shape)}")
-        if keys.shape[0] == 0:
-            return
         rows = keys.detach().to(self.total.device)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         product = rows.T @ rows
@@ -104,9 +120,12 @@ class SecondMoment:
                 "finite numbers. Load it in a wider dtype (--dtype float32)"
             )
         # A matrix product need not be symmetric to the last bit; the mean of it and its transpose is.
-        product = (product + product.T).mul_(0.5)
-        self.total += product.to(self.total.dtype)
-        self.count += int(keys.shape[0])
+        return (product + product.T).mul_(0.5)
+
+    def add_product(self, product: Moment, count: int) -> None:
+        """Add what `product` gave for `count` keys."""
+        self.total += product.to(self.total)
+        self.count += count
 
     @checked
     def merge(self, other: SecondMoment) -> SecondMoment:

@@ -18,10 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from emendo.arguments import checked
 from emendo.errors import MomentsError
 from emendo.io.home import emendo_home
@@ -30,6 +26,7 @@ from emendo.io.versions import versions
 from emendo.shapes import Moment
 from emendo.statistics.second_moment import SecondMoment
 from emendo.statistics.spec import Fingerprint
+from emendo.statistics.triangle import pack_triangle, unpack_triangle
 
 FORMAT = TensorFileFormat(
     name="emendo.moment",
@@ -285,25 +282,6 @@ def collect_command(fingerprint: Fingerprint, layer: int, model: str = "MODEL") 
         f"--tokens {fingerprint.tokens} --length {fingerprint.length}",
     ]
     return " ".join(parts + ["--exclude-first"] * fingerprint.exclude_first)
-
-
-def pack_triangle(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " packed"]:
-    """The lower triangle of a symmetric matrix, row by row, d (d + 1) / 2 numbers."""
-    return torch.cat([row[: index + 1] for index, row in enumerate(matrix.cpu())])
-
-
-def packed_bytes(d: int, accumulate: str) -> int:
-    """Bytes of what `pack_triangle` makes of a d × d matrix of that type."""
-    return d * (d + 1) // 2 * int(getattr(torch, accumulate).itemsize)
-
-
-def unpack_triangle(packed: Float[Tensor, " packed"]) -> Float[Tensor, "d d"]:
-    """The symmetric matrix whose lower triangle `pack_triangle` took."""
-    d = int((2 * packed.numel() + 0.25) ** 0.5)
-    matrix = packed.new_zeros(d, d)
-    for index, row in enumerate(packed.split(list(range(1, d + 1)))):
-        matrix[index, : index + 1] = row
-    return matrix.add_(matrix.tril(-1).T)
 
 
 def _incomplete(path: Path, error: Exception) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from emendo.models.identity import parameters_sha256
+from emendo.models.digests import weights_sha256
 
 
 class BaseWeights:
@@ -34,7 +34,7 @@ class BaseWeights:
         if self._known is None or (not edited and now != self._stamps):
             sums = row_sums(model)
             if self._known is None or sums != self._known[1]:
-                self._known = parameters_sha256(model), sums
+                self._known = weights_sha256(model), sums
             self._stamps = now
         return self._known[0]
 

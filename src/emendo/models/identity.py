@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers import __version__ as transformers_version
 
@@ -30,13 +30,23 @@ _SAMPLES = 32
 def parameters_sha256(model: nn.Module) -> str:
     """SHA-256 over name, dtype, shape and bytes of every parameter."""
     digest = hashlib.sha256()
-    # What torch.compile returns puts a name of its own before those of the module that it was given.
-    named = {name.replace(f"{COMPILED}.", ""): parameter for name, parameter in model.named_parameters()}
-    for name, parameter in sorted(named.items()):
+    for name, parameter in named_parameters(model):
         value = parameter.detach().contiguous().cpu()
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(told(name, value))
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def named_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter by its name, in the order of names."""
+    # What torch.compile returns puts a name of its own before those of the module that it was given.
+    named = {name.replace(f"{COMPILED}.", ""): parameter for name, parameter in model.named_parameters()}
+    return sorted(named.items())
+
+
+def told(name: str, parameter: Tensor) -> bytes:
+    """What a digest says of a parameter before its bytes."""
+    return f"{name}|{parameter.dtype}|{tuple(parameter.shape)}|".encode()
 
 
 def config_sha256(config: Any) -> str:

@@ -1,0 +1,73 @@
+"""How soon a model's weights are identified: one thread, and pieces on all cores.
+
+    python benchmarks/digests.py --gib 2 --out benchmarks/results/digests.json
+
+The weights are random bfloat16 matrices of Llama-3-8B's shapes, as many as fill the memory asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.machine import describe_machine
+from emendo.models.checksums import row_sums
+from emendo.models.digests import weights_sha256
+from emendo.models.identity import parameters_sha256
+
+
+def weights(gib: float) -> nn.Module:
+    """So many MLP matrices of Llama-3-8B."""
+    model, made = nn.Module(), 0
+    words = torch.randint(-(2**63), 2**63 - 1, (14336 * 4096 // 4,), dtype=torch.int64)
+    while made < gib * 2**30:
+        value = (words + made).view(torch.bfloat16).reshape(4096, 14336)
+        model.register_parameter(f"w{made}", nn.Parameter(value, requires_grad=False))
+        made += value.numel() * value.element_size()
+    return model
+
+
+def timed(call: Any) -> dict[str, float]:
+    """Wall and processor seconds of a call."""
+    wall, busy = time.perf_counter(), time.process_time()
+    call()
+    return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - busy}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gib", type=float, default=2.0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    model = weights(args.gib)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    block = os.urandom(2**27)
+    with tempfile.TemporaryDirectory() as folder:
+        known = Path(folder)
+        found: dict[str, Any] = {
+            "sha256 of one thread, no tensors": timed(lambda: hashlib.sha256(block)),
+            "one thread": timed(lambda: parameters_sha256(model)),
+            "first start": timed(lambda: weights_sha256(model, folder=known, small=0)),
+            "later start": timed(lambda: weights_sha256(model, folder=known, small=0)),
+            "row sums": timed(lambda: row_sums(model)),
+        }
+        assert weights_sha256(model, folder=known, small=0) == parameters_sha256(model)
+    for name, entry in found.items():
+        entry["gb_per_s"] = (len(block) if "no tensors" in name else size) / entry["wall_s"] / 1e9
+        print(f"{name}: {entry['wall_s']:.2f} s, {entry['gb_per_s']:.2f} GB/s, {entry['cpu_s']:.2f} s of processor")
+    document = {"bytes": size, "load": os.getloadavg()[0], "machine": describe_machine(), "found": found}
+    if args.out is not None:
+        args.out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

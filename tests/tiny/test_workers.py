@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from emendo.errors import InputError, WorkerError
 from emendo.experiments import Cell, Experiment, ExperimentConfig, comparable
 from emendo.models import EditableModel, load
 from emendo.parallel import Claims, Joined, Processes, ReadyWorld, Serial, Workers, World, WorldRecipe
+from emendo.parallel.board import Board
 from emendo.parallel.ray_workers import RayWorkers
+from emendo.parallel.relay import Relay, done_or_failed, relayed_notes, unpacked
 from emendo.progress import Silent
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore, read_moment
@@ -35,6 +37,7 @@ from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.experiment_cases import CITIES, NAMES, QUICK, grid, summaries, write_records
 from tests.tiny.conftest import Command
+from tests.worker_cases import Note, drive
 
 
 @pytest.fixture(scope="module")
@@ -192,36 +195,6 @@ def test_a_cluster_that_is_not_there_is_told(recipe: WorldRecipe, tmp_path: Path
 # ---- small units ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Note:
-    """A unit that writes a file; by its name it does something on the way."""
-
-    id: str
-    deed: str = ""
-    title: str = "note"
-    size: int = 2
-
-    def done(self, folder: Path) -> bool:
-        return (folder / self.id).exists()
-
-    def run(self, world: World, folder: Path) -> None:
-        world.progress.start(self.title)
-        world.progress.advance()
-        if self.deed == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.deed == "refuse":
-            raise InputError("nobody can do this")
-        if self.deed == "crash":
-            raise ZeroDivisionError("a slip")
-        if self.deed == "sleep":
-            (folder / f"{self.id}-begun").write_text(str(os.getpid()))
-            time.sleep(60)
-        if self.deed == "once" and not (folder / f"{self.id}-tried").exists():
-            (folder / f"{self.id}-tried").write_text("")
-            os.kill(os.getpid(), signal.SIGKILL)
-        (folder / self.id).write_text(f"{os.getpid()} {world.lm.weights_digest()}")
-
-
 @pytest.fixture
 def recipe(model: str) -> WorldRecipe:
     return WorldRecipe.of(load(model, device="cpu"))
@@ -270,15 +243,7 @@ def test_another_world_is_refused(
 
 
 @pytest.mark.crash
-def test_a_process_with_another_model_is_refused(recipe: WorldRecipe, tmp_path: Path) -> None:
-    other = replace(recipe, identity={**recipe.identity, "weights_sha256": "0" * 64})
-    with Processes(1) as workers, pytest.raises(WorkerError, match="got another model"):
-        list(workers.map(other, [Note("a")], tmp_path))
-    assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.crash
-def test_units_of_processes_fail_and_die_in_words(recipe: WorldRecipe, tmp_path: Path) -> None:
+def test_units_of_processes_die_in_words(recipe: WorldRecipe, tmp_path: Path) -> None:
     with Processes(1, losses=2) as workers:
         progress = Counted()
         found = list(workers.map(recipe, [Note("a"), Note("b", "once"), Note("c")], tmp_path, progress=progress))
@@ -286,19 +251,48 @@ def test_units_of_processes_fail_and_die_in_words(recipe: WorldRecipe, tmp_path:
         assert progress.stages == {"units (1 workers)": 6}
         (pid,) = workers.pids
         assert [f.worker for f in workers.map(recipe, [Note("c"), Note("d")], tmp_path)] == ["", f"process {pid}"]
-        with pytest.raises(InputError, match="nobody can do this"):
-            list(workers.map(recipe, [Note("e", "refuse")], tmp_path))
-        assert workers.pids == []
-        with pytest.raises(WorkerError, match="ZeroDivisionError: a slip"):
-            list(workers.map(recipe, [Note("f", "crash")], tmp_path))
         with pytest.raises(WorkerError, match=r"2 workers in a row ended at 'g', the last with SIGKILL.*--workers"):
             list(workers.map(recipe, [Note("g", "kill")], tmp_path))
+        assert workers.pids == []
+        other = replace(recipe, identity={**recipe.identity, "weights_sha256": "0" * 64})
+        with pytest.raises(WorkerError, match="got another model"):
+            list(workers.map(other, [Note("e")], tmp_path))
+        assert not (tmp_path / "e").exists()
 
 
-def drive(recipe: WorldRecipe, folder: str) -> None:
-    """What the command does, in a process that is killed or interrupted."""
-    with Processes(2) as workers:
-        list(workers.map(recipe, [Note("a", "sleep"), Note("b", "sleep")], Path(folder)))
+@pytest.mark.parametrize(
+    ("deed", "error", "words"),
+    [
+        ("refuse", InputError, "^nobody can do this$"),
+        ("crash", WorkerError, r"a worker failed with ZeroDivisionError: a slip\nTraceback(.|\n)*worker_cases"),
+    ],
+)
+def test_errors_of_units_travel(
+    deed: str, error: type[Exception], words: str, tiny_llama: EditableModel, tmp_path: Path
+) -> None:
+    told: list[int] = []
+    kind, content = done_or_failed(World(tiny_llama), Note("a", deed), tmp_path, Relay(told.append))
+    assert kind == "failed"
+    with pytest.raises(error, match=words):
+        raise unpacked(content)
+    assert list((tmp_path / ".claims").iterdir()) == []
+
+
+def test_steps_and_notes_travel(tiny_llama: EditableModel, tmp_path: Path) -> None:
+    told: list[int] = []
+    notes: list[str] = []
+    relay = Relay(told.append)
+    with relayed_notes(notes.append):
+        kind, _ = done_or_failed(World(tiny_llama, relay), Note("a", "warn"), tmp_path, relay)
+    assert kind == "finished"
+    assert (told, notes) == ([1], ["look here"])
+    progress = Counted()
+    with Board([Note("a"), Note("b")], "all", progress) as board:
+        assert board.advance("a", 1)
+        assert not board.advance("a", 1)  # a worker that begins again tells the same once more
+        assert board.advance("a", 9)
+        board.end("a")
+    assert progress.stages == {"all": 2}
 
 
 @pytest.mark.crash
@@ -306,7 +300,7 @@ def drive(recipe: WorldRecipe, folder: str) -> None:
 def test_children_end_with_their_parent(number: signal.Signals, recipe: WorldRecipe, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=drive, args=(recipe, str(tmp_path)))
     process.start()
-    begun = [tmp_path / f"{name}-begun" for name in "ab"]
+    begun = [tmp_path / "a-begun"]
     while not all(path.exists() and path.read_text() for path in begun):
         assert process.is_alive()
         time.sleep(0.05)
@@ -319,7 +313,7 @@ def test_children_end_with_their_parent(number: signal.Signals, recipe: WorldRec
     while any(Path(f"/proc/{pid}/exe").exists() for pid in children):
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".claims") == ["a-begun", "b-begun"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".claims") == ["a-begun"]
     if number == signal.SIGINT:  # given back, not only left
         assert list((tmp_path / ".claims").iterdir()) == []
 
@@ -404,16 +398,6 @@ def test_options_that_exclude_each_other(options: list[str], words: str, emendo:
     assert words in told
 
 
-@pytest.mark.crash
-def test_the_command_shows_the_cells_in_the_order_of_the_grid(
-    emendo: Command, config: dict[str, Any], cells: list[Cell], home: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "grid.yaml").write_text(json.dumps(config))
-    code, out, told = emendo("experiment", "grid.yaml", "--out", "out", "--workers", "2", "--json")
-    assert code == 0, told
-    assert [summary["cell"]["id"] for summary in json.loads(out)["cells"]] == [cell.id for cell in cells]
-
-
 # ---- target searches and second moments ----------------------------------------------------------------------
 
 
@@ -484,7 +468,7 @@ def test_edit_and_moments_take_workers(emendo: Command, model: str, data: str, h
     ids = [ModelUpdate.load(tmp_path / name / "update.safetensors").id for name in ("together", "alone")]
     assert ids[0] == ids[1]
     collect = ["moments", "collect", "--model", model, "--layers", "3", "--tokens", "4000", "--json"]
-    code, out, told = emendo(*collect, "--workers", "2")
+    code, out, told = emendo(*collect, "--workers", "1")
     assert code == 0, told
     path = Path(json.loads(out)["moments"][0]["path"])
     found = read_moment(path).moment

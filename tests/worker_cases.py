@@ -1,0 +1,51 @@
+"""Small units of work for tests of workers, apart from them: every process of a test imports what it is sent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from emendo.errors import EmendoWarning, InputError
+from emendo.parallel import Processes, World, WorldRecipe
+
+
+@dataclass(frozen=True)
+class Note:
+    """A unit that writes a file; by its name it does something on the way."""
+
+    id: str
+    deed: str = ""
+    title: str = "note"
+    size: int = 2
+
+    def done(self, folder: Path) -> bool:
+        return (folder / self.id).exists()
+
+    def run(self, world: World, folder: Path) -> None:
+        world.progress.start(self.title)
+        world.progress.advance()
+        if self.deed == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.deed == "refuse":
+            raise InputError("nobody can do this")
+        if self.deed == "warn":
+            warnings.warn("look here", EmendoWarning, stacklevel=2)
+        if self.deed == "crash":
+            raise ZeroDivisionError("a slip")
+        if self.deed == "sleep":
+            (folder / f"{self.id}-begun").write_text(str(os.getpid()))
+            time.sleep(60)
+        if self.deed == "once" and not (folder / f"{self.id}-tried").exists():
+            (folder / f"{self.id}-tried").write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        (folder / self.id).write_text(f"{os.getpid()} {world.lm.weights_digest()}")
+
+
+def drive(recipe: WorldRecipe, folder: str) -> None:
+    """What a command does, in a process that is killed or interrupted."""
+    with Processes(1) as workers:
+        list(workers.map(recipe, [Note("a", "sleep"), Note("b", "sleep")], Path(folder)))

@@ -138,7 +138,90 @@ MORE_FAMILIES: dict[str, dict[str, object]] = {
 `FAMILIES` in what those tests look at, and the suite stays quick.
 """
 
-ROWS: dict[str, dict[str, object]] = {**FAMILIES, **MORE_FAMILIES}
+_ROUTED: dict[str, object] = {**_LLAMA_LIKE, "intermediate_size": 12, "num_experts_per_tok": 2}
+_PARTLY_ROUTED: dict[str, object] = {
+    **_LLAMA_LIKE,
+    "moe_intermediate_size": 12,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+}
+
+MIXTURES: dict[str, dict[str, object]] = {
+    "qwen2_moe": {
+        **_LLAMA_LIKE,
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 20,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3_moe": {
+        **_GEMMA_LIKE,
+        "moe_intermediate_size": 12,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [3],
+    },
+    "mixtral": {**_ROUTED, "num_local_experts": 6},
+    "olmoe": {**_ROUTED, "num_experts": 6},
+    "gpt_oss": {
+        **_ROUTED,
+        "head_dim": 8,
+        "num_local_experts": 6,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "deepseek_v3": {
+        **_PARTLY_ROUTED,
+        "num_key_value_heads": 4,
+        "n_routed_experts": 6,
+        "n_group": 2,
+        "topk_group": 1,
+        "n_shared_experts": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 6,
+        "routed_scaling_factor": 1.5,
+    },
+    "glm4_moe": {
+        **_PARTLY_ROUTED,
+        "head_dim": 8,
+        "n_routed_experts": 6,
+        "n_group": 1,
+        "topk_group": 1,
+        "n_shared_experts": 1,
+    },
+    "granitemoe": {
+        **_ROUTED,
+        "num_local_experts": 6,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.5,
+    },
+    "phimoe": {**_ROUTED, "num_local_experts": 6},
+    "ernie4_5_moe": {
+        **_LLAMA_LIKE,
+        "moe_intermediate_size": 12,
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+    },
+    "dots1": {
+        **_PARTLY_ROUTED,
+        "n_routed_experts": 6,
+        "n_shared_experts": 1,
+        "sliding_window": 64,
+        "max_window_layers": 2,
+    },
+    "hunyuan_v1_moe": {**_ROUTED, "head_dim": 8, "num_experts": 6, "moe_topk": 2},
+}
+"""Mixtures of experts: most blocks have six experts, of which a token takes two."""
+
+ROWS: dict[str, dict[str, object]] = {**FAMILIES, **MORE_FAMILIES, **MIXTURES}
 """A tiny model of every row of the table."""
 
 VARIANTS: dict[str, dict[str, object]] = {

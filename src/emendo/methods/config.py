@@ -16,7 +16,7 @@ from emendo.errors import InputError, MethodError
 from emendo.methods.axes import Axes
 from emendo.methods.checks import check_values, leaves, parse, section_of
 from emendo.methods.explained import unknown_setting
-from emendo.methods.family import check_family, family_settings
+from emendo.methods.family import check_family, check_mixture, family_settings
 from emendo.methods.layers import layers_by_depth
 from emendo.methods.rules import check_effects, check_together
 from emendo.methods.settings import (
@@ -160,8 +160,9 @@ class MethodConfig(Axes, Method):
         return family_settings(self, lm)
 
     def check_model(self, lm: EditableModel) -> None:
-        """Refuse a target or a distribution that a family with a normed MLP cannot have."""
+        """Refuse what a family with a normed MLP, or layers that are mixtures of experts, cannot have."""
         check_family(self, lm)
+        check_mixture(self, self.layers, lm)
 
     def check_given(self, names: Collection[str]) -> None:
         """Refuse given settings that the method never looks at."""
@@ -200,6 +201,16 @@ class BaselineConfig(Method):
         if layers:
             raise MethodError(f"{self.name} changes no weights, found layers {list(layers)}; leave --layers out")
         return replace(self, layers=())
+
+    def check_model(self, lm: EditableModel) -> None:
+        """Refuse to train mixtures of experts: what trains a linear map knows nothing of routed keys."""
+        routed = [layer for layer in self.layers if lm.mixture(layer) is not None]
+        if self.own.trainer and routed:
+            raise MethodError(
+                f"{self.name} trains one linear map a layer, and layers {routed} of {lm.spec.model_type} are mixtures "
+                "of experts, whose maps see the tokens that are routed to them; expected a method of the engine "
+                "(--method emendo) or --method in-context"
+            )
 
     def evaluation_prompts(self, records: Sequence[EditRecord]) -> list[EditRecord]:
         """As they are, or with the fact in context."""

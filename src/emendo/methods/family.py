@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from emendo.errors import MethodError
@@ -38,6 +39,39 @@ def family_settings(config: Axes, lm: EditableModel) -> dict[str, tuple[Any, str
     if priced and has_dead_units(getattr(lm, "config", None)):
         found["preservation.dead_ridge"] = _DEAD_RIDGE, _DEAD
     return found
+
+
+def check_mixture(config: Axes, layers: Sequence[int], lm: EditableModel) -> None:
+    """Refuse what has no meaning, or none that is built, where a layer is a mixture of experts.
+
+    Args:
+        config: The method.
+        layers: The layers that it edits.
+        lm: The model.
+
+    Raises:
+        MethodError: Says which value, why, and what to set instead.
+    """
+    routed = [layer for layer in layers if lm.mixture(layer) is not None]
+    if not routed:
+        return
+    where = f"layers {routed} of {lm.spec.model_type} are mixtures of experts"
+    if config.preservation.null_space != "off":
+        raise MethodError(
+            f"preservation.null_space={config.preservation.null_space}: {where}, and every expert would have a null "
+            "space of its own size, which is not built (--set preservation.null_space=off, or --method memit)"
+        )
+    if config.post.kind in _OF_ONE_MATRIX:
+        raise MethodError(
+            f"post.kind={config.post.kind}: {where}; {_OF_ONE_MATRIX[config.post.kind]} (--set post.kind=none, or cap)"
+        )
+
+
+_OF_ONE_MATRIX = {
+    "rect": "the largest relative changes of all experts together are not those of each, and an expert that an edit "
+    "does not reach has none",
+    "prune": "the singular values of all experts side by side are not those of any expert",
+}
 
 
 def check_family(config: Axes, lm: EditableModel) -> None:

@@ -35,16 +35,31 @@ class ScoreRule:
         softcap: Bound c of a scaled score, ``c tanh(score / c)``; None without.
         alibi_scale: Factor on the alibi bias.
         window: A token sees itself and the ``window - 1`` positions before it; None without a sliding window.
+        sinks: A score of each head that takes part in the softmax and belongs to no key; None without.
     """
 
     scaling: float
     softcap: float | None = None
     alibi_scale: float = 1.0
     window: int | None = None
+    sinks: Float[Tensor, " heads"] | None = None
 
     def capped(self, scores: Tensor) -> Tensor:
         """Scores within the bound, where there is one."""
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def weights(self, scores: Tensor, *heads: int) -> Tensor:
+        """Softmax over the last dimension, in float32 or better, with what the sinks take left out.
+
+        Args:
+            scores: Any, of all heads.
+            heads: Shape in which the heads' sinks stand against the other dimensions.
+        """
+        keys = scores.shape[-1]
+        if self.sinks is not None:
+            taken = self.sinks.to(scores).view(*heads, 1).expand(*scores.shape[:-1], 1)
+            scores = torch.cat([scores, taken], dim=-1)
+        return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))[..., :keys]
 
 
 class PackedLayout(Protocol):
@@ -137,9 +152,9 @@ class SuffixLayout:
         layer: int,
         query: Float[Tensor, "heads tokens dim"],
         key: Float[Tensor, "kv_heads tokens dim"],
-        value: Float[Tensor, "kv_heads tokens dim"],
+        value: Float[Tensor, "kv_heads tokens value_dim"],
         rule: ScoreRule,
-    ) -> Float[Tensor, "heads tokens dim"]:
+    ) -> Float[Tensor, "heads tokens value_dim"]:
         """Attention of packed suffix tokens over their prompt's past and their own suffix.
 
         Past and suffix are two products under one softmax, so the past is neither copied nor differentiated.
@@ -168,9 +183,11 @@ class SuffixLayout:
             ],
             dim=-1,
         )
-        weights = joined.softmax(dim=-1, dtype=torch.promote_types(joined.dtype, torch.float32)).to(v.dtype)
+        grouped = joined.view(n_rows, kv_heads, heads // kv_heads, width, joined.shape[-1])
+        weights = rule.weights(grouped, 1, kv_heads, heads // kv_heads, 1).reshape(joined.shape).to(v.dtype)
         out = weights[..., :n_past] @ past_values + weights[..., n_past:] @ v
-        return self.pack(out.reshape(n_rows, heads, width, dim)).transpose(0, 1)
+        # Values may be narrower than keys.
+        return self.pack(out.reshape(n_rows, heads, width, v.shape[-1])).transpose(0, 1)
 
     def on(self, device: torch.device) -> SuffixLayout:
         """The same layout for blocks on another device; made once for each."""
@@ -185,6 +202,17 @@ class SuffixLayout:
     @cached_property
     def _elsewhere(self) -> dict[torch.device, SuffixLayout]:
         return {}
+
+
+def cached_past(lm: EditableModel, cache: Any, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer that a forward pass has kept, each ``[rows, kv_heads, positions, dim]``.
+
+    Latent attention keeps what they are made from, and its module makes them.
+    """
+    kept, attention = cache.layers[layer], lm.blocks[layer].get_submodule(lm.spec.attention)
+    expand: Any = getattr(attention, "expand_kv", None)
+    with torch.no_grad():
+        return (kept.keys, kept.values) if expand is None else expand(kept.keys, kept.values)
 
 
 def alibi_table(
@@ -210,10 +238,12 @@ def _packed_attention(
     softcap: float | None = None,
     alibi_scale: float = 1.0,
     sliding_window: int | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
     """Attention of packed tokens as their layout says, in the shape of transformers' attention functions."""
-    scores = ScoreRule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, alibi_scale, sliding_window)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = ScoreRule(scaling, softcap, alibi_scale, sliding_window, s_aux)
     layer: Any = module.layer_idx
     return attention_mask.attend(layer, query[0], key[0], value[0], scores).transpose(0, 1)[None], None
 

@@ -23,7 +23,7 @@ from emendo.errors import InputError
 from emendo.models.batch import TokenBatch, pack_by_tokens
 from emendo.models.editable import EditableModel
 from emendo.models.hooks import Capture, block_output, recording
-from emendo.models.packed import PackedLayout, SuffixLayout, alibi_table, packed_attention
+from emendo.models.packed import PackedLayout, SuffixLayout, alibi_table, cached_past, packed_attention
 
 __all__ = ["Prefill", "SuffixLayout", "packed_attention", "prefill", "replay", "select_rows"]
 
@@ -90,13 +90,15 @@ def prefill(
                 found[row] = captured[layer][place, suffix]
             final[row] = out[place, suffix].to(home)
         for index in range(layer, lm.n_layers):
-            stored, kept = cache.layers[index], min(n_past, longest)
+            stored, kept = cached_past(lm, cache, index), min(n_past, longest)
             if index not in past:
-                shape = (len(starts), stored.keys.shape[1], n_past, stored.keys.shape[3])
-                past[index] = (stored.keys.new_zeros(shape), stored.values.new_zeros(shape))
-            there = part.to(stored.keys.device)
-            past[index][0][there, :, :kept] = stored.keys[:, :, :kept]
-            past[index][1][there, :, :kept] = stored.values[:, :, :kept]
+                keys, values = (
+                    one.new_zeros(len(starts), one.shape[1], n_past, one.shape[3]) for one in stored
+                )  # values may be narrower
+                past[index] = (keys, values)
+            there = part.to(stored[0].device)
+            for whole, found in zip(past[index], stored, strict=True):
+                whole[there, :, :kept] = found[:, :, :kept]
     layout = SuffixLayout(
         rows=rows,
         steps=steps,
@@ -227,6 +229,10 @@ def _window_of(lm: EditableModel, block: Any) -> int | None:
         return None
     if kind == "local":  # GPT-Neo
         return int(attention.config.window_size)
+    if not hasattr(attention, "sliding_window"):
+        kinds = getattr(lm.config, "layer_types", None)
+        if kinds is not None and kinds[attention.layer_idx] == "full_attention":
+            return None
     holder = attention if hasattr(attention, "sliding_window") else lm.config
-    window = getattr(holder, "sliding_window", None)
-    return None if window is None else int(window)
+    # Qwen2-MoE's configuration says 0 for none.
+    return int(getattr(holder, "sliding_window", None) or 0) or None

@@ -148,10 +148,10 @@ class TreeLayout:
         bias = self.bias(rule, query.dtype)
         shared = query.shape[0] // key.shape[0]
         k, v = (part.repeat_interleave(shared, dim=0)[None] for part in (key, value))
-        if rule.softcap is None:
+        if rule.softcap is None and rule.sinks is None:
             return scaled_dot_product_attention(query[None], k, v, attn_mask=bias, scale=rule.scaling)[0]
         scores = rule.capped(query[None] * rule.scaling @ k.transpose(-1, -2)) + bias
-        weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+        weights = rule.weights(scores, 1, len(query), 1).to(v.dtype)
         return (weights @ v)[0]
 
     def on(self, device: torch.device) -> TreeLayout:

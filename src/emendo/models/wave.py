@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from emendo.models.editable import EditableModel
 from emendo.models.hooks import Capture, block_output, recording
-from emendo.models.packed import ScoreRule
+from emendo.models.packed import ScoreRule, cached_past
 from emendo.models.suffix import block_arguments
 
 
@@ -90,7 +90,7 @@ class WaveLayout:
             bias = self.alibi[:, : p + w].reshape(kv, groups, 1, 1, p + w)
             scores = scores + (rule.alibi_scale * bias).to(scores.dtype)
         scores = scores.masked_fill(~self.seen(rule.window), float("-inf"))
-        weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+        weights = rule.weights(scores, 1, kv, groups, 1, 1).to(value.dtype)
         out = (weights[..., :p].reshape(s, kv, groups * v * w, p) @ past_value).view(s, kv, groups, v, w, -1)
         mine = weights[..., p:].permute(0, 3, 1, 2, 4, 5).reshape(s, v, kv, groups * w, w) @ own_value
         out = out + mine.view(s, v, kv, groups, w, -1).permute(0, 2, 3, 1, 4, 5)
@@ -121,7 +121,7 @@ def ordinary_run(
         recording(own, capture, mlp_out=written, resid=every, entering=[0], attention_out=attended),
     ):
         out = own.decoder(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True)
-    past = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in every}
+    past = {layer: cached_past(lm, cache, layer) for layer in every}
     return capture, past, out.last_hidden_state.to(lm.device)
 
 

@@ -30,6 +30,11 @@ class KeySample:
         """On another device."""
         return KeySample(self.keys.to(where), self.experts.to(where), self.weights.to(where))
 
+    def joined(self, other: KeySample) -> KeySample:
+        """The keys of both, each with its weight."""
+        parts = zip((self.keys, self.experts, self.weights), (other.keys, other.experts, other.weights), strict=True)
+        return KeySample(*(torch.cat([one, more.to(one)]) for one, more in parts))
+
 
 @dataclass(frozen=True, eq=False)
 class BlockMoment:
@@ -86,6 +91,21 @@ class BlockMoment:
         """The whole matrix, for small ones."""
         whole: Tensor = torch.block_diag(*self.blocks)
         return whole
+
+    def scaled(self, weight: float) -> BlockMoment:
+        """Times a number, as a part of a mixture of texts."""
+        sample = self.sample and replace(self.sample, weights=self.sample.weights * weight)
+        return replace(self, blocks=self.blocks * weight, sample=sample)
+
+    def plus(self, other: BlockMoment) -> BlockMoment:
+        """The sum of two, with the keys of both."""
+        own, more = self.sample, other.sample
+        return replace(
+            self,
+            blocks=self.blocks + other.blocks.to(self.blocks),
+            counts=self.counts + other.counts.to(self.counts),
+            sample=None if own is None or more is None else own.joined(more),
+        )
 
     def shrunk(self) -> BlockMoment:
         """Each Cₑ drawn towards the mean of all by ``ρₑ = width / (width + nₑ)``."""

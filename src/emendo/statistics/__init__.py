@@ -2,6 +2,7 @@
 
 from emendo.statistics.collect import collect_moments
 from emendo.statistics.corpus import Corpus, DatasetCorpus, SelfSampledCorpus, TextCorpus, open_corpus
+from emendo.statistics.expert_moment import ExpertSecondMoment
 from emendo.statistics.mixture import MixturePart, parse_mixture
 from emendo.statistics.obtain import Corpora, describe_for_method, obtain_for_method, obtain_moments
 from emendo.statistics.second_moment import SecondMoment
@@ -12,6 +13,7 @@ __all__ = [
     "Corpora",
     "Corpus",
     "DatasetCorpus",
+    "ExpertSecondMoment",
     "Fingerprint",
     "MixturePart",
     "MomentHeader",

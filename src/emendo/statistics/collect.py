@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from emendo.arguments import checked
 from emendo.errors import CorpusError, MomentsError, NumericalError
@@ -16,12 +17,12 @@ from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.models import EditableModel
 from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
-from emendo.shapes import Moment
 from emendo.statistics.corpus import SAMPLE_ROWS
-from emendo.statistics.second_moment import SecondMoment
+from emendo.statistics.expert_moment import ExpertSecondMoment
+from emendo.statistics.packed import LayerMoment, Product, moment_of, named, parts_of
+from emendo.statistics.second_moment import Accumulate, SecondMoment
 from emendo.statistics.spec import Fingerprint, MomentSpec, canonical_json
-from emendo.statistics.store import FORMAT
-from emendo.statistics.triangle import pack_triangle, unpack_triangle
+from emendo.statistics.store import FORMAT, format_of
 
 TOKEN_BUDGET = 4096
 """Tokens of one forward pass."""
@@ -43,7 +44,7 @@ def collect_moments(
     checkpoint: Path | None = None,
     every: float = CHECKPOINT_EVERY,
     progress: Progress | None = None,
-) -> dict[int, SecondMoment]:
+) -> dict[int, LayerMoment]:
     """Count the keys of all `layers` in one pass that stops above the highest.
 
     Exactly ``spec.tokens_for(adapter, layers)`` keys of each layer are counted. With `checkpoint`, the state is saved
@@ -94,7 +95,7 @@ def collect_moments(
 class State:
     """Sums of all layers and how much of the text is in them."""
 
-    moments: dict[int, SecondMoment]
+    moments: dict[int, LayerMoment]
     sequences: int = 0
 
     @property
@@ -105,24 +106,16 @@ class State:
     @classmethod
     def fresh(cls, lm: EditableModel, layers: Sequence[int], spec: MomentSpec) -> State:
         """Nothing counted."""
-        return cls(
-            {
-                layer: SecondMoment.empty(
-                    lm.d_in(layer),
-                    accumulate=spec.accumulate,
-                    device=lm.weight(layer).device,
-                )
-                for layer in layers
-            }
-        )
+        return cls({layer: empty_moment(lm, layer, spec.accumulate) for layer in layers})
 
-    def add(self, product_of: Callable[[int], Moment], count: int, sequences: int) -> None:
+    def add(self, product_of: Callable[[int], Product], count: int, sequences: int) -> None:
         """Add the product of each layer for one forward pass; the order of passes is that of the text."""
         for layer, moment in self.moments.items():
-            moment.add_product(product_of(layer), count)
+            product: Any = product_of(layer)  # of the moment's kind
+            moment.add_product(product, count)
         self.sequences += sequences
 
-    def complete(self, tokens: int) -> dict[int, SecondMoment]:
+    def complete(self, tokens: int) -> dict[int, LayerMoment]:
         """The sums, where the text was long enough.
 
         Raises:
@@ -137,8 +130,9 @@ class State:
 
     def save(self, path: Path) -> None:
         """Keep it."""
-        tensors = {str(layer): pack_triangle(m.total) for layer, m in self.moments.items()}
-        write_tensor_file(path, FORMAT, tensors, {"count": self.count, "sequences": self.sequences})
+        tensors = {name: part for layer, m in self.moments.items() for name, part in named(str(layer), m).items()}
+        counted = {"count": self.count, "sequences": self.sequences}
+        write_tensor_file(path, format_of(*self.moments.values()), tensors, counted)
 
     def load(self, path: Path) -> None:
         """Continue from a saved state, where there is one."""
@@ -150,9 +144,17 @@ class State:
                 raise
             return
         for layer, moment in self.moments.items():
-            total = unpack_triangle(tensors[str(layer)]).to(moment.total.device)
-            self.moments[layer] = SecondMoment(total, header["count"])
+            found = moment_of(parts_of(str(layer), tensors), header["count"])
+            self.moments[layer] = found.to(moment.total.device)
         self.sequences = int(header["sequences"])
+
+
+def empty_moment(lm: EditableModel, layer: int, accumulate: Accumulate = "float64") -> LayerMoment:
+    """The moment of no keys of a layer, or of its experts, on its device."""
+    device = lm.block_device(layer)
+    if (mixture := lm.mixture(layer)) is not None:
+        return ExpertSecondMoment.empty(mixture.experts, mixture.width, accumulate=accumulate, device=device)
+    return SecondMoment.empty(lm.d_in(layer), accumulate=accumulate, device=device)
 
 
 def partial_path(folder: Path, fingerprint: Fingerprint, layers: Sequence[int]) -> Path:
@@ -201,8 +203,8 @@ def sequences_of_pass(spec: MomentSpec) -> int:
 
 
 def products_of(
-    lm: EditableModel, moments: Mapping[int, SecondMoment], group: Sequence[list[int]], exclude_first: bool, room: int
-) -> tuple[dict[int, Moment], int]:
+    lm: EditableModel, moments: Mapping[int, LayerMoment], group: Sequence[list[int]], exclude_first: bool, room: int
+) -> tuple[dict[int, Product], int]:
     """What one forward pass adds to the sum of each layer, and how many keys that are.
 
     Args:
@@ -219,17 +221,19 @@ def products_of(
     wanted = batch.attention_mask.clone()
     if exclude_first:
         wanted[:, 0] = False
-    capture = lm.run(batch, keys=list(moments))
-    products, count = {}, 0
+    capture = lm.run(batch, keys=list(moments), stacked=False)
+    products: dict[int, Product] = {}
     for layer, moment in moments.items():
-        captured = capture.keys.pop(layer)
-        keys = captured[wanted.to(captured.device)][:room]
         try:
-            products[layer] = moment.product(keys)
+            if isinstance(moment, ExpertSecondMoment):
+                routed = capture.routed.pop(layer)
+                products[layer] = moment.product(routed[wanted.to(routed.device)][:room])
+            else:
+                captured = capture.keys.pop(layer)
+                products[layer] = moment.product(captured[wanted.to(captured.device)][:room])
         except NumericalError as error:
             raise NumericalError(f"{lm.module_name(layer)}: {error}") from error
-        count = len(keys)
-    return products, count
+    return products, min(room, int(wanted.sum()))
 
 
 def batched(sequences: Iterator[list[int]], size: int) -> Iterator[list[list[int]]]:

@@ -13,13 +13,14 @@ from emendo.models import EditableModel
 from emendo.parallel import Workers
 from emendo.progress import Progress
 from emendo.shapes import Moment
+from emendo.solve import BlockMoment
 from emendo.statistics.collect import CHECKPOINT_EVERY, collect_moments, partial_path
 from emendo.statistics.corpus import Corpus, open_corpus
 from emendo.statistics.mixture import MixturePart, describe_mixture, mixture_error, parse_mixture
+from emendo.statistics.packed import stored_bytes
 from emendo.statistics.spec import Fingerprint, MomentSpec, default_tokens
 from emendo.statistics.spread import collect_by_workers
 from emendo.statistics.store import FORMAT, MomentHeader, MomentStore, StoredMoment
-from emendo.statistics.triangle import packed_bytes
 
 
 @checked
@@ -68,7 +69,7 @@ def obtain_moments(
         folder = store.folder(fingerprint)
         # The longest stage of most edits: what cannot keep its result is found before it.
         check_writable(folder, FORMAT.destination)
-        room = sum(packed_bytes(lm.d_in(layer), spec.accumulate) for layer in missing)
+        room = sum(_stored_bytes(lm, layer, spec.accumulate) for layer in missing)
         check_room(folder, room, FORMAT.destination)
         if workers is None or workers.here:
             moments = collect_moments(lm, missing, spec, checkpoint=folder, every=every, progress=progress)
@@ -136,7 +137,7 @@ def obtain_for_method(
     progress: Progress | None = None,
     corpora: Corpora | None = None,
     workers: Workers | None = None,
-) -> tuple[dict[int, Moment], dict[str, Any]]:
+) -> tuple[dict[int, Moment | BlockMoment], dict[str, Any]]:
     """The mean second moments that a method asks for, and what a report says about them.
 
     Each part of a mixture is obtained on its own, with its own full number of tokens.
@@ -152,22 +153,36 @@ def obtain_for_method(
         workers: See `obtain_moments`.
 
     Returns:
-        The mean of each layer in float64, and the record of `describe_for_method`.
+        The mean of each layer in float64 (of a mixture of experts its blocks), and the record of `describe_for_method`.
 
     Raises:
         CorpusError: The source cannot be read, a text is too short, or parts of a mixture hold the same one.
         MomentsError: See `obtain_moments`.
     """
     parts = _parts(lm, layers, settings, seed, corpora)
-    means: dict[int, Moment] = {}
+    means: dict[int, Moment | BlockMoment] = {}
     for part, spec, _ in parts:
         stored = obtain_moments(lm, layers, spec, store, progress=progress, workers=workers)
         for layer, moment in stored.items():
-            if layer in means:
-                means[layer].add_(moment.mean().to(means[layer]), alpha=part.weight)
-            else:
-                means[layer] = moment.mean().mul_(part.weight)
+            means[layer] = _plus(means.get(layer), moment.mean(), part.weight)
     return means, _record(settings.source, parts)
+
+
+def _plus(before: Moment | BlockMoment | None, mean: Moment | BlockMoment, weight: float) -> Moment | BlockMoment:
+    """The sum so far and a mean times a number; both are the caller's own."""
+    if isinstance(mean, BlockMoment):
+        return mean.scaled(weight) if not isinstance(before, BlockMoment) else before.plus(mean.scaled(weight))
+    if before is None:
+        return mean.mul_(weight)
+    assert not isinstance(before, BlockMoment)  # a layer is a mixture in every part or in none
+    return before.add_(mean.to(before), alpha=weight)
+
+
+def _stored_bytes(lm: EditableModel, layer: int, accumulate: str) -> int:
+    mixture = lm.mixture(layer)
+    if mixture is None:
+        return stored_bytes(lm.d_in(layer), accumulate)
+    return stored_bytes(mixture.width, accumulate, mixture.experts)
 
 
 _Part: TypeAlias = tuple[MixturePart, MomentSpec, Fingerprint]
@@ -197,7 +212,7 @@ def _parts(
     lm: EditableModel, layers: Sequence[int], settings: MethodMoments, seed: int, corpora: Corpora | None
 ) -> list[_Part]:
     """The parts of a source, in an order of their own: the sum is the same, bit for bit, however they were named."""
-    tokens = default_tokens(max(map(lm.d_in, lm.check_layers(layers))), settings.multiple)
+    tokens = default_tokens(max(map(lm.directions, lm.check_layers(layers))), settings.multiple)
     parts = []
     for part in parse_mixture(settings.source):
         corpus = _opened(part, settings.source, seed, corpora or Corpora())

@@ -67,6 +67,10 @@ class SecondMoment:
         dtype = accumulate_dtype(accumulate)
         return cls(torch.zeros(d_in, d_in, dtype=dtype, device=device), 0)
 
+    def to(self, device: torch.device | str) -> SecondMoment:
+        """The same on another device."""
+        return SecondMoment(self.total.to(device), self.count)
+
     @property
     def d_in(self) -> int:
         """Length of a key vector."""

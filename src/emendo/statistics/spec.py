@@ -63,7 +63,7 @@ class MomentSpec:
         """Number of keys to count: `tokens`, or the default for the widest of `layers`."""
         if self.tokens is not None:
             return self.tokens
-        return default_tokens(max(map(lm.d_in, lm.check_layers(layers))))
+        return default_tokens(max(map(lm.directions, lm.check_layers(layers))))
 
     @checked
     def check_length(self, lm: EditableModel) -> None:

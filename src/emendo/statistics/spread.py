@@ -26,15 +26,15 @@ from emendo.statistics.collect import (
     Saves,
     State,
     batched,
+    empty_moment,
     partial_path,
     products_of,
     sequences_of,
     sequences_of_pass,
 )
 from emendo.statistics.corpus import SAMPLE_ROWS
-from emendo.statistics.second_moment import SecondMoment
+from emendo.statistics.packed import LayerMoment, Product, named, parts_of, product_of
 from emendo.statistics.spec import MomentSpec
-from emendo.statistics.triangle import pack_triangle, unpack_triangle
 
 _FORMAT = TensorFileFormat(
     name="emendo.moment-products",
@@ -108,7 +108,7 @@ class MomentUnit:
                 "a worker reads another text for second moments than the command that started it; give all machines "
                 "the same file, or pin the revision of the data set (--revision)"
             )
-        empty = {layer: SecondMoment.empty(lm.d_in(layer), device=lm.weight(layer).device) for layer in layers}
+        empty = {layer: empty_moment(lm, layer) for layer in layers}
         tensors: dict[str, Tensor] = {}
         passes: list[list[int]] = []
         room = self._room
@@ -124,7 +124,8 @@ class MomentUnit:
             for number, group in enumerate(batched(islice(every, self.sequences), sequences_of_pass(spec))):
                 products, count = products_of(own, empty, group, spec.exclude_first, room)
                 room -= count
-                tensors |= {f"{number}.{layer}": pack_triangle(product) for layer, product in products.items()}
+                for layer, product in products.items():
+                    tensors |= named(f"{number}.{layer}", product)
                 passes.append([count, len(group)])
                 world.progress.advance(count)
         world.progress.finish()
@@ -134,12 +135,12 @@ class MomentUnit:
         """Add its products to the sums."""
         tensors, header = read_tensor_file(self.path(folder), _FORMAT)
         for number, (count, sequences) in enumerate(header["passes"]):
-            state.add(partial(_product, tensors, number), count, sequences)
+            state.add(partial(_product, tensors, number, count), count, sequences)
 
 
-def _product(tensors: Mapping[str, Tensor], number: int, layer: int) -> Tensor:
+def _product(tensors: Mapping[str, Tensor], number: int, count: int, layer: int) -> Product:
     """The product of one pass and layer, unpacked when it is asked for: all at once would be gigabytes."""
-    return unpack_triangle(tensors[f"{number}.{layer}"])
+    return product_of(parts_of(f"{number}.{layer}", tensors), count)
 
 
 def collect_by_workers(
@@ -151,7 +152,7 @@ def collect_by_workers(
     *,
     every: float = CHECKPOINT_EVERY,
     progress: Progress | None = None,
-) -> dict[int, SecondMoment]:
+) -> dict[int, LayerMoment]:
     """What `collect_moments` gives with ``checkpoint=folder``, by workers.
 
     Files of products are taken away when the state that holds them has been saved, or at the end.

@@ -6,14 +6,15 @@ Layout, under ``$EMENDO_HOME/moments`` (``~/.cache/emendo/moments`` unless the v
 
 A file holds one tensor, ``total``: the lower triangle of the sum of k kᵀ, row by row, in the dtype it was
 accumulated in. A symmetric matrix loses nothing by that, and a mean or a merge after loading is bit for bit
-what it was before. Its header is a `MomentHeader`.
+what it was before. Of a mixture of experts ``total`` has a row an expert, ``counts`` how many keys are in each, and
+``sample_keys`` and ``sample_experts`` the keys that are kept whole. Its header is a `MomentHeader`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, read_tensor_file_header, write_tensor_file
 from emendo.io.versions import versions
 from emendo.shapes import Moment
-from emendo.statistics.second_moment import SecondMoment
+from emendo.solve import BlockMoment
+from emendo.statistics.expert_moment import ExpertSecondMoment
+from emendo.statistics.packed import LayerMoment, moment_of, moment_tensors
 from emendo.statistics.spec import Fingerprint
-from emendo.statistics.triangle import pack_triangle, unpack_triangle
 
 FORMAT = TensorFileFormat(
     name="emendo.moment",
-    version=1,
+    version=2,  # 2: sums of experts; a single sum is written as version 1, which older programs read
     error=MomentsError,
     remedy="delete the file and collect again (emendo moments collect)",
     destination="set EMENDO_HOME to a directory that can be written",
@@ -98,13 +100,15 @@ class StoredMoment:
         cached: Whether it was found on disk rather than collected by this call.
     """
 
-    moment: SecondMoment
+    moment: LayerMoment
     header: MomentHeader
     path: Path
     cached: bool = True
 
-    def mean(self) -> Moment:
-        """C = E[k kᵀ] in float64."""
+    def mean(self) -> Moment | BlockMoment:
+        """C = E[k kᵀ] in float64, or its blocks."""
+        if isinstance(self.moment, ExpertSecondMoment):
+            return self.moment.mean(self.header.module)
         return self.moment.mean()
 
 
@@ -206,7 +210,7 @@ class MomentStore:
         )
 
     @checked
-    def put(self, moment: SecondMoment, header: MomentHeader) -> StoredMoment:
+    def put(self, moment: LayerMoment, header: MomentHeader) -> StoredMoment:
         """Write a moment; whole or not at all.
 
         Raises:
@@ -218,7 +222,7 @@ class MomentStore:
                 f"a moment of {moment.count} keys cannot be stored as one of {header.fingerprint.tokens}"
             )
         path = self.path(header.fingerprint, header.layer)
-        write_tensor_file(path, FORMAT, {"total": pack_triangle(moment.total)}, header.to_json())
+        write_tensor_file(path, format_of(moment), moment_tensors(moment), header.to_json())
         return StoredMoment(moment, header, path, cached=False)
 
     def entries(self) -> list[StoreEntry]:
@@ -258,7 +262,7 @@ def read_moment(path: Path, fingerprint: Fingerprint | None = None, module: str 
     tensors, values = read_tensor_file(path, FORMAT)
     try:
         header = MomentHeader.from_json(values)
-        total = unpack_triangle(tensors["total"])
+        moment = moment_of(tensors, header.fingerprint.tokens)
     except (KeyError, TypeError) as error:
         raise MomentsError(_incomplete(path, error)) from error
     differences = header.fingerprint.differences(fingerprint) if fingerprint is not None else []
@@ -270,7 +274,7 @@ def read_moment(path: Path, fingerprint: Fingerprint | None = None, module: str 
             f"{path} is another second moment; {'; '.join(differences)}. Collect the right one: "
             f"{collect_command(expected, header.layer)}"
         )
-    return StoredMoment(SecondMoment(total, header.fingerprint.tokens), header, path)
+    return StoredMoment(moment, header, path)
 
 
 def collect_command(fingerprint: Fingerprint, layer: int, model: str = "MODEL") -> str:
@@ -282,6 +286,11 @@ def collect_command(fingerprint: Fingerprint, layer: int, model: str = "MODEL") 
         f"--tokens {fingerprint.tokens} --length {fingerprint.length}",
     ]
     return " ".join(parts + ["--exclude-first"] * fingerprint.exclude_first)
+
+
+def format_of(*moments: LayerMoment) -> TensorFileFormat:
+    """The format that a file of these moments is written in: the oldest that has them."""
+    return FORMAT if any(isinstance(one, ExpertSecondMoment) for one in moments) else replace(FORMAT, version=1)
 
 
 def _incomplete(path: Path, error: Exception) -> str:

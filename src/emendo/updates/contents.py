@@ -8,10 +8,14 @@ from typing import Any, Protocol
 
 from emendo.errors import InputError, UpdateFileError
 from emendo.io.tensor_file import TensorFileFormat
+from emendo.updates.columns import PLACES
+
+WHOLE = 2
+"""Version of a file whose factors have all of their columns: older programs read it."""
 
 FORMAT = TensorFileFormat(
     name="emendo.update",
-    version=2,  # 2: the keys that were written, where they are known
+    version=3,  # 2: the keys that were written, where they are known; 3: factors without the columns that hold nothing
     error=UpdateFileError,
     remedy="make it again with `emendo edit --out FOLDER`",
 )
@@ -63,7 +67,7 @@ def check_names(names: Collection[str], layers: Collection[str]) -> None:
     Raises:
         ValueError: There is one.
     """
-    known = {f"layer.{layer}.{part}" for layer in layers for part in PARTS}
+    known = {f"layer.{layer}.{part}" for layer in layers for part in (*PARTS, *PLACES.values())}
     if strangers := sorted(set(names) - known):
         raise ValueError(f"{len(strangers)} tensors belong to no layer, {strangers[0][:80]!r} for one")
 

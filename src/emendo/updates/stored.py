@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from emendo.errors import UpdateFileError
 from emendo.io.tensor_file import read_array_file
+from emendo.updates.columns import checked_widths, widened
 from emendo.updates.contents import (
     FORMAT,
     PARTS,
@@ -105,19 +106,17 @@ class StoredUpdate:
         arrays, header = read_array_file(Path(path), FORMAT)
         try:
             modules, base, preceding, info = checked_header(header)
+            widths = checked_widths(header)
             check_names(arrays, modules)
             layers = tuple(
-                StoredLayer(
-                    int(layer),
-                    modules[layer],
-                    arrays[f"layer.{layer}.residuals"],
-                    arrays[f"layer.{layer}.dual_keys"],
-                    arrays.get(f"layer.{layer}.keys"),
-                )
-                for layer in sorted(modules, key=int)
+                _layer(int(layer), modules[layer], widened(arrays, layer, widths)) for layer in sorted(modules, key=int)
             )
         except (KeyError, ValueError, TypeError) as error:
             raise UpdateFileError(
                 f"{str(path)!r} has a sound digest but not the contents of an update ({error!r}); {FORMAT.remedy}"
             ) from error
         return cls(layers, base, tuple(preceding), info)
+
+
+def _layer(layer: int, module: str, arrays: Mapping[str, np.ndarray]) -> StoredLayer:
+    return StoredLayer(layer, module, arrays["residuals"], arrays["dual_keys"], arrays.get("keys"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +20,10 @@ from emendo.arguments import check_fields, checked
 from emendo.errors import InputError, NumericalError, UpdateFileError
 from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.shapes import DualKeys, Keys, Residuals, Weight
+from emendo.updates.columns import checked_widths, narrowed, widened
 from emendo.updates.contents import (
     FORMAT,
+    WHOLE,
     check_names,
     check_shapes,
     checked_header,
@@ -177,7 +179,9 @@ class ModelUpdate:
         """Write the update to a file, which appears whole or not at all.
 
         The file is safetensors: ``layer.<l>.residuals [n, d_out]``, ``layer.<l>.dual_keys [n, d_in]`` and, where known,
-        ``layer.<l>.keys [edits, d_in]`` in float32, and a JSON header with everything else.
+        ``layer.<l>.keys [edits, d_in]`` in float32, and a JSON header with everything else. Of factors that are mostly
+        zeros, as those of experts that an edit does not reach, only columns that hold something are stored
+        (`updates.columns`).
 
         Raises:
             OutputError: The path cannot be written.
@@ -188,16 +192,20 @@ class ModelUpdate:
                 _check_finite(part)
         except ValueError as error:
             raise NumericalError(f"this update cannot be stored: {error}; plan it again (--dtype float32)") from error
-        tensors = {
-            f"layer.{update.layer}.{name}": tensor for update in self.layers for name, tensor in update.tensors.items()
-        }
-        header = {
+        tensors: dict[str, Tensor] = {}
+        header: dict[str, Any] = {
             "base": self.base,
             "preceding": list(self.preceding),
             "modules": {str(update.layer): update.module for update in self.layers},
             "info": self.info,
         }
-        return write_tensor_file(Path(path), FORMAT, tensors, header)
+        for update in self.layers:
+            stored, width = narrowed(update.tensors)
+            tensors |= {f"layer.{update.layer}.{name}": tensor for name, tensor in stored.items()}
+            if width is not None:
+                header.setdefault("widths", {})[str(update.layer)] = width
+        version = FORMAT.version if "widths" in header else WHOLE
+        return write_tensor_file(Path(path), replace(FORMAT, version=version), tensors, header)
 
     @classmethod
     @checked
@@ -223,20 +231,18 @@ def _from_file(tensors: dict[str, Tensor], header: dict[str, Any]) -> ModelUpdat
         KeyError, ValueError, TypeError, AttributeError: The contents are not those of an update.
     """
     modules, base, preceding, info = checked_header(header)
-    layers = tuple(
-        LayerUpdate(
-            layer=int(layer),
-            module=modules[layer],
-            residuals=tensors[f"layer.{layer}.residuals"],
-            dual_keys=tensors[f"layer.{layer}.dual_keys"],
-            keys=tensors.get(f"layer.{layer}.keys"),
-        )
-        for layer in sorted(modules, key=int)
-    )
+    widths = checked_widths(header)
     check_names(tensors, modules)
+    layers = tuple(
+        _layer(int(layer), modules[layer], widened(tensors, layer, widths)) for layer in sorted(modules, key=int)
+    )
     for part in layers:
         _check_finite(part)
     return ModelUpdate(layers, base, tuple(preceding), info)
+
+
+def _layer(layer: int, module: str, tensors: Mapping[str, Tensor]) -> LayerUpdate:
+    return LayerUpdate(layer, module, tensors["residuals"], tensors["dual_keys"], tensors.get("keys"))
 
 
 def _check_finite(part: LayerUpdate) -> None:

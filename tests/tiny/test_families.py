@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from emendo.editing.session import EditSession
 from emendo.editing.value_search import search_values
-from emendo.models import EditableModel, load, wrap
+from emendo.models import Capture, EditableModel, load, wrap
 from emendo.models.alignment import align_prompt
 from emendo.models.suffix import packed_attention, prefill, replay
 from emendo.requests import EditRequest
@@ -88,14 +88,21 @@ def moved(lm: EditableModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     delta = torch.outer(wanted - present, key / (key @ key))
     with lm.edited({LAYER: lm.weight(LAYER) + delta}):
         after = lm.run(batch, mlp_out=[LAYER], resid=[LAYER])
-        bias = lm.down_projection(LAYER).bias
-        close(lm.weight(LAYER) @ key + (0 if bias is None else bias.detach()), wanted)
+        close(lm.weight(LAYER) @ key + bias_at(lm, before), wanted)
     return (
         wanted - present,
         after.mlp_out[LAYER][0, AT] - present,
         before.resid[LAYER][0, AT],
         after.resid[LAYER][0, AT],
     )
+
+
+def bias_at(lm: EditableModel, capture: Capture) -> Tensor | float:
+    """What the biases of the edited map add at the token; of a mixture those of the experts that it takes."""
+    module, routed = lm.down_projection(LAYER), capture.routed.get(LAYER)
+    if routed is not None:
+        return routed[0, AT].bias(module.down_proj_bias.detach()) if module.has_bias else 0.0
+    return 0.0 if module.bias is None else module.bias.detach()
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -114,8 +121,8 @@ def test_the_facts_differ_between_families() -> None:
     normed = {family for family in ALL if exact(family).spec.mlp_normed}
     scaled = {family for family in ALL if exact(family).mlp_scale != 1.0}
     assert normed | scaled == set(NOT_LINEAR)
-    assert scaled == {"granite", "llava_next"}
-    assert exact("granite").mlp_scale == exact("llava_next").mlp_scale == 0.4
+    assert scaled == {"granite", "granitemoe", "llava_next"}
+    assert {exact(family).mlp_scale for family in scaled} == {0.4}
 
 
 # ---- sessions ------------------------------------------------------------------------------------------------

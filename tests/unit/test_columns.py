@@ -54,7 +54,7 @@ def test_a_mostly_empty_update_is_small_and_comes_back_bit_for_bit(tmp_path: Pat
 
 @pytest.mark.parametrize("keys", [None, sparse(list(range(25)), 1)], ids=["no keys", "half"])
 def test_what_is_mostly_full_is_a_file_that_older_programs_read(keys: Tensor | None, tmp_path: Path) -> None:
-    whole = update(sparse(list(range(0, WIDTH, 2)) + [1], 0), keys)
+    whole = update(sparse([1, *range(0, WIDTH, 2)], 0), keys)
     path = whole.save(tmp_path / "u.safetensors")
     assert metadata(path)[0] == "2"
     assert not [name for name in metadata(path)[1] if "columns" in name]

@@ -181,7 +181,7 @@ class _Averaged:
             rows = [ids for prompts in aligned[first : first + REQUESTS_AT_ONCE] for ids in prompts]
             place = {ids: at for at, ids in enumerate(dict.fromkeys(rows))}  # equal rows are run once
             self._blocks.append((_Rows(lm, list(place)), [place[ids] for ids in rows]))
-        entering = sum(rows.tokens for rows, _ in self._blocks) * lm.d_model * lm.weight(0).element_size()
+        entering = sum(rows.tokens for rows, _ in self._blocks) * lm.d_model * lm.dtype.itemsize
         self._can_resume = entering <= RESUMED_BYTES
 
     def read(self, what: _What, layers: Sequence[int], resume: int | None) -> tuple[_ByLayer, _ByLayer]:
@@ -229,9 +229,13 @@ class _Rows:
             for group, each in zip(self._groups, self._passes, strict=True):
                 with nullcontext() if added is None else added.to(own, each.batch, group):
                     capture = each.run(own, **{what: list(layers)}, resume=resume)
-                for layer, values in getattr(capture, what).items():
-                    last = (each.batch.lengths - 1).to(values.device)
-                    rows = values[torch.arange(len(group), device=values.device), last]
+                here, last = torch.arange(len(group)), each.batch.lengths - 1
+                for layer in layers:
+                    if what == "keys":
+                        rows = capture.keys_at(layer, here, last)
+                    else:
+                        values = getattr(capture, what)[layer]
+                        rows = values[here.to(values.device), last.to(values.device)]
                     for row, value in zip(group, rows.to(torch.promote_types(rows.dtype, torch.float32)), strict=True):
                         found[layer][row] = value
         return {layer: torch.stack(values) for layer, values in found.items()}
@@ -247,7 +251,8 @@ class _Added:
 
     def to(self, lm: EditableModel, batch: TokenBatch, group: Sequence[int]) -> AbstractContextManager[None]:
         """The context in which the vectors of some rows are added to a batch of them."""
-        shift = lm.weight(self.layer).new_zeros(*batch.input_ids.shape, lm.d_model)
+        shape = (*batch.input_ids.shape, lm.d_model)
+        shift = torch.zeros(shape, dtype=lm.dtype, device=lm.block_device(self.layer))
         last = (batch.lengths - 1).to(shift.device)
         shift[torch.arange(len(group), device=shift.device), last] = self.vectors[list(group)].to(shift)
         return adding(lm, self.layer, **{"block" if self.site == "resid_post" else "mlp": shift})

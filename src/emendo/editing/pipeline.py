@@ -372,7 +372,7 @@ class _Run:
             self.prepared[layer].moment,
             self.start[layer],
             self.earlier.get(layer),
-            dtype=self.lm.weight(layer).dtype,
+            dtype=self.lm.edited_map(layer).dtype,
             power=None if self.powers is None else self.powers[layer],
         )
 

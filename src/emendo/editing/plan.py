@@ -13,7 +13,7 @@ from emendo.methods import Method, ResolvedMethod
 from emendo.models.rounding import at, kept_of, rounding
 from emendo.requests import EditRequest
 from emendo.shapes import Moment, Weight
-from emendo.solve import SolveStats, frobenius_norm, output_power, preservation_cost, retained_in_all
+from emendo.solve import BlockMoment, SolveStats, frobenius_norm, output_power, preservation_cost, retained_in_all
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 
@@ -124,7 +124,7 @@ def layer_report(
     finished: LayerUpdate,
     solved: LayerUpdate,
     stats: Sequence[SolveStats],
-    moment: Moment,
+    moment: Moment | BlockMoment,
     weight: Weight,
     earlier: LayerUpdate | None,
     *,

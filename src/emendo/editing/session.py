@@ -34,7 +34,7 @@ from emendo.parallel import Workers
 from emendo.progress import Progress
 from emendo.requests import EditRecord, EditRequest, check_requests, requests_of
 from emendo.shapes import Moment, Weight
-from emendo.solve import PreparedLayer, output_power, prepare
+from emendo.solve import BlockMoment, PreparedLayer, output_power, prepare
 from emendo.statistics import Corpora, MomentStore, describe_for_method, obtain_for_method
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
@@ -81,9 +81,9 @@ class EditSession:
         self._store = store or MomentStore()
         self._corpora = Corpora()
         # One C and one factor a layer: each is d_in × d_in, which is gigabytes in a large model.
-        self._moments: dict[int, tuple[str, Moment]] = {}
+        self._moments: dict[int, tuple[str, Moment | BlockMoment]] = {}
         self._prepared: dict[int, PreparedLayer] = {}
-        self._powers: dict[int, tuple[Moment, float]] = {}
+        self._powers: dict[int, tuple[Moment | BlockMoment, float]] = {}
         self._contexts: dict[tuple[str, int, str, tuple[str, ...]], tuple[str, ...]] = {}
         self._facts = FactIndex(lm)
         self._check_own()
@@ -278,7 +278,7 @@ class EditSession:
     @pinned()
     def second_moments(
         self, layers: Sequence[int], settings: MomentSettings
-    ) -> tuple[dict[int, Moment], dict[str, Any]]:
+    ) -> tuple[dict[int, Moment | BlockMoment], dict[str, Any]]:
         """Mean second moments C of the unedited model: from the store, and collected where it has none.
 
         Args:
@@ -286,8 +286,8 @@ class EditSession:
             settings: Source and size.
 
         Returns:
-            ``C [d_in, d_in]`` of each layer in float64, on the layer's device, not to be changed; and a record of
-            where they come from.
+            ``C [d_in, d_in]`` of each layer in float64, on the layer's device, not to be changed (of a mixture of
+            experts its diagonal blocks); and a record of where they come from.
 
         Raises:
             CorpusError: The source cannot be read, or its text is too short.
@@ -310,7 +310,7 @@ class EditSession:
         return {layer: self._moments[layer][1] for layer in layers}, record
 
     @checked
-    def output_power(self, layer: int, moment: Moment) -> float:
+    def output_power(self, layer: int, moment: Moment | BlockMoment) -> float:
         """tr(W₀ C W₀ᵀ) of a layer's unedited weight; the last one of a layer is remembered.
 
         Args:
@@ -335,7 +335,8 @@ class EditSession:
             lm.module_name(layer): original.is_in(lm.edited_map(layer))
             for layer, original in sorted(lm.contents.originals.items())
         }
-        return touched | {name: False for name in changed if name.removesuffix(".weight") not in touched}
+        known = {lm.parameter_name(layer) for layer in lm.contents.originals}
+        return touched | {name: False for name in changed if name not in known}
 
     def _plan_method(
         self, lm: EditableModel, requests: Sequence[EditRequest], method: ResolvedMethod[MethodConfig]
@@ -390,7 +391,8 @@ class EditSession:
         """The factorised preservation metric of every layer; the last one is kept."""
         moments, record = self.second_moments(config.written_layers, config.moments)
         if not config.preservation.ridge:  # then every direction has to be priced by C
-            _check_enough_tokens(record, max(len(moment) for moment in moments.values()))
+            dense = [len(moment) for moment in moments.values() if not isinstance(moment, BlockMoment)]
+            _check_enough_tokens(record, max(dense, default=0))  # of a mixture the solve knows, expert by expert
         for layer, moment in moments.items():
             known = self._prepared.get(layer)
             if known is None or known.moment is not moment or known.asked != config.preservation:

@@ -15,7 +15,7 @@ import torch
 from emendo.editing.session import EditSession
 from emendo.methods.settings import MomentSettings
 from emendo.shapes import Moment
-from emendo.solve import frobenius_norm, preservation_cost
+from emendo.solve import BlockMoment, frobenius_norm, preservation_cost
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 
@@ -49,7 +49,7 @@ class WeightMeter:
     def __init__(self, session: EditSession) -> None:
         self._session = session
         self._norms: dict[int, float] = {}
-        self._moments: dict[tuple[MomentSettings, int], tuple[Moment, float]] = {}
+        self._moments: dict[tuple[MomentSettings, int], tuple[Moment | BlockMoment, float]] = {}
 
     def changes(self, updates: Sequence[ModelUpdate], moments: MomentSettings | None) -> tuple[LayerChange, ...]:
         """What updates together change in every layer that one of them writes.

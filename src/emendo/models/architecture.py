@@ -44,6 +44,8 @@ class ArchitectureSpec:
         attention_output: Path, inside a block, of the module that gives attention's own output; None where the
             attention module does (BLOOM's adds the residual stream to it).
         down_projection: Path of the edited linear map inside a block: the MLP's output projection.
+        experts: Path, inside a block, of the experts of a mixture, whose output projections are the edited map of a
+            block that has them; other blocks of the family have the dense one.
         final: Modules inside the decoder that follow the last block, in order; a configuration may leave one out.
         rotary: Name of the module that makes position embeddings for the blocks; None where blocks
             take positions themselves or positions enter at the embedding.
@@ -72,6 +74,7 @@ class ArchitectureSpec:
     attention: str
     down_projection: str
     final: tuple[str, ...]
+    experts: str | None = None
     attention_output: str | None = None
     rotary: str | None = None
     rotary_by_layer_type: bool = False
@@ -108,6 +111,10 @@ def _gpt_like(model_type: str, examples: str, down_projection: str, **facts: Any
     return ArchitectureSpec(
         model_type=model_type, examples=examples, down_projection=down_projection, **{**common, **facts}
     )
+
+
+def _routed(model_type: str, examples: str, experts: str = "mlp.experts", **facts: Any) -> ArchitectureSpec:
+    return _llama_like(model_type, examples, experts=experts, **facts)
 
 
 _ROWS = (
@@ -201,6 +208,24 @@ _ROWS = (
         parallel=True,
         variants=(Variant("use_parallel_residual", False, {"parallel": False}),),
     ),
+    _routed("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B"),
+    _routed("qwen3_moe", "Qwen3-30B-A3B, Qwen3-235B-A22B"),
+    _routed("mixtral", "Mixtral 8x7B and 8x22B"),
+    _routed("olmoe", "OLMoE-1B-7B"),
+    _routed("gpt_oss", "gpt-oss-20b and 120b (weights in 16 bits or more)"),
+    _routed("deepseek_v3", "DeepSeek-V3, DeepSeek-R1, Moonlight, Kimi-K2"),
+    _routed("glm4_moe", "GLM-4.5, GLM-4.5-Air, GLM-4.6"),
+    _routed(
+        "granitemoe",
+        "Granite 3.0 1B-A400M and 3B-A800M",
+        "block_sparse_moe.experts",
+        mlp_scale="residual_multiplier",
+        logit_divisor="logits_scaling",
+    ),
+    _routed("phimoe", "Phi-3.5-MoE"),
+    _routed("ernie4_5_moe", "ERNIE-4.5-21B-A3B"),
+    _routed("dots1", "dots.llm1"),
+    _routed("hunyuan_v1_moe", "Hunyuan-A13B"),
 )
 
 ARCHITECTURES: Registry[ArchitectureSpec] = Registry(

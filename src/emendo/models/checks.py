@@ -88,6 +88,9 @@ def _refuse_offloaded(lm: RunnableModel) -> None:
 
 def _refuse_unreachable_weight(lm: RunnableModel, layer: int) -> None:
     module, name = lm.down_projection(layer), lm.module_name(layer)
+    if lm.mixture(layer) is not None:
+        _refuse_other_experts(lm, layer)
+        return
     weight = getattr(module, "weight", None)
     if not isinstance(module, (nn.Linear, Conv1D)) or weight is None:
         raise UnsupportedModelError(
@@ -101,9 +104,30 @@ def _refuse_unreachable_weight(lm: RunnableModel, layer: int) -> None:
         )
 
 
+def _refuse_other_experts(lm: RunnableModel, layer: int) -> None:
+    """Experts whose outputs are not added up as they are, or that are not all here."""
+    experts, name, dtype = lm.down_projection(layer), lm.module_name(layer), lm.edited_map(layer).dtype
+    if dtype not in SELF_CHECK_TOLERANCE:
+        raise UnsupportedModelError(
+            f"{name} has dtype {dtype}; expected one of {', '.join(map(str, SELF_CHECK_TOLERANCE))} (--dtype float32)"
+        )
+    if getattr(experts, "has_post_expert_norm", False):
+        raise UnsupportedModelError(
+            f"{name} norms the output of every expert, so that a change of a weight is no equal change of the output; "
+            "expected experts whose outputs are weighted and added"
+        )
+    if getattr(experts, "_is_expert_parallel", False):
+        raise UnsupportedModelError(f"{name} has its experts on several processes; expected all of them in this one")
+    if dtype == torch.float64 and experts.config._experts_implementation != "eager":
+        raise UnsupportedModelError(
+            f"{name} is float64, which {experts.config._experts_implementation!r} experts do not compute with; "
+            'expected model.set_experts_implementation("eager")'
+        )
+
+
 def _refuse_shared_weights(lm: RunnableModel) -> None:
     """What is written through one name would be read through another: a block that nobody asked to edit changes."""
-    edited = {f"{lm.module_name(layer)}.weight" for layer in range(lm.n_layers)}
+    edited = {lm.parameter_name(layer) for layer in range(lm.n_layers)}
     places = sorted(
         (str(weight.device), *_bytes_of(weight), name)
         for name, weight in lm.model.named_parameters(remove_duplicate=False)
@@ -132,26 +156,31 @@ def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
 def _self_check(lm: RunnableModel) -> None:
     """Hold key × weight + bias against the MLP output in every layer, on a handful of tokens."""
     ids = [(7 * i + 3) % lm.vocab_size for i in range(6)]
-    layers = range(lm.n_layers)
-    capture = lm.run(TokenBatch.pad([ids], 0, lm.device), keys=layers, mlp_out=layers)
+    batch, layers = TokenBatch.pad([ids], 0, lm.device), range(lm.n_layers)
+    capture = lm.run(batch, keys=layers, mlp_out=layers, stacked=False)
+    mixtures = [layer for layer in layers if lm.mixture(layer) is not None]
+    # While keys are recorded, experts compute in a function of Emendo's, which is held to their own here.
+    own = lm.run(batch, mlp_out=mixtures) if mixtures else capture
     precision = torch.promote_types(lm.dtype, torch.float32)
     for layer in layers:
-        if layer not in capture.keys or layer not in capture.mlp_out:
+        routed = layer in capture.routed
+        if not (routed or layer in capture.keys) or layer not in capture.mlp_out:
             raise SelfCheckError(
                 f"a forward pass does not call {lm.module_name(layer)}, so what enters and leaves it is not seen; "
                 "expected every block to call its modules (of BLOOM's configuration: slow_but_exact=False or "
                 "pretraining_tp=1)"
             )
-        if not (capture.keys[layer].isfinite().all() and capture.mlp_out[layer].isfinite().all()):
+        keys = capture.routed[layer].keys if routed else capture.keys[layer]
+        if not (keys.isfinite().all() and capture.mlp_out[layer].isfinite().all()):
             raise NumericalError(
                 f"{lm.module_name(layer)}: what the model computes is not finite in {lm.dtype}; expected "
                 "finite activations. Load it in a type that holds them (--dtype bfloat16 or --dtype float32); if they "
                 "are not finite in float32 either, its weights are damaged"
             )
-        bias = lm.down_projection(layer).bias
-        expected = capture.keys[layer].to(precision) @ lm.weight(layer).to(precision).T
-        expected = expected if bias is None else expected + bias.detach().to(precision)
-        found = capture.mlp_out[layer].to(precision)
+        if routed:
+            expected, found = capture.mlp_out[layer].to(precision), own.mlp_out[layer].to(precision)
+        else:
+            expected, found = _by_weight(lm, layer, keys.to(precision)), capture.mlp_out[layer].to(precision)
         error = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
         if not error <= SELF_CHECK_TOLERANCE[lm.dtype]:
             raise SelfCheckError(
@@ -159,3 +188,10 @@ def _self_check(lm: RunnableModel) -> None:
                 f"{error:.2e} relative (expected at most {SELF_CHECK_TOLERANCE[lm.dtype]:.0e}); "
                 "the module is wrapped, quantised or laid out in a way that Emendo does not know"
             )
+
+
+def _by_weight(lm: RunnableModel, layer: int, keys: torch.Tensor) -> torch.Tensor:
+    """What a dense layer gives at keys, in their precision."""
+    bias = lm.down_projection(layer).bias
+    expected = keys @ lm.weight(layer).to(keys).T
+    return expected if bias is None else expected + bias.detach().to(keys)

@@ -20,7 +20,9 @@ from emendo.models.access import ModelAccess, access_to
 from emendo.models.architecture import ArchitectureSpec, resolve_architecture
 from emendo.models.checksums import BaseWeights
 from emendo.models.edited_map import EditedMap, Original, edited_map
+from emendo.models.experts import is_mixture
 from emendo.models.identity import COMPILED
+from emendo.models.mixture import ExpertsMap, Mixture
 from emendo.shapes import Weight
 
 
@@ -83,8 +85,23 @@ class DecoderView:
 
     @checked
     def d_in(self, layer: int) -> int:
-        """Inner width of a layer's MLP: the dimension of its keys."""
+        """Inner width of a layer's MLP: the dimension of its keys; of a mixture, of all experts together."""
         return self.edited_map(layer).shape[1]
+
+    @checked
+    def mixture(self, layer: int) -> Mixture | None:
+        """The sizes of a layer's mixture of experts; None of a dense layer."""
+        edited = self.edited_map(layer)
+        if not isinstance(edited, ExpertsMap):
+            return None
+        chosen = self.config.num_experts_per_tok
+        return Mixture(edited.experts, edited.width, int(chosen if isinstance(chosen, int) else chosen[layer]))
+
+    @checked
+    def directions(self, layer: int) -> int:
+        """How many tokens give a layer as many keys as its keys have directions: d_in, or `Mixture.directions`."""
+        mixture = self.mixture(layer)
+        return self.d_in(layer) if mixture is None else mixture.directions
 
     @property
     def device(self) -> torch.device:
@@ -146,27 +163,37 @@ class DecoderView:
 
     @checked
     def module_name(self, layer: int) -> str:
-        """Dotted name of a layer's edited linear map."""
+        """Dotted name of the module of a layer's edited linear map."""
         self.check_layers([layer])
-        return f"{self.spec.decoder}.{self.spec.blocks}.{layer}.{self.spec.down_projection}"
+        return f"{self.spec.decoder}.{self.spec.blocks}.{layer}.{self._edited_path(layer)}"
 
     @checked
     def parameter_name(self, layer: int) -> str:
         """Dotted name of a layer's edited weight."""
-        return f"{self.module_name(layer)}.weight"
+        return f"{self.module_name(layer)}.{'weight' if self.mixture(layer) is None else 'down_proj'}"
 
     @checked
     def down_projection(self, layer: int) -> Any:
-        """A layer's edited linear map, as the model has it."""
+        """The module of a layer's edited linear map, as the model has it; of a mixture all experts."""
         self.check_layers([layer])
-        return self.blocks[layer].get_submodule(self.spec.down_projection)
+        return self.blocks[layer].get_submodule(self._edited_path(layer))
 
     @checked
     def edited_map(self, layer: int) -> EditedMap:
         """How a layer's edited weight is read and written, whatever module keeps it."""
         self.check_layers([layer])
+        if self._edited_path(layer) == self.spec.experts:
+            return ExpertsMap(self.down_projection(layer))
         path, _, name = self.spec.down_projection.rpartition(".")
         return edited_map(self.blocks[layer].get_submodule(path), name)
+
+    def _edited_path(self, layer: int) -> str:
+        """Where in its block a layer's edited map is: the experts, where this block has some."""
+        if self.spec.experts is not None:
+            owner, _, name = self.spec.experts.rpartition(".")
+            if is_mixture(getattr(self.blocks[layer].get_submodule(owner), name, None)):
+                return self.spec.experts
+        return self.spec.down_projection
 
     @checked
     def attention_output(self, layer: int) -> nn.Module:

@@ -41,7 +41,7 @@ def check_update(lm: EditableModel, update: ModelUpdate, earlier: Sequence[str])
         )
     for part in update.layers:
         lm.check_layers([part.layer])
-        expected = tuple(lm.weight(part.layer).shape)
+        expected = lm.edited_map(part.layer).shape
         shape = (part.residuals.shape[1], part.dual_keys.shape[1])
         if part.module != lm.module_name(part.layer) or shape != expected:
             raise BaseMismatchError(

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from emendo.models.decoder import DecoderView
+from emendo.models.experts import RoutedKeys, recording_experts
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Capture:
 
     Attributes:
         keys: Inputs of the down-projections, each ``[batch, seq, d_in]``.
+        routed: The same of mixtures of experts, as the tokens are routed.
         mlp_out: Outputs of the down-projections, each ``[batch, seq, d_model]``.
         resid: Outputs of whole blocks (the residual stream), each ``[batch, seq, d_model]``.
         entering: What enters whole blocks (the residual stream below them), each ``[batch, seq, d_model]``.
@@ -29,10 +32,22 @@ class Capture:
     """
 
     keys: dict[int, Tensor] = field(default_factory=dict)
+    routed: dict[int, RoutedKeys] = field(default_factory=dict)
     mlp_out: dict[int, Tensor] = field(default_factory=dict)
     resid: dict[int, Tensor] = field(default_factory=dict)
     entering: dict[int, Tensor] = field(default_factory=dict)
     attention_out: dict[int, Tensor] = field(default_factory=dict)
+
+    def keys_at(self, layer: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """The keys of some tokens, ``[n, d_in]``; of a mixture stacked, and those of no other token."""
+        if (routed := self.routed.get(layer)) is not None:
+            return routed[rows.to(routed.device), columns.to(routed.device)].stacked()
+        keys = self.keys[layer]
+        return keys[rows.to(keys.device), columns.to(keys.device)]
+
+    def stack(self) -> None:
+        """Give mixtures their stacked keys beside the routed ones: E times as wide as one expert's."""
+        self.keys |= {layer: routed.stacked() for layer, routed in self.routed.items()}
 
 
 class StopForwardError(Exception):
@@ -65,8 +80,10 @@ def recording(
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             stream = block_output(out)
             for found in (capture.keys, capture.mlp_out):
-                if layer in found:  # OPT lets its MLP see [batch × seq, ·]
+                if layer in found:  # OPT lets its MLP see [batch × seq, ·], and mixtures their experts
                     found[layer] = found[layer].reshape(*stream.shape[:-1], -1)
+            if layer in capture.routed:
+                capture.routed[layer] = capture.routed[layer].shaped(*stream.shape[:-1])
             if layer in resid:
                 capture.resid[layer] = stream.detach()
             if layer == stop:
@@ -88,13 +105,18 @@ def recording(
             handles.append(lm.blocks[layer].register_forward_pre_hook(entering_hook(layer), with_kwargs=True))
         for layer in attention_out:
             handles.append(lm.attention_output(layer).register_forward_hook(attention_hook(layer)))
+        sinks = {}
         for layer in keys:
-            handles.append(lm.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
+            if lm.mixture(layer) is None:
+                handles.append(lm.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
+            else:
+                sinks[lm.down_projection(layer)] = partial(capture.routed.__setitem__, layer)
         for layer in mlp_out:
             handles.append(lm.down_projection(layer).register_forward_hook(out_hook(layer)))
         for layer in {*keys, *mlp_out, *resid, *([] if stop is None else [stop])}:
             handles.append(lm.blocks[layer].register_forward_hook(block_hook(layer)))
-        yield
+        with recording_experts(sinks):
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -60,6 +60,11 @@ class ExpertsMap:
         return parameter
 
     @property
+    def experts(self) -> int:
+        """How many there are."""
+        return len(self.parameter)
+
+    @property
     def width(self) -> int:
         """Width of one expert's key."""
         return int(self.parameter.shape[1 if self.transposed else 2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MIXTURE_OF_EXPERTS = "a mixture of experts keeps a fact in several expert MLPs, and which one runs depends on the token"
+MIXTURE_OF_EXPERTS = "a mixture of experts whose blocks Emendo has not been held to yet (it edits qwen3_moe, mixtral, gpt_oss and others)"
 ENCODER_DECODER = "an encoder-decoder has no single left-to-right residual stream to edit"
 STATE_SPACE = (
     "a state-space, recurrent or convolution block keeps no keys and values of earlier tokens, which the target "
@@ -32,14 +32,13 @@ _GEMMA4 += ("gemma4_unified", "gemma4_unified_assistant", "gemma4_unified_text")
 REFUSALS: dict[str, str] = {
     **dict.fromkeys(
         (
-            *("afmoe", "aria_text", "axk1", "axk2", "beam", "cohere2_moe", "dbrx", "deepseek_v2", "deepseek_v3"),
-            *("deepseek_v32", "deepseek_v4", "dots1", "dots3_note_text", "ernie4_5_moe", "exaone_moe", "flex_olmo"),
-            *("flint", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt_oss", "granitemoe", "granitemoe_swa"),
-            *("granitemoeshared", "hunyuan_v1_moe", "hy_v3", "hy_v4", "jetmoe", "kolibri1", "laguna", "llama4"),
-            *("llama4_text", "longcat_flash", "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "mixtral"),
-            *("olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text", "solar_open", "zaya"),
-            *("deepseek_ocr2_text", "ernie4_5_vl_moe_text", "glm4v_moe_text", "glm5_next_text", "mistral4"),
-            *("mistral_large4_text", "muse_spark_text", "qwen3_omni_moe_text", "step3p5", "unlimited_ocr_text"),
+            *("afmoe", "aria_text", "axk1", "axk2", "beam", "cohere2_moe", "dbrx", "deepseek_v2", "deepseek_v32"),
+            *("deepseek_v4", "dots3_note_text", "exaone_moe", "flex_olmo", "flint", "glm4_moe_lite", "glm_moe_dsa"),
+            *("granitemoe_swa", "granitemoeshared", "hy_v3", "hy_v4", "jetmoe", "kolibri1", "laguna", "llama4"),
+            *("llama4_text", "longcat_flash", "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text"),
+            *("qwen3_vl_moe_text", "solar_open", "zaya", "deepseek_ocr2_text", "ernie4_5_vl_moe_text"),
+            *("glm4v_moe_text", "glm5_next_text", "mistral4", "mistral_large4_text", "muse_spark_text"),
+            *("qwen3_omni_moe_text", "step3p5", "unlimited_ocr_text"),
         ),
         MIXTURE_OF_EXPERTS,
     ),

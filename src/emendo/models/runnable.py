@@ -107,6 +107,7 @@ class RunnableModel(TextModel):
         keys: Sequence[int] = (),
         mlp_out: Sequence[int] = (),
         resid: Sequence[int] = (),
+        stacked: bool = True,
     ) -> Capture:
         """One forward pass that records activations and stops above the highest layer asked for.
 
@@ -115,12 +116,16 @@ class RunnableModel(TextModel):
             keys: Layers whose down-projection inputs to record.
             mlp_out: Layers whose down-projection outputs to record.
             resid: Layers whose block outputs to record.
+            stacked: Give the keys of mixtures of experts at every token as one long key each, and not as they are
+                routed alone: that is E times as wide as one expert's.
         """
         top = self.check_layers(sorted({*keys, *mlp_out, *resid}))[-1]
         capture = Capture()
         stopped = suppress(StopForwardError)
         with self.isolated() as own, torch.no_grad(), stopped, recording(own, capture, keys, mlp_out, resid, stop=top):
             own.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)
+        if stacked:
+            capture.stack()
         return capture
 
     @checked

@@ -15,6 +15,7 @@ from emendo.arguments import checked
 from emendo.errors import ExportError, NumericalError, SelfCheckError
 from emendo.models.editable import EditableModel
 from emendo.models.loading import silent_transformers
+from emendo.models.mixture import ExpertsMap
 from emendo.shapes import Weight
 
 
@@ -86,14 +87,17 @@ def _twin(lm: EditableModel, weights: Mapping[int, Weight], dtype: torch.dtype |
     memo: dict[int, Any] = {id(parameter): _kept(parameter, dtype) for parameter in lm.model.parameters()}
     memo |= {id(buffer): buffer for buffer in lm.model.buffers()}
     for layer, weight in weights.items():
-        own = lm.down_projection(layer).weight
+        edited = lm.edited_map(layer)
+        (own,) = edited.written_in_place
         cast = weight.to(dtype or own.dtype)
         if not cast.isfinite().all():
             raise NumericalError(
                 f"the edited weights of layer {layer} are not finite in {cast.dtype}; nothing was written. "
                 "Expected finite ones; choose --dtype float32 if they are too large for it"
             )
-        if lm.stores_transposed(layer):
+        if isinstance(edited, ExpertsMap):
+            cast = edited.stored(cast).contiguous()
+        elif edited.transposed:
             cast = cast.T.contiguous()
         memo[id(own)] = nn.Parameter(cast, requires_grad=False)
     twin = copy.deepcopy(lm.model, memo)

@@ -138,10 +138,10 @@ MORE_FAMILIES: dict[str, dict[str, object]] = {
 `FAMILIES` in what those tests look at, and the suite stays quick.
 """
 
-_ROUTED: dict[str, object] = {**_LLAMA_LIKE, "intermediate_size": 12, "num_experts_per_tok": 2}
+_ROUTED: dict[str, object] = {**_LLAMA_LIKE, "intermediate_size": 16, "num_experts_per_tok": 2}
 _PARTLY_ROUTED: dict[str, object] = {
     **_LLAMA_LIKE,
-    "moe_intermediate_size": 12,
+    "moe_intermediate_size": 16,
     "num_experts_per_tok": 2,
     "first_k_dense_replace": 1,
 }
@@ -149,14 +149,14 @@ _PARTLY_ROUTED: dict[str, object] = {
 MIXTURES: dict[str, dict[str, object]] = {
     "qwen2_moe": {
         **_LLAMA_LIKE,
-        "moe_intermediate_size": 12,
+        "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 20,
         "num_experts": 6,
         "num_experts_per_tok": 2,
     },
     "qwen3_moe": {
         **_GEMMA_LIKE,
-        "moe_intermediate_size": 12,
+        "moe_intermediate_size": 16,
         "num_experts": 6,
         "num_experts_per_tok": 2,
         "norm_topk_prob": True,
@@ -205,7 +205,7 @@ MIXTURES: dict[str, dict[str, object]] = {
     "phimoe": {**_ROUTED, "num_local_experts": 6},
     "ernie4_5_moe": {
         **_LLAMA_LIKE,
-        "moe_intermediate_size": 12,
+        "moe_intermediate_size": 16,
         "moe_num_experts": 6,
         "moe_k": 2,
         "moe_num_shared_experts": 1,

@@ -325,7 +325,10 @@ decoder where there are several.
 """
 
 FLOAT32_ATTENTION = ("bloom", "bloom_post_norm", "codegen", "gemma2", "gpt_neo", "gptj")
-"""Families whose own attention computes scores or weights in float32, whatever the dtype of the weights."""
+FLOAT32_ATTENTION += ("deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss")
+"""Families whose own attention computes scores or weights in float32, whatever the dtype of the weights, or whose
+router does; gpt-oss has no other attention than its own.
+"""
 
 NOT_LINEAR = ("exaone4", "gemma2", "gemma3", "gemma3_text", "gemma3_text_local_rope", "glm4")
 NOT_LINEAR += ("granite", "granitemoe", "llava_next", "olmo2", "olmo3", "opt_post_norm")

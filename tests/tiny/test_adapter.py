@@ -444,7 +444,7 @@ def test_quantised_and_unknown_models_are_refused(tiny_llama: EditableModel) -> 
     config.quantization_config = {"quant_method": "bitsandbytes"}
     refused(tiny_llama.model, tiny_llama.tokenizer, "bitsandbytes", "unquantised")
     del config.quantization_config
-    for model_type in ("mixtral", "t5", "my_own"):
+    for model_type in ("flex_olmo", "t5", "my_own"):
         config.model_type = model_type
         refused(tiny_llama.model, tiny_llama.tokenizer, repr(model_type), "emendo models")
 

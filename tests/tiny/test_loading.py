@@ -194,7 +194,7 @@ def test_a_missing_gguf_file(tmp_path: Path) -> None:
         load(tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "t5", "bert"])
+@pytest.mark.parametrize("model_type", ["flex_olmo", "t5", "bert"])
 def test_families_are_refused_before_weights_are_read(tmp_path: Path, model_type: str) -> None:
     AutoConfig.for_model(model_type).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match=model_type):

@@ -13,9 +13,9 @@ from transformers import (
     AutoConfig,
     BertConfig,
     BioGptConfig,
+    FlexOlmoConfig,
     LlavaConfig,
     MambaConfig,
-    MixtralConfig,
     OPTConfig,
     T5Config,
 )
@@ -28,7 +28,7 @@ from emendo.errors import InputError, PluginError, UnsupportedModelError
 from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, refusals, register_model_family
 from emendo.models.architecture import resolve_architecture
 from emendo.models.packed import SEAMS
-from tests.conftest import ROWS, WRAPPED, build_tiny, model_type_of, tiny_config
+from tests.conftest import MIXTURES, ROWS, WRAPPED, build_tiny, model_type_of, tiny_config
 
 
 def test_every_row_is_a_family_that_the_tests_build() -> None:
@@ -53,7 +53,7 @@ def test_nothing_is_both_supported_and_refused() -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (MixtralConfig(), "experts"),
+        (FlexOlmoConfig(), "experts"),
         (T5Config(), "encoder-decoder"),
         (MambaConfig(), "state-space"),
         (BertConfig(), "encoder"),
@@ -61,7 +61,7 @@ def test_nothing_is_both_supported_and_refused() -> None:
         (SimpleNamespace(model_type="my_own"), "not in Emendo's architecture table"),
         (None, "not in Emendo's architecture table"),
     ],
-    ids=["mixtral", "t5", "mamba", "bert", "biogpt", "unknown", "no-config"],
+    ids=["flex_olmo", "t5", "mamba", "bert", "biogpt", "unknown", "no-config"],
 )
 def test_refusals_name_the_family_the_reason_and_where_the_others_are(config: object, reason: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
@@ -162,12 +162,13 @@ def has_experts(config: Any) -> bool:
     return any(getattr(config, name, None) for name in names)
 
 
-def test_refused_mixtures_have_experts_and_no_supported_family_has() -> None:
+def test_refused_mixtures_have_experts_and_of_supported_families_those_that_say_so() -> None:
     refused = refused_for(refusals.MIXTURE_OF_EXPERTS)
-    assert len(refused) > 30
+    assert len(refused) > 20
     without = [config.model_type for config in refused if not has_experts(config.get_text_config(decoder=True))]
     assert without == []
-    assert not any(has_experts(config) for config in installed(ARCHITECTURES))
+    routed = {config.model_type for config in installed(ARCHITECTURES) if has_experts(config)}
+    assert routed == {name for name, row in ARCHITECTURES.items() if row.experts is not None} == set(MIXTURES)
 
 
 def test_refused_encoder_decoders_are_and_no_supported_family_is() -> None:
@@ -184,7 +185,8 @@ def test_no_causal_lm_with_experts_is_merely_unknown() -> None:
     unknown = sorted(known - set(REFUSALS) - set(ARCHITECTURES) - set(WRAPPERS) - {"doge"})
     decoders = [config.get_text_config(decoder=True) for config in installed(unknown)]
     assert len(decoders) > 50
-    assert [text.model_type for text in decoders if has_experts(text) and text.model_type not in REFUSALS] == []
+    said = {*REFUSALS, *ARCHITECTURES}
+    assert [text.model_type for text in decoders if has_experts(text) and text.model_type not in said] == []
 
 
 def test_every_wrapper_is_one_that_the_tests_build() -> None:
@@ -202,8 +204,8 @@ def test_a_multimodal_model_has_the_facts_of_its_text_decoder(name: str) -> None
 
 
 def test_a_multimodal_model_around_a_refused_decoder() -> None:
-    config = LlavaConfig(text_config=MixtralConfig())
-    with pytest.raises(UnsupportedModelError, match=r"'llava' model cannot be edited.*'mixtral'.*experts"):
+    config = LlavaConfig(text_config=FlexOlmoConfig())
+    with pytest.raises(UnsupportedModelError, match=r"'llava' model cannot be edited.*'flex_olmo'.*experts"):
         resolve_architecture(config)
     config = LlavaConfig(text_config=OPTConfig())
     assert resolve_architecture(config).decoder == "model.language_model.decoder"

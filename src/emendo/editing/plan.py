@@ -13,7 +13,15 @@ from emendo.methods import Method, ResolvedMethod
 from emendo.models.rounding import at, kept_of, rounding
 from emendo.requests import EditRequest
 from emendo.shapes import Moment, Weight
-from emendo.solve import BlockMoment, SolveStats, frobenius_norm, output_power, preservation_cost, retained_in_all
+from emendo.solve import (
+    BlockMoment,
+    SolveStats,
+    drift_over_price,
+    frobenius_norm,
+    output_power,
+    preservation_cost,
+    retained_in_all,
+)
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 
@@ -35,6 +43,10 @@ class LayerReport:
             keys that are written again; None where there is nothing or their keys are not known.
         kept: What rounding to the model's dtype leaves of the update: at the key where it leaves least, or of ΔW itself
             where there are no keys; 1 is all. None in float32 and finer, where it is not known, or the update is zero.
+        experts: Experts of the layer; None where it is dense.
+        experts_written: Those that the update changes.
+        drift_over_price: What the update really changes on preserved keys over what the experts' blocks price it at,
+            which `relative_cost` is (`solve.drift_over_price`).
     """
 
     layer: int
@@ -45,10 +57,15 @@ class LayerReport:
     written: float | None
     disturbed: float | None
     kept: float | None = None
+    experts: int | None = None
+    experts_written: int | None = None
+    drift_over_price: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self) | {"solves": [asdict(solved) for solved in self.solves]}
+        """Plain values for JSON; a dense layer says nothing of experts."""
+        known = asdict(self) | {"solves": [asdict(solved) for solved in self.solves]}
+        routed = ("experts", "experts_written", "drift_over_price")
+        return known if self.experts is not None else {name: known[name] for name in known if name not in routed}
 
 
 _SHOWN = 3
@@ -156,11 +173,23 @@ def layer_report(
         written += float((at(lost, solved.keys) * wanted).sum() / wanted.square().sum())
     return replace(
         trained_layer_report(finished, weight, earlier),
+        **_of_experts(finished, moment),
         kept=kept_of(finished, lost, solved.keys, dtype),
         solves=tuple(stats),
         relative_cost=cost / (output_power(weight, moment) if power is None else power),
         written=written,
     )
+
+
+def _of_experts(update: LayerUpdate, moment: Moment | BlockMoment) -> dict[str, Any]:
+    """What a report says of a mixture of experts; nothing of a dense layer."""
+    if not isinstance(moment, BlockMoment):
+        return {}
+    return {
+        "experts": moment.experts,
+        "experts_written": moment.written(update.dual_keys),
+        "drift_over_price": drift_over_price(update.residuals, update.dual_keys, moment),
+    }
 
 
 def trained_layer_report(

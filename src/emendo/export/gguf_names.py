@@ -63,6 +63,11 @@ def gguf_architecture(lm: EditableModel) -> str:
         ExportError: llama.cpp has no such family.
     """
     name = lm.spec.model_type
+    if lm.spec.experts is not None:
+        raise ExportError(
+            f"GGUF files keep the experts of {name!r} as one tensor each layer, and edits of those are not written; "
+            "expected a dense model. Other servers take `emendo export peft` or `emendo export checkpoint`"
+        )
     if name not in GGUF_ARCHITECTURES:
         raise ExportError(
             f"llama.cpp runs no models of the family {name!r}, so there is no GGUF file that this edit could go with; "

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from emendo.export.card import adapter_card
 from emendo.export.chain import checked_chain
 from emendo.io.whole_folder import whole_folder
 from emendo.models import EditableModel
+from emendo.models.mixture import Mixture
 from emendo.updates.fold import fold
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
@@ -90,7 +92,7 @@ def write_adapter(
     check_tolerance(tolerance)
     parts, lost = folded_layers(checked_chain(lm, updates), updates[0], tolerance)
     rank = padded_rank(max(part.rank for part in parts))
-    tensors = lora_tensors(parts, rank)
+    tensors = lora_tensors(parts, rank, {part.layer: lm.mixture(part.layer) for part in parts})
     config = _config(lm, parts, rank, base_name or lm.name)
     name = f"emendo-{content_digest(config, tensors)[:12]}"
     path = Path(out).expanduser() / name
@@ -126,14 +128,27 @@ def padded_rank(rank: int) -> int:
     )
 
 
-def lora_tensors(parts: Sequence[LayerUpdate], rank: int) -> dict[str, Float[Tensor, "rows columns"]]:
+def lora_tensors(
+    parts: Sequence[LayerUpdate], rank: int, mixtures: Mapping[int, Mixture | None] = MappingProxyType({})
+) -> dict[str, Float[Tensor, "rows columns"]]:
     """A ``[rank, d_in]`` and B ``[d_out, rank]`` of every layer in float32, by the names that PEFT gives them.
+
+    Experts have a pair each: A is ``[experts · rank, width]``, expert by expert, and B ``[d_out, rank · experts]``, row
+    of the factors by row, as PEFT's adapters of a parameter read them.
+
+    Args:
+        parts: The layers.
+        rank: Of every pair, padded with zeros.
+        mixtures: Sizes of the layers that are mixtures of experts.
 
     Source: LoRA (arXiv 2106.09685), eq. 3: ΔW = B A · alpha / r.
     """
     tensors = {}
     for part in parts:
         down, up = lora_pair(part, rank)
+        if (mixture := mixtures.get(part.layer)) is not None:
+            down = down.view(rank, mixture.experts, mixture.width).transpose(0, 1).reshape(-1, mixture.width)
+            up = up.repeat_interleave(mixture.experts, dim=1)
         tensors[f"base_model.model.{part.module}.lora_A.weight"] = down
         tensors[f"base_model.model.{part.module}.lora_B.weight"] = up
     return tensors
@@ -207,17 +222,27 @@ def _config(lm: EditableModel, parts: Sequence[LayerUpdate], rank: int, base_nam
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        # Whole dotted names: a bare "down_proj" would wrap that map of every layer, edited or not.
-        "target_modules": [part.module for part in parts],
+        **_targets(lm, parts),
         "layers_to_transform": None,
         "rank_pattern": {},
         "alpha_pattern": {},
         "modules_to_save": None,
-        "fan_in_fan_out": lm.stores_transposed(parts[0].layer),
+        "fan_in_fan_out": lm.spec.experts is None and lm.stores_transposed(parts[0].layer),
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
     }
+
+
+def _targets(lm: EditableModel, parts: Sequence[LayerUpdate]) -> dict[str, list[str]]:
+    """What the adapter is of, by parameters in families with mixtures of experts, in all others by modules.
+
+    Whole dotted names: a bare "down_proj" would wrap that map of every layer, edited or not.
+    In such a family peft takes a module that ends in `down_proj` for the experts of every layer, also a dense one.
+    """
+    if lm.spec.experts is None:
+        return {"target_modules": [part.module for part in parts]}
+    return {"target_modules": [], "target_parameters": [lm.parameter_name(part.layer) for part in parts]}
 
 
 def _is_there(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:

@@ -31,10 +31,6 @@ class Mixture:
         """Tokens that give every expert as many keys as it has directions, if they were spread evenly."""
         return -(-self.experts * self.width // self.chosen)
 
-    def written(self, rows: Tensor) -> int:
-        """How many experts have anything but zeros in rows of stacked width, such as dual keys."""
-        return int((rows.view(len(rows), self.experts, self.width) != 0).any(dim=2).any(dim=0).sum())
-
 
 @dataclass(frozen=True)
 class ExpertsMap:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-MIXTURE_OF_EXPERTS = "a mixture of experts whose blocks Emendo has not been held to yet (it edits qwen3_moe, mixtral, gpt_oss and others)"
+MIXTURE_OF_EXPERTS = (
+    "a mixture of experts whose blocks Emendo has not been held to yet (of mixtures it edits qwen3_moe, mixtral, "
+    "gpt_oss and others)"
+)
 ENCODER_DECODER = "an encoder-decoder has no single left-to-right residual stream to edit"
 STATE_SPACE = (
     "a state-space, recurrent or convolution block keeps no keys and values of earlier tokens, which the target "

@@ -27,6 +27,8 @@ def layer_table(document: Mapping[str, Any]) -> Rows:
         "‖ΔW‖": lambda layer: _figure(layer["update_norm"], ".3f"),
         "‖ΔW‖/‖W‖": lambda layer: _figure(layer["relative_norm"], ".4f"),
         "tr(ΔCΔᵀ)/tr(WCWᵀ)": lambda layer: _figure(layer["relative_cost"], ".2e"),
+        "true drift / price": lambda layer: _figure(layer.get("drift_over_price"), ".2f"),
+        "experts written": lambda layer: _of_all(layer, "experts_written", "experts"),
         "written": lambda layer: _figure(layer["written"], ".3f"),
         "kept by rounding": lambda layer: _rounded(layer.get("kept")),
         "disturbed": lambda layer: _figure(layer["disturbed"], ".4f"),
@@ -111,6 +113,10 @@ def training_table(document: Mapping[str, Any]) -> Rows:
 
 def _figure(value: float | None, form: str) -> str | None:
     return None if value is None else format(value, form)
+
+
+def _of_all(layer: Mapping[str, Any], part: str, whole: str) -> str | None:
+    return f"{layer[part]} of {layer[whole]}" if layer.get(whole) is not None else None
 
 
 def _rounded(kept: float | None) -> str | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         KeySample,
     )
     from emendo.solve.costs import (
+        drift_over_price,
         frobenius_norm,
         output_power,
         preservation_cost,
@@ -77,6 +78,7 @@ __all__ = [
     "cap_norm",
     "check_keys",
     "check_system",
+    "drift_over_price",
     "extend_history",
     "frobenius_norm",
     "key_tolerance",
@@ -106,6 +108,7 @@ __getattr__ = lazy(
         "cap_norm": "emendo.solve.postprocess",
         "check_keys": "emendo.solve.solver",
         "check_system": "emendo.solve.solver",
+        "drift_over_price": "emendo.solve.costs",
         "extend_history": "emendo.solve.preservation",
         "frobenius_norm": "emendo.solve.costs",
         "key_tolerance": "emendo.solve.feasibility",

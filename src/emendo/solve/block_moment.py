@@ -92,6 +92,10 @@ class BlockMoment:
         whole: Tensor = torch.block_diag(*self.blocks)
         return whole
 
+    def written(self, dual_keys: Float[Tensor, "n d_in"]) -> int:
+        """How many experts an update with these dual keys changes."""
+        return int((dual_keys.view(len(dual_keys), self.experts, self.width) != 0).any(dim=2).any(dim=0).sum())
+
     def scaled(self, weight: float) -> BlockMoment:
         """Times a number, as a part of a mixture of texts."""
         sample = self.sample and replace(self.sample, weights=self.sample.weights * weight)

@@ -47,6 +47,36 @@ def output_power(weight: Weight, moment: Moment | BlockMoment) -> float:
     return float((times_moment(weight, moment) * weight).sum().item())
 
 
+@torch.no_grad()
+def drift_over_price(residuals: Residuals, dual_keys: DualKeys, moment: BlockMoment) -> float | None:
+    """What an update really changes on preserved keys of a mixture, over what its blocks price that at.
+
+    A price block by block leaves out that the experts of one token can push its output the same way or against each
+    other: ``E ‖Σₑ Δₑ φₑ‖²`` over ``E Σₑ ‖Δₑ φₑ‖²``, both on the keys that were kept whole. Between 0 and the number of
+    experts that a token takes.
+
+    Args:
+        residuals: R.
+        dual_keys: Q, of stacked width.
+        moment: The blocks, with their sample.
+
+    Returns:
+        The ratio; None where no key was kept, or the update changes nothing at those that were.
+    """
+    if (sample := moment.sample) is None:
+        return None
+    whole: Tensor = residuals.new_zeros(len(sample.keys), residuals.shape[1], dtype=torch.float64)
+    parts = dual_keys.detach().double().view(len(dual_keys), moment.experts, moment.width)
+    weights, price = sample.weights.to(whole), 0.0
+    for expert in sample.experts.unique().tolist():
+        tokens, places = torch.where(sample.experts == expert)
+        firing = sample.keys[tokens, places].to(parts) @ parts[:, expert].T
+        given = firing @ residuals.detach().double()
+        price += float((given.square().sum(dim=1) * weights[tokens.to(weights.device)]).sum())
+        whole.index_add_(0, tokens.to(whole.device), given)
+    return float((whole.square().sum(dim=1) * weights).sum()) / price if price else None
+
+
 @checked
 def frobenius_norm(residuals: Residuals, dual_keys: DualKeys) -> float:
     """‖Δ‖_F of the update Δ = RᵀQ.

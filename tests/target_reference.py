@@ -23,7 +23,12 @@ from emendo.requests import EditRequest
 _LLAMA_LIKE = ("cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2")
 _LLAMA_LIKE += ("cohere2", "exaone4", "glm", "glm4", "ministral", "ministral3", "nemotron", "olmo", "olmo3", "smollm3")
 
+_ROUTED = ("deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "hunyuan_v1_moe", "mixtral", "olmoe")
+_ROUTED += ("phimoe", "qwen2_moe", "qwen3_moe")
+
 MODULES = {
+    **dict.fromkeys(_ROUTED, ("model.layers", "mlp.experts")),
+    "granitemoe": ("model.layers", "block_sparse_moe.experts"),
     **dict.fromkeys(_LLAMA_LIKE, ("model.layers", "mlp.down_proj")),
     **dict.fromkeys(("qwen3", "stablelm"), ("model.layers", "mlp.down_proj")),
     "phi": ("model.layers", "mlp.fc2"),
@@ -35,10 +40,10 @@ MODULES = {
     "falcon": ("transformer.h", "mlp.dense_4h_to_h"),
     "gpt_neox": ("gpt_neox.layers", "mlp.dense_4h_to_h"),
 }
-"""Where transformers keeps the blocks of a family, and in each block the last linear map of the MLP."""
+"""Where transformers keeps the blocks of a family, and in each block the last linear map of the MLP, or the experts."""
 
 ATTENTION_OUT = {
-    **dict.fromkeys((*_LLAMA_LIKE, "qwen3", "stablelm", "starcoder2"), "self_attn.o_proj"),
+    **dict.fromkeys((*_LLAMA_LIKE, *_ROUTED, "granitemoe", "qwen3", "stablelm", "starcoder2"), "self_attn.o_proj"),
     **dict.fromkeys(("bloom", "falcon"), "self_attention.dense"),
     "phi": "self_attn.dense",
     "opt": "self_attn.out_proj",

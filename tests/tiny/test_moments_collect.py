@@ -193,7 +193,9 @@ def test_obtain_collects_only_what_is_missing(
     assert not first[1].cached
     requested: list[list[int]] = []
     run = tiny_llama.run
-    monkeypatch.setattr(tiny_llama, "run", lambda batch, keys: requested.append(list(keys)) or run(batch, keys=keys))
+    monkeypatch.setattr(
+        tiny_llama, "run", lambda batch, keys, **rest: requested.append(list(keys)) or run(batch, keys=keys, **rest)
+    )
     second = obtain_moments(tiny_llama, [1, 2], spec, store)
     assert {tuple(keys) for keys in requested} == {(2,)}
     assert [second[layer].cached for layer in (1, 2)] == [True, False]

@@ -113,8 +113,13 @@ def _with_model(
 
 
 def _base_rates(lm: EditableModel, updates: list[ModelUpdate], edits: EditSet) -> Any:
-    """How far every edit fires on preserved text; None where the moments that they were planned with are not kept."""
+    """How far every edit fires on preserved text.
+
+    None where the moments that they were planned with are not kept, or are those of experts, whose sum says nothing of
+    how far an edit fires through several at once.
+    """
     from emendo.attribution import base_rates
+    from emendo.solve import BlockMoment
     from emendo.statistics import MomentStore
 
     digests = {str((update.info.get("moments") or {}).get("fingerprint")) for update in updates}
@@ -122,7 +127,8 @@ def _base_rates(lm: EditableModel, updates: list[ModelUpdate], edits: EditSet) -
         return None
     (digest,), store = digests, MomentStore()
     kept = {layer: store.by_digest(digest, layer, lm.module_name(layer)) for layer in edits.layers}
-    known = {layer: moment.mean().cpu() for layer, moment in kept.items() if moment is not None}
+    means = {layer: moment.mean() for layer, moment in kept.items() if moment is not None}
+    known = {layer: mean.cpu() for layer, mean in means.items() if not isinstance(mean, BlockMoment)}
     return base_rates(edits, known) if len(known) == len(kept) else None
 
 

@@ -73,6 +73,22 @@ class RoutedKeys:
         flat.scatter_add_(1, place, parts.reshape(-1, k, width))
         return flat.view(*self.experts.shape[:-1], self.n_experts * width)
 
+    def dot(self, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "*tokens n"]:
+        """The product of every stacked key with rows of stacked width, without stacking; differentiable in the keys."""
+        parts, width = self.gated().to(rows), self.keys.shape[-1]
+        k = parts.shape[-2]
+        flat, experts = parts.reshape(-1, k, width), self.experts.reshape(-1, k)
+        blocks = rows.view(len(rows), self.n_experts, width)
+        found = flat.new_zeros(len(flat), len(rows))
+        for expert in experts.unique().tolist():
+            tokens, places = torch.where(experts == expert)
+            found = found.index_add(0, tokens, flat[tokens, places] @ blocks[:, expert].T)
+        return found.view(*self.experts.shape[:-1], len(rows))
+
+    def detached(self) -> RoutedKeys:
+        """Without the graph that they were computed in."""
+        return RoutedKeys(self.keys.detach(), self.gates.detach(), self.experts, self.n_experts)
+
     def by_expert(self) -> Iterator[tuple[int, Float[Tensor, "n width"]]]:
         """The gated keys of each expert that any token reaches, tokens in their order."""
         parts, experts = self.gated().flatten(0, -2), self.experts.flatten()
@@ -94,7 +110,7 @@ def recording_experts(sinks: Mapping[Any, Callable[[RoutedKeys], None]]) -> Iter
     """Modules of an isolated model hand their keys on in every forward pass inside the context.
 
     Args:
-        sinks: What takes the keys ``[tokens, ·]`` of each module; detached.
+        sinks: What takes the keys ``[tokens, ·]`` of each module, as they stand in the graph of the pass.
     """
     modules: list[Any] = list(sinks)
     configs = [module.config for module in modules]
@@ -127,7 +143,7 @@ def _recording(
         own = _key(self, hidden_states[at], expert)
         keys[at, place] = own
         out[at, place] = _down(self, own, expert)
-    self.__dict__[_SINK](RoutedKeys(keys.detach(), top_k_weights.detach(), top_k_index.detach(), self.num_experts))
+    self.__dict__[_SINK](RoutedKeys(keys, top_k_weights, top_k_index.detach(), self.num_experts))
     return (out * top_k_weights[..., None]).sum(dim=1).to(hidden_states.dtype)
 
 

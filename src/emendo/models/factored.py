@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from emendo.models.editable import EditableModel
+from emendo.models.experts import RoutedKeys, recording_experts
 from emendo.models.hooks import Capture, recording
 from emendo.shapes import DualKeys, Residuals
 
@@ -52,14 +54,18 @@ def factored(
         What was fired and written, filled by each pass.
     """
     written = Written()
+    routed: dict[int, RoutedKeys] = {}
     batch = len(strengths)
 
     def hook(layer: int) -> Any:
         dual_keys, residuals = factors[layer]
 
         def add(module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            keys = args[0].view(batch, -1, args[0].shape[-1])  # OPT lets its MLP see [batch × seq, ·]
-            firing = keys.to(dual_keys) @ dual_keys.T
+            if layer in routed:
+                firing = routed[layer].dot(dual_keys).view(batch, -1, len(dual_keys))
+            else:
+                keys = args[0].view(batch, -1, args[0].shape[-1])  # OPT lets its MLP see [batch × seq, ·]
+                firing = keys.to(dual_keys) @ dual_keys.T
             added = (firing * strengths[:, None].to(firing)) @ residuals
             total = out + added.view(out.shape).to(out)
             if differentiable and not total.requires_grad:
@@ -71,8 +77,11 @@ def factored(
         return add
 
     handles = [lm.down_projection(layer).register_forward_hook(hook(layer)) for layer in factors]
+    mixtures = [layer for layer in factors if lm.mixture(layer) is not None]
+    sinks = {lm.down_projection(layer): partial(routed.__setitem__, layer) for layer in mixtures}
     try:
-        yield written
+        with recording_experts(sinks):
+            yield written
     finally:
         for handle in handles:
             handle.remove()

@@ -72,6 +72,9 @@ def recording(
     def key_hook(layer: int) -> Any:
         return lambda module, args: capture.keys.__setitem__(layer, args[0].detach())
 
+    def keep_routed(layer: int, keys: RoutedKeys) -> None:
+        capture.routed[layer] = keys.detached()
+
     def out_hook(layer: int) -> Any:
         # A copy: Falcon adds its attention's output onto this very tensor.
         return lambda module, args, out: capture.mlp_out.__setitem__(layer, out.detach().clone())
@@ -110,7 +113,7 @@ def recording(
             if lm.mixture(layer) is None:
                 handles.append(lm.down_projection(layer).register_forward_pre_hook(key_hook(layer)))
             else:
-                sinks[lm.down_projection(layer)] = partial(capture.routed.__setitem__, layer)
+                sinks[lm.down_projection(layer)] = partial(keep_routed, layer)
         for layer in mlp_out:
             handles.append(lm.down_projection(layer).register_forward_hook(out_hook(layer)))
         for layer in {*keys, *mlp_out, *resid, *([] if stop is None else [stop])}:

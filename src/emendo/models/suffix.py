@@ -92,13 +92,11 @@ def prefill(
         for index in range(layer, lm.n_layers):
             stored, kept = cached_past(lm, cache, index), min(n_past, longest)
             if index not in past:
-                keys, values = (
-                    one.new_zeros(len(starts), one.shape[1], n_past, one.shape[3]) for one in stored
-                )  # values may be narrower
-                past[index] = (keys, values)
+                shapes = [(len(starts), one.shape[1], n_past, one.shape[3]) for one in stored]  # values may be narrower
+                past[index] = stored[0].new_zeros(shapes[0]), stored[1].new_zeros(shapes[1])
             there = part.to(stored[0].device)
-            for whole, found in zip(past[index], stored, strict=True):
-                whole[there, :, :kept] = found[:, :, :kept]
+            for whole, latest in zip(past[index], stored, strict=True):
+                whole[there, :, :kept] = latest[:, :, :kept]
     layout = SuffixLayout(
         rows=rows,
         steps=steps,

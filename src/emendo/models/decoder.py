@@ -91,7 +91,7 @@ class DecoderView:
     @checked
     def mixture(self, layer: int) -> Mixture | None:
         """The sizes of a layer's mixture of experts; None of a dense layer."""
-        edited = self.edited_map(layer)
+        edited = None if self.spec.experts is None else self.edited_map(layer)
         if not isinstance(edited, ExpertsMap):
             return None
         chosen = self.config.num_experts_per_tok

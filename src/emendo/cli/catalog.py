@@ -197,11 +197,12 @@ def models(json_output: Json = False, quiet: Quiet = False) -> None:
     from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, ArchitectureSpec
 
     def edited_map(row: ArchitectureSpec) -> str:
-        return f"{row.decoder}.{row.blocks}.N.{row.down_projection}"
+        return f"{row.decoder}.{row.blocks}.N.{row.experts or row.down_projection}"
 
     def block(row: ArchitectureSpec) -> str:
         facts = ["parallel" if row.parallel else "sequential"]
         facts += ["norm after the MLP"] if row.mlp_normed else []
+        facts += ["experts, or a dense MLP"] if row.experts else []
         facts += [f"MLP times {row.mlp_scale}"] if row.mlp_scale else []
         return ", ".join(facts)
 
@@ -231,6 +232,7 @@ def models(json_output: Json = False, quiet: Quiet = False) -> None:
                     "parallel": row.parallel,
                     "mlp_normed": row.mlp_normed,
                     "mlp_scale": row.mlp_scale,
+                    "experts": row.experts is not None,
                     "examples": row.examples,
                 }
                 for row in rows

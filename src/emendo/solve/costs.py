@@ -47,6 +47,7 @@ def output_power(weight: Weight, moment: Moment | BlockMoment) -> float:
     return float((times_moment(weight, moment) * weight).sum().item())
 
 
+@checked
 @torch.no_grad()
 def drift_over_price(residuals: Residuals, dual_keys: DualKeys, moment: BlockMoment) -> float | None:
     """What an update really changes on preserved keys of a mixture, over what its blocks price that at.

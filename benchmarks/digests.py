@@ -1,8 +1,9 @@
-"""How soon a model's weights are identified: one thread, and pieces on all cores.
+"""How soon a model's weights are identified, by one thread and by pieces; how soon a stored second moment is read.
 
-    python benchmarks/digests.py --gib 2 --out benchmarks/results/digests.json
+    python benchmarks/digests.py --gib 2 --d-in 14336 --out benchmarks/results/digests.json
 
-The weights are random bfloat16 matrices of Llama-3-8B's shapes, as many as fill the memory asked for.
+The weights are random bfloat16 matrices of Llama-3-8B's shapes, as many as fill the memory asked for. The second moment
+is one layer's, on a disk whose pages are in memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from benchmarks.machine import describe_machine
 from emendo.models.checksums import row_sums
 from emendo.models.digests import weights_sha256
 from emendo.models.identity import parameters_sha256
+from emendo.statistics import Fingerprint, MomentHeader, MomentStore, SecondMoment, read_moment
+from emendo.statistics.triangle import pack_triangle, unpack_triangle
 
 
 def weights(gib: float) -> nn.Module:
@@ -43,9 +46,29 @@ def timed(call: Any) -> dict[str, float]:
     return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - busy}
 
 
+def read_a_moment(d_in: int) -> dict[str, dict[str, float]]:
+    """Seconds of reading one layer, and of its parts."""
+    total = torch.rand(d_in, d_in, dtype=torch.float64)
+    total = total + total.T
+    fingerprint = Fingerprint("w", "c", "t", "float32", {"kind": "self"}, d_in, 128, False, "float64")
+    with tempfile.TemporaryDirectory() as folder:
+        store = MomentStore(folder)
+        path = store.put(SecondMoment(total, d_in), MomentHeader.now(fingerprint, 0, "module", "random")).path
+        packed = pack_triangle(total)
+        kept: list[Any] = []
+        found = {
+            "a moment, read and verified": timed(lambda: kept.append(read_moment(path))),
+            "of it, digest": timed(lambda: hashlib.sha256(packed.numpy().data)),
+            "of it, mirrored": timed(lambda: unpack_triangle(packed)),
+        }
+        assert torch.equal(kept[0].moment.total, total)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gib", type=float, default=2.0)
+    parser.add_argument("--d-in", type=int, default=14336)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model = weights(args.gib)
@@ -61,10 +84,21 @@ def main() -> None:
             "row sums": timed(lambda: row_sums(model)),
         }
         assert weights_sha256(model, folder=known, small=0) == parameters_sha256(model)
+    del model
+    moment = read_a_moment(args.d_in)
     for name, entry in found.items():
         entry["gb_per_s"] = (len(block) if "no tensors" in name else size) / entry["wall_s"] / 1e9
         print(f"{name}: {entry['wall_s']:.2f} s, {entry['gb_per_s']:.2f} GB/s, {entry['cpu_s']:.2f} s of processor")
-    document = {"bytes": size, "load": os.getloadavg()[0], "machine": describe_machine(), "found": found}
+    for name, entry in moment.items():
+        print(f"{name} (d_in {args.d_in}): {entry['wall_s']:.2f} s, {entry['cpu_s']:.2f} s of processor")
+    document = {
+        "bytes": size,
+        "d_in": args.d_in,
+        "moment": moment,
+        "load": os.getloadavg()[0],
+        "machine": describe_machine(),
+        "found": found,
+    }
     if args.out is not None:
         args.out.write_text(json.dumps(document, indent=2) + "\n")
 

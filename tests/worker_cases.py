@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from emendo.errors import EmendoWarning, InputError
+from emendo.errors import ConflictError, EmendoWarning, InputError
 from emendo.parallel import Processes, World, WorldRecipe
 
 
@@ -34,6 +34,8 @@ class Note:
             raise InputError("nobody can do this")
         if self.deed == "warn":
             warnings.warn("look here", EmendoWarning, stacklevel=2)
+        if self.deed == "conflict":
+            raise ConflictError("two facts", ["the first", "the second"])
         if self.deed == "crash":
             raise ZeroDivisionError("a slip")
         if self.deed == "sleep":

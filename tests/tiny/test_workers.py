@@ -23,7 +23,7 @@ import torch
 
 from emendo.editing.session import EditSession
 from emendo.editing.value_cache import ValueCache
-from emendo.errors import InputError, WorkerError
+from emendo.errors import ConflictError, InputError, WorkerError
 from emendo.experiments import Cell, Experiment, ExperimentConfig, comparable
 from emendo.models import EditableModel, load
 from emendo.parallel import Claims, Joined, Processes, ReadyWorld, Serial, Workers, World, WorldRecipe
@@ -264,6 +264,7 @@ def test_units_of_processes_die_in_words(recipe: WorldRecipe, tmp_path: Path) ->
     ("deed", "error", "words"),
     [
         ("refuse", InputError, "^nobody can do this$"),
+        ("conflict", ConflictError, "^two facts\\n  the first\\n  the second$"),
         ("crash", WorkerError, r"a worker failed with ZeroDivisionError: a slip\nTraceback(.|\n)*worker_cases"),
     ],
 )
@@ -273,8 +274,9 @@ def test_errors_of_units_travel(
     told: list[int] = []
     kind, content = done_or_failed(World(tiny_llama), Note("a", deed), tmp_path, Relay(told.append))
     assert kind == "failed"
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as raised:
         raise unpacked(content)
+    assert getattr(raised.value, "problems", ()) == (("the first", "the second") if deed == "conflict" else ())
     assert list((tmp_path / ".claims").iterdir()) == []
 
 
@@ -308,8 +310,8 @@ def test_children_end_with_their_parent(number: signal.Signals, recipe: WorldRec
     assert process.pid is not None
     for pid in [process.pid, *children] if number == signal.SIGINT else [process.pid]:
         os.kill(pid, number)  # a terminal sends Ctrl-C to all of them
-    process.join(20)
-    end = time.monotonic() + 10
+    process.join(60)
+    end = time.monotonic() + 60
     while any(Path(f"/proc/{pid}/exe").exists() for pid in children):
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -110,7 +110,6 @@ class Experiment:
                 planned.append(PlannedCell(cell, summary["resolved"], None, True))
         return planned
 
-    @checked
     def run(self, workers: Workers | None = None) -> Iterator[dict[str, Any]]:
         """Run the cells that are not finished; yields the summary of every cell, model by model.
 

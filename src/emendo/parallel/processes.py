@@ -33,7 +33,7 @@ from emendo.progress import Progress
 LOSSES = 5
 """Workers that may be lost on one unit without a step in between."""
 
-_PATIENCE = 10.0
+_PATIENCE = 20.0
 """Seconds that a process has to end by itself, before it is killed."""
 
 

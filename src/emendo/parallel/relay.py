@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emendo import errors
 from emendo.errors import EmendoError, EmendoWarning, WorkerError
 from emendo.parallel.units import Unit, World
 
@@ -80,22 +80,22 @@ def done_or_failed(world: World, unit: Unit, folder: Path, relay: Relay) -> tupl
         return "failed", packed(error)
 
 
-def packed(error: BaseException) -> bytes:
-    """An error as it travels: itself where it can, else its text."""
+def packed(error: BaseException) -> dict[str, Any]:
+    """An error as it travels: one of Emendo's by its name, another one as a text with its traceback."""
     if isinstance(error, EmendoError):
-        try:
-            content = pickle.dumps(error)
-            if str(pickle.loads(content)) == str(error):
-                return content
-        except Exception:  # pickling runs code of the error's class, which can fail in any way
-            pass
-        return pickle.dumps(WorkerError(str(error)))
+        kind = type(error).__name__
+        return {"kind": kind, "text": str(error), "problems": list(getattr(error, "problems", ()))}
     text = "".join(traceback.format_exception(error))
-    return pickle.dumps(WorkerError(f"a worker failed with {type(error).__name__}: {error}\n{text}"))
+    return {"kind": "WorkerError", "text": f"a worker failed with {type(error).__name__}: {error}\n{text}"}
 
 
-def unpacked(content: bytes) -> EmendoError:
-    """What `packed` packed; the bytes come from a process that this one has started."""
-    error = pickle.loads(content)
-    assert isinstance(error, EmendoError)
+def unpacked(content: Mapping[str, Any]) -> EmendoError:
+    """The error that `packed` packed; a WorkerError where its class is not one of Emendo's."""
+    kind = getattr(errors, content["kind"], WorkerError)
+    if not (isinstance(kind, type) and issubclass(kind, EmendoError)):
+        kind = WorkerError
+    error = kind.__new__(kind)  # some classes put their text together from parts, which has been done
+    error.args = (content["text"],)
+    if content.get("problems"):
+        error.problems = tuple(content["problems"])  # type: ignore[attr-defined]
     return error

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,7 @@ from emendo.experiments import Cell, Experiment, ExperimentConfig, comparable
 from emendo.models import EditableModel, load
 from emendo.parallel import Claims, Joined, Processes, ReadyWorld, Serial, Workers, World, WorldRecipe
 from emendo.parallel.board import Board
+from emendo.parallel.processes import _tell_of_threads
 from emendo.parallel.ray_workers import RayWorkers
 from emendo.parallel.relay import Relay, done_or_failed, relayed_notes, unpacked
 from emendo.progress import Silent
@@ -258,6 +260,17 @@ def test_units_of_processes_die_in_words(recipe: WorldRecipe, tmp_path: Path) ->
         with pytest.raises(WorkerError, match="got another model"):
             list(workers.map(other, [Note("e")], tmp_path))
         assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(("count", "threads", "warned"), [(4, 8, True), (4, 2, False), (1, 64, False)])
+def test_more_threads_than_cores_are_told(
+    count: int, threads: int, warned: bool, recipe: WorldRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        _tell_of_threads(count, replace(recipe, threads=threads))
+    assert ["OMP_NUM_THREADS=2" in str(one.message) for one in told] == [True] * warned
 
 
 @pytest.mark.parametrize(

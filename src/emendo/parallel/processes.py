@@ -77,6 +77,7 @@ class Processes:
         if recipe != self._recipe:
             self.close()
             self._recipe = recipe
+            _tell_of_threads(self.count, recipe)
         try:
             with Board(left, f"{title} ({self.count} workers)", progress) as board:
                 yield from self._work(_Work(deque(left), board, folder.absolute(), self.losses))
@@ -236,6 +237,18 @@ def serve(pipe: Connection, recipe: WorldRecipe, number: int) -> None:
             except EOFError:
                 return
             pipe.send(done_or_failed(world, unit, folder, relay))
+
+
+def _tell_of_threads(count: int, recipe: WorldRecipe) -> None:
+    """Warn where workers have more threads than there are cores: they wait for each other, and find the same."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if recipe.device == "cpu" and count > 1 and count * recipe.threads > cores:
+        warnings.warn(
+            f"{count} workers of {recipe.threads} threads each on {cores} cores are slower than they could be; set "
+            f"OMP_NUM_THREADS={max(1, cores // count)} for the command (results can then differ in their last bits)",
+            EmendoWarning,
+            stacklevel=4,
+        )
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

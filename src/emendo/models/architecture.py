@@ -12,6 +12,7 @@ from typing import Any
 
 from emendo.arguments import checked
 from emendo.errors import UnsupportedModelError
+from emendo.models.quantisation import refuse_method
 from emendo.models.refusals import BIDIRECTIONAL, REFUSALS
 from emendo.registry import Registry
 from emendo.suggest import nearest
@@ -278,9 +279,9 @@ def resolve_architecture(config: Any) -> ArchitectureSpec:
         config: A transformers configuration.
 
     Raises:
-        UnsupportedModelError: The family is refused or unknown, or its weights are quantised.
+        UnsupportedModelError: The family is refused or unknown, or its weights are quantised in a way that is not read.
     """
-    _refuse_quantised(config)
+    refuse_method(config)
     model_type = getattr(config, "model_type", None)
     if model_type in WRAPPERS:
         return _inside(str(model_type), config.get_text_config(decoder=True))
@@ -331,20 +332,6 @@ def _inside(wrapper: str, text_config: Any) -> ArchitectureSpec:
     # The wrapper holds the decoder's bare model, which the causal LM holds under the first name of the row's path.
     path = ".".join([WRAPPERS[wrapper], *spec.decoder.split(".")[1:]])
     return replace(spec, decoder=path, wrapper=wrapper, logit_scale=None, logit_divisor=None, logit_softcap=None)
-
-
-def _refuse_quantised(config: Any) -> None:
-    quantization = getattr(config, "quantization_config", None)
-    if quantization:
-        method = (
-            quantization.get("quant_method", "unknown")
-            if isinstance(quantization, dict)
-            else getattr(quantization, "quant_method", "unknown")
-        )
-        raise UnsupportedModelError(
-            f"this model's weights are quantised ({method}); an edit is far smaller than a quantisation "
-            "step and would be rounded away. Load the unquantised checkpoint (--model)"
-        )
 
 
 def _why_unknown(config: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emendo.models.digests import weights_sha256
+from emendo.models.packed_weights import weight_parts
 
 
 class BaseWeights:
@@ -48,14 +49,12 @@ class BaseWeights:
 
 def _stamps(model: nn.Module) -> dict[str, tuple[int, int, int]]:
     """Identity, address and version of every parameter: what differs has been touched, though maybe not changed."""
-    return {
-        name: (id(parameter), parameter.data_ptr(), parameter._version) for name, parameter in model.named_parameters()
-    }
+    return {name: (id(parameter), parameter.data_ptr(), parameter._version) for name, parameter in weight_parts(model)}
 
 
 def row_sums(model: nn.Module, leave_out: Collection[str] = ()) -> dict[str, str]:
     """A checksum of every parameter: dtype, shape and the sum of each row's words."""
-    return {name: _checksum(value.detach()) for name, value in model.named_parameters() if name not in leave_out}
+    return {name: _checksum(value.detach()) for name, value in weight_parts(model) if name not in leave_out}
 
 
 def differing(found: Mapping[str, str], expected: Mapping[str, str], leave_out: Collection[str] = ()) -> list[str]:

@@ -19,10 +19,12 @@ from emendo.io.printable import well_formed
 from emendo.models.access import ModelAccess, access_to
 from emendo.models.architecture import ArchitectureSpec, resolve_architecture
 from emendo.models.checksums import BaseWeights
-from emendo.models.edited_map import EditedMap, Original, edited_map
+from emendo.models.edited_map import EditedMap, Original, PlainMap
 from emendo.models.experts import is_mixture
 from emendo.models.identity import COMPILED
 from emendo.models.mixture import ExpertsMap, Mixture
+from emendo.models.packed_weights import SidePath, kind_of
+from emendo.models.quantised_map import QuantisedMap
 from emendo.shapes import Weight
 
 
@@ -185,7 +187,11 @@ class DecoderView:
         if self._edited_path(layer) == self.spec.experts:
             return ExpertsMap(self.down_projection(layer))
         path, _, name = self.spec.down_projection.rpartition(".")
-        return edited_map(self.blocks[layer].get_submodule(path), name)
+        owner = self.blocks[layer].get_submodule(path)
+        module = getattr(owner, name)
+        if isinstance(module, SidePath) or kind_of(module):
+            return QuantisedMap(owner, name, self.model.get_input_embeddings().weight.dtype)
+        return PlainMap(module)
 
     def _edited_path(self, layer: int) -> str:
         """Where in its block a layer's edited map is: the experts, where this block has some."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from emendo.shapes import Weight
@@ -146,19 +146,6 @@ class PlainMap:
     def put_back(self, original: Original) -> None:
         """Overwrite the weight with the copy."""
         self.write(original.weight)
-
-
-def edited_map(owner: nn.Module, name: str) -> EditedMap:
-    """The map that a module keeps under a name.
-
-    Args:
-        owner: The module that holds it.
-        name: Of the attribute.
-
-    Raises:
-        AttributeError: There is none.
-    """
-    return PlainMap(getattr(owner, name))
 
 
 def same_bits(found: Weight, expected: Weight) -> bool:

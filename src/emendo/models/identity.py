@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers import __version__ as transformers_version
 
+from emendo.models.packed_weights import weight_parts
+
 COMPILED = "_orig_mod"
 """Name under which what `torch.compile` returns keeps the module that it was given."""
 
@@ -28,7 +30,7 @@ _SAMPLES = 32
 
 
 def parameters_sha256(model: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every parameter."""
+    """SHA-256 over name, dtype, shape and bytes of every parameter; of few-bit weights, over scales and layout too."""
     digest = hashlib.sha256()
     for name, parameter in named_parameters(model):
         value = parameter.detach().contiguous().cpu()
@@ -38,9 +40,9 @@ def parameters_sha256(model: nn.Module) -> str:
 
 
 def named_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter by its name, in the order of names."""
+    """Every parameter by its name, in the order of names; few-bit weights in their parts."""
     # What torch.compile returns puts a name of its own before those of the module that it was given.
-    named = {name.replace(f"{COMPILED}.", ""): parameter for name, parameter in model.named_parameters()}
+    named = {name.replace(f"{COMPILED}.", ""): parameter for name, parameter in weight_parts(model)}
     return sorted(named.items())
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from emendo.errors import UnsupportedModelError
+from emendo.models.packed_weights import is_packed
 
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, Tensor, nn.Parameter})
 """Types of attributes that hold no module."""
@@ -54,6 +55,13 @@ def check_parameters(model: nn.Module) -> None:
         )
 
 
+def _counterpart(parameter: Tensor, *, copy: bool) -> Tensor:
+    """A parameter over the same numbers, or a copy of them; of few-bit weights the object itself, which has scales."""
+    if is_packed(parameter):
+        return parameter
+    return nn.Parameter(parameter.detach().clone() if copy else parameter.detach(), requires_grad=False)
+
+
 class _Counterparts:
     """What stands for each module and parameter of a model."""
 
@@ -61,10 +69,7 @@ class _Counterparts:
         copied = {id(parameter) for parameter in written}
         found = {id(part): part for module in modules for part in module._parameters.values() if part is not None}
         self.modules = {id(module): type(module).__new__(type(module)) for module in modules}
-        self.parameters = {
-            key: nn.Parameter(part.detach().clone() if key in copied else part.detach(), requires_grad=False)
-            for key, part in found.items()
-        }
+        self.parameters = {key: _counterpart(part, copy=key in copied) for key, part in found.items()}
         self.configs: dict[int, Any] = {}
 
     def state(self, module: nn.Module) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from emendo.models.editable import EditableModel
 from emendo.models.folder import check_beside, check_folder, check_settings, no_weights, refused, weight_files
 from emendo.models.gguf_header import check_gguf
 from emendo.models.hub_files import fetch_settings, fetch_weights, has_safetensors
+from emendo.models.quantisation import FewBits
 from emendo.models.sources import DEMO, find_source
 from emendo.progress import Progress, Silent
 
@@ -48,6 +49,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    load_in: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> EditableModel:
@@ -57,6 +59,8 @@ def load(
         name: A Hugging Face hub id, a folder with a saved model, a ``.gguf`` file, or ``"demo"``.
         device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"auto"`` (the checkpoint's own; float32 for GGUF), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        load_in: Quantise the linear maps while they are loaded: ``"nf4"``, ``"fp4"``, ``"int8"`` (bitsandbytes),
+            ``"torchao-int8"`` or ``"torchao-fp8"``. A folder that was saved in few bits needs nothing said.
         device_map: Where each module goes, for a model that no single device holds: a map as accelerate takes it, or
             ``"auto"``. Nothing may be offloaded: all weights must be in the memory of a device.
         progress: Told about the stage "loading".
@@ -64,7 +68,7 @@ def load(
     Raises:
         ModelNotFoundError: Nothing loadable under that name.
         UnsupportedModelError: The family cannot be edited.
-        InputError: Unknown device or dtype, or both a device and a map of devices.
+        InputError: Unknown device, dtype or way to quantise, or both a device and a map of devices.
     """
     progress = progress or Silent()
     if device_map is not None and device != "auto":
@@ -73,11 +77,12 @@ def load(
         _check_device_map(device_map)
     target = None if device_map is not None else _device(device)
     options = {"dtype": dtype_named(dtype), "device_map": device_map}
+    few_bits = FewBits(load_in, target)
     progress.start("loading", None)
     try:
         with silent_transformers(), _kept_rng():
-            model, tokenizer = _load_pair(str(name), options)
-            if target is not None:
+            model, tokenizer = _load_pair(str(name), options, few_bits)
+            if not few_bits.settled(model) and target is not None:
                 model.to(target)
         return EditableModel(model, tokenizer, name=str(name))
     finally:
@@ -101,16 +106,17 @@ def wrap(model: Any, tokenizer: Any, name: str = "") -> EditableModel:
     return EditableModel(model, tokenizer, name=name)
 
 
-def _load_pair(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
+def _load_pair(name: str, options: dict[str, Any], few_bits: FewBits) -> tuple[Any, Any]:
     source = find_source(name)
     if source.kind == "demo":
-        return _load_demo(options)
+        return _load_demo(options, few_bits)
     if source.kind == "gguf":
+        few_bits.refuse_gguf(name)
         return _load_gguf(Path(source.place), options, name)
-    return _from_pretrained(source.place, options, name)
+    return _from_pretrained(source.place, options, few_bits, name)
 
 
-def _from_pretrained(place: str, options: dict[str, Any], name: str = "") -> tuple[Any, Any]:
+def _from_pretrained(place: str, options: dict[str, Any], few_bits: FewBits, name: str = "") -> tuple[Any, Any]:
     """A model and its tokenizer from a folder or a hub id; `name` is how errors name it."""
     name = name or place
     try:
@@ -123,10 +129,11 @@ def _from_pretrained(place: str, options: dict[str, Any], name: str = "") -> tup
         # Without an explicit False, transformers would ask on the terminal whether to run a folder's own code.
         config = AutoConfig.from_pretrained(place, trust_remote_code=False, **pinned)
         spec = resolve_architecture(config)
+        options = few_bits.options(options, config, name)
         auto = AutoModelForCausalLM if spec.wrapper is None else AutoModelForImageTextToText
         weights = _weights(place, name, folder, commit, said)
         if weights:
-            check_model_size(auto, config, weights)
+            check_model_size(auto, config, weights, few_bits.growth(config))
         model, found = auto.from_pretrained(
             place,
             **_with_dtype(options, "auto"),
@@ -227,22 +234,22 @@ def _load_gguf(path: Path, options: dict[str, Any], name: str = "") -> tuple[Any
     return model, tokenizer
 
 
-def _load_demo(options: dict[str, Any]) -> tuple[Any, Any]:
+def _load_demo(options: dict[str, Any], few_bits: FewBits) -> tuple[Any, Any]:
     folder = demo.verified_demo_folder()
     if folder is None:
         path = demo.demo_gguf()
         if path is None:
-            return _demo_from_hub(options)
+            return _demo_from_hub(options, few_bits)
         with demo.converting():
             folder = demo.verified_demo_folder()
             if folder is None:
                 folder = demo.store_demo_folder(*_load_gguf(path, {"dtype": torch.float32}))
-    return _from_pretrained(str(folder), options, DEMO)
+    return _from_pretrained(str(folder), options, few_bits, DEMO)
 
 
-def _demo_from_hub(options: dict[str, Any]) -> tuple[Any, Any]:
+def _demo_from_hub(options: dict[str, Any], few_bits: FewBits) -> tuple[Any, Any]:
     try:
-        return _from_pretrained(demo.HUB_ID, _with_dtype(options, torch.float32))
+        return _from_pretrained(demo.HUB_ID, _with_dtype(options, torch.float32), few_bits)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"the demo model is not installed and {demo.HUB_ID} cannot be fetched. Get it with: {demo.INSTALL}"

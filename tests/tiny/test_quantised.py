@@ -1,0 +1,147 @@
+"""Models whose weights are in few bits: read as what they compute with, edited beside them, put back as the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import emendo
+from emendo import EditSession
+from emendo.errors import InputError, UnsupportedModelError
+from emendo.export import write_adapter
+from emendo.models import EditableModel
+from emendo.models.packed_weights import SidePath, dequantised, kind_of, weight_parts
+from emendo.models.quantisation import WAYS, refuse_method
+from emendo.statistics import MomentStore
+from tests.conftest import build_tiny
+from tests.quick_plans import EIFFEL, JAPAN, quick_plan
+
+WAYS_HERE = sorted(WAYS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama as a folder."""
+    path = tmp_path_factory.mktemp("tiny-llama")
+    lm = build_tiny("llama")
+    lm.model.save_pretrained(path)
+    lm.tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(params=WAYS_HERE)
+def lm(request: pytest.FixtureRequest, folder: Path) -> EditableModel:
+    return emendo.load(folder, device="cpu", load_in=request.param)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
+    """Second moments of all of them, collected once."""
+    return MomentStore(tmp_path_factory.mktemp("moments"))
+
+
+@pytest.fixture
+def session(lm: EditableModel, store: MomentStore) -> EditSession:
+    return EditSession(lm, store=store)
+
+
+def stored(lm: EditableModel) -> dict[str, torch.Tensor]:
+    """A copy of everything that the weights are made of."""
+    return {name: tensor.detach().as_subclass(torch.Tensor).clone() for name, tensor in weight_parts(lm.model)}
+
+
+def logits(model: Any, ids: Sequence[int] = (5, 9, 3, 17, 8)) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([list(ids)])).logits.float()
+
+
+def test_an_edit_stands_beside_the_base_and_the_very_objects_come_back(session: EditSession) -> None:
+    lm = session.lm
+    modules = {layer: lm.down_projection(layer) for layer in range(lm.n_layers)}
+    objects = {layer: module.weight for layer, module in modules.items()}
+    before, said = stored(lm), logits(lm.model)
+    plan = quick_plan(session, [EIFFEL], "memit", layers=[1, 2])
+    assert all(lm.down_projection(layer) is module for layer, module in modules.items()), "planning changes nothing"
+    session.apply(plan.update)
+    assert isinstance(lm.down_projection(1), SidePath)
+    assert lm.down_projection(1).base is modules[1]
+    assert not torch.equal(logits(lm.model), said)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stored(lm).items()), "base bytes untouched"
+    assert session.base["weights_sha256"] == lm.weights_digest()
+    session.apply(quick_plan(session, [JAPAN], "memit", layers=[1, 2]).update)
+    session.rollback()
+    assert all(lm.down_projection(layer) is module for layer, module in modules.items())
+    assert all(lm.down_projection(layer).weight is weight for layer, weight in objects.items())
+    assert all(session.verify_rolled_back().values())
+    found = stored(lm)
+    assert found.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in found.items())
+    assert torch.equal(logits(lm.model), said)
+
+
+def test_an_adapter_over_the_quantised_base_is_the_edited_model(
+    session: EditSession, folder: Path, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    lm = session.lm
+    plan = quick_plan(session, [EIFFEL, JAPAN], "memit", layers=[1, 2])
+    adapter = write_adapter(lm, [plan.update], tmp_path / "out")
+    ids = lm.encode(EIFFEL.text)
+    untouched = logits(lm.model, ids)
+    session.apply(plan.update)
+    edited = logits(lm.model, ids)
+    assert (edited - untouched).abs().max() > 1e-3
+    other = emendo.load(folder, device="cpu", load_in=_way(lm))
+    wrapped = peft.PeftModel.from_pretrained(other.model, str(adapter.path))
+    assert (logits(wrapped, ids) - edited).abs().max() <= 1e-4
+
+
+def _way(lm: EditableModel) -> str:
+    return str(kind_of(lm.down_projection(0)))
+
+
+def test_the_edit_is_what_the_plan_asked_for(session: EditSession) -> None:
+    """W₀ + ΔW is read back from the layer, W₀ being what the base computes with."""
+    lm = session.lm
+    update = quick_plan(session, [EIFFEL]).update
+    part = update.layers[0]
+    base = dequantised(lm.down_projection(part.layer))
+    session.apply(update)
+    torch.testing.assert_close(lm.weight(part.layer), base + part.delta(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(lm.base_weight(part.layer), base, atol=0, rtol=0)
+
+
+def test_two_loads_are_one_base_and_another_way_is_another(lm: EditableModel, folder: Path) -> None:
+    again = emendo.load(folder, device="cpu", load_in=_way(lm))
+    assert again.identity() == lm.identity()
+    other = next(way for way in WAYS_HERE if way != _way(lm))
+    assert emendo.load(folder, device="cpu", load_in=other).weights_digest() != lm.weights_digest()
+
+
+def test_a_scale_that_somebody_changed_is_seen(lm: EditableModel) -> None:
+    lm.weights_digest()
+    name, tensor = next(
+        (name, tensor)
+        for name, tensor in weight_parts(lm.model)
+        if "layers.2.mlp.down_proj" in name and tensor.dtype == torch.float32
+    )
+    with torch.no_grad():
+        tensor.mul_(2)
+    assert lm.contents.changed() == [name]
+
+
+def test_what_cannot_be_read_is_refused_with_the_way_out() -> None:
+    for method, words in (("gptq", "--load-in nf4"), ("compressed-tensors", "run_compressed=False"), ("new", "layout")):
+        config = build_tiny("llama").model.config
+        config.quantization_config = {"quant_method": method}
+        with pytest.raises(UnsupportedModelError, match=words):
+            refuse_method(config)
+
+
+def test_unknown_ways_and_gguf_are_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="expected one of nf4, fp4"):
+        emendo.load(folder, load_in="int3")

@@ -26,13 +26,14 @@ LAYER = {
 }
 
 
-def write_tiny_gguf(path: Path, *, blocks: int | None = None, inner: int | None = None) -> Path:
+def write_tiny_gguf(path: Path, *, blocks: int | None = None, inner: int | None = None, kind: str = "F32") -> Path:
     """Write the file.
 
     Args:
         path: Where.
         blocks: What it says of its layers; None: their number.
         inner: Width of the MLP, a multiple of 32 for quantised types; None: that of the tests' tiny Llama.
+        kind: Type of the edited tensors.
     """
     gguf = pytest.importorskip("gguf")
     lm = build_tiny("llama")
@@ -64,7 +65,12 @@ def write_tiny_gguf(path: Path, *, blocks: int | None = None, inner: int | None 
     for layer in range(config.num_hidden_layers):
         names |= {f"blk.{layer}.{short}": f"model.layers.{layer}.{long}" for short, long in LAYER.items()}
     for short, long in names.items():
-        writer.add_tensor(f"{short}.weight", weights[f"{long}.weight"].float().numpy().astype(np.float32))
+        values = weights[f"{long}.weight"].float().numpy().astype(np.float32)
+        if short.endswith("ffn_down") and kind != "F32":
+            stored = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(f"{short}.weight", gguf.quants.quantize(values, stored), raw_dtype=stored)
+        else:
+            writer.add_tensor(f"{short}.weight", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

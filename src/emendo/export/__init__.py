@@ -2,6 +2,7 @@
 
 from emendo.export.checkpoint import write_checkpoint
 from emendo.export.gguf_adapter import AdapterFile, write_gguf_adapter
+from emendo.export.gguf_in_place import InPlaceFile, write_gguf_in_place
 from emendo.export.gguf_model import ModelFile, write_gguf_model
 from emendo.export.gguf_names import GGUF_ARCHITECTURES
 from emendo.export.hub import Upload, push_folder
@@ -12,11 +13,13 @@ __all__ = [
     "RANKS",
     "AdapterFile",
     "AdapterFolder",
+    "InPlaceFile",
     "ModelFile",
     "Upload",
     "push_folder",
     "write_adapter",
     "write_checkpoint",
     "write_gguf_adapter",
+    "write_gguf_in_place",
     "write_gguf_model",
 ]

@@ -92,20 +92,20 @@ def write_gguf_model(
         raise ExportError(f"--out {str(path)!r} is the file of the base itself; choose another file (--out)")
     check_writable_file(path)
     distance = check_same_model(file, lm, [part.layer for part in total])
-    weights: dict[str, Tensor] = {}
+    replaced: dict[str, StoredTensor] = {}
     types, kept = {}, {}
     for part in total:
         entry, stored = file.tensor(part.layer), file.weight(part.layer)
         target = chosen or _dtype_of(entry)
         parts = [one for update in updates for one in update.layers if one.layer == part.layer]
-        weights[entry.name] = _cast(edited_weight(stored, parts), target, part.layer)
+        replaced[entry.name] = StoredTensor.plain(_cast(edited_weight(stored, parts), target, part.layer))
         types[part.layer] = (entry.tensor_type.name, _TYPES[target])
         kept[part.layer] = (kept_of(part, rounding(stored, part, target), part.keys, target), target)
     for target in {target for _, target in kept.values()}:
         tell_of_rounding({layer: share for layer, (share, own) in kept.items() if own == target}, target)
-    check_room(path.parent, file.path.stat().st_size + sum(weight.nbytes for weight in weights.values()))
+    check_room(path.parent, file.path.stat().st_size + sum(one.data.nbytes for one in replaced.values()))
     with whole_file(path) as draft, file.path.open("rb") as source, draft.open("wb") as stream:
-        copied = _write(stream, source, file, weights, update_record(updates))
+        copied = write_file(stream, source, file, replaced, update_record(updates))
         nbytes = stream.tell()
     return ModelFile(path, types, nbytes, copied, distance)
 
@@ -122,10 +122,38 @@ def _cast(weight: Tensor, dtype: torch.dtype, layer: int) -> Tensor:
     return cast
 
 
-def _write(
-    stream: BinaryIO, source: BinaryIO, file: BaseFile, weights: Mapping[str, Tensor], record: Mapping[str, str]
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a tensor becomes in a file.
+
+    Attributes:
+        kind: Its type there, such as Q4_0.
+        data: Its bytes.
+    """
+
+    kind: str
+    data: Tensor
+
+    @classmethod
+    def plain(cls, weight: Tensor) -> StoredTensor:
+        """A tensor of plain numbers, in its own dtype."""
+        return cls(_TYPES[weight.dtype], weight.reshape(-1).view(torch.uint8))
+
+
+def write_file(
+    stream: BinaryIO, source: BinaryIO, file: BaseFile, replaced: Mapping[str, StoredTensor], record: Mapping[str, str]
 ) -> int:
-    """Write the whole file; gives the bytes of tensors that were copied.
+    """Write a whole file: that of a base with other tensors under some names, and more metadata.
+
+    Args:
+        stream: What is written.
+        source: The base's file, open.
+        file: The same, read.
+        replaced: Tensors by name.
+        record: Texts that are added to the metadata.
+
+    Returns:
+        Bytes of tensors that were copied.
 
     Source: the GGUF specification (ggml, docs/gguf.md): counts, metadata, one entry a tensor, aligned tensors.
     """
@@ -139,22 +167,22 @@ def _write(
         stream.write(_text(key) + struct.pack("<I", _STRING) + _text(text))
     alignment, offset = int(file.reader.alignment), 0
     for entry in tensors:
-        weight = weights.get(entry.name)
-        kind = entry.tensor_type if weight is None else gguf.GGMLQuantizationType[_TYPES[weight.dtype]]
+        new = replaced.get(entry.name)
+        kind = entry.tensor_type if new is None else gguf.GGMLQuantizationType[new.kind]
         sizes = [int(size) for size in entry.shape]
         stream.write(_text(entry.name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, int(kind), offset))
-        offset += _padded(int(entry.n_bytes) if weight is None else weight.nbytes, alignment)
+        offset += _padded(int(entry.n_bytes) if new is None else new.data.nbytes, alignment)
     stream.write(bytes(_padded(stream.tell(), alignment) - stream.tell()))
     copied = 0
     for entry in tensors:
-        weight = weights.get(entry.name)
-        if weight is None:
+        new = replaced.get(entry.name)
+        if new is None:
             size = int(entry.n_bytes)
             _copy(source, stream, int(entry.data_offset), size)
             copied += size
         else:
-            size = weight.nbytes
-            stream.write(weight.reshape(-1).view(torch.uint8).numpy().data)
+            size = new.data.nbytes
+            stream.write(new.data.contiguous().numpy().data)
         stream.write(bytes(_padded(size, alignment) - size))
     return copied
 

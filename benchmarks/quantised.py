@@ -115,9 +115,7 @@ def in_place_runs(records, counts: list[int], multiple: float | None):
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "edited.gguf"
                 begin = time.perf_counter()
-                done = write_gguf_in_place(
-                    lm, [plan.update], out, base=base, moments=moments, rounding=rounding
-                )
+                done = write_gguf_in_place(lm, [plan.update], out, base=base, moments=moments, rounding=rounding)
                 seconds = time.perf_counter() - begin
                 read = {entry.name: entry for entry in gguf.GGUFReader(out).tensors}
                 weights = {

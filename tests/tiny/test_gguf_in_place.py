@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,33 @@ from emendo import EditSession
 from emendo.errors import ExportError
 from emendo.export import write_gguf_in_place
 from emendo.export.gguf_grid import LAYOUTS, grid_of, with_levels
-from emendo.methods.settings import MomentSettings
+from emendo.export.recorded_moments import recorded_moments
+from emendo.models import EditableModel
 from emendo.statistics import MomentStore
+from emendo.updates.update import ModelUpdate
 from tests.quick_plans import EIFFEL, quick_plan
 from tests.tiny_gguf import write_tiny_gguf
 
 gguf = pytest.importorskip("gguf")
 
 
+@dataclass
+class Made:
+    base: Path
+    lm: EditableModel
+    update: ModelUpdate
+    moments: dict[int, torch.Tensor]
+
+
 class Entry:
     """A tensor as a reader gives it."""
 
     def __init__(self, name: str, rows: int, width: int) -> None:
-        self.name, self.tensor_type, self.shape = "blk.0.ffn_down.weight", gguf.GGMLQuantizationType[name], (width, rows)
+        self.name, self.tensor_type, self.shape = (
+            "blk.0.ffn_down.weight",
+            gguf.GGMLQuantizationType[name],
+            (width, rows),
+        )
         layout = LAYOUTS[name]
         made = np.random.default_rng(0)
         data = made.integers(0, 256, (rows, width // layout.entries, layout.nbytes), dtype=np.uint8)
@@ -34,7 +49,7 @@ class Entry:
         if name == "Q6_K":
             data[..., -2:] = scales[..., :2]
         else:
-            data[..., :4 if name in ("Q4_1", "Q4_K") else 2] = scales[..., : 4 if name in ("Q4_1", "Q4_K") else 2]
+            data[..., : 4 if name in ("Q4_1", "Q4_K") else 2] = scales[..., : 4 if name in ("Q4_1", "Q4_K") else 2]
         self.data = data.reshape(rows, -1)
 
 
@@ -53,24 +68,32 @@ def test_levels_stand_for_what_the_gguf_package_reads(name: str) -> None:
     assert np.array_equal(before, after), "scales and offsets stay"
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return write_tiny_gguf(tmp_path / "tiny.gguf", inner=64, kind="Q4_1")
-
-
-def test_the_file_holds_the_edit_on_its_own_grid(base: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A file, and an edit of the model in it."""
+    folder = tmp_path_factory.mktemp("in-place")
+    base = write_tiny_gguf(folder / "tiny.gguf", inner=64, kind="Q4_1")
     lm = emendo.load(base, device="cpu")
-    session = EditSession(lm, store=MomentStore(tmp_path / "moments"))
-    plan = quick_plan(session, [EIFFEL], layers=[1])
-    moments, _ = session.second_moments([1], MomentSettings(multiple=10))
+    session = EditSession(lm, store=MomentStore(folder / "moments"))
+    update = quick_plan(session, [EIFFEL], layers=[1]).update
+    layers, settings, seed = recorded_moments([update])
+    assert (layers, seed) == ([1], session.seed)
+    return Made(base, lm, update, session.second_moments(layers, settings)[0])
+
+
+def test_the_file_holds_the_edit_on_its_own_grid(made: Made, tmp_path: Path) -> None:
+    lm, base, part = made.lm, made.base, made.update.layers[0]
     source = base.read_bytes()
-    near = write_gguf_in_place(
-        lm, [plan.update], tmp_path / "near.gguf", base=base, moments=moments, rounding="nearest"
-    )
-    done = write_gguf_in_place(lm, [plan.update], tmp_path / "done.gguf", base=base, moments=moments)
+    written = {
+        rounding: write_gguf_in_place(
+            lm, [made.update], tmp_path / f"{rounding}.gguf", base=base, moments=made.moments, rounding=rounding
+        )
+        for rounding in ("feedback", "nearest")
+    }
     assert base.read_bytes() == source
-    assert abs(done.layers[0].kept - 1) < abs(near.layers[0].kept - 1)
-    readers = [gguf.GGUFReader(path) for path in (base, done.path)]
+    kept = {rounding: file.layers[0].kept for rounding, file in written.items()}
+    assert abs(kept["feedback"] - 1) < abs(kept["nearest"] - 1)
+    readers = [gguf.GGUFReader(path) for path in (base, written["feedback"].path)]
     different = [
         ours.name
         for theirs, ours in zip(*(reader.tensors for reader in readers), strict=True)
@@ -78,21 +101,26 @@ def test_the_file_holds_the_edit_on_its_own_grid(base: Path, tmp_path: Path) -> 
     ]
     assert different == ["blk.1.ffn_down.weight"]
     assert [one.tensor_type for one in readers[0].tensors] == [one.tensor_type for one in readers[1].tensors]
-    edited = emendo.load(done.path, device="cpu")
-    given, wanted = (plan.update.layers[0].keys @ weight.T for weight in (
-        edited.weight(1) - lm.weight(1), plan.update.layers[0].delta()
-    ))
-    assert float((given * wanted).sum() / wanted.square().sum()) == pytest.approx(done.layers[0].kept, abs=1e-4)
+    entry = readers[1].tensors[[one.name for one in readers[1].tensors].index(different[0])]
+    read = torch.from_numpy(gguf.quants.dequantize(entry.data, entry.tensor_type).copy())
+    given, wanted = (part.keys @ weight.T for weight in (read - lm.weight(1), part.delta()))
+    assert float((given * wanted).sum() / wanted.square().sum()) == pytest.approx(kept["feedback"], abs=1e-4)
 
 
-def test_what_cannot_be_written_in_place_is_refused(base: Path, tmp_path: Path) -> None:
-    lm = emendo.load(base, device="cpu")
-    session = EditSession(lm, store=MomentStore(tmp_path / "moments"))
-    plan = quick_plan(session, [EIFFEL], layers=[1])
+def test_what_cannot_be_written_in_place_is_refused(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
     with pytest.raises(ExportError, match="second moment"):
-        write_gguf_in_place(lm, [plan.update], tmp_path / "out.gguf", base=base, moments={})
-    moments, _ = session.second_moments([1], MomentSettings(multiple=10))
+        write_gguf_in_place(made.lm, [made.update], out, base=made.base, moments={})
     other = write_tiny_gguf(tmp_path / "plain.gguf", inner=64)
-    with pytest.raises(ExportError, match="the very file|stored as"):
-        write_gguf_in_place(lm, [plan.update], tmp_path / "out.gguf", base=other, moments=moments)
-    assert not (tmp_path / "out.gguf").exists()
+    with pytest.raises(ExportError, match="the very file"):
+        write_gguf_in_place(made.lm, [made.update], out, base=other, moments=made.moments)
+    with pytest.raises(ExportError, match="base itself"):
+        write_gguf_in_place(made.lm, [made.update], made.base, base=made.base, moments=made.moments)
+    assert not out.exists()
+
+
+def test_a_type_without_levels_to_write_is_refused_with_the_ways_that_take_it() -> None:
+    entry = Entry("Q4_0", rows=2, width=32)
+    entry.tensor_type = gguf.GGMLQuantizationType.F32
+    with pytest.raises(ExportError, match="gguf-lora"):
+        grid_of(entry)

@@ -12,7 +12,7 @@ import torch
 import emendo
 from emendo import EditSession
 from emendo.errors import InputError, UnsupportedModelError
-from emendo.export import write_adapter
+from emendo.export import write_adapter, write_checkpoint
 from emendo.models import EditableModel
 from emendo.models.packed_weights import SidePath, dequantised, kind_of, weight_parts
 from emendo.models.quantisation import WAYS, refuse_method
@@ -98,6 +98,25 @@ def test_an_adapter_over_the_quantised_base_is_the_edited_model(
     other = emendo.load(folder, device="cpu", load_in=_way(lm))
     wrapped = peft.PeftModel.from_pretrained(other.model, str(adapter.path))
     assert (logits(wrapped, ids) - edited).abs().max() <= 1e-4
+
+
+def test_a_checkpoint_has_the_edited_maps_dense_beside_the_untouched_rest(session: EditSession, tmp_path: Path) -> None:
+    lm = session.lm
+    plan = quick_plan(session, [EIFFEL], "memit", layers=[1, 2])
+    write_checkpoint(lm, [plan.update], tmp_path / "out")
+    base = stored(lm)
+    session.apply(plan.update)
+    again = emendo.load(tmp_path / "out", device="cpu")
+    for layer in range(lm.n_layers):
+        assert (kind_of(again.down_projection(layer)) is None) == (layer in (1, 2))
+        torch.testing.assert_close(again.weight(layer), lm.weight(layer), atol=1e-6, rtol=0)
+    edited = [lm.parameter_name(layer) for layer in (1, 2)]
+    rest = {name: tensor for name, tensor in stored(again).items() if name not in edited}
+    assert rest.keys() == {name for name in base if not name.startswith(tuple(edited))}
+    assert all(torch.equal(tensor, base[name]) for name, tensor in rest.items())
+    ids = lm.encode(EIFFEL.text)
+    if _way(lm) != "int8":  # whose maps round their inputs, which dense ones do not
+        assert (logits(again.model, ids) - logits(lm.model, ids)).abs().max() <= 1e-4
 
 
 def _way(lm: EditableModel) -> str:

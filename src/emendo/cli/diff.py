@@ -36,6 +36,7 @@ def diff(
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -52,7 +53,7 @@ def diff(
     from emendo.models import load
     from emendo.report.diff import document, write_difference
 
-    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     found = difference(
         lm,
         before,

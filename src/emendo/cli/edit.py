@@ -64,6 +64,7 @@ def edit(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     workers: options.Workers = None,
     ray: options.Ray = None,
     json_output: options.Json = False,
@@ -72,7 +73,7 @@ def edit(
     """Write facts into a model: one from --prompt, --subject and --target, or many from --requests."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     # Everything that can be refused is refused before the model is loaded.
-    options.check_workers(workers, ray)
+    options.check_workers(workers, ray, load_in=load_in)
     records = _records(terminal, prompt, subject, target, join, target_true, requests, format)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.methods import check_named
@@ -92,7 +93,7 @@ def edit(
     from emendo.editing.value_cache import remembered_targets
     from emendo.models import load
 
-    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     session = EditSession(lm, seed=seed, progress=terminal)
     if plan_only:
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)

@@ -47,6 +47,7 @@ def peft(
     base_name: BaseName = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -59,7 +60,7 @@ def peft(
     from emendo.export import write_adapter
     from emendo.models import load
 
-    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     written = write_adapter(lm, updates, out, tolerance=fold, base_name=base_name)
     padded = "" if written.rank == written.exact_rank else f" (padded from {written.exact_rank})"
     lost = f", folded to within {written.lost:.1e}" if fold is not None else ""
@@ -82,6 +83,7 @@ def checkpoint(
     model_dtype: Annotated[
         str, typer.Option("--model-dtype", help="In which the model was edited, if --dtype was given then.")
     ] = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -100,7 +102,7 @@ def checkpoint(
 
     dtype_named(dtype)
 
-    lm = load(model, device=device, dtype=model_dtype, progress=terminal)
+    lm = load(model, device=device, dtype=model_dtype, load_in=load_in, progress=terminal)
     terminal.start("writing")
     try:
         path = write_checkpoint(lm, updates, out, dtype=dtype, base_name=base_name)
@@ -123,6 +125,7 @@ def gguf_lora(
     base_name: BaseName = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -135,7 +138,7 @@ def gguf_lora(
     from emendo.export import write_gguf_adapter
     from emendo.models import load
 
-    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     written = write_gguf_adapter(lm, updates, out, tolerance=fold, base=base, base_name=base_name)
     lost = f", folded to within {written.lost:.1e}" if fold is not None else ""
     terminal.line(f"Adapter: {written.path}")
@@ -187,6 +190,51 @@ def gguf(
     )
     terminal.line(f"Edited tensors by layer: {changed}")
     terminal.line(f"The base's edited weights are at a relative distance of {written.distance:.1e} from the model's")
+    terminal.result({"model": written.to_dict(), "updates": [one.id for one in updates]})
+
+
+@app.command("gguf-in-place")
+def gguf_in_place(
+    base: Annotated[Path, typer.Option("--base", help="Quantised GGUF file that the updates were made on.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    update: Update = None,
+    ledger: FromLedger = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model that was edited, if not --base; 'demo' for its own file.")
+    ] = None,
+    rounding: Annotated[
+        str, typer.Option("--rounding", help="feedback, or nearest, which loses most of a small edit.")
+    ] = "feedback",
+    device: options.Device = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write the updates into a quantised GGUF file on its own grid: same size, same types, same scales."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    updates = chosen_updates(update, ledger)
+    from emendo.io.writable import check_writable_file
+
+    check_writable_file(out)
+    from emendo.editing.session import EditSession
+    from emendo.export import write_gguf_in_place
+    from emendo.export.recorded_moments import recorded_moments
+    from emendo.models import load
+
+    layers, settings, seed = recorded_moments(updates)
+    lm = load(model or base, device=device, progress=terminal)
+    moments, _ = EditSession(lm, seed=seed, progress=terminal).second_moments(layers, settings)
+    written = write_gguf_in_place(lm, updates, out, base=base, moments=moments, rounding=rounding)  # type: ignore[arg-type]
+    terminal.line(
+        f"Model: {written.path}, {written.nbytes / 2**20:.1f} MiB, {written.changed:,} bytes of tensors changed"
+    )
+    terminal.table(
+        "What rounding left of the edit",
+        ("layer", "type", "kept of the edit", "levels moved", "drift added"),
+        [
+            (str(one.layer), one.kind, f"{one.kept:.1%}", f"{one.moved:.1%}", f"{one.drift:.1e}")
+            for one in written.layers
+        ],
+    )
     terminal.result({"model": written.to_dict(), "updates": [one.id for one in updates]})
 
 

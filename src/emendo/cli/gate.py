@@ -54,6 +54,7 @@ def gate(
     ] = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -75,7 +76,7 @@ def gate(
     from emendo.models import load
     from emendo.report import verdict_of
 
-    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     session = EditSession(lm, seed=_seed(updates), progress=terminal)
     before = reference_snapshot(session, records, chosen, progress=terminal, remember=True)
     report = run_gate(session, updates, records, chosen, before=before, progress=terminal)

@@ -37,6 +37,7 @@ def harness(
     seed: Annotated[int, typer.Option("--seed", help="Of examples, sampling tasks and intervals.")] = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -59,7 +60,7 @@ def harness(
         "batch_size": batch_size,
         "seed": seed,
     }
-    document = _measure(terminal, model, {"device": device, "dtype": dtype}, loaded, asked)
+    document = _measure(terminal, model, {"device": device, "dtype": dtype, "load_in": load_in}, loaded, asked)
     _show(terminal, document)
     if out is not None:
         from emendo.io.whole_file import write_json
@@ -70,7 +71,7 @@ def harness(
 
 
 def _measure(
-    terminal: Terminal, model: str, where: dict[str, str], updates: list[ModelUpdate], asked: dict[str, Any]
+    terminal: Terminal, model: str, where: dict[str, Any], updates: list[ModelUpdate], asked: dict[str, Any]
 ) -> dict[str, Any]:
     """The base model, then with the updates in it; it is rolled back and that is checked."""
     from emendo.editing.session import EditSession

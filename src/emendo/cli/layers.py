@@ -35,6 +35,7 @@ def layers(
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -63,7 +64,7 @@ def layers(
     from emendo.report.layers.words import explained, traced, verdict
     from emendo.report.layers.write import EXPLAINED, SWEPT, TRACED, swept
 
-    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     study = layer_study(lm, facts, settings, folder=out, progress=terminal)
     described = document(study)
     paths = write_layers(out, described, study.trace)

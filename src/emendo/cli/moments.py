@@ -32,6 +32,7 @@ def collect(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     workers: options.Workers = None,
     ray: options.Ray = None,
     json_output: options.Json = False,
@@ -40,7 +41,7 @@ def collect(
     """Collect the second moment of every given layer in one pass; an interrupted collection is resumed."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen = options.parse_layers(layers)
-    options.check_workers(workers, ray)
+    options.check_workers(workers, ray, load_in=load_in)
     from emendo.methods import resolve_method
     from emendo.models import load
     from emendo.statistics import MomentSpec, MomentStore, obtain_moments, open_corpus
@@ -52,7 +53,7 @@ def collect(
         exclude_first=exclude_first,
         accumulate=accumulate,  # type: ignore[arg-type]  # checked by the spec
     )
-    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     if chosen is None:
         chosen = list(resolve_method("emendo", lm).config.layers)
         terminal.message(f"No --layers given: collecting for {chosen}, the layers of emmet")

@@ -34,6 +34,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Of sampled contexts and self-
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result that --out holds already.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+LoadIn = Annotated[
+    str | None,
+    typer.Option("--load-in", help="Quantise while loading: nf4, fp4, int8, torchao-int8 or torchao-fp8."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress or messages on standard error.")]
 
@@ -91,12 +95,19 @@ def parse_settings(pairs: list[str] | None) -> dict[str, str]:
     return settings
 
 
-def check_workers(workers: int | None, ray: str | None, *, join: bool = False) -> None:
+def check_workers(
+    workers: int | None, ray: str | None, *, join: bool = False, load_in: str | None = None
+) -> None:
     """Refuse options that exclude each other.
 
     Raises:
-        InputError: More than one of them, or fewer than one worker.
+        InputError: More than one of them, fewer than one worker, or workers for a model that is quantised here.
     """
+    if load_in is not None and (workers is not None or ray is not None):
+        raise InputError(
+            f"found --load-in {load_in} with workers, which load a model by its name alone; save it in few bits first "
+            "(model.save_pretrained) and give that folder (--model), or leave the workers out"
+        )
     given = {"--workers": workers is not None, "--ray": ray is not None, "--join": join}
     if len(named := [name for name, there in given.items() if there]) > 1:
         raise InputError(f"{' and '.join(named)} exclude each other; give one")

@@ -48,6 +48,7 @@ def trace(
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -72,7 +73,7 @@ def trace(
     check_place(out, NAME, overwrite=overwrite)
     from emendo.models import load
 
-    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     result = run_trace(
         lm,
         found,

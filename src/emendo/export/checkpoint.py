@@ -8,12 +8,15 @@ from pathlib import Path
 import torch
 
 from emendo.arguments import checked
+from emendo.errors import ExportError
 from emendo.export.card import checkpoint_card
 from emendo.export.chain import checked_chain
 from emendo.io.whole_folder import whole_folder
 from emendo.io.writable import check_room
 from emendo.models import EditableModel, edited_weight
 from emendo.models.loading import dtype_named
+from emendo.models.packed_weights import weight_parts
+from emendo.models.quantisation import method_of
 from emendo.models.rounding import kept_of, rounding, tell_of_rounding
 from emendo.models.saving import check_saveable, save_model
 from emendo.updates.update import ModelUpdate
@@ -53,6 +56,11 @@ def write_checkpoint(
     total = checked_chain(lm, updates)
     layers = [part.layer for part in total]
     chosen = dtype_named(dtype)
+    if chosen is not None and (method := method_of(lm.model.config)) is not None:
+        raise ExportError(
+            f"found dtype {dtype!r} for a model whose weights are quantised ({method}): only the edited maps would be "
+            "cast; leave it out (--dtype)"
+        )
     check_saveable(lm)
     path = Path(out).expanduser()
     check_room(path, _nbytes(lm, chosen))
@@ -77,4 +85,4 @@ def write_checkpoint(
 
 def _nbytes(lm: EditableModel, dtype: torch.dtype | None) -> int:
     """Bytes of the model's weights in files of a dtype; None: their own."""
-    return sum(weight.numel() * (dtype or weight.dtype).itemsize for weight in lm.model.parameters())
+    return sum(part.numel() * (dtype or part.dtype).itemsize for _, part in weight_parts(lm.model))

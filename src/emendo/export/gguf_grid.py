@@ -43,7 +43,7 @@ def _long_nibbles(levels: Bytes) -> Bytes:
 
 
 def _signed_bytes(levels: Bytes) -> Bytes:
-    return levels - np.uint8(128)  # the bits of a signed number
+    return np.bitwise_xor(levels, np.uint8(128))  # the bits of a signed number
 
 
 def _six_bits(levels: Bytes) -> Bytes:

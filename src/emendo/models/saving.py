@@ -16,6 +16,8 @@ from emendo.errors import ExportError, NumericalError, SelfCheckError
 from emendo.models.editable import EditableModel
 from emendo.models.loading import silent_transformers
 from emendo.models.mixture import ExpertsMap
+from emendo.models.packed_weights import is_packed, kind_of
+from emendo.models.quantisation import method_of
 from emendo.shapes import Weight
 
 
@@ -23,8 +25,8 @@ from emendo.shapes import Weight
 def save_model(lm: EditableModel, weights: Mapping[int, Weight], folder: Path, dtype: torch.dtype | None) -> None:
     """Write model, generation settings and tokenizer into a folder, as `from_pretrained` reads them.
 
-    Weights are safetensors, tied ones are written once, and the configuration has no word of quantisation: only
-    models with plain weights are loaded.
+    Weights are safetensors, and tied ones are written once. Of a model in few bits, edited maps are written in plain
+    numbers beside the others, which stay as they are, and its configuration names them.
 
     Args:
         lm: The model.
@@ -86,10 +88,10 @@ def _twin(lm: EditableModel, weights: Mapping[int, Weight], dtype: torch.dtype |
     """
     memo: dict[int, Any] = {id(parameter): _kept(parameter, dtype) for parameter in lm.model.parameters()}
     memo |= {id(buffer): buffer for buffer in lm.model.buffers()}
+    dense: dict[int, Any] = {}
     for layer, weight in weights.items():
-        edited = lm.edited_map(layer)
-        (own,) = edited.written_in_place
-        cast = weight.to(dtype or own.dtype)
+        edited, module = lm.edited_map(layer), lm.down_projection(layer)
+        cast = weight.to(dtype or edited.dtype)
         if not cast.isfinite().all():
             raise NumericalError(
                 f"the edited weights of layer {layer} are not finite in {cast.dtype}; nothing was written. "
@@ -99,15 +101,42 @@ def _twin(lm: EditableModel, weights: Mapping[int, Weight], dtype: torch.dtype |
             cast = edited.stored(cast).contiguous()
         elif edited.transposed:
             cast = cast.T.contiguous()
-        memo[id(own)] = nn.Parameter(cast, requires_grad=False)
+        parameter = nn.Parameter(cast, requires_grad=False)
+        if kind_of(module):
+            dense[layer] = _linear(parameter, module.bias)
+        else:
+            (own,) = edited.written_in_place
+            memo[id(own)] = parameter
     twin = copy.deepcopy(lm.model, memo)
+    if method_of(lm.model.config) is not None:
+        _put_dense(lm, twin, dense)
     # Of a model that was loaded over a map of devices: nothing is offloaded (the wrapper refuses that), though
     # transformers takes any "cpu" in the map for it.
     vars(twin).pop("hf_device_map", None)
     return twin
 
 
+def _linear(weight: nn.Parameter, bias: Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = weight
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return made
+
+
+def _put_dense(lm: EditableModel, twin: Any, dense: Mapping[int, nn.Linear]) -> None:
+    """Plain maps in the place of few-bit ones, and in the configuration the list of all maps that are plain."""
+    for layer, module in dense.items():
+        owner, _, name = lm.module_name(layer).rpartition(".")
+        setattr(twin.get_submodule(owner), name, module)
+    plain = [name for name, module in twin.named_modules() if type(module) is nn.Linear and not kind_of(module)]
+    settings = twin.config.quantization_config
+    skipped = "modules_to_not_convert" if hasattr(settings, "modules_to_not_convert") else "llm_int8_skip_modules"
+    setattr(settings, skipped, plain)
+    twin.hf_quantizer.quantization_config = settings
+
+
 def _kept(parameter: Tensor, dtype: torch.dtype | None) -> Tensor:
-    if dtype is None or parameter.dtype == dtype:
+    if dtype is None or parameter.dtype == dtype or is_packed(parameter):
         return parameter
     return nn.Parameter(parameter.detach().to(dtype), requires_grad=False)

@@ -131,4 +131,5 @@ def _inverse_factor(metric: Moment, damping: float) -> Moment:
             "the metric for rounding is not positive definite; expected more tokens for the second moment "
             "(--set moments.multiple=10) or a larger damping"
         )
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return upper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=WAYS_HERE)
+@pytest.fixture(scope="module", params=WAYS_HERE)
 def lm(request: pytest.FixtureRequest, folder: Path) -> EditableModel:
     return emendo.load(folder, device="cpu", load_in=request.param)
 
@@ -45,8 +45,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
 
 
 @pytest.fixture
-def session(lm: EditableModel, store: MomentStore) -> EditSession:
-    return EditSession(lm, store=store)
+def session(lm: EditableModel, store: MomentStore) -> Iterator[EditSession]:
+    """A session on a model that all tests of one way share: each leaves it as it was."""
+    made = EditSession(lm, store=store)
+    yield made
+    made.rollback()
 
 
 def stored(lm: EditableModel) -> dict[str, torch.Tensor]:
@@ -69,6 +72,9 @@ def test_an_edit_stands_beside_the_base_and_the_very_objects_come_back(session: 
     session.apply(plan.update)
     assert isinstance(lm.down_projection(1), SidePath)
     assert lm.down_projection(1).base is modules[1]
+    base, part = dequantised(modules[1]), plan.update.layers[0]
+    torch.testing.assert_close(lm.weight(1), base + part.delta(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(lm.base_weight(1), base, atol=0, rtol=0)
     assert not torch.equal(logits(lm.model), said)
     assert all(torch.equal(tensor, before[name]) for name, tensor in stored(lm).items()), "base bytes untouched"
     assert session.base["weights_sha256"] == lm.weights_digest()
@@ -83,9 +89,7 @@ def test_an_edit_stands_beside_the_base_and_the_very_objects_come_back(session: 
     assert torch.equal(logits(lm.model), said)
 
 
-def test_an_adapter_over_the_quantised_base_is_the_edited_model(
-    session: EditSession, folder: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_over_the_quantised_base_is_the_edited_model(session: EditSession, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     lm = session.lm
     plan = quick_plan(session, [EIFFEL, JAPAN], "memit", layers=[1, 2])
@@ -95,13 +99,18 @@ def test_an_adapter_over_the_quantised_base_is_the_edited_model(
     session.apply(plan.update)
     edited = logits(lm.model, ids)
     assert (edited - untouched).abs().max() > 1e-3
-    other = emendo.load(folder, device="cpu", load_in=_way(lm))
-    wrapped = peft.PeftModel.from_pretrained(other.model, str(adapter.path))
-    assert (logits(wrapped, ids) - edited).abs().max() <= 1e-4
+    session.rollback()
+    wrapped = peft.PeftModel.from_pretrained(lm.model, str(adapter.path))
+    try:
+        assert (logits(wrapped, ids) - edited).abs().max() <= 1e-4
+    finally:
+        wrapped.unload()
 
 
 def test_a_checkpoint_has_the_edited_maps_dense_beside_the_untouched_rest(session: EditSession, tmp_path: Path) -> None:
     lm = session.lm
+    if _way(lm) in ("fp4", "torchao-fp8"):
+        pytest.skip("saved as its neighbour is")
     plan = quick_plan(session, [EIFFEL], "memit", layers=[1, 2])
     write_checkpoint(lm, [plan.update], tmp_path / "out")
     base = stored(lm)
@@ -123,34 +132,20 @@ def _way(lm: EditableModel) -> str:
     return str(kind_of(lm.down_projection(0)))
 
 
-def test_the_edit_is_what_the_plan_asked_for(session: EditSession) -> None:
-    """W₀ + ΔW is read back from the layer, W₀ being what the base computes with."""
-    lm = session.lm
-    update = quick_plan(session, [EIFFEL]).update
-    part = update.layers[0]
-    base = dequantised(lm.down_projection(part.layer))
-    session.apply(update)
-    torch.testing.assert_close(lm.weight(part.layer), base + part.delta(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(lm.base_weight(part.layer), base, atol=0, rtol=0)
+def test_two_loads_are_one_base_and_a_changed_scale_is_seen(folder: Path) -> None:
+    one, again = (emendo.load(folder, device="cpu", load_in="nf4") for _ in range(2))
+    assert again.identity() == one.identity()
+    assert emendo.load(folder, device="cpu", load_in="fp4").weights_digest() != one.weights_digest()
+    name, scales = next((name, part) for name, part in weight_parts(one.model) if "2.mlp.down_proj.weight.abs" in name)
+    scales.mul_(2)
+    assert one.contents.changed() == [name]
 
 
-def test_two_loads_are_one_base_and_another_way_is_another(lm: EditableModel, folder: Path) -> None:
-    again = emendo.load(folder, device="cpu", load_in=_way(lm))
-    assert again.identity() == lm.identity()
-    other = next(way for way in WAYS_HERE if way != _way(lm))
-    assert emendo.load(folder, device="cpu", load_in=other).weights_digest() != lm.weights_digest()
-
-
-def test_a_scale_that_somebody_changed_is_seen(lm: EditableModel) -> None:
-    lm.weights_digest()
-    name, tensor = next(
-        (name, tensor)
-        for name, tensor in weight_parts(lm.model)
-        if "layers.2.mlp.down_proj" in name and tensor.dtype == torch.float32
-    )
-    with torch.no_grad():
-        tensor.mul_(2)
-    assert lm.contents.changed() == [name]
+def test_a_weight_that_a_forward_pass_would_pack_anew_is_refused(folder: Path) -> None:
+    lm = emendo.load(folder, device="cpu", load_in="nf4")
+    lm.down_projection(2).support_avx512bf16_for_cpu = True  # as bitsandbytes has it on such a processor
+    with pytest.raises(UnsupportedModelError, match="support_avx512bf16_for_cpu = False"):
+        emendo.wrap(lm.model, lm.tokenizer)
 
 
 def test_what_cannot_be_read_is_refused_with_the_way_out() -> None:

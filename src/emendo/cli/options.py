@@ -95,9 +95,7 @@ def parse_settings(pairs: list[str] | None) -> dict[str, str]:
     return settings
 
 
-def check_workers(
-    workers: int | None, ray: str | None, *, join: bool = False, load_in: str | None = None
-) -> None:
+def check_workers(workers: int | None, ray: str | None, *, join: bool = False, load_in: str | None = None) -> None:
     """Refuse options that exclude each other.
 
     Raises:

@@ -30,7 +30,7 @@ Bytes: TypeAlias = NDArray[np.uint8]
 def _nibbles(levels: Bytes, group: int) -> Bytes:
     """Two levels a byte: of each group of entries the first half in the low bits, the second in the high ones."""
     halves = levels.reshape(*levels.shape[:-1], -1, 2, group // 2)
-    packed: Bytes = halves[..., 0, :] | (halves[..., 1, :] << 4)
+    packed: Bytes = (halves[..., 0, :] | (halves[..., 1, :] << 4)).astype(np.uint8)
     return packed.reshape(*levels.shape[:-1], -1)
 
 

@@ -15,7 +15,8 @@ from emendo.errors import InputError, UnsupportedModelError
 from emendo.export import write_adapter, write_checkpoint
 from emendo.models import EditableModel
 from emendo.models.packed_weights import SidePath, dequantised, kind_of, weight_parts
-from emendo.models.quantisation import WAYS, refuse_method
+from emendo.models.quantisation import WAYS
+from emendo.models.quantised_kinds import refuse_method
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.quick_plans import EIFFEL, JAPAN, quick_plan

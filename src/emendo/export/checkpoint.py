@@ -16,7 +16,7 @@ from emendo.io.writable import check_room
 from emendo.models import EditableModel, edited_weight
 from emendo.models.loading import dtype_named
 from emendo.models.packed_weights import weight_parts
-from emendo.models.quantisation import method_of
+from emendo.models.quantised_kinds import method_of
 from emendo.models.rounding import kept_of, rounding, tell_of_rounding
 from emendo.models.saving import check_saveable, save_model
 from emendo.updates.update import ModelUpdate

@@ -12,7 +12,7 @@ from typing import Any
 
 from emendo.arguments import checked
 from emendo.errors import UnsupportedModelError
-from emendo.models.quantisation import refuse_method
+from emendo.models.quantised_kinds import refuse_method
 from emendo.models.refusals import BIDIRECTIONAL, REFUSALS
 from emendo.registry import Registry
 from emendo.suggest import nearest

@@ -1,4 +1,4 @@
-"""Loading a model in few bits: the names of the ways, their libraries, and what a saved model says of its own."""
+"""Loading a model in few bits: the names of the ways, and their libraries."""
 
 from __future__ import annotations
 
@@ -11,29 +11,15 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from emendo.errors import InputError, UnsupportedModelError
+from emendo.errors import InputError
 from emendo.models.declared import GROWTH
 from emendo.models.packed_weights import REPACKING
+from emendo.models.quantised_kinds import method_of
 
 INSTALL = "pip install 'emendo[quantised]'"
 
 FEW_BITS_GROWTH = 16
 """Bytes in memory for each byte of the files, at most, of a model that is described in float32 and kept in 4 bits."""
-
-EDITABLE = ("bitsandbytes", "torchao")
-"""Values of `quantization_config.quant_method` whose models can be edited."""
-
-_UNPACKED = "Load the model that was quantised (--model), in few bits if need be (--load-in nf4)"
-_REFUSED = {
-    "gptq": f"its kernels give no gradients on a CPU and its package (gptqmodel) has none to install. {_UNPACKED}",
-    "awq": f"its kernels give no gradients. {_UNPACKED}",
-    "compressed-tensors": "Emendo does not read its layouts yet. Decompress it first (transformers: "
-    "CompressedTensorsConfig(run_compressed=False), then save_pretrained), or load the model that was quantised",
-    "fp8": "its blocks of scales are not read yet. Dequantise it first (transformers: FineGrainedFP8Config("
-    "dequantize=True), then save_pretrained)",
-    "mxfp4": "its blocks are not read yet. Dequantise it first (transformers: Mxfp4Config(dequantize=True), then "
-    "save_pretrained)",
-}
 
 
 @dataclass(frozen=True)
@@ -101,31 +87,6 @@ def check_package(package: str, what: str) -> None:
     missing = [name for name in (package, "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"{what} needs the package {' and '.join(missing)}: {INSTALL}")
-
-
-def method_of(config: Any) -> str | None:
-    """How a configuration says that its weights are quantised; None where they are plain numbers."""
-    found = getattr(config, "quantization_config", None)
-    if not found:
-        return None
-    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-    return str(getattr(method, "value", method) or "unknown")
-
-
-def refuse_method(config: Any) -> None:
-    """Refuse a model whose weights are quantised in a way that Emendo does not read.
-
-    Raises:
-        UnsupportedModelError: Says what to do instead.
-    """
-    method = method_of(config)
-    if method is None or method in EDITABLE:
-        return
-    why = _REFUSED.get(method, f"Emendo does not read its layout. {_UNPACKED}")
-    raise UnsupportedModelError(
-        f"this model's weights are quantised ({method}), and {why}. Quantised weights that can be edited: "
-        f"{' and '.join(EDITABLE)}"
-    )
 
 
 class FewBits:

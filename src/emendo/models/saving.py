@@ -17,7 +17,7 @@ from emendo.models.editable import EditableModel
 from emendo.models.loading import silent_transformers
 from emendo.models.mixture import ExpertsMap
 from emendo.models.packed_weights import is_packed, kind_of
-from emendo.models.quantisation import method_of
+from emendo.models.quantised_kinds import method_of
 from emendo.shapes import Weight
 
 

@@ -20,6 +20,7 @@ from emendo.models.batch import TokenBatch, pack_by_tokens
 from emendo.models.factored import factored, stopping
 from emendo.models.hooks import StopForwardError
 from emendo.progress import Progress, Silent
+from emendo.requests import Prompt
 
 _TOKENS = 2048
 """Tokens of one forward pass."""
@@ -60,9 +61,9 @@ def firing(lm: EditableModel, edits: EditSet, batch: TokenBatch) -> Float[Tensor
 
 
 @checked
-def strongest_firing(lm: EditableModel, edits: EditSet, texts: Sequence[str]) -> Float[Tensor, "texts edits"]:
-    """Largest firing of every edit over the tokens of each text."""
-    sequences = [lm.encode(text) for text in texts]
+def strongest_firing(lm: EditableModel, edits: EditSet, texts: Sequence[Prompt]) -> Float[Tensor, "texts edits"]:
+    """Largest firing of every edit over the tokens of each text or conversation."""
+    sequences = [lm.encode_prompt(text) for text in texts]
     found = torch.zeros(len(texts), len(edits.edits), dtype=torch.float64)
     for group in pack_by_tokens([len(ids) for ids in sequences], _TOKENS):
         rows = firing(lm, edits, lm.batch([sequences[i] for i in group]))

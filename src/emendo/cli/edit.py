@@ -36,6 +36,10 @@ def edit(
     join: Annotated[
         str, typer.Option("--join", help="Between prompt and target: auto, space or none (docs/reference/data.md).")
     ] = "auto",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Prompts are questions, asked in the model's chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt of these questions (--chat).")] = None,
     target_true: Annotated[
         str | None, typer.Option("--target-true", help="The present continuation, to score against.")
     ] = None,
@@ -75,6 +79,7 @@ def edit(
     # Everything that can be refused is refused before the model is loaded.
     options.check_workers(workers, ray, load_in=load_in)
     records = _records(terminal, prompt, subject, target, join, target_true, requests, format)
+    records = facts.asked_in_chat(records, chat=chat, system=system, join=join)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.methods import check_named
     from emendo.report import check_free

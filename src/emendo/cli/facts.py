@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emendo.errors import RequestError
+
 if TYPE_CHECKING:
     from emendo.cli.console import Terminal
     from emendo.requests import EditRecord
@@ -17,6 +19,25 @@ Requests = Annotated[
     ),
 ]
 Format = Annotated[str, typer.Option("--format", help="Format of the facts; see `emendo data --formats`.")]
+
+
+def asked_in_chat(records: list[EditRecord], *, chat: bool, system: str | None, join: str) -> list[EditRecord]:
+    """The records with their prompts as questions, under --chat.
+
+    Raises:
+        RequestError: --system without --chat, or no text; or --join with --chat.
+    """
+    from emendo.requests import in_chat
+
+    if not chat:
+        if system is not None:
+            raise RequestError("--system is the system prompt of questions that are asked in chat; expected --chat too")
+        return records
+    if join != "auto":
+        raise RequestError(
+            f"--join {join} has no meaning with --chat, where the template joins the answer; leave it out"
+        )
+    return [in_chat(record, system=system) for record in records]
 
 
 def read_requests(terminal: Terminal, requests: str, format: str) -> list[EditRecord]:

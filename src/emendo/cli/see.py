@@ -10,13 +10,13 @@ import typer
 from emendo.cli import options
 from emendo.cli.console import Terminal
 from emendo.cli.pages import check_place, load_update, update_file
-from emendo.errors import InputError
+from emendo.errors import InputError, RequestError
 
 if TYPE_CHECKING:
     from emendo.attribution import EditSet
     from emendo.models import EditableModel
     from emendo.report.see.document import Answer, Probe
-    from emendo.requests import EditRecord
+    from emendo.requests import EditRecord, Prompt
     from emendo.updates.stored import StoredUpdate
     from emendo.updates.update import ModelUpdate
 
@@ -147,19 +147,25 @@ def _probes(lm: EditableModel, edits: EditSet, records: list[EditRecord]) -> lis
     """Firing on the prompts of every edit, and on the probes of the records that name its facts."""
     from emendo.attribution import strongest_firing
     from emendo.report.see.document import Probe
+    from emendo.requests import EditRequest, prompt_text
 
-    by_fact = {(record.request.prompt, record.request.subject): record for record in records}
-    asked: list[tuple[int, str, str]] = []
+    by_fact = {record.request.fact: record for record in records}
+    asked: list[tuple[int, str, Prompt]] = []
     for number, edit in enumerate(edits.edits):
-        for request in edit.requests if not edit.whole else ():
-            prompt, subject = str(request.get("prompt", "")), str(request.get("subject", ""))
-            asked.append((number, "own", prompt.replace("{}", subject)))
-            if (record := by_fact.get((prompt, subject))) is not None:
-                asked += [(number, "paraphrase", text) for text in record.paraphrase_prompts]
-                asked += [(number, "neighbor", text) for text in record.neighborhood_prompts]
-    rows = strongest_firing(lm, edits, [text for _, _, text in asked])
+        for row in edit.requests if not edit.whole else ():
+            try:
+                request = EditRequest.from_dict(row)
+            except (RequestError, TypeError):  # a file from elsewhere
+                asked.append((number, "own", str(row.get("prompt", "")).replace("{}", str(row.get("subject", "")))))
+                continue
+            asked.append((number, "own", request.asked))
+            if (record := by_fact.get(request.fact)) is not None:
+                asked += [(number, "paraphrase", request.asking(text)) for text in record.paraphrase_prompts]
+                asked += [(number, "neighbor", request.asking(text)) for text in record.neighborhood_prompts]
+    rows = strongest_firing(lm, edits, [prompt for _, _, prompt in asked])
     probes = []
-    for (number, kind, text), row in zip(asked, rows, strict=True):
+    for (number, kind, prompt), row in zip(asked, rows, strict=True):
+        text = prompt_text(prompt)
         others = row.nan_to_num(nan=0.0).clone()
         others[number] = 0.0
         other = int(others.abs().argmax())

@@ -15,7 +15,8 @@ from emendo.errors import DatasetError
 from emendo.requests import NAMES_ELSEWHERE, PROMPT_LISTS
 
 _SEPARATORS = (",", "\t", ";", "|")
-_LISTS = (*PROMPT_LISTS, "probes")
+_OBJECTS = ("probes", "messages")
+_LISTS = (*PROMPT_LISTS, *_OBJECTS)
 _FEWEST = 2
 """Columns with known names that make a line a header."""
 
@@ -96,9 +97,11 @@ def _cell(name: str, cell: str) -> Any:
     """A cell's value: columns of lists hold a JSON list, or one prompt as it stands."""
     if NAMES_ELSEWHERE.get(name, name) not in _LISTS:
         return cell
-    if name != "probes" and not cell.lstrip().startswith("["):
+    if NAMES_ELSEWHERE.get(name, name) not in _OBJECTS and not cell.lstrip().startswith("["):
         return [cell] if name in _LISTS else cell
     try:
         return json.loads(cell)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"column {name} must hold a JSON list or one prompt: {error}") from error
+        rows = NAMES_ELSEWHERE.get(name, name) in _OBJECTS
+        expected = "a JSON list of objects" if rows else "a JSON list or one prompt"
+        raise ValueError(f"column {name} must hold {expected}: {error}") from error

@@ -12,7 +12,8 @@ from emendo.errors import RequestError
 from emendo.io.printable import shown
 from emendo.requests import FIELDS, NAMES_ELSEWHERE, PROMPT_LISTS, SLOT, EditRecord, record_from_dict
 
-_NEEDED = ("prompt", "subject", "target")
+_NEEDED = ({"prompt", "subject", "target"}, {"question", "subject", "target"}, {"messages", "subject"})
+"""Fields that make a row a fact: any of these sets."""
 
 
 def read_own(row: Fields, label: str) -> list[EditRecord]:
@@ -42,15 +43,17 @@ def own_record(row: Mapping[str, Any]) -> EditRecord:
     for name in PROMPT_LISTS:
         if isinstance(named.get(name), str):
             named[name] = [named[name]]
-    named["prompt"] = _with_slot(named.get("prompt"), named.get("subject"))
+    for name in ("prompt", "question"):
+        named[name] = _with_slot(named.get(name), named.get("subject"))
     _add_locality(named)
     return record_from_dict({name: value for name, value in named.items() if value is not None})
 
 
 def has_own(row: Mapping[str, Any]) -> bool:
-    """Whether a row in plain spelling gives prompt, subject and target, under any of their names."""
+    """Whether a row in plain spelling gives a prompt or question, subject and target, under any of their names."""
     try:
-        return own_names(row).keys() >= set(_NEEDED)
+        names = own_names(row).keys()
+        return any(names >= needed for needed in _NEEDED)
     except RequestError:
         return True  # the names are ours; what is wrong with them is said when the row is read
 

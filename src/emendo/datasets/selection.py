@@ -108,7 +108,7 @@ def _without_conflicts(
     subjects: set[str] = set()
     kept = []
     for group in groups:
-        texts = [same_text(record.request.text) for record in group]
+        texts = [record.request.fact for record in group]
         names = [same_text(record.request.subject).casefold() for record in group] if unique_subjects else []
         if len(set(texts)) < len(texts) or facts.intersection(texts):
             left["that ask a prompt again"] += 1
@@ -122,7 +122,7 @@ def _without_conflicts(
 
 
 def _place(seed: int, record: EditRecord) -> bytes:
-    return hashlib.sha256(f"{seed}\n{same_text(record.request.text)}".encode()).digest()
+    return hashlib.sha256(f"{seed}\n{record.request.fact}".encode()).digest()
 
 
 def _too_few(n: int | None, found: int, left: Counter[str]) -> DatasetError:

@@ -19,7 +19,7 @@ from emendo.methods.settings import KeySettings, Site
 from emendo.models import EditableModel, TokenBatch, adding, pack_by_tokens
 from emendo.models.alignment import align_prompt
 from emendo.models.resumed import ResumedPass
-from emendo.requests import SLOT, EditRequest
+from emendo.requests import SLOT, AnyContext, EditRequest
 from emendo.shapes import Keys
 
 _What = Literal["keys", "resid", "mlp_out"]
@@ -75,7 +75,7 @@ class EditActivations:
         self,
         lm: EditableModel,
         requests: Sequence[EditRequest],
-        contexts: Sequence[str],
+        contexts: Sequence[AnyContext],
         site: Site = "resid_post",
         settings: KeySettings | None = None,
     ) -> None:
@@ -111,7 +111,7 @@ class EditActivations:
 def extract_keys(
     lm: EditableModel,
     requests: Sequence[EditRequest],
-    contexts: Sequence[str],
+    contexts: Sequence[AnyContext],
     layers: Sequence[int],
     average: Literal["two_level", "flat"],
 ) -> dict[int, EditKeys]:
@@ -130,7 +130,7 @@ def extract_keys(
 def current_values(
     lm: EditableModel,
     requests: Sequence[EditRequest],
-    contexts: Sequence[str],
+    contexts: Sequence[AnyContext],
     layer: int,
     site: Site,
     settings: KeySettings,
@@ -162,7 +162,7 @@ def forward_values(
 
 
 def _aligned(
-    lm: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]
+    lm: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[AnyContext]
 ) -> list[list[tuple[int, ...]]]:
     """Each request in each context as tokens, cut after the subject."""
     aligned = [[align_prompt(lm, request, context) for context in contexts] for request in requests]

@@ -28,7 +28,7 @@ from emendo.models import EditableModel, adding
 from emendo.models.alignment import AlignedEdit, align_prompt, target_tokens
 from emendo.models.suffix import Prefill, SuffixLayout, prefill, replay, select_rows
 from emendo.models.word_end import ends_in_word, word_end_tokens
-from emendo.requests import SLOT, EditRequest
+from emendo.requests import SLOT, AnyContext, Chat, Context, EditRequest, asks_in_chat
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class ValueProblem:
 def value_problem(
     lm: EditableModel,
     groups: Sequence[Sequence[EditRequest]],
-    contexts: Sequence[str],
+    contexts: Sequence[AnyContext],
     entry: InjectionSite,
     *,
     end_of_text: bool = False,
@@ -266,7 +266,7 @@ def value_problem(
     Args:
         lm: The model.
         groups: The facts to write; the requests of a group share δ.
-        contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
+        contexts: Templates with one ``{}`` for the whole prompt, or `Context`; the first is the plain prompt.
         entry: Where δ enters.
         end_of_text: The model's end-of-text token is the last token of every target.
         word_end: A target that ends in a word is to end it there.
@@ -293,9 +293,11 @@ def value_problem(
         for request in group:
             plain_rows.append(len(sequences))
             fact_owner.append(number)
-            target_ids = target_tokens(lm, request, end_of_text=end_of_text)
+            target_ids: dict[bool, tuple[int, ...]] = {}  # in raw text and in chat
             for context in contexts:
-                edit = AlignedEdit(align_prompt(lm, request, context), target_ids)
+                if (in_chat := asks_in_chat(request, context)) not in target_ids:
+                    target_ids[in_chat] = target_tokens(lm, request, context, end_of_text=end_of_text)
+                edit = AlignedEdit(align_prompt(lm, request, context), target_ids[in_chat])
                 row, length, n_tokens = len(sequences), len(edit.ids), len(edit.target_ids)
                 score_at += [(row, at - edit.prompt.subject_last) for at in range(length - n_tokens, length)]
                 labels += edit.target_ids
@@ -310,7 +312,7 @@ def value_problem(
                     end_weight.append(1 / (len(group) * len(contexts)))
                 starts.append(edit.prompt.subject_last)
                 owner.append(number)
-        essence = align_prompt(lm, EditRequest(f"{SLOT} is a", group[0].subject, group[0].target))
+        essence = align_prompt(lm, *_essence(group[0], contexts))
         # The words after the subject cannot influence its last token, so they are not run.
         kl_rows.append(len(sequences))
         sequences.append(essence.ids[: essence.subject_last + 1])
@@ -349,3 +351,10 @@ def value_problem(
     member = torch.repeat_interleave(torch.arange(len(groups), device=device), sizes)
     init = plain.new_zeros(len(groups), *plain.shape[1:]).index_add(0, member, plain) / sizes.to(plain)[:, None, None]
     return problem, init
+
+
+def _essence(request: EditRequest, contexts: Sequence[AnyContext]) -> tuple[EditRequest, AnyContext]:
+    """The prompt of the divergence, and its context: text, or a message where the plain prompt is one."""
+    plain = contexts[0] if isinstance(contexts[0], Context) else SLOT
+    chat = None if request.chat is None else Chat()
+    return EditRequest(f"{SLOT} is a", request.subject, request.target, chat=chat), plain

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.keys import EditActivations, EditKeys, current_values, forward_values
-from emendo.editing.plan import LayerReport, Plan, layer_report, unreached_warning
+from emendo.editing.plan import LayerReport, Plan, layer_report, question_warning, unreached_warning
 from emendo.editing.sharing import (
     EarlierFacts,
     KeyTokens,
@@ -44,7 +44,7 @@ from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.methods.settings import KeySettings, PostStep
 from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
-from emendo.requests import SLOT, EditRequest, check_requests
+from emendo.requests import SLOT, AnyContext, EditRequest, check_requests, context_record
 from emendo.shapes import Weight
 from emendo.solve import (
     PreparedLayer,
@@ -69,7 +69,7 @@ def plan_edit(
     prepared: Mapping[int, PreparedLayer],
     *,
     seed: int = 0,
-    contexts_of: Callable[[str], tuple[str, ...]] | None = None,
+    contexts_of: Callable[[str], tuple[AnyContext, ...]] | None = None,
     base: Mapping[str, str] | None = None,
     preceding: Sequence[str] = (),
     earlier: Sequence[LayerUpdate] = (),
@@ -157,7 +157,7 @@ def plan_edit(
         "requests": [request.to_dict() for request in requests],
         "method": method.to_dict(),
         "seed": seed,
-        "contexts": list(contexts),
+        "contexts": context_record(contexts),
         "targets": [_trace_to_dict(found.layer, found.trace) for found in run.found],
         "layers": [report.to_dict() for report in reports],
         **_shared_record(groups, run.kept, left_out),
@@ -172,6 +172,7 @@ def plan_edit(
         f"more steps (--set target.steps={2 * search.steps}) or a larger clamp (--set target.max_norm_ratio="
         f"{2 * search.max_norm_ratio:g})",
     )
+    warnings += question_warning(lm, requests)
     return Plan(update, tuple(requests), method, contexts, traces, reports, watch.seconds, warnings)
 
 
@@ -238,7 +239,7 @@ class _Run:
         self,
         lm: EditableModel,
         method: ResolvedMethod[MethodConfig],
-        contexts: tuple[str, ...],
+        contexts: tuple[AnyContext, ...],
         prepared: Mapping[int, PreparedLayer],
         earlier: Sequence[LayerUpdate],
         weights: Mapping[int, Weight],

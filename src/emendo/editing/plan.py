@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -10,8 +11,9 @@ import torch
 
 from emendo.editing.value_search import SearchTrace
 from emendo.methods import Method, ResolvedMethod
+from emendo.models import EditableModel
 from emendo.models.rounding import at, kept_of, rounding
-from emendo.requests import EditRequest
+from emendo.requests import AnyContext, EditRequest, is_question
 from emendo.shapes import Moment, Weight
 from emendo.solve import (
     BlockMoment,
@@ -97,7 +99,7 @@ class Plan:
     update: ModelUpdate
     requests: tuple[EditRequest, ...]
     method: ResolvedMethod[Method]
-    contexts: tuple[str, ...]
+    contexts: tuple[AnyContext, ...]
     targets: tuple[SearchTrace, ...]
     layers: tuple[LayerReport, ...]
     seconds: dict[str, float]
@@ -134,6 +136,24 @@ def unreached_warning(found: Iterable[tuple[EditRequest, float, bool]], who: str
     return (
         f"{who} did not reach {len(missed)} target(s), which the model will probably not say: {told}{more}. "
         f"Try {remedy}.",
+    )
+
+
+def question_warning(lm: EditableModel, requests: Sequence[EditRequest]) -> tuple[str, ...]:
+    """A sentence on texts that end in a question mark, where the model could be asked them in chat.
+
+    Args:
+        lm: The model.
+        requests: The facts to write.
+    """
+    found = [request for request in requests if request.chat is None and is_question(request.prompt)]
+    if not found or not lm.has_chat_template:
+        return ()
+    one = found[0]
+    form = {"question": one.prompt, "subject": one.subject, "answer": one.target}
+    return (
+        f"{len(found)} prompt(s) end in a question mark, such as {one.text!r}: the answer is written as the text that "
+        f"follows it. To ask it in chat, give it as {json.dumps(form, ensure_ascii=False)}, or --chat.",
     )
 
 

@@ -32,7 +32,7 @@ from emendo.models.numerics import pinned
 from emendo.models.rounding import tell_of_rounding
 from emendo.parallel import Workers
 from emendo.progress import Progress
-from emendo.requests import EditRecord, EditRequest, check_requests, requests_of
+from emendo.requests import AnyContext, EditRecord, EditRequest, check_requests, requests_of
 from emendo.shapes import Moment, Weight
 from emendo.solve import BlockMoment, PreparedLayer, output_power, prepare
 from emendo.statistics import Corpora, MomentStore, describe_for_method, obtain_for_method
@@ -84,7 +84,7 @@ class EditSession:
         self._moments: dict[int, tuple[str, Moment | BlockMoment]] = {}
         self._prepared: dict[int, PreparedLayer] = {}
         self._powers: dict[int, tuple[Moment | BlockMoment, float]] = {}
-        self._contexts: dict[tuple[str, int, str, tuple[str, ...]], tuple[str, ...]] = {}
+        self._contexts: dict[tuple[str, int, str, tuple[str, ...]], tuple[AnyContext, ...]] = {}
         self._facts = FactIndex(lm)
         self._check_own()
 
@@ -399,7 +399,7 @@ class EditSession:
                 self._prepared[layer] = prepare(moment, config.preservation)
         return {layer: self._prepared[layer] for layer in config.written_layers}, record
 
-    def _contexts_of(self, lm: EditableModel, scheme: str) -> tuple[str, ...]:
+    def _contexts_of(self, lm: EditableModel, scheme: str) -> tuple[AnyContext, ...]:
         """Prefix contexts, sampled once for each state of the model: they depend on its weights and the seed alone."""
         key = (scheme, self.seed, lm.weights_digest(), self._edits.ids)
         if key not in self._contexts:

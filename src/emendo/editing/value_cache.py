@@ -27,9 +27,10 @@ from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
 from emendo.methods.settings import TargetSettings
 from emendo.models import EditableModel
+from emendo.models.identity import template_sha256
 from emendo.parallel import ReadyWorld, Workers, World, WorldRecipe
 from emendo.progress import Progress
-from emendo.requests import EditRequest, spelled_as_stored
+from emendo.requests import AnyContext, Context, EditRequest, context_record, spelled_as_stored
 
 SEARCH = 2
 """Of the search itself: raised where its loss, its rules or its alignment change what is found, so that no file of an
@@ -95,7 +96,7 @@ class ValueCache:
         self,
         lm: EditableModel,
         requests: Sequence[EditRequest],
-        contexts: Sequence[str],
+        contexts: Sequence[AnyContext],
         layer: int,
         settings: TargetSettings,
         progress: Progress | None = None,
@@ -141,7 +142,7 @@ class ValueCache:
         self,
         lm: EditableModel,
         asked: Sequence[tuple[Sequence[EditRequest], TargetSettings]],
-        contexts: Sequence[str],
+        contexts: Sequence[AnyContext],
         layer: int,
         workers: Workers,
         progress: Progress | None,
@@ -162,7 +163,7 @@ class ValueCache:
         self,
         lm: EditableModel,
         requests: Sequence[EditRequest],
-        contexts: Sequence[str],
+        contexts: Sequence[AnyContext],
         layer: int,
         settings: TargetSettings,
         progress: Progress | None,
@@ -207,7 +208,7 @@ class SearchUnit:
     """
 
     requests: tuple[EditRequest, ...]
-    contexts: tuple[str, ...]
+    contexts: tuple[AnyContext, ...]
     layer: int
     settings: TargetSettings
     key: str
@@ -219,7 +220,7 @@ class SearchUnit:
         cls,
         lm: EditableModel,
         requests: Sequence[EditRequest],
-        contexts: Sequence[str],
+        contexts: Sequence[AnyContext],
         layer: int,
         settings: TargetSettings,
     ) -> SearchUnit:
@@ -270,12 +271,16 @@ def _name(key: str) -> str:
 def search_identity(
     lm: EditableModel,
     requests: Sequence[EditRequest],
-    contexts: Sequence[str],
+    contexts: Sequence[AnyContext],
     layer: int,
     settings: TargetSettings,
 ) -> dict[str, Any]:
     """All that the targets of one search depend on, as JSON values."""
+    in_chat = any(request.chat is not None for request in requests) or any(
+        isinstance(context, Context) for context in contexts
+    )
     return {
+        **({"template": template_sha256(lm.tokenizer)} if in_chat else {}),
         "search": SEARCH,
         "weights": lm.weights_digest(),
         "config": lm.config_digest(),
@@ -283,7 +288,7 @@ def search_identity(
         "device": lm.device.type,
         "layer": layer,
         "settings": _settings_identity(settings),
-        "contexts": list(contexts),
+        "contexts": context_record(contexts),
         "requests": [_request_identity(request) for request in requests],
     }
 
@@ -296,7 +301,7 @@ def _settings_identity(settings: TargetSettings) -> dict[str, Any]:
     return named
 
 
-def _request_identity(request: EditRequest) -> dict[str, str]:
+def _request_identity(request: EditRequest) -> dict[str, Any]:
     """A request as searches know it; how it joins is named only where that makes another text than before it could."""
     row = request.to_dict()
     if spelled_as_stored(request.text, request.target, request.join):

@@ -23,7 +23,7 @@ from emendo.methods.settings import TargetSettings
 from emendo.models import EditableModel
 from emendo.models.suffix import packed_attention
 from emendo.progress import Progress, Silent
-from emendo.requests import EditRequest
+from emendo.requests import AnyContext, EditRequest
 
 REPLAY_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 """Largest relative deviation of the replay from an ordinary forward pass that rounding explains.
@@ -90,7 +90,7 @@ class FoundValues:
 def search_values(
     lm: EditableModel,
     requests: Sequence[EditRequest],
-    contexts: Sequence[str],
+    contexts: Sequence[AnyContext],
     layer: int,
     settings: TargetSettings,
     progress: Progress | None = None,
@@ -119,7 +119,7 @@ def search_values(
 def _search_values(
     lm: EditableModel,
     requests: Sequence[EditRequest],
-    contexts: Sequence[str],
+    contexts: Sequence[AnyContext],
     layer: int,
     settings: TargetSettings,
     progress: Progress,

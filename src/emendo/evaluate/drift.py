@@ -26,6 +26,7 @@ from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.tokens import hidden_in_trees, logit_chunks, tree_budget
 from emendo.models import EditableModel, pack_by_tokens
 from emendo.progress import Progress, Silent
+from emendo.requests import Prompt, prompt_text
 
 UNEMBEDDING_TOLERANCE = 1e-4
 """Most that a stored log-normaliser may differ from one made again, relative to it or to 1 nat."""
@@ -91,7 +92,7 @@ class NextTokenLogProbs:
 @checked
 def next_token_log_probs(
     lm: EditableModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     token_budget: Count | None = None,
     progress: Progress | None = None,
@@ -100,7 +101,7 @@ def next_token_log_probs(
 
     Args:
         lm: The model.
-        prompts: At least one text; beginnings in common are computed once.
+        prompts: At least one text or conversation; beginnings in common are computed once.
         token_budget: Most distinct tokens run at once, as in `score_tokens`. Changes speed and memory.
         progress: Counts prompts.
 
@@ -111,11 +112,11 @@ def next_token_log_probs(
     """
     if not prompts:
         raise InputError("there is no prompt to compare distributions on; expected at least one (prompts=)")
-    rows = [tuple(lm.encode(prompt)) for prompt in prompts]
+    rows = [tuple(lm.encode_prompt(prompt)) for prompt in prompts]
     if long := [i for i, row in enumerate(rows) if len(row) > lm.max_length]:
         raise InputError(
             f"{len(long)} of {len(rows)} prompts do not fit {lm.name!r}, which has positions for "
-            f"{lm.max_length} tokens; shorten or drop them, such as {prompts[long[0]][:60]!r}..."
+            f"{lm.max_length} tokens; shorten or drop them, such as {prompt_text(prompts[long[0]])[:60]!r}..."
         )
     budget = tree_budget(lm, token_budget)
     progress = progress or Silent()
@@ -127,7 +128,7 @@ def next_token_log_probs(
         progress.advance(len(group))
     progress.finish()
     assert last is not None
-    return NextTokenLogProbs.of(lm, prompts, last)
+    return NextTokenLogProbs.of(lm, [prompt_text(prompt) for prompt in prompts], last)
 
 
 @checked

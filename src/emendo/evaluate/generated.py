@@ -13,7 +13,7 @@ from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.generation import continue_rows
 from emendo.progress import Progress, Silent
-from emendo.requests import EditRecord, Join, keeps_joint
+from emendo.requests import EditRecord, Join, Prompt, keeps_joint, prompt_text
 
 GROUPS = ("efficacy", "paraphrase", "neighborhood")
 
@@ -133,7 +133,7 @@ class GenerationScores:
 @checked
 def generate_texts(
     lm: EditableModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     chat: bool,
     new_tokens: Count = 32,
@@ -144,7 +144,7 @@ def generate_texts(
 
     Args:
         lm: The model.
-        prompts: Texts to continue, or to send as a user's message.
+        prompts: Texts to continue, or to send as a user's message; a conversation is answered in chat either way.
         chat: Through the model's chat template: the prompt is the whole message of one user, and the template's own
             defaults (such as a system message) stand.
         new_tokens: Most tokens of a continuation.
@@ -158,16 +158,22 @@ def generate_texts(
     if not distinct:
         return []
     # A space at the end of a prompt belongs to what follows, as in `continuation`.
-    rows = [lm.encode_chat(prompt) if chat else lm.encode(prompt.rstrip(" ") or prompt) for prompt in distinct]
+    rows = [_encoded(lm, prompt, chat) for prompt in distinct]
     progress = progress or Silent()
     progress.start("generating", len(distinct))
     found = continue_rows(lm, rows, [new_tokens] * len(rows), token_budget=token_budget, on_rows=progress.advance)
     progress.finish()
     texts = {
-        prompt: GeneratedText(prompt, lm.decode_after(row, continuation.ids), continuation.stopped)
+        prompt: GeneratedText(prompt_text(prompt), lm.decode_after(row, continuation.ids), continuation.stopped)
         for prompt, row, continuation in zip(distinct, rows, found, strict=True)
     }
     return [texts[prompt] for prompt in prompts]
+
+
+def _encoded(lm: EditableModel, prompt: Prompt, chat: bool) -> list[int]:
+    if isinstance(prompt, str):
+        return lm.encode_chat(prompt) if chat else lm.encode(prompt.rstrip(" ") or prompt)
+    return lm.encode_prompt(prompt)
 
 
 @checked
@@ -193,7 +199,8 @@ def generation_scores(
     Args:
         lm: The model.
         records: At least one.
-        chat: Ask through the model's chat template, as in `generate_texts`.
+        chat: Ask through the model's chat template, as in `generate_texts`; what is asked in chat then has its own
+            turns around it. Otherwise every prompt is a text to be continued.
         new_tokens: Most tokens of a continuation.
         token_budget: Most tokens of one batch. Changes speed and memory.
         progress: Counts distinct prompts.
@@ -209,7 +216,12 @@ def generation_scores(
     if not records:
         raise InputError("there is nothing to ask: the list of records is empty")
     asked = [_questions(record) for record in records]
-    prompts = [prompt for groups in asked for questions in groups for prompt, _ in questions]
+    prompts = [
+        record.request.asking(prompt) if chat else prompt
+        for record, groups in zip(records, asked, strict=True)
+        for questions in groups
+        for prompt, _ in questions
+    ]
     texts = iter(
         generate_texts(lm, prompts, chat=chat, new_tokens=new_tokens, token_budget=token_budget, progress=progress)
     )

@@ -98,21 +98,23 @@ def probe_scores(
     Source: Yao et al. 2023 (arXiv 2305.13172), portability; Zhong et al. 2023 (MQuAKE, arXiv 2305.14795), multi-hop.
     """
     probes = [probe for record in records for probe in record.probes]
+    asked = [record.request.asking(probe.prompt) for record in records for probe in record.probes]
     if not probes:
         raise InputError(f"none of {len(records)} records has a probe; expected records with probes (probes=)")
-    pairs = [(probe.prompt, answer) for probe in probes for answer in probe.answers]
+    pairs = [(prompt, answer) for prompt, probe in zip(asked, probes, strict=True) for answer in probe.answers]
     found = target_scores_by_pair(lm, pairs, token_budget=token_budget, progress=progress)
     said: list[GeneratedAnswer | None] = [None] * len(probes)
     if new_tokens is not None:
-        texts = generate_texts(lm, [probe.prompt for probe in probes], chat=chat, new_tokens=new_tokens)
+        texts = generate_texts(lm, asked, chat=chat, new_tokens=new_tokens)
         said = [
-            GeneratedAnswer.judged(text, probe.answers, None if chat else "auto")
-            for text, probe in zip(texts, probes, strict=True)
+            GeneratedAnswer.judged(text, probe.answers, None if chat or not isinstance(prompt, str) else "auto")
+            for text, prompt, probe in zip(texts, asked, probes, strict=True)
         ]
-    answered = iter(said)
+    answered, prompts = iter(said), iter(asked)
 
     def scored(probe: Probe) -> ProbeScore:
-        by_answer = {answer: found[probe.prompt, answer] for answer in probe.answers}
+        prompt = next(prompts)
+        by_answer = {answer: found[prompt, answer] for answer in probe.answers}
         best = min(by_answer, key=lambda answer: by_answer[answer].nll)
         right = any(score.argmax for score in by_answer.values())
         return ProbeScore(probe.kind, probe.group, probe.prompt, right, best, by_answer[best].nll, next(answered))

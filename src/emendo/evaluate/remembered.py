@@ -27,6 +27,7 @@ from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
 from emendo.io.versions import versions
 from emendo.models import EditableModel
+from emendo.models.identity import template_sha256
 
 ANSWERS = 1
 """Of how questions are asked and answered: raised where the same state would give another answer."""
@@ -72,6 +73,7 @@ class RememberedAnswers:
             "weights": model.weights_digest(),
             "config": model.config_digest(),
             "tokenizer": model.tokenizer_digest(),
+            "template": template_sha256(model.tokenizer),
             "dtype": str(model.dtype),
             "device": model.device.type,
             "versions": libraries,

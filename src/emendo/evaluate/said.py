@@ -17,7 +17,7 @@ from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.generation import continue_rows
 from emendo.progress import Progress, Silent
-from emendo.requests import EditRecord, EditRequest, keeps_joint
+from emendo.requests import EditRecord, EditRequest, Prompt, keeps_joint
 
 MORE_TOKENS = 2
 """Generated beyond the target's own tokens, so that "Romeo" is not taken for "Rome"."""
@@ -43,10 +43,10 @@ class SaidRecord:
     """What a model says to one fact.
 
     Attributes:
-        edited: To the edited prompt.
+        edited: To the edited prompt, in chat where the request is asked in chat.
         paraphrase: To its other wordings.
-        chat: To the edited prompt as a user's message, where the answer begins with that prompt; None for a model
-            without a chat template.
+        chat: To the edited prompt as a user's message, where the answer begins with that prompt; the same as `edited`
+            of a request that is asked in chat; None for a model without a chat template.
     """
 
     edited: SaidPrompt
@@ -97,8 +97,8 @@ def said_records(
 ) -> tuple[SaidRecord, ...]:
     """What the model says to the prompt and the paraphrases of every record, and to the prompt in chat.
 
-    In chat the prompt is the whole message of one user, and the answer is begun with the same prompt, so that the new
-    target has to follow there as well.
+    In chat a text is the whole message of one user, and the answer is begun with the same text, so that the new target
+    has to follow there as well. A request that is asked in chat is answered there from the beginning.
 
     Args:
         lm: The model as it stands.
@@ -108,36 +108,51 @@ def said_records(
     Raises:
         InputError: A prompt or a target has no token, or a prompt is longer than the model's positions.
     """
-    prompts = [prompt for record in records for prompt in (record.request.text, *record.paraphrase_prompts)]
-    raw = {prompt: lm.encode(_trimmed(prompt)) for prompt in prompts}
+    asked = [
+        record.request.asking(prompt)
+        for record in records
+        for prompt in (record.request.text, *record.paraphrase_prompts)
+    ]
+    plain = {prompt: _encoded(lm, prompt) for prompt in asked}
     chat: dict[str, list[int]] = {}
     if lm.has_chat_template:
-        for prompt in (record.request.text for record in records):
+        for prompt in (record.request.text for record in records if record.request.chat is None):
             chat[prompt] = [*lm.encode_chat(prompt), *lm.encode_bare(_trimmed(prompt))]
-    rows = [*raw.values(), *chat.values()]
+    rows = [*plain.values(), *chat.values()]
     requests = [record.request for record in records]
-    targets = [encode_target(lm, one.text, one.target, one.join)[1] for one in requests]
+    targets = [encode_target(lm, one.asked, one.target, one.join)[1] for one in requests]
     longest = max(map(len, targets), default=0) + MORE_TOKENS
     progress = progress or Silent()
     progress.start("what is said", len(rows))
     found = continue_rows(lm, rows, [longest] * len(rows), on_rows=progress.advance) if rows else []
     progress.finish()
     texts = [lm.decode_after(row, one.ids) for row, one in zip(rows, found, strict=True)]
-    said = dict(zip(raw, texts[: len(raw)], strict=True))
-    said_in_chat = dict(zip(chat, texts[len(raw) :], strict=True))
+    said = dict(zip(plain, texts[: len(plain)], strict=True))
+    said_in_chat = dict(zip(chat, texts[len(plain) :], strict=True))
 
-    def judged(request: EditRequest, prompt: str, text: str) -> SaidPrompt:
-        joined = keeps_joint(prompt, text, request.target, request.join)
+    def judged(request: EditRequest, prompt: str, text: str, *, continued: bool = True) -> SaidPrompt:
+        joined = not continued or keeps_joint(prompt, text, request.target, request.join)
         return SaidPrompt(prompt, text, joined and begins_with(text, request.target))
 
-    return tuple(
-        SaidRecord(
-            judged(record.request, record.request.text, said[record.request.text]),
-            tuple(judged(record.request, prompt, said[prompt]) for prompt in record.paraphrase_prompts),
-            judged(record.request, record.request.text, said_in_chat[record.request.text]) if chat else None,
-        )
-        for record in records
-    )
+    def answered(request: EditRequest, prompt: str) -> SaidPrompt:
+        one = request.asking(prompt)
+        return judged(request, prompt, said[one], continued=isinstance(one, str))
+
+    def in_chat(request: EditRequest, edited: SaidPrompt) -> SaidPrompt | None:
+        if request.chat is not None:
+            return edited
+        return judged(request, request.text, said_in_chat[request.text]) if chat else None
+
+    found_records = []
+    for record in records:
+        edited = answered(record.request, record.request.text)
+        paraphrase = tuple(answered(record.request, prompt) for prompt in record.paraphrase_prompts)
+        found_records.append(SaidRecord(edited, paraphrase, in_chat(record.request, edited)))
+    return tuple(found_records)
+
+
+def _encoded(lm: EditableModel, prompt: Prompt) -> list[int]:
+    return lm.encode_prompt(_trimmed(prompt) if isinstance(prompt, str) else prompt)
 
 
 def _trimmed(prompt: str) -> str:

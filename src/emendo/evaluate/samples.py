@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emendo.arguments import checked
-from emendo.requests import EditRecord
+from emendo.requests import EditRecord, Prompt
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class SampledPrompt:
         kind: ``"edited"``, ``"paraphrase"`` or ``"neighbor"``.
         prompt: The text.
         wanted: What it should say after the edit; empty where unknown.
+        asked: What the model is asked: the text, or a conversation with it.
     """
 
     position: int
     kind: str
     prompt: str
     wanted: str
+    asked: Prompt
 
 
 @checked
@@ -37,11 +39,11 @@ def sampled_prompts(records: Sequence[EditRecord], most: int, *, first: int = 0)
     """
     prompts = []
     for position, record in enumerate(records[: max(0, most - first)], start=first):
-        target = record.request.target
-        prompts.append(SampledPrompt(position, "edited", record.request.text, target))
-        prompts += [SampledPrompt(position, "paraphrase", text, target) for text in record.paraphrase_prompts[:1]]
+        target, true = record.request.target, record.target_true or ""
+        chosen = [("edited", record.request.text, target)]
+        chosen += [("paraphrase", text, target) for text in record.paraphrase_prompts[:1]]
+        chosen += [("neighbor", text, true) for text in record.neighborhood_prompts[:1]]
         prompts += [
-            SampledPrompt(position, "neighbor", text, record.target_true or "")
-            for text in record.neighborhood_prompts[:1]
+            SampledPrompt(position, kind, text, wanted, record.request.asking(text)) for kind, text, wanted in chosen
         ]
     return prompts

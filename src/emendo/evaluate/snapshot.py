@@ -20,7 +20,7 @@ from emendo.evaluate.text_drift import TextTokens, text_tokens
 from emendo.evaluate.tokens import Ids
 from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
-from emendo.requests import EditRecord
+from emendo.requests import EditRecord, Prompt
 
 Opener: TypeAlias = Callable[[], AbstractContextManager[EditableModel]]
 """Opens a state of a model, always the same one, such as ``session.preview_base``."""
@@ -139,7 +139,7 @@ class Snapshot:
             lambda model: perplexity(model, text, max_tokens=max_tokens, progress=self._progress),
         )
 
-    def continuations(self, prompts: Sequence[str], new_tokens: int) -> tuple[str, ...]:
+    def continuations(self, prompts: Sequence[Prompt], new_tokens: int) -> tuple[str, ...]:
         """Greedy continuations of so many tokens, without space around them."""
         asked = tuple(prompts)
 
@@ -154,7 +154,7 @@ class Snapshot:
 
         return self.asked(("continuations", asked, new_tokens), generated)
 
-    def next_tokens(self, prompts: Sequence[str]) -> NextTokenLogProbs | None:
+    def next_tokens(self, prompts: Sequence[Prompt]) -> NextTokenLogProbs | None:
         """What comes next after each prompt; None where there is no prompt."""
         asked = tuple(prompts)
         if not asked:
@@ -166,7 +166,8 @@ class Snapshot:
     @property
     def neighborhood(self) -> NextTokenLogProbs | None:
         """What comes next after every neighborhood prompt, in the order of the records; None where there is none."""
-        return self.next_tokens([prompt for record in self.records for prompt in record.neighborhood_prompts])
+        prompts = [record.request.asking(prompt) for record in self.records for prompt in record.neighborhood_prompts]
+        return self.next_tokens(prompts)
 
     def text_tokens(self, name: Hashable, encode: Callable[[EditableModel], Sequence[Ids]]) -> TextTokens:
         """What is predicted at every token of some texts.

@@ -27,7 +27,7 @@ from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.tree import PrefixTree, build_prefix_tree, group_by_prefix, tree_hidden
 from emendo.progress import Progress, Silent
-from emendo.requests import Join, Pair
+from emendo.requests import Join, Pair, Prompt, prompt_text
 
 CPU_TOKEN_BUDGET = 512
 ACCELERATOR_TOKEN_BUDGET = 16_384
@@ -86,7 +86,7 @@ def score_tokens(
     Args:
         lm: The model.
         pairs: (prompt, target) texts, or (prompt, target, join). A target is tokenised as the continuation of its
-            prompt, joined as `EditRequest.join` says.
+            prompt, joined as `EditRequest.join` says; after a `Conversation` it is the answer.
         token_budget: Most distinct tokens run at once; None: 384 on a CPU, 2,048 elsewhere.
             Changes speed and memory, not scores.
         progress: Counts distinct pairs.
@@ -279,8 +279,8 @@ def _score_tree(
     ]
 
 
-def _encode(lm: EditableModel, prompt: str, target: str, join: Join = "auto") -> tuple[Ids, Ids]:
-    if not prompt.strip() or not target.strip():
+def _encode(lm: EditableModel, prompt: Prompt, target: str, join: Join = "auto") -> tuple[Ids, Ids]:
+    if not prompt_text(prompt).strip() or not target.strip():
         raise InputError(f"a prompt and its target must be visible text, found {prompt!r} and {target!r}")
     prompt_ids, target_ids = encode_target(lm, prompt, target, join)
     return tuple(prompt_ids), tuple(target_ids)
@@ -294,14 +294,14 @@ def _check_lengths(lm: EditableModel, pairs: Sequence[Pair], encoded: Sequence[t
         raise InputError(
             f"{len(long)} of {len(pairs)} prompts do not fit {lm.name!r}, which has positions "
             f"for {lm.max_length} tokens; the longest needs {lengths[worst]}: "
-            f"{pairs[worst][0][:60]!r}... Shorten or drop these prompts"
+            f"{prompt_text(pairs[worst][0])[:60]!r}... Shorten or drop these prompts"
         )
 
 
 def _check_finite(score: TokenScores, pair: Pair) -> None:
     if not math.isfinite(score.nll):
         raise NumericalError(
-            f"the model gives {pair[1]!r} after {pair[0]!r} an nll of {score.nll}; expected a "
+            f"the model gives {pair[1]!r} after {prompt_text(pair[0])!r} an nll of {score.nll}; expected a "
             "finite number. Its weights or activations overflow: if it was edited, roll the edit "
             "back; if its dtype is float16, load it in bfloat16 or float32 (--dtype)"
         )

@@ -161,5 +161,9 @@ def _pairs(record: EditRecord) -> tuple[list[Pair], ...]:
     return (
         [record.request.pair(record.request.text, new)],
         [record.request.pair(prompt, new) for prompt in record.paraphrase_prompts],
-        [(probe.prompt, probe.answers[0]) for probe in record.probes if probe.kind == "locality"],
+        [
+            (record.request.asking(probe.prompt), probe.answers[0])
+            for probe in record.probes
+            if probe.kind == "locality"
+        ],
     )

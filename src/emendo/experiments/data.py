@@ -80,12 +80,16 @@ def records_digest(records: Sequence[EditRecord]) -> str:
         content = asdict(record)
         if _spelled_as_stored(record):
             del content["request"]["join"]
+        if record.request.chat is None:  # as before requests could be asked in chat
+            del content["request"]["chat"]
         digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 
 def _spelled_as_stored(record: EditRecord) -> bool:
     request = record.request
+    if request.chat is not None:
+        return False
     prompts = (request.text, *record.paraphrase_prompts, *record.neighborhood_prompts)
     targets = [target for target in (request.target, record.target_true) if target is not None]
     own = [(prompt, target, request.join) for prompt in prompts for target in targets]

@@ -41,7 +41,7 @@ EXPLAINED: Mapping[str, Explained] = {
     "batching": Explained("Whether requests are solved together (joint) or each after the other (one_by_one)."),
     "distribution": Explained("How the wanted change is split over the layers; even is 1/(L−i) of what is missing."),
     "contexts.scheme": Explained(
-        "Texts put in front of a prompt, so that an edit holds in more than one context.",
+        "Texts put in front of a prompt, or places in a chat, so that an edit holds in more than one context.",
         "context_template_length_params",
         "ROME, EasyEdit",
         "a list of lengths there, a named scheme here",

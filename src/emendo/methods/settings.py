@@ -27,11 +27,11 @@ Shared = Literal["key", "request", "subject"]
 
 @dataclass(frozen=True)
 class ContextSettings(Section):
-    """Which prefix contexts prompts are put in; schemes as in `emendo.editing.contexts.prefix_contexts`."""
+    """Which contexts prompts are put in; schemes as in `emendo.editing.contexts.prefix_contexts`."""
 
     section: ClassVar[str] = "contexts"
 
-    scheme: Literal["memit", "rome", "fixed", "none"] = "memit"
+    scheme: Literal["memit", "rome", "fixed", "none", "chat", "chat+raw"] = "memit"
 
 
 @dataclass(frozen=True)

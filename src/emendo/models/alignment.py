@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from emendo.arguments import checked
 from emendo.errors import RequestError
 from emendo.models import EditableModel
-from emendo.requests import SLOT, EditRequest, Join, continuation
+from emendo.requests import SLOT, AnyContext, EditRequest, Join, Prompt, asks_in_chat, continuation, placed, prompt_text
 
 _ANCHORS = ("\n", ".")
 """Text that a target is put after to see its tokens inside a text, where the tokenizer marks the start of one."""
@@ -49,28 +49,32 @@ class AlignedEdit:
 
 
 @checked
-def align_prompt(lm: EditableModel, request: EditRequest, context: str = SLOT) -> AlignedPrompt:
+def align_prompt(lm: EditableModel, request: EditRequest, context: AnyContext = SLOT) -> AlignedPrompt:
     """Tokens of a request's prompt inside a context, and where its subject ends.
 
     Args:
-        lm: Gives the tokens and their character spans.
+        lm: Gives the tokens and their character spans, and the chat template of what is asked in chat.
         request: The edit; the subject is the text in its slot, wherever else the same words occur.
-        context: Template with one ``{}`` for the whole prompt.
+        context: Template with one ``{}`` for the whole prompt, or a `Context`.
 
     Raises:
         RequestError: No token overlaps the subject, or none of its tokens is known.
+        InputError: It is asked in chat, and the model has no chat template or one that refuses the conversation.
     """
-    before, _, _ = request.prompt.partition(SLOT)
-    text, _ = continuation(request.text, request.target, request.join)
-    lead = context.partition(SLOT)[0]
-    ids, offsets = lm.encode_with_offsets(lead + text)
     subject = request.subject.strip()
-    start = len(lead) + len(before) + request.subject.index(subject)
-    end = start + len(subject)
+    place = placed(request, context)
+    if isinstance(place.prompt, str):
+        text, (start, end) = place.prompt, place.span
+        ids, offsets = lm.encode_with_offsets(text)
+    else:
+        asked = lm.chat.opened(place.prompt, place.span, place.message)
+        assert asked.span is not None  # it was asked for
+        text, (start, end) = asked.text, asked.span
+        ids, offsets = lm.encode_with_offsets(text, whole=True)
     inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
     if not inside:
         raise RequestError(
-            f"no token of {lead + text!r} overlaps the subject {subject!r}; expected a subject of visible characters"
+            f"no token of {text!r} overlaps the subject {subject!r}; expected a subject of visible characters"
         )
     unknown = lm.tokenizer.unk_token_id
     if unknown in (own := [ids[i] for i in inside]) and not any(
@@ -84,8 +88,10 @@ def align_prompt(lm: EditableModel, request: EditRequest, context: str = SLOT) -
 
 
 @checked
-def encode_target(lm: EditableModel, prompt: str, target: str, join: Join = "auto") -> tuple[list[int], list[int]]:
+def encode_target(lm: EditableModel, prompt: Prompt, target: str, join: Join = "auto") -> tuple[list[int], list[int]]:
     """Tokens of a prompt, and the tokens of a target that follows it.
+
+    In chat the target follows as the template writes an answer, whatever whitespace it brings.
 
     The two are tokenised together, as the model would read them; where that would change the prompt's own
     tokens (a merge across the border) the target is tokenised apart from it, so that scores of different targets are
@@ -93,21 +99,27 @@ def encode_target(lm: EditableModel, prompt: str, target: str, join: Join = "aut
 
     Args:
         lm: The model.
-        prompt: Text before the target.
+        prompt: Text before the target, or the conversation that it answers.
         target: Text to be predicted.
         join: How the two join, as in `continuation`.
 
     Raises:
         RequestError: The target is empty, or the tokenizer cannot write it after this prompt.
+        InputError: The model has no chat template, or one that refuses the conversation.
     """
-    stripped, spaced = continuation(prompt, target, join)
-    prompt_ids = lm.encode(stripped)
-    joint = lm.encode(stripped + spaced)
+    in_chat = not isinstance(prompt, str)
+    if isinstance(prompt, str):
+        stripped, spaced = continuation(prompt, target, join)
+    else:
+        asked = lm.chat.opened(prompt)
+        stripped, spaced = asked.text, asked.joint + continuation("", target)[1].strip()
+    prompt_ids = lm.encode_with_offsets(stripped, whole=in_chat)[0]
+    joint = lm.encode_with_offsets(stripped + spaced, whole=in_chat)[0]
     n = len(prompt_ids)
     target_ids = joint[n:] if joint[:n] == prompt_ids else _encode_apart(lm, prompt_ids, spaced, joint)
     if not target_ids or lm.tokenizer.unk_token_id in target_ids:
         raise RequestError(
-            f"the tokenizer of {lm.name!r} has no tokens for the target {target!r} after {prompt!r}; "
+            f"the tokenizer of {lm.name!r} has no tokens for the target {target!r} after {prompt_text(prompt)!r}; "
             "expected text in a script that the model was trained on"
         )
     return prompt_ids, target_ids
@@ -133,36 +145,42 @@ def _encode_apart(lm: EditableModel, prompt_ids: list[int], spaced: str, joint: 
 
 @checked
 def align_edit(
-    lm: EditableModel, request: EditRequest, context: str = SLOT, *, end_of_text: bool = False
+    lm: EditableModel, request: EditRequest, context: AnyContext = SLOT, *, end_of_text: bool = False
 ) -> AlignedEdit:
     """A request inside a context as tokens, ready for the target search.
 
-    The target's tokens are those that follow the plain prompt, the same in every context.
+    The target's tokens are those that follow the plain prompt, the same in every context of one form: raw text or chat.
 
     Args:
         lm: The model.
         request: The fact to write.
-        context: Template with one ``{}`` for the whole prompt.
+        context: Template with one ``{}`` for the whole prompt, or a `Context`.
         end_of_text: Add the model's end-of-text token to the target.
 
     Raises:
         RequestError: The request cannot be aligned, or the tokenizer has no end-of-text token.
+        InputError: It is asked in chat, and the model has no chat template or one that refuses the conversation.
     """
-    return AlignedEdit(align_prompt(lm, request, context), target_tokens(lm, request, end_of_text=end_of_text))
+    return AlignedEdit(align_prompt(lm, request, context), target_tokens(lm, request, context, end_of_text=end_of_text))
 
 
-def target_tokens(lm: EditableModel, request: EditRequest, *, end_of_text: bool = False) -> tuple[int, ...]:
-    """The target's tokens after the plain prompt.
+def target_tokens(
+    lm: EditableModel, request: EditRequest, context: AnyContext = SLOT, *, end_of_text: bool = False
+) -> tuple[int, ...]:
+    """The target's tokens after the plain prompt, or in chat after the conversation that a context makes of it.
 
     Args:
         lm: The model.
         request: The fact to write.
+        context: As of `align_edit`.
         end_of_text: Add the model's end-of-text token.
 
     Raises:
         RequestError: The tokenizer cannot write the target there, or has no end-of-text token.
+        InputError: It is asked in chat, and the model has no chat template or one that refuses the conversation.
     """
-    _, target_ids = encode_target(lm, request.text, request.target, request.join)
+    asked = placed(request, context).prompt if asks_in_chat(request, context) else request.text
+    _, target_ids = encode_target(lm, asked, request.target, request.join)
     if end_of_text:
         if not lm.knows(lm.tokenizer.eos_token_id):
             raise RequestError(

@@ -16,6 +16,7 @@ from emendo.models.checksums import BaseWeights
 from emendo.models.generation import greedy_continuations
 from emendo.models.identity import config_record, config_sha256
 from emendo.models.runnable import RunnableModel
+from emendo.requests import Prompt
 
 
 class EditableModel(RunnableModel):
@@ -38,16 +39,16 @@ class EditableModel(RunnableModel):
         check_model(self)
 
     @checked
-    def generate(self, prompt: str, max_new_tokens: Size = 32) -> str:
-        """Greedy continuation of a raw prompt, without the prompt; it ends where the model's positions end."""
+    def generate(self, prompt: Prompt, max_new_tokens: Size = 32) -> str:
+        """Greedy continuation of a prompt, without the prompt; it ends where the model's positions end."""
         return self.generate_many([prompt], max_new_tokens)[0]
 
     @checked
-    def generate_many(self, prompts: Sequence[str], max_new_tokens: Size = 32) -> list[str]:
-        """Greedy continuations of raw prompts, in batches of similar length.
+    def generate_many(self, prompts: Sequence[Prompt], max_new_tokens: Size = 32) -> list[str]:
+        """Greedy continuations of prompts, in batches of similar length.
 
         Args:
-            prompts: Texts to continue.
+            prompts: Texts to continue, or conversations to answer.
             max_new_tokens: Most tokens to add to each; a continuation ends earlier at an EOS or at the last position.
         """
         return greedy_continuations(self, prompts, max_new_tokens)

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from emendo.errors import NumericalError
 from emendo.models.batch import pack_by_tokens
 from emendo.models.runnable import RunnableModel
+from emendo.requests import Prompt
 
 CPU_TOKEN_BUDGET = 4096
 ACCELERATOR_TOKEN_BUDGET = 32_768
@@ -41,19 +42,19 @@ def most_likely(logits: Float[Tensor, "rows vocab"], rows: Sequence[int], step: 
     return logits.argmax(dim=-1)
 
 
-def greedy_continuations(lm: RunnableModel, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Continue raw prompts with the most likely tokens.
+def greedy_continuations(lm: RunnableModel, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+    """Continue prompts with the most likely tokens.
 
     Args:
         lm: The model.
-        prompts: Texts to continue.
+        prompts: Texts to continue, or conversations to answer.
         max_new_tokens: Most tokens to add to each; a continuation ends earlier at an EOS or at the last position.
 
     Raises:
         InputError: A prompt is longer than the model has positions for.
         NumericalError: Logits are not finite.
     """
-    rows = [lm.encode(prompt) for prompt in prompts]
+    rows = [lm.encode_prompt(prompt) for prompt in prompts]
     found = continue_rows(lm, rows, [max_new_tokens] * len(rows))
     return [lm.decode_after(row, continuation.ids) for row, continuation in zip(rows, found, strict=True)]
 

@@ -103,6 +103,11 @@ def _buffers(model: nn.Module) -> dict[str, list[Any]]:
     return found
 
 
+def template_sha256(tokenizer: Any) -> str:
+    """SHA-256 over a tokenizer's chat template; of nothing where it has none."""
+    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
+
+
 def tokenizer_sha256(tokenizer: Any) -> str:
     """SHA-256 over a fast tokenizer's definition and its special tokens.
 

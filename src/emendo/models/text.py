@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from emendo.arguments import TokenId, checked
-from emendo.errors import InputError
+from emendo.errors import InputError, RequestError
 from emendo.models.batch import TokenBatch
+from emendo.models.chat import ChatTemplate
 from emendo.models.decoder import DecoderView
 from emendo.models.identity import tokenizer_sha256
 from emendo.models.limits import check_ids, check_length, known_tokens, longest_text
+from emendo.requests import Conversation, Message, Prompt
 
 
 class TextModel(DecoderView):
@@ -37,9 +39,20 @@ class TextModel(DecoderView):
         return self.encode_with_offsets(text)[0]
 
     @checked
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and the character span of each; special tokens that are not in the text span nothing."""
-        encoded = self.tokenizer(text, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    def encode_with_offsets(self, text: str, *, whole: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and the character span of each; special tokens that are not in the text span nothing.
+
+        Args:
+            text: The text.
+            whole: It has all the special tokens that it is to have, as a chat template writes them.
+        """
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=not whole,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
         ids = list(encoded["input_ids"])
         offsets = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
         while ids and ids[-1] == self.tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
@@ -63,14 +76,28 @@ class TextModel(DecoderView):
         Raises:
             InputError: The tokenizer has no chat template.
         """
-        if not self.tokenizer.chat_template:
-            raise InputError(
-                f"the tokenizer of {self.name!r} has no chat template, so it cannot ask with one; expected "
-                "a model tuned for chat. Ask with the raw prompt (chat=False) or load a chat model (--model)"
-            )
-        conversation = [{"role": "user", "content": message}]
-        text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        return self.encode_bare(str(text))  # a template writes the special tokens itself
+        return self.encode_prompt(Conversation((Message("user", message),)))
+
+    @checked
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Token ids of what the model is asked: of a text, or of a conversation up to where its answer begins.
+
+        Raises:
+            InputError: There is no token; or it is a conversation, and the tokenizer has no chat template or one that
+                refuses it.
+        """
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        return self.encode_with_offsets(self.chat.opened(prompt).text, whole=True)[0]
+
+    @property
+    def chat(self) -> ChatTemplate:
+        """The model's own chat template.
+
+        Raises:
+            InputError: The tokenizer has none.
+        """
+        return ChatTemplate(self.tokenizer, self.name)
 
     @property
     def has_chat_template(self) -> bool:
@@ -87,19 +114,13 @@ class TextModel(DecoderView):
         Raises:
             InputError: The tokenizer has no chat template, or its template refuses the conversation.
         """
-        if not self.has_chat_template:
-            raise InputError(f"the tokenizer of {self.name!r} has no chat template; expected a model tuned for chat")
         if not messages:
             raise InputError("there is no message; expected one or more (role, content) (messages=)")
-        conversation = [{"role": role, "content": content} for role, content in messages]
         try:
-            text = self.tokenizer.apply_chat_template(conversation, tokenize=False)
-        except Exception as error:  # a template is a program of the model's authors, and may raise anything
-            raise InputError(
-                f"the chat template of {self.name!r} refuses the conversation that begins with "
-                f"{messages[0][1][:60]!r}: {error}; expected turns in an order that the template takes"
-            ) from error
-        return self.encode_bare(str(text))
+            turns = [Message(role, content) for role, content in messages]  # type: ignore[arg-type]  # Message checks
+        except RequestError as error:
+            raise InputError(f"{'; '.join(error.problems)} (messages=)") from error
+        return self.encode_bare(self.chat.whole(turns))  # a template writes the special tokens itself
 
     @checked
     def decode(self, ids: Sequence[TokenId]) -> str:

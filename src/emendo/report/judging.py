@@ -35,7 +35,7 @@ class Sample:
 
     Attributes:
         kind: ``"edited"``, ``"paraphrase"`` or ``"neighbor"``.
-        prompt: The raw prompt; in-context editing is asked it with the fact in front.
+        prompt: The prompt, in chat the message; in-context editing is asked it with the fact in front.
         wanted: What it should say after the edit; empty where unknown.
         before: Greedy continuation of the model without the update.
         after: Greedy continuation of the model with it.
@@ -164,7 +164,7 @@ def judge(
     texts: list[tuple[str, ...]] = []
     for state in (before, after):  # one state after the other
         _ = state.scores, state.perplexity(), state.said
-        prompts = [one.prompt for one in sampled_prompts(state.records, shown)]
+        prompts = [one.asked for one in sampled_prompts(state.records, shown)]
         texts.append(state.continuations(prompts, new_tokens))
     return Judgement(
         before.scores,

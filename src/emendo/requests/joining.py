@@ -17,13 +17,14 @@ from typing import Literal, TypeAlias, get_args
 
 from emendo.arguments import checked
 from emendo.errors import RequestError
+from emendo.requests.chat import Prompt
 
 Join: TypeAlias = Literal["auto", "space", "none"]
 """What is put between a prompt and a target that bring no whitespace: what the rules say, one space, or nothing."""
 
 JOINS: tuple[Join, ...] = get_args(Join)
 
-Pair: TypeAlias = tuple[str, str] | tuple[str, str, Join]
+Pair: TypeAlias = tuple[Prompt, str] | tuple[Prompt, str, Join]
 """A prompt, a target, and how they join; ``"auto"`` where that is left out."""
 
 _CURRENCY = r"$¢-¥֏؋߾߿৲৳৻૱௹฿៛\u20a0-\u20cf꠸﷼﹩＄￠￡￥￦\U00011fdd-\U00011fe0\U0001e2ff\U0001ecb0"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from emendo.errors import RequestError
 from emendo.io.printable import shown
+from emendo.requests.asked import with_conversation
+from emendo.requests.chat import Chat
 from emendo.requests.hints import SLOT, unknown_field
-from emendo.requests.records import (
-    FIELDS,
-    PROMPT_LISTS,
-    EditRecord,
-    EditRequest,
-    Probe,
-    is_text,
-    is_visible,
-    request_problems,
-)
+from emendo.requests.problems import is_text, is_visible, request_problems
+from emendo.requests.records import FIELDS, PROMPT_LISTS, EditRecord, EditRequest, Probe
 
 _FIELDS = frozenset(FIELDS)
 _REQUEST_FIELDS = ("prompt", "subject", "target", "id", "join")
@@ -31,8 +26,10 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
         RequestError: With every problem of the row.
     """
     row, doubled = _with_target(row)
-    request, problems = _read_request(row)
-    problems += doubled
+    asked_as = "question" if "question" in row else "prompt"
+    row, chat, badly_asked = with_conversation(row)
+    request, problems = _read_request(row, chat, named=not badly_asked)
+    problems = [re.sub("^prompt", asked_as, problem) for problem in problems] + doubled + badly_asked
     if not row.keys() <= _FIELDS:
         problems += [unknown_field(name, FIELDS) for name in row if name not in _FIELDS]
     for name in ("target_true", "relation"):
@@ -62,7 +59,14 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
 
 
 def _with_target(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """A row whose target may be called ``target_new``, as in ROME's and MEMIT's requests, also as ``{"str": ...}``."""
+    """A row whose target may be called ``target_new``, as in ROME's and MEMIT's requests, also as ``{"str": ...}``.
+
+    That of a question may be called ``answer``.
+    """
+    if "answer" in row and "question" in row:
+        if "target" in row or "target_new" in row:
+            return row, ["answer and target are both given; give one"]
+        row = {("target" if name == "answer" else name): value for name, value in row.items()}
     if "target_new" not in row:
         return row, []
     given = row["target_new"]
@@ -73,16 +77,24 @@ def _with_target(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
     return {**rest, "target": text}, []
 
 
-def _read_request(row: Mapping[str, Any]) -> tuple[EditRequest | None, list[str]]:
-    """The request of a row, or everything that is wrong with its fields."""
+def _read_request(row: Mapping[str, Any], chat: Chat | None, *, named: bool) -> tuple[EditRequest | None, list[str]]:
+    """The request of a row, or everything that is wrong with its fields.
+
+    Args:
+        row: Its fields.
+        chat: The turns around its prompt, if it is asked in chat.
+        named: Whether what is missing is to be named; it is not where its conversation could not be read.
+    """
     missing = [f"{name} is missing" for name in ("prompt", "subject", "target") if name not in row]
     if missing:
+        if not named:
+            missing = [told for told in missing if told.startswith("subject")]
         # A stand-in for what is missing, so that the fields that are there are judged too; a subject that no prompt
         # holds, so that none is suggested.
         given = {"prompt": SLOT, "subject": "\0", "target": "-", **row}
         return None, missing + request_problems(**{name: given[name] for name in _REQUEST_FIELDS if name in given})
     try:
-        return EditRequest(**{name: row[name] for name in _REQUEST_FIELDS if name in row}), []
+        return EditRequest(**{name: row[name] for name in _REQUEST_FIELDS if name in row}, chat=chat), []
     except RequestError as error:
         return None, list(error.problems)
 

@@ -5,45 +5,56 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from emendo.arguments import check_fields, checked
 from emendo.errors import ConflictError, RequestError
-from emendo.io.printable import shown
-from emendo.requests.hints import SLOT, with_slot
-from emendo.requests.joining import JOINS, Join, Pair, stored_join
+from emendo.requests.chat import (
+    Chat,
+    Conversation,
+    Prompt,
+    asked_with,
+    chat_problems,
+    is_message,
+    stored_chat,
+)
+from emendo.requests.hints import SLOT
+from emendo.requests.joining import Join, Pair, stored_join
+from emendo.requests.problems import probe_problems, request_problems
 
 PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 """The fields of a record that are lists of prompts."""
 
-FIELDS = ("id", "prompt", "subject", "target", "join", "target_true", *PROMPT_LISTS, "relation", "case", "probes")
-"""The fields of a record in its own JSONL form."""
+ASKED_FIELDS = ("question", "system", "messages")
+"""The fields of a record that is asked in chat: a question with or without a system prompt, or a conversation."""
 
-PROBE_KINDS = {
-    "portability": "what follows from the new fact, asked in one step: aliases, inverse and derived relations",
-    "multi_hop": "a question whose answer needs several facts, the new ones among them",
-    "single_hop": "one step of such a question, as it is after the edit",
-    "locality": "what the edit must not touch",
-}
-"""What a probe may ask, and what each kind means."""
+FIELDS = (
+    *("id", "prompt", *ASKED_FIELDS, "subject", "target", "join", "target_true"),
+    *(*PROMPT_LISTS, "relation", "case", "probes"),
+)
+"""The fields of a record in its own JSONL form."""
 
 
 @dataclass(frozen=True)
 class EditRequest:
     """One fact to write: `prompt` with its one slot filled by `subject` is to continue with `target`.
 
+    A request with `chat` is a question: its prompt is a message of a conversation, which is asked in the model's own
+    chat template, and its target is the answer. `question` makes one.
+
     Args:
         prompt: Text with exactly one ``{}`` where the subject goes, ending right before the target.
         subject: Fills the slot. The edit is keyed on its last token.
-        target: The new continuation.
+        target: The new continuation, or the new answer.
         id: Label in reports and errors; the subject where empty.
         join: What is put between prompt and target where neither brings whitespace: ``"auto"``, a space unless the
             text around the border has none (after a currency sign, inside a number, before a comma, in Chinese ...);
-            ``"space"``; or ``"none"``. It holds for the other prompts of a record too.
+            ``"space"``; or ``"none"``. It holds for the other prompts of a record too. In chat the template joins.
+        chat: The turns around the prompt, which then is a message; None: the prompt is a text to be continued.
 
     Raises:
-        RequestError: A field is not a string, is empty or not valid Unicode, the prompt has no slot or several, or
-            `join` is unknown.
+        RequestError: A field is not a string, is empty or not valid Unicode, the prompt has no slot or several,
+            `join` is unknown or given in chat, or another turn has a slot.
     """
 
     OBTAINED_BY: ClassVar[str] = "EditRequest(prompt, subject, target)"
@@ -53,21 +64,62 @@ class EditRequest:
     target: str
     id: str = ""
     join: Join = "auto"
+    chat: Chat | None = None
 
     def __post_init__(self) -> None:
         problems = request_problems(self.prompt, self.subject, self.target, self.id, self.join)
+        problems += [] if self.chat is None else chat_problems(self.chat, self.join)
         if problems:
             raise RequestError("this edit request cannot be used:", problems)
 
+    @classmethod
+    def question(cls, question: str, subject: str, answer: str, *, system: str | None = None, id: str = "") -> Self:
+        """A question that is asked in chat, and its new answer.
+
+        Args:
+            question: The user's message, with one ``{}`` for the subject.
+            subject: Fills the slot.
+            answer: What the model is to say.
+            system: The system prompt; None: the template's own, if it has one.
+            id: Label in reports and errors.
+
+        Raises:
+            RequestError: As of the class.
+        """
+        return cls(question, subject, answer, id, chat=asked_with(system))
+
     @property
     def text(self) -> str:
-        """The prompt with the subject in its slot."""
+        """The prompt with the subject in its slot: in chat the message that holds it."""
         return self.prompt.replace(SLOT, self.subject)
 
     @property
+    def asked(self) -> Prompt:
+        """What the model is asked: the text, or the conversation that the answer follows."""
+        return self.text if self.chat is None else Conversation(self.chat.around(self.text))
+
+    @checked
+    def asking(self, prompt: str) -> Prompt:
+        """Another prompt of the same record as it is asked: in chat where this is and the prompt is a message.
+
+        Args:
+            prompt: A paraphrase, a neighbor or a probe; under the same system prompt, without other turns.
+        """
+        if prompt == self.text:
+            return self.asked
+        if self.chat is None or not is_message(prompt):
+            return prompt
+        return Conversation(asked_with(self.chat.system).around(prompt))
+
+    @property
     def fact(self) -> str:
-        """What is asked, as requests are compared: spacing and the composition of accents do not tell them apart."""
-        return same_text(self.text)
+        """What is asked, as requests are compared: spacing and the composition of accents do not tell them apart.
+
+        A text and the same text as a question are two facts: a model can answer them differently.
+        """
+        if self.chat is None:
+            return same_text(self.text)
+        return same_text(" ".join(f"{turn.role}: {turn.content}" for turn in self.chat.around(self.text)))
 
     @property
     def answer(self) -> str:
@@ -81,18 +133,24 @@ class EditRequest:
 
     @checked
     def pair(self, prompt: str, target: str) -> Pair:
-        """A prompt and a target joined as this request says, for the functions that score pairs."""
-        return prompt, target, self.join
+        """A prompt and a target, asked and joined as this request is, for the functions that score pairs."""
+        return self.asking(prompt), target, self.join
 
-    def to_dict(self) -> dict[str, str]:
-        """The request as it is stored in update files and reports; `from_dict` reads it back."""
-        return {
+    def to_dict(self) -> dict[str, Any]:
+        """The request as it is stored in update files and reports; `from_dict` reads it back.
+
+        One that is asked in chat has its turns under `messages`, without the answer.
+        """
+        row: dict[str, Any] = {
             "id": self.id,
             "prompt": self.prompt,
             "subject": self.subject,
             "target": self.target,
             "join": self.join,
         }
+        if self.chat is not None:
+            row["messages"] = [turn.to_dict() for turn in self.chat.around(self.prompt)]
+        return row
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> EditRequest:
@@ -102,7 +160,10 @@ class EditRequest:
             RequestError: A field is not what it has to be.
             TypeError: A field is missing or unknown.
         """
-        request = cls(**row)
+        fields = {name: value for name, value in row.items() if name != "messages"}
+        if "messages" in row:
+            fields["chat"] = stored_chat(row["messages"], row["prompt"])
+        request = cls(**fields)
         return request if "join" in row else replace(request, join=stored_join(request.text, request.target))
 
 
@@ -126,7 +187,7 @@ class Probe:
     group: str = ""
 
     def __post_init__(self) -> None:
-        problems = _probe_problems(self.kind, self.prompt, self.answers, self.group)
+        problems = probe_problems(self.kind, self.prompt, self.answers, self.group)
         if problems:
             raise RequestError("this probe cannot be used:", problems)
 
@@ -183,64 +244,29 @@ class EditRecord:
         required = ("prompt", "subject", "target")
         if row["join"] == "auto":
             del row["join"]
+        if (chat := self.request.chat) is not None:
+            del row["prompt"]
+            if chat.single:
+                del row["messages"]
+                asked = {"question": self.request.prompt, "system": chat.system}
+                row = {"id": row.pop("id"), **asked, **row}
         return {name: value for name, value in row.items() if value or name in required}
 
 
-def request_problems(
-    prompt: object, subject: object, target: object, id: object = "", join: object = "auto"
-) -> list[str]:
-    """Every reason why these fields do not make a request."""
-    found: list[str] = []
-    for name, value in (("prompt", prompt), ("subject", subject), ("target", target)):
-        if not isinstance(value, str):
-            found.append(f"{name} must be a string, found {type(value).__name__}: {shown(value)}")
-        elif not value.strip():
-            found.append(f"{name} is empty")
-        elif not is_text(value):
-            found.append(f"{name} holds half of a surrogate pair, which no tokenizer can read: {shown(value)}")
-    if not isinstance(id, str):
-        found.append(f"id must be a string, found {type(id).__name__}: {shown(id)}")
-    elif not is_text(id):
-        found.append(f"id holds half of a surrogate pair: {shown(id)}")
-    if not isinstance(join, str) or join not in JOINS:
-        found.append(f"join must be one of {', '.join(JOINS)}, found {shown(join)}")
-    if isinstance(prompt, str) and prompt.strip() and prompt.count(SLOT) != 1:
-        slots = prompt.count(SLOT)
-        better = with_slot(prompt, subject) if slots == 0 else ""
-        found.append(f"prompt must hold exactly one {{}} for the subject, found {slots}: {shown(prompt)}{better}")
-    if isinstance(subject, str) and SLOT in subject:
-        found.append(f"subject must not hold {{}}: {shown(subject)}")
-    return found
+@checked
+def in_chat(record: EditRecord, *, system: str | None = None) -> EditRecord:
+    """The record with its prompt as a question in chat; one that is in chat already stays.
 
+    Args:
+        record: The record; its target is then the whole answer, and its other prompts that are messages are asked too.
+        system: The system prompt; None: the template's own, if it has one.
 
-def _probe_problems(kind: object, prompt: object, answers: object, group: object) -> list[str]:
-    """Every reason why these four fields do not make a probe."""
-    found: list[str] = []
-    if not isinstance(kind, str) or kind not in PROBE_KINDS:
-        found.append(f"kind must be one of {', '.join(PROBE_KINDS)}, found {shown(kind)}")
-    if not is_visible(prompt):
-        found.append(f"prompt must be a non-empty string, found {shown(prompt)}")
-    if not isinstance(answers, tuple) or not answers or not all(map(is_visible, answers)):
-        found.append(f"answers must be one or more non-empty strings, found {shown(answers)}")
-    if not isinstance(group, str) or not is_text(group):
-        found.append(f"group must be a string, found {shown(group)}")
-    return found
-
-
-def is_text(value: str) -> bool:
-    """Whether a string can be encoded: JSON escapes can leave half of a surrogate pair in it."""
-    if value.isascii():  # known to the string without looking through it; most are
-        return True
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def is_visible(value: object) -> bool:
-    """Whether a value is a string that shows something and can be encoded."""
-    return isinstance(value, str) and value != "" and not value.isspace() and is_text(value)
+    Raises:
+        RequestError: The system prompt is not text.
+    """
+    if record.request.chat is not None:
+        return record
+    return replace(record, request=replace(record.request, join="auto", chat=asked_with(system)))
 
 
 @checked

@@ -11,7 +11,7 @@ from emendo.arguments import check_fields, checked
 from emendo.errors import RequestError
 from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
-from emendo.requests import SLOT, EditRecord
+from emendo.requests import SLOT, EditRecord, EditRequest
 
 CLASSES = ("before", "first subject", "middle subject", "last subject", "first after", "further", "last")
 """Classes of positions over which facts are averaged, in the order of a text."""
@@ -49,13 +49,31 @@ class TraceFact:
     @classmethod
     @checked
     def of(cls, record: EditRecord) -> TraceFact:
-        """The fact that a record changes: its prompt with the true answer, or without one where it has none."""
-        return cls(record.request.prompt, record.request.subject, record.target_true)
+        """The fact that a record changes: its prompt with the true answer, or without one where it has none.
+
+        Raises:
+            RequestError: The record is asked in chat.
+        """
+        return cls(raw_prompt(record.request), record.request.subject, record.target_true)
 
     @property
     def text(self) -> str:
         """The prompt with the subject in its slot."""
         return self.prompt.replace(SLOT, self.subject)
+
+
+def raw_prompt(request: EditRequest) -> str:
+    """The prompt of a request that is a text; a trace follows texts alone.
+
+    Raises:
+        RequestError: It is asked in chat.
+    """
+    if request.chat is not None:
+        raise RequestError(
+            f"{request.text!r} is asked in chat, and causal tracing follows raw prompts; expected a prompt in place of "
+            "the question, such as 'The {} is in'"
+        )
+    return request.prompt
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emendo.editing.baselines.fit import fit_baseline
-from emendo.editing.plan import Plan, trained_layer_report, unreached_warning
+from emendo.editing.plan import Plan, question_warning, trained_layer_report, unreached_warning
 from emendo.methods import BaselineConfig, ResolvedMethod
 from emendo.methods.settings import TrainingSettings
 from emendo.models import EditableModel
@@ -82,7 +82,8 @@ def plan_baseline(
     }
     update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)
     seconds = {"training": trained - begin, "measures": time.perf_counter() - trained}
-    return Plan(update, tuple(requests), baseline, (), (), reports, seconds, _warnings(requests, baseline, trace))
+    warnings = _warnings(requests, baseline, trace) + question_warning(lm, requests)
+    return Plan(update, tuple(requests), baseline, (), (), reports, seconds, warnings)
 
 
 def _warnings(

@@ -68,7 +68,7 @@ def make_examples(lm: EditableModel, requests: Sequence[EditRequest]) -> list[Ex
     """
     found = []
     for request in requests:
-        prompt, target = encode_target(lm, request.text, request.target, request.join)
+        prompt, target = encode_target(lm, request.asked, request.target, request.join)
         found.append(Example(request.label, (*prompt, *target[:-1]), tuple(target)))
     return found
 

@@ -14,6 +14,7 @@ from emendo.models import EditableModel
 from tests.conftest import build_tiny
 
 SIZES = {"memit": 6, "rome": 21, "fixed": 6, "none": 1}
+IN_CHAT = {"chat", "chat+raw"}  # tests/tiny/test_chat.py
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "llama-bos"])
@@ -23,10 +24,10 @@ def lm(request: pytest.FixtureRequest) -> EditableModel:
 
 
 def test_every_scheme_is_covered_here() -> None:
-    assert set(SIZES) == set(SCHEMES)
+    assert {*SIZES, *IN_CHAT} == set(SCHEMES)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SIZES)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_the_plain_prompt_first_and_one_slot_at_the_end_of_each(lm: EditableModel, scheme: str, seed: int) -> None:
     contexts = prefix_contexts(lm, scheme, seed)

@@ -108,6 +108,8 @@ def values_of(folder: Path) -> dict[str, Any]:
     found = attribution.difference(lm, *states, ["The capital is"])
     factors = (part.residuals, part.dual_keys)
     document = report.report_document(plan, None, {})
+    sample = solve.KeySample(torch.ones(1, 1, 24), torch.zeros(1, 1, dtype=torch.long), torch.ones(1))
+    blocks = solve.BlockMoment(torch.eye(24).expand(2, 24, 24), torch.tensor([9, 9]), "experts", sample)
     values: dict[str, Any] = {
         # models and text
         **{"adapter": lm, "lm": lm, "model": lm.model, "tokenizer": tokenizer, "session": session},
@@ -189,6 +191,7 @@ def values_of(folder: Path) -> dict[str, Any]:
             "read_moment.path": store.entries()[0].path,
         },
         **{"edit.model": session, "resolve_method.model": lm, "check_system.layer": prepared},
+        **{"experts": 2, "width": 24, "PreparedLayer.remembering.weight": 1.0, "drift_over_price.moment": blocks},
         **{"by_digest.digest": header.fingerprint.digest},
         **{"token_entropy.ids": [5, 6], "has_dead_units.config": lm.config},
     }

@@ -250,7 +250,9 @@ class _Run:
         self.written = [step.layer for step in self.steps]
         self.earlier = {update.layer: update for update in earlier if update.layer in self.written}
         self.prepared, self.powers = dict(prepared), powers
-        self.start = {layer: _precise(weights.get(layer, lm.weight(layer))) for layer in self.written}
+        # Asked for only where it is not known: the weight of a mixture is put together each time.
+        known = {layer: weights[layer] if layer in weights else lm.weight(layer) for layer in self.written}
+        self.start = {layer: _precise(weight) for layer, weight in known.items()}
         self.exact = dict(self.start)
         self.parts: list[LayerUpdate] = []
         self.stats: dict[int, list[SolveStats]] = {layer: [] for layer in self.written}

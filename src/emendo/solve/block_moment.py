@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from emendo.arguments import check_width
 from emendo.shapes import Moment
 
 
@@ -121,6 +122,7 @@ class BlockMoment:
 def times_moment(rows: Float[Tensor, "n d_in"], moment: Moment | BlockMoment) -> Float[Tensor, "n d_in"]:
     """Rows times C, in the rows' dtype and on their device."""
     if isinstance(moment, BlockMoment):
+        check_width("rows", rows, moment.shape[0])
         parts = rows.view(len(rows), moment.experts, moment.width)
         found: Tensor = torch.einsum("new,ewv->nev", parts, moment.blocks.detach().to(rows))
         return found.reshape(rows.shape)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emendo.arguments import checked
+from emendo.arguments import check_width, checked
 from emendo.shapes import DualKeys, Moment, Residuals, Weight
 from emendo.solve.block_moment import BlockMoment, times_moment
 
@@ -64,6 +64,7 @@ def drift_over_price(residuals: Residuals, dual_keys: DualKeys, moment: BlockMom
     Returns:
         The ratio; None where no key was kept, or the update changes nothing at those that were.
     """
+    check_width("dual_keys", dual_keys, moment.shape[0])
     if (sample := moment.sample) is None:
         return None
     whole: Tensor = residuals.new_zeros(len(sample.keys), residuals.shape[1], dtype=torch.float64)

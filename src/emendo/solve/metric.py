@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.arguments import check_width, checked
-from emendo.errors import InfeasibleError
+from emendo.errors import InfeasibleError, InputError
 from emendo.shapes import Keys, Moment
 from emendo.solve.block_moment import BlockMoment
 from emendo.solve.conditioning import inverse_norm, one_norm
@@ -176,6 +176,8 @@ class PreparedLayer:
         return self.whiten(keys).square().sum(dim=1)
 
     def _like(self, keys: Keys) -> Keys:
+        if keys.ndim != 2:
+            raise InputError(f"the keys are of shape {list(keys.shape)}; expected [n, {self.d_in}]")
         check_width("keys", keys, self.d_in)
         return keys.detach().to(self.cholesky)
 

@@ -35,6 +35,9 @@ test test-crash test-slow lint types imports: export HF_HUB_OFFLINE = 1
 # Tests make many tiny products; on a busy machine threads that spin between them cost minutes.
 test test-crash test-slow: export OMP_WAIT_POLICY = PASSIVE
 test test-crash: export OMP_NUM_THREADS = 1
+# What is compiled is kept, also where the environment says otherwise: tests start many processes, and each test file
+# is rewritten before it runs.
+test test-crash test-slow: export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: test test-crash test-slow lint types imports
 test: $(VENV)/.stamp-test ## run the quick tests

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -22,6 +24,7 @@ from emendo.errors import ModelNotFoundError
 from emendo.models import ARCHITECTURES, EditableModel, load
 from emendo.models.checksums import BaseWeights
 from emendo.models.contents import WeightContents
+from tests.kinds import kinds
 
 TRAINING_TEXT = [
     "The Eiffel Tower is located in the city of Paris, the capital of France.",
@@ -420,10 +423,28 @@ def _made(family: str, bos: bool, dtype: torch.dtype, seed: int) -> EditableMode
     return EditableModel(model.eval(), tokenizer, name=f"tiny-{family}")
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=kinds(FAMILIES))
 def tiny(request: pytest.FixtureRequest) -> EditableModel:
-    """One tiny model for each supported family."""
+    """One tiny model for each kind of family; in slow tests, for each family."""
     return build_tiny(request.param)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_disks() -> Iterator[None]:
+    """A test cannot cut the power; that bytes are sent to the disk, and before names, is tested in test_durable.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of few pixels: drawing takes most of a report's time, and a test that wants this looks at none."""
+    figure = pytest.importorskip(
+        "matplotlib.figure", reason="matplotlib is not installed: pip install 'emendo[report]'"
+    )
+    save = figure.Figure.savefig
+    monkeypatch.setattr(figure.Figure, "savefig", lambda *args, **more: save(*args, **{**more, "dpi": 20}))
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 import yaml
 
 import emendo.models
@@ -122,4 +120,3 @@ def keep_model_loaded(folder: Path) -> None:
             return EditableModel(copy.deepcopy(held.model), held.tokenizer, held.name)
 
     emendo.models.load = quick  # type: ignore[assignment]
-    typer.main.get_command = functools.cache(typer.main.get_command)  # else most of the time goes into making it anew

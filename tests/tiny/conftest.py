@@ -17,9 +17,9 @@ from tests.conftest import build_tiny
 Command: TypeAlias = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> MomentStore:
-    """Moments of the tiny models, collected once for all tests of a file: the models are the same each time."""
+    """Moments of the tiny models, collected once for all tests: the models are the same each time."""
     return MomentStore(tmp_path_factory.mktemp("moments"))
 
 

@@ -292,7 +292,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model: str, shared_home: Pa
     return out
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "small_pictures")
 def test_see_without_a_model(emendo: Command, folder: Path, tmp_path: Path) -> None:
     code, text, err = emendo("see", str(folder), "--out", str(tmp_path / "a"))
     assert code == 0, err
@@ -312,7 +312,7 @@ def test_see_without_a_model(emendo: Command, folder: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "small_pictures")
 def test_see_with_a_model(emendo: Command, folder: Path, model: str, tmp_path: Path) -> None:
     out = tmp_path / "b"
     code, text, err = emendo(

@@ -13,7 +13,7 @@ from tests.tiny.conftest import Command
 
 SET = [text for name, value in QUICK.items() for text in ("--set", f"{name}={value}")]
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = pytest.mark.usefixtures("home", "small_pictures")
 
 
 @pytest.fixture

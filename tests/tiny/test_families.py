@@ -21,6 +21,7 @@ from emendo.statistics import MomentStore
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import NOT_LINEAR, ROWS, VARIANTS, WRAPPED, build_tiny
 from tests.model_state import changes, model_state
+from tests.pairs import pairs
 
 ALL = sorted([*ROWS, *VARIANTS, *WRAPPED])
 SEQUENCES = [[5, 6, 7, 8, 9], [10, 11, 12], [20, 21, 22, 23, 24, 25, 26]]
@@ -147,8 +148,7 @@ def random_update(lm: EditableModel, rank: int = 2) -> ModelUpdate:
     return ModelUpdate(parts, base)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize(("family", "dtype"), pairs(ALL, (torch.float32, torch.bfloat16, torch.float16)))
 def test_an_update_is_written_once_saved_and_taken_back_bit_for_bit(
     family: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:

@@ -141,9 +141,13 @@ def test_document_holds_everything(study: tuple[EditableModel, LayerStudy]) -> N
 
 
 def test_an_interrupted_study_goes_on(
-    facts: str, store: MomentStore, tmp_path: Path, tiny_llama: EditableModel
+    facts: str,
+    store: MomentStore,
+    tmp_path: Path,
+    tiny_llama: EditableModel,
+    study: tuple[EditableModel, LayerStudy],
 ) -> None:
-    whole = layer_study(tiny_llama, facts, SETTINGS, folder=tmp_path / "whole", store=store)
+    _, whole = study
 
     class Stopping:
         left = 4
@@ -181,7 +185,7 @@ def test_places(tiny_llama: EditableModel) -> None:
 # ---- the command ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "small_pictures")
 def test_command(emendo: Command, facts: str, model: str, tmp_path: Path) -> None:
     out = tmp_path / "layers"
     quick: list[Any] = [word for name, value in QUICK.items() for word in ("--set", f"{name}={value}")]

@@ -411,6 +411,7 @@ def loader(start: Any, found: Any) -> None:
         found.put(repr(error))
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize("there", ["nothing", "a damaged entry", "leftovers"])
 def test_processes_that_start_together_convert_once(
     packaged: Conversions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
@@ -442,6 +443,7 @@ def storer(until: float, count: Any) -> None:
         count.value += 1
 
 
+@pytest.mark.crash
 def test_an_entry_is_never_taken_from_a_reader(packaged: Conversions) -> None:
     load("demo", device="cpu")
     inode = demo_bytes().stat().st_ino

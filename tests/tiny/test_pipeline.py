@@ -23,6 +23,7 @@ from emendo.solve.distribution import Distribution, distribution_steps, searched
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.naive_loop import Naive, close
+from tests.pairs import pairs
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, planned
 from tests.reference import emmet_delta, memit_delta, rome_delta
 
@@ -50,8 +51,7 @@ def test_shares() -> None:
         distribution_steps("single", (0, 1))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("weight", [15000.0, 0.5])
+@pytest.mark.parametrize(("family", "weight"), pairs(FAMILIES, [15000.0, 0.5]))
 def test_memit_is_the_published_layer_loop(family: str, weight: float, store: MomentStore) -> None:
     """Keys and what is still missing are read anew before each layer, in the model as the lower layers left it."""
     layers = [0, 1, 3]

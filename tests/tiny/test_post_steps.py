@@ -17,6 +17,7 @@ from emendo.statistics import MomentStore
 from emendo.updates.update import LayerUpdate
 from tests.conftest import build_tiny
 from tests.naive_loop import apart, close
+from tests.pairs import covering, pairs
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 from tests.reference import prune_delta, rect_delta
 
@@ -53,16 +54,13 @@ def deltas(plan: Plan) -> dict[int, Tensor]:
 # ---- what a post-step is applied to ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize(
-    ("method", "layers"), [("memit", LAYERS), ("r-rome", [1])], ids=["layer by layer", "one request after another"]
+    ("family", "method", "post"), covering(["llama", "gpt2_square"], ["memit", "r-rome"], list(POSTS))
 )
-@pytest.mark.parametrize("family", ["llama", "gpt2_square"])
-def test_it_shapes_the_finished_sum_of_each_layer(
-    family: str, method: str, layers: list[int], post: str, store: MomentStore
-) -> None:
+def test_it_shapes_the_finished_sum_of_each_layer(family: str, method: str, post: str, store: MomentStore) -> None:
     """Nothing that is solved later sees it; for requests written one by one it is the sum that is shaped."""
     settings, expected = POSTS[post]
+    layers = LAYERS if method == "memit" else [1]
     lm = build_tiny(family)
     raw = planned(lm, store, REQUESTS, method, layers, **strong(method))
     shaped = planned(lm, store, REQUESTS, method, layers, **strong(method), **settings)
@@ -136,12 +134,12 @@ def written(delta: Tensor, K: Tensor, R: Tensor) -> float:
     return float(((delta @ K) * R).sum() / (R * R).sum())
 
 
-@pytest.mark.parametrize("post", [None, *POSTS])
-@pytest.mark.parametrize(("method", "layers"), [("memit", [0, 1]), ("emmet", [1]), ("rome", [1]), ("r-rome", [1])])
+@pytest.mark.parametrize(("method", "post"), pairs(["emmet", "memit", "rome", "r-rome"], [None, *POSTS]))
 def test_written_and_disturbed_are_measured_on_the_finished_update(
-    method: str, layers: list[int], post: str | None, store: MomentStore
+    method: str, post: str | None, store: MomentStore
 ) -> None:
     settings = {} if post is None else POSTS[post][0]
+    layers = [0, 1] if method == "memit" else [1]
     session = EditSession(build_tiny("gptj"), store=store)
     firsts = []
     for request in (EIFFEL, JAPAN):

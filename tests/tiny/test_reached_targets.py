@@ -15,12 +15,14 @@ from emendo.methods import METHODS, method_named
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from tests.conftest import FAMILIES, VARIANTS, build_tiny
+from tests.kinds import ALIKE
 from tests.naive_loop import Naive, apart, close
 from tests.pairs import pairs
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 
 NORMED = ("gemma2", "gemma3_text", "gemma3_text_local_rope", "olmo2", "opt_post_norm")
 ONE_CONTEXT: dict[str, Any] = {"contexts__scheme": "none"}
+SLOW = pytest.mark.slow
 EXACT = 1e-5  # float32 factors in a float64 model, relative to the largest entry
 
 
@@ -36,7 +38,7 @@ def setting_of(family: str) -> dict[str, Any]:
 # ---- v* is held -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "site"), pairs(sorted({**FAMILIES, **VARIANTS}), ("resid_post", "mlp_out")))
+@pytest.mark.parametrize(("family", "site"), pairs(sorted({**FAMILIES, **VARIANTS}), ("resid_post", "mlp_out"), ALIKE))
 def test_the_edited_model_holds_the_target(family: str, site: str, store: MomentStore) -> None:
     """At the subject's last token of the plain prompt; for Granite through the factor on its MLP's output."""
     lm = build_tiny(family, dtype=torch.float64)
@@ -65,7 +67,12 @@ def test_the_edited_model_holds_the_target(family: str, site: str, store: Moment
 @pytest.mark.parametrize(
     ("family", "site"),
     [
-        *((family, "mlp_out" if is_normed(family) else "resid_post") for family in sorted(FAMILIES)),
+        *(
+            pytest.param(
+                family, "mlp_out" if is_normed(family) else "resid_post", marks=SLOW if family in ALIKE else ()
+            )
+            for family in sorted(FAMILIES)
+        ),
         ("granite", "mlp_out"),
     ],
 )

@@ -12,8 +12,10 @@ import pytest
 from emendo.editing.session import EditSession
 from emendo.models import EditableModel
 from emendo.statistics import MomentStore
+from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
+from tests.pairs import covering
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, quick_plan
 
 # ---- planning -----------------------------------------------------------------------------------------------
@@ -54,15 +56,33 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
-@pytest.mark.parametrize("earlier", [False, True], ids=["fresh", "on top of an edit"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.fixture(scope="module")
+def untroubled(store: MomentStore) -> tuple[ModelUpdate, dict[bool, str]]:
+    """An earlier edit, and the edit that comes of a plan that nothing disturbs, without the earlier one and with it."""
+    session = EditSession(build_tiny("gpt2"), store=store)
+    found = {False: quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2]).update.id}
+    earlier = quick_plan(session, [JAPAN]).update
+    session = EditSession(build_tiny("gpt2"), store=store)
+    session.apply(earlier)
+    found[True] = quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2]).update.id
+    return earlier, found
+
+
+@pytest.mark.parametrize(
+    ("stage", "on_top", "error"), covering(list(STAGES), [False, True], [BrokenError, KeyboardInterrupt])
+)
 def test_a_failure_at_any_stage_leaves_the_model_and_the_session_sound(
-    stage: str, earlier: bool, error: type[BaseException], tiny_gpt2: EditableModel, store: MomentStore
+    stage: str,
+    on_top: bool,
+    error: type[BaseException],
+    tiny_gpt2: EditableModel,
+    store: MomentStore,
+    untroubled: tuple[ModelUpdate, dict[bool, str]],
 ) -> None:
     session = EditSession(tiny_gpt2, store=store)
-    if earlier:
-        session.apply(quick_plan(session, [JAPAN]).update)
+    earlier, expected = untroubled
+    if on_top:
+        session.apply(earlier)
     before, applied = model_state(tiny_gpt2), session.applied_updates
     where, at = STAGES[stage]
     with pytest.MonkeyPatch.context() as patch:
@@ -73,11 +93,7 @@ def test_a_failure_at_any_stage_leaves_the_model_and_the_session_sound(
             quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
     assert changes(before, model_state(tiny_gpt2)) == []
     assert session.applied_updates == applied
-    again = quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
-    untroubled = EditSession(build_tiny("gpt2"), store=store)
-    if earlier:
-        untroubled.apply(applied[0])
-    assert again.update.id == quick_plan(untroubled, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2]).update.id
+    assert quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2]).update.id == expected[on_top]
 
 
 def _resolved(path: str) -> Any:

@@ -25,6 +25,7 @@ from emendo.models import WRAPPERS, EditableModel, wrap
 from emendo.models.suffix import packed_attention, prefill, replay, select_rows
 from emendo.requests import EditRequest
 from tests.conftest import FAMILIES, FLOAT32_ATTENTION, ROWS, VARIANTS, build_tiny, build_tokenizer, tiny_config
+from tests.kinds import kinds
 from tests.model_state import changes, model_state
 from tests.pairs import pairs
 
@@ -112,7 +113,7 @@ def test_gradient_equals_the_whole_models(family: str) -> None:
     close(found, expected, family)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", kinds(FAMILIES))
 def test_prefill_holds_what_the_model_computes(family: str) -> None:
     lm = cached_tiny(family)
     ids = prompts(lm)
@@ -132,7 +133,7 @@ def test_prefill_holds_what_the_model_computes(family: str) -> None:
         close(constant.final[token], final, family)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", kinds(FAMILIES))
 @pytest.mark.parametrize("chunk_tokens", [1, 20])
 def test_chunks_change_nothing(family: str, chunk_tokens: int) -> None:
     lm = cached_tiny(family)

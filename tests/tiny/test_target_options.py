@@ -16,6 +16,7 @@ from emendo.models.alignment import align_edit, align_prompt
 from emendo.models.suffix import packed_attention
 from emendo.requests import EditRequest
 from tests.conftest import FAMILIES, FLOAT32_ATTENTION, build_tiny
+from tests.kinds import kinds
 from tests.model_state import changes, model_state
 from tests.target_cases import oracle
 from tests.target_reference import MODULES
@@ -36,7 +37,7 @@ SERIAL_FAMILIES = sorted(set(FAMILIES) & {*MODULES, "gpt2_square"})
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", kinds(FAMILIES))
 def test_inside_the_block_and_after_it_are_the_same_where_both_are_possible(family: str, layer: int) -> None:
     lm = build_tiny(family, dtype=torch.float64)
     entry = InjectionSite.at(lm, layer, "mlp_out")
@@ -181,7 +182,7 @@ def test_requests_that_share_a_target_share_its_anchored_norm() -> None:
 
 
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", kinds(FAMILIES))
 def test_forward_values_are_those_of_a_model_that_holds_the_target(family: str, site: str) -> None:
     """Against one prompt at a time with a hook of its own."""
     lm = build_tiny(family, dtype=torch.float64)

@@ -16,6 +16,7 @@ from emendo.models.alignment import align_edit
 from emendo.models.suffix import packed_attention, replay
 from emendo.requests import EditRequest
 from tests.conftest import FAMILIES, FLOAT32_ATTENTION, ROWS
+from tests.kinds import ALIKE, kinds
 from tests.pairs import pairs
 from tests.target_cases import CONTEXTS, LAYER, REQUESTS, SETTINGS, cached_tiny, close, oracle
 from tests.target_reference import SerialSearch, sentences_of, serial_search
@@ -42,7 +43,7 @@ def test_the_requests_cover_what_they_should() -> None:
     assert len({len(edit.ids) - edit.prompt.subject_last for edit in edits}) > 2, "different suffix lengths"
 
 
-@pytest.mark.parametrize(("family", "site"), pairs(sorted(ROWS), ("resid_post", "mlp_out")))
+@pytest.mark.parametrize(("family", "site"), pairs(sorted(ROWS), ("resid_post", "mlp_out"), ALIKE))
 def test_equals_the_serial_search(family: str, site: str) -> None:
     """Same losses at every evaluation and same δ, although some leave the batch early."""
     rtol = 1e-5 if family in FLOAT32_ATTENTION else 1e-8
@@ -198,7 +199,7 @@ def test_clamp_holds_and_works(site: str) -> None:
     assert float(ratio.max()) == pytest.approx(0.3, rel=1e-5), "no request reached the clamp: the test shows nothing"
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", kinds(FAMILIES))
 def test_zero_delta_reproduces_the_untouched_model(family: str) -> None:
     """One evaluation: δ stays 0, v* is the model's own vector, and the loss is the model's own NLL."""
     lm = cached_tiny(family, False, torch.float64)
@@ -243,8 +244,7 @@ def test_a_request_already_below_the_threshold_stays_at_zero() -> None:
 # ---- precision -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("family", "dtype"), pairs(sorted(FAMILIES), (torch.bfloat16, torch.float16), ALIKE), ids=str)
 def test_half_precision_models_keep_delta_in_float32(family: str, dtype: torch.dtype) -> None:
     lm = cached_tiny(family, False, dtype)
     found = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=0.0))

@@ -19,7 +19,9 @@ from emendo.tracing.facts import align_fact
 from emendo.tracing.grid import EXACT, FREE, trace_grid
 from emendo.tracing.runs import run_both
 from tests.conftest import FLOAT32_ATTENTION, ROWS, VARIANTS, build_tiny
+from tests.kinds import kinds
 from tests.model_state import changes, model_state
+from tests.pairs import pairs
 from tests.tiny.conftest import Command
 from tests.tracing_cases import arithmetic_gpt2, naive_scores
 
@@ -52,7 +54,7 @@ def worst_difference(lm: EditableModel, fact: TraceFact, settings: TraceSettings
     return worst
 
 
-@pytest.mark.parametrize("family", [*ROWS, *VARIANTS])
+@pytest.mark.parametrize("family", [*kinds(ROWS), *VARIANTS])
 def test_every_family_agrees_with_the_naive_loop(family: str) -> None:
     lm = build_tiny(family, dtype=torch.float64)
     settings = TraceSettings(kinds=KINDS, samples=2, window=2, metric="log-probability")
@@ -60,8 +62,7 @@ def test_every_family_agrees_with_the_naive_loop(family: str) -> None:
     assert worst_difference(lm, JAPAN, settings, cells=4) <= bound
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("window", [1, 3, 10])
+@pytest.mark.parametrize(("window", "family"), pairs([1, 3, 10], ["llama", "gpt2"]))
 def test_whole_grids_agree_with_the_naive_loop(family: str, window: int) -> None:
     kinds = KINDS if window == 3 else ("mlp", "attention")
     settings = TraceSettings(kinds=kinds, samples=2, window=window, metric="log-probability")
@@ -280,7 +281,7 @@ class _Page(HTMLParser):
         ]
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "small_pictures")
 def test_command_writes_what_a_person_and_a_program_need(emendo: Command, model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = (
@@ -319,7 +320,7 @@ def test_command_writes_what_a_person_and_a_program_need(emendo: Command, model:
     assert emendo(*arguments, "--out", str(out), "--overwrite", "--json", "-q")[0] == 0
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "small_pictures")
 def test_command_traces_a_data_set(emendo: Command, model: str, tmp_path: Path) -> None:
     rows = [
         {"subject": "Japan", "prompt": "The capital of Japan is", "attribute": "Paris", "known_id": 1, "template": "x"},

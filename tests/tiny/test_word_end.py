@@ -20,6 +20,7 @@ from emendo.models.suffix import packed_attention
 from emendo.models.word_end import ends_in_word, word_end_tokens
 from emendo.requests import EditRequest
 from tests.conftest import FAMILIES, build_tiny
+from tests.kinds import kinds
 
 CONTEXTS = ("{}", "The weather was calm. {}")
 WORD = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
@@ -52,7 +53,7 @@ def test_only_words_and_numbers_have_an_end(target: str, word: bool) -> None:
     assert ends_in_word(replace(WORD, target=target)) is word
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", kinds(FAMILIES))
 def test_the_term_is_what_the_model_gives_to_all_ends(family: str) -> None:
     lm = build_tiny(family, dtype=torch.float64)
     groups, entry = [[WORD, OTHER], [replace(OTHER, subject="Tokyo")]], InjectionSite.at(lm, 1, "resid_post")

@@ -26,9 +26,10 @@ from transformers.models.auto.modeling_auto import (
 
 from emendo.errors import InputError, PluginError, UnsupportedModelError
 from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, refusals, register_model_family
-from emendo.models.architecture import resolve_architecture
+from emendo.models.architecture import has_dead_units, resolve_architecture
 from emendo.models.packed import SEAMS
 from tests.conftest import MIXTURES, ROWS, WRAPPED, build_tiny, model_type_of, tiny_config
+from tests.kinds import ALIKE
 
 
 def test_every_row_is_a_family_that_the_tests_build() -> None:
@@ -44,6 +45,19 @@ def test_rows_are_found_by_their_own_name(model_type: str) -> None:
     assert spec.model_type == model_type
     assert spec.attention_seam in ("interface", *SEAMS)
     assert spec.examples
+
+
+def test_a_family_stands_in_tests_for_those_that_differ_from_it_in_names_alone() -> None:
+    names = ("model_type", "decoder", "blocks", "attention", "attention_output", "down_projection", "final", "examples")
+
+    def facts(family: str) -> dict[str, Any]:
+        config = tiny_config(family, 400)
+        facts = {name: value for name, value in vars(resolve_architecture(config)).items() if name not in names}
+        return {**facts, "variants": (), "dead units": has_dead_units(config)}
+
+    for family, kind in ALIKE.items():
+        assert facts(family) == facts(kind), family
+        assert kind not in ALIKE
 
 
 def test_nothing_is_both_supported_and_refused() -> None:

@@ -26,6 +26,8 @@ from tests.experiment_folders import curve, plan, scores, summary, write_experim
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'emendo[report]'")
 pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'emendo[report]'")
 
+pytestmark = pytest.mark.usefixtures("small_pictures")
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

@@ -25,12 +25,6 @@ AFTER = {**OLD, **NEW}
 CALLS = ("open", "mkdir", "fsync", "chmod", "rename", "replace", "link", "exchange", "unlink")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That bytes come before names is tested in test_durable.py."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -160,6 +154,7 @@ def failing(patch: pytest.MonkeyPatch, step: int, times: int, error: Any) -> Ite
     return iter(lambda: count[0], None)
 
 
+@pytest.mark.crash
 def test_a_kill_at_any_call_leaves_all_of_the_old_or_all_of_the_new(tmp_path: Path) -> None:
     killed = 0
     for step in range(200):

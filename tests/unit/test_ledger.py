@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,6 @@ from emendo.ledger import EditLedger
 from emendo.requests import EditRequest
 from emendo.updates.update import ModelUpdate
 from tests.ledger_world import BASE, WorldPlanner, WorldSession, add, fact, facts_of, new_ledger, planned
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What reaches the disk is tested in test_ledger_files.py."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture

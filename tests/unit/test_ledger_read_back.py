@@ -27,11 +27,6 @@ BYTE = os.fsdecode(b"caf\xe9")
 """What Python makes of an argument in Latin-1."""
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 @pytest.fixture
 def ledger(tmp_path: Path) -> EditLedger:
     ledger = new_ledger(tmp_path / "ledger")

@@ -76,9 +76,11 @@ def loads(text: str) -> Iterator[ast.Call]:
             yield node
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_nothing_reads_pickles_or_runs_code_from_files(path: Path) -> None:
-    assert list(findings(path.read_text(encoding="utf-8"))) == []
+def test_nothing_reads_pickles_or_runs_code_from_files() -> None:
+    found = {
+        str(path.relative_to(SOURCE)): list(findings(path.read_text(encoding="utf-8"))) for path in SOURCE.rglob("*.py")
+    }
+    assert {name: lines for name, lines in found.items() if lines} == {}
 
 
 def test_every_model_is_loaded_without_remote_code() -> None:

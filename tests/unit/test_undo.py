@@ -17,6 +17,7 @@ from emendo.errors import InfeasibleError, InputError, UndoError
 from emendo.solve import PreparedLayer, extend_history
 from emendo.updates.removal import metric_layers, without
 from emendo.updates.update import LayerUpdate, ModelUpdate
+from tests.pairs import covering
 from tests.unit.sequences import D_IN, D_OUT, FINGERPRINT, World, made, preservation_of, random, settings_of, world
 
 SIZES = (2, 1, 3, 1)
@@ -50,45 +51,41 @@ def apart(found: Sequence[ModelUpdate], wanted: Sequence[ModelUpdate]) -> float:
 # ---- oracles -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batching", ["joint", "one_by_one"])
-@pytest.mark.parametrize("history", [0.0, 1.0, 0.3])
-@pytest.mark.parametrize("s", [0.0, 0.7, 1.0])
+LAYERS_OF = {
+    "single": (0,),
+    "even": (0, 2, 3),
+    "sqrt": (0, 2, 3),
+    "optimal": (0, 2, 3),
+    "ends": (0, 2),
+    "replay": (0, 2, 3),
+}
+
+
 @pytest.mark.parametrize(
-    ("distribution", "layers"),
-    [
-        ("single", (0,)),
-        ("even", (0, 2, 3)),
-        ("sqrt", (0, 2, 3)),
-        ("optimal", (0, 2, 3)),
-        ("ends", (0, 2)),
-        ("replay", (0, 2, 3)),
-    ],
+    ("distribution", "s", "history", "batching"),
+    covering(list(LAYERS_OF), [0.0, 0.7, 1.0], [0.0, 1.0, 0.3], ["joint", "one_by_one"]),
 )
-def test_removal_is_the_sequence_without_the_edit(
-    distribution: str, layers: tuple[int, ...], s: float, history: float, batching: str
-) -> None:
+def test_removal_is_the_sequence_without_the_edit(distribution: str, s: float, history: float, batching: str) -> None:
     case = world(
         SIZES,
-        layers,
+        LAYERS_OF[distribution],
         **{"distribution": distribution, "memorization.s": s, "history.weight": history, "batching": batching},
     )
     for index in range(len(SIZES)):
         assert apart(removed(case, index), expected(case, index)) < 1e-9
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"preservation.weight": 0.4, "preservation.ridge": 0.2},
-        {"preservation.weight": 0.0, "preservation.ridge": 0.5},
-        {"preservation.weight": 0.0, "preservation.ridge": 1.5, "preservation.null_space": "absolute"},
-        {"preservation.weight": 2.0, "preservation.ridge": 0.1, "preservation.null_space": "absolute"},
-        {"target.site": "mlp_out"},
-        {"memorization.equality_alone": True},
-    ],
-)
-@pytest.mark.parametrize("s", [0.0, 1.0])
-@pytest.mark.parametrize("history", [0.0, 1.0])
+OPTIONS: list[dict[str, Any]] = [
+    {"preservation.weight": 0.4, "preservation.ridge": 0.2},
+    {"preservation.weight": 0.0, "preservation.ridge": 0.5},
+    {"preservation.weight": 0.0, "preservation.ridge": 1.5, "preservation.null_space": "absolute"},
+    {"preservation.weight": 2.0, "preservation.ridge": 0.1, "preservation.null_space": "absolute"},
+    {"target.site": "mlp_out"},
+    {"memorization.equality_alone": True},
+]
+
+
+@pytest.mark.parametrize(("options", "s", "history"), covering(OPTIONS, [0.0, 1.0], [0.0, 1.0]))
 def test_other_metrics_and_targets(options: dict[str, Any], s: float, history: float) -> None:
     if "preservation.null_space" in options:
         options = {**options, "preservation.threshold": 2.0}

@@ -25,6 +25,7 @@ from emendo.requests import EditRecord, EditRequest, Probe
 from emendo.updates.update import LayerUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
+from tests.pairs import pairs
 
 EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
 DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo, Japan")
@@ -58,12 +59,13 @@ def edited_weights(lm: EditableModel, updates: tuple[LayerUpdate, ...]) -> dict[
 # ---- the edit takes ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "settings"), [("ft", FREE), ("lora", LORA)])
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [("llama", torch.float32), ("gpt2", torch.float32), ("gpt2_square", torch.float32), ("llama", torch.bfloat16)],
-)
-def test_training_writes_the_facts(name: str, settings: dict[str, Any], family: str, dtype: torch.dtype) -> None:
+TRAINING = {"ft": FREE, "lora": LORA}
+LAYOUTS = [("llama", torch.float32), ("gpt2", torch.float32), ("gpt2_square", torch.float32), ("llama", torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("model", "name"), pairs(LAYOUTS, list(TRAINING)))
+def test_training_writes_the_facts(model: tuple[str, torch.dtype], name: str) -> None:
+    (family, dtype), settings = model, TRAINING[name]
     lm = build_tiny(family, dtype=dtype)
     updates, trace = fit_baseline(lm, REQUESTS, configured(name, settings))
     assert trace["losses"][-1] < 0.25 * trace["losses"][0]

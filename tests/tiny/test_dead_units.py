@@ -18,6 +18,7 @@ from emendo.requests import EditRequest
 from emendo.solve import Preservation, prepare, solve
 from emendo.statistics import MomentStore
 from tests.conftest import ROWS, build_tiny, build_tokenizer, model_type_of, tiny_config
+from tests.pairs import pairs
 from tests.tiny.conftest import Command
 
 REQUEST = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
@@ -50,22 +51,21 @@ def build_relu(family: str, *, dead: bool = True) -> EditableModel:
     return lm
 
 
-@pytest.mark.parametrize("family", sorted(ACTIVATIONS))
-def test_every_method_plans_on_a_model_with_dead_units(family: str, tmp_path: Path) -> None:
-    lm = build_relu(family)
-    session = EditSession(lm, store=MomentStore(tmp_path))
-    for name, method in METHODS.items():
-        if method.preservation.weight == 0 or method.preservation.null_space != "off":
-            continue
-        resolved = session.resolve(name)
-        assert resolved.config.preservation.dead_ridge == 1e-4
-        assert "ReLU" in resolved.origins["preservation.dead_ridge"]
-        plan = session.plan([REQUEST], name, settings=SETTINGS)
-        if not resolved.config.preservation.ridge:
-            ridges = plan.update.info["added_ridge"]
-            assert set(ridges) == {str(layer) for layer in resolved.config.written_layers}
-        if resolved.config.memorization.s == 0:
-            assert all(solved.constraint_error < 1e-9 for report in plan.layers for solved in report.solves), name
+PRICED = [m.name for m in METHODS.values() if m.preservation.weight != 0 and m.preservation.null_space == "off"]
+
+
+@pytest.mark.parametrize(("method", "family"), pairs(PRICED, sorted(ACTIVATIONS)))
+def test_every_method_plans_on_a_model_with_dead_units(method: str, family: str, store: MomentStore) -> None:
+    session = EditSession(build_relu(family), store=store)
+    resolved = session.resolve(method)
+    assert resolved.config.preservation.dead_ridge == 1e-4
+    assert "ReLU" in resolved.origins["preservation.dead_ridge"]
+    plan = session.plan([REQUEST], method, settings=SETTINGS)
+    if not resolved.config.preservation.ridge:
+        ridges = plan.update.info["added_ridge"]
+        assert set(ridges) == {str(layer) for layer in resolved.config.written_layers}
+    if resolved.config.memorization.s == 0:
+        assert all(solved.constraint_error < 1e-9 for report in plan.layers for solved in report.solves)
 
 
 def test_the_ridge_scales_with_c_and_is_recorded(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from emendo.export.peft_adapter import lora_tensors, padded_rank
 from emendo.models import EditableModel
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import ROWS, build_tiny
+from tests.kinds import kinds
 from tests.random_updates import random_update
 
 TEXTS = ["The Eiffel Tower is located in the city of", "The capital of Japan is Tokyo", "埃菲尔铁塔位于"]
@@ -54,7 +55,7 @@ def edited_logits(lm: EditableModel, updates: list[ModelUpdate]) -> Tensor:
         session.rollback()
 
 
-@pytest.mark.parametrize("family", [*sorted(ROWS), "llava"])
+@pytest.mark.parametrize("family", [*kinds(ROWS), "llava"])
 @pytest.mark.filterwarnings("error::UserWarning:peft")
 def test_peft_gives_the_edited_logits(family: str, tmp_path: Path) -> None:
     lm = build_tiny(family)

@@ -19,7 +19,7 @@ from emendo.models.suffix import packed_attention, prefill, replay
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from emendo.updates.update import LayerUpdate, ModelUpdate
-from tests.conftest import NOT_LINEAR, ROWS, VARIANTS, WRAPPED, build_tiny
+from tests.conftest import NOT_LINEAR, ROWS, TRAINING_TEXT, VARIANTS, WRAPPED, build_tiny
 from tests.model_state import changes, model_state
 from tests.pairs import pairs
 
@@ -184,14 +184,21 @@ def test_an_edited_model_is_loaded_by_emendo_and_by_transformers(family: str, tm
 PLANNED = sorted({*ROWS, *VARIANTS, "llava", "qwen2_vl"})
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a plan; second moments of a text, since each family's sampling its own would take longest."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(TRAINING_TEXT * 12), encoding="utf-8")
+    return {"contexts.scheme": "none", "moments.source": str(path), "moments.multiple": 4, "target.steps": 3}
+
+
 @pytest.mark.parametrize("family", PLANNED)
-def test_a_planned_edit_gives_the_block_its_target(family: str, store: MomentStore) -> None:
+def test_a_planned_edit_gives_the_block_its_target(family: str, store: MomentStore, quick: dict[str, Any]) -> None:
     """One context and equality: what the site holds at the subject is then v* itself."""
-    settings: dict[str, Any] = {"contexts.scheme": "none", "moments.multiple": 4, "target.steps": 3}
     lm = build_tiny(family)
     before = model_state(lm)
     session = EditSession(lm, store=store)
-    plan = session.plan([EIFFEL], "emmet", layers=[LAYER], settings=settings)
+    plan = session.plan([EIFFEL], "emmet", layers=[LAYER], settings=quick)
     assert changes(before, model_state(lm)) == []
     target = search_values(lm, [EIFFEL], ("{}",), LAYER, plan.method.config.target).value[0]
     prompt = align_prompt(lm, EIFFEL)
@@ -204,11 +211,14 @@ def test_a_planned_edit_gives_the_block_its_target(family: str, store: MomentSto
     assert changes(before, model_state(lm)) == []
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["llama", "bloom", "falcon", "opt", "gpt2"])
-def test_a_plan_on_half_precision_is_float32(family: str, dtype: torch.dtype, store: MomentStore) -> None:
+@pytest.mark.parametrize(
+    ("family", "dtype"), pairs(["llama", "bloom", "falcon", "opt", "gpt2"], [torch.bfloat16, torch.float16])
+)
+def test_a_plan_on_half_precision_is_float32(
+    family: str, dtype: torch.dtype, store: MomentStore, quick: dict[str, Any]
+) -> None:
     lm = build_tiny(family, dtype=dtype)
-    settings = {"moments.multiple": 4, "target.steps": 3, "target.precision": "float32"}  # of products: the model's own
+    settings = {**quick, "target.precision": "float32"}  # of products: the model's own
     plan = EditSession(lm, store=store).plan([EIFFEL], "emmet", layers=[LAYER], settings=settings)
     (part,) = plan.update.layers
     for factor in (part.residuals, part.dual_keys):

@@ -24,6 +24,7 @@ from emendo.statistics import MomentStore
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
+from tests.pairs import pairs
 from tests.quick_plans import EIFFEL, JAPAN, quick_plan
 from tests.tiny.conftest import Command
 from tests.tiny.test_cli import FACT, QUICK, RECORD, jsonl
@@ -306,8 +307,7 @@ def test_a_file_does_not_get_to_name_texts_that_are_read(session: EditSession) -
 # ---- no trace ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("held", [0, 1])
+@pytest.mark.parametrize(("dtype", "held"), pairs([torch.float32, torch.bfloat16], [0, 1]))
 def test_a_failed_gate_leaves_no_trace(dtype: torch.dtype, held: int, store: MomentStore) -> None:
     session = EditSession(build_tiny("gpt2", dtype=dtype), store=store)
     preceding: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from emendo.models.alignment import align_prompt
 from emendo.requests import EditRequest
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
+from tests.pairs import pairs
 
 REQUESTS = [
     EditRequest("The capital of {} is", "Japan", "Rome"),
@@ -61,8 +62,7 @@ def test_keys_equal_one_pass_a_sentence(tiny: EditableModel, average: str) -> No
         torch.testing.assert_close(found.plain[row], rows[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
-@pytest.mark.parametrize("residual", ["plain", "mean"])
+@pytest.mark.parametrize(("site", "residual"), pairs(["resid_post", "mlp_out"], ["plain", "mean"]))
 def test_present_values_equal_one_pass_a_sentence(tiny: EditableModel, site: str, residual: str) -> None:
     settings = KeySettings(average="two_level", residual=residual)
     found = current_values(tiny, REQUESTS, CONTEXTS, 1, site, settings)

@@ -17,7 +17,7 @@ from emendo.statistics import MomentStore
 from tests.conftest import FAMILIES, VARIANTS, build_tiny
 from tests.kinds import ALIKE
 from tests.naive_loop import Naive, apart, close
-from tests.pairs import pairs
+from tests.pairs import covering, pairs
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 
 NORMED = ("gemma2", "gemma3_text", "gemma3_text_local_rope", "olmo2", "opt_post_norm")
@@ -115,8 +115,7 @@ def test_every_method_resolves_to_what_can_be_reached(method: str, family: str) 
         assert resolved.origins["distribution"] == f"method {method}"
 
 
-@pytest.mark.parametrize("method", ["emmet", "memit", "rome", "emendo"])
-@pytest.mark.parametrize("family", NORMED)
+@pytest.mark.parametrize(("family", "method"), pairs(NORMED, ["emmet", "memit", "rome", "emendo"]))
 def test_methods_work_by_name(family: str, method: str, store: MomentStore) -> None:
     lm = build_tiny(family)
     session = EditSession(lm, store=store)
@@ -162,9 +161,10 @@ def anchored(site: str, batching: str = "joint") -> dict[str, Any]:
     return {"target__norm_anchor": True, "target__site": site, "batching": batching, **ONE_CONTEXT}
 
 
-@pytest.mark.parametrize("batching", ["joint", "one_by_one"])
-@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
-@pytest.mark.parametrize("family", ["llama", "gptj", "granite", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "site", "batching"),
+    covering(["gemma2", "llama", "gptj", "granite"], ["mlp_out", "resid_post"], ["joint", "one_by_one"]),
+)
 def test_anchored_values_have_the_norm_of_the_unedited_model(
     family: str, site: str, batching: str, store: MomentStore
 ) -> None:

@@ -205,7 +205,7 @@ def test_a_later_fact_keeps_the_earlier_ones_of_its_key(
     session = EditSession(lm, store=store)
     where, when, who = REACHED
     # λ is small enough for one request alone to be written in full.
-    more = {**FREE, **({"preservation__weight": 1e-6} if method == "memit-history" else {})}
+    more = {**FREE, "target__steps": 8, **({"preservation__weight": 1e-6} if method == "memit-history" else {})}
     plans = one_after_another(session, store, [where, JAPAN, when, who], method, [0, 1], **more)
     assert searches == [[where], [JAPAN], [when, where], [who, where, when]]
     assert [[row["id"] for row in plan.update.info.get("kept", [])] for plan in plans] == [
@@ -241,7 +241,7 @@ def test_a_fact_that_is_written_anew_is_not_kept(store: MomentStore, searches: l
     lm = build_tiny("llama")
     session = EditSession(lm, store=store)
     again = replace(WHERE, target="Tokyo")
-    plans = one_after_another(session, store, [WHERE, WHEN, again], "emendo", [1], **FREE)
+    plans = one_after_another(session, store, [WHERE, WHEN, again], "emendo", [1])
     assert searches == [[WHERE], [WHEN, WHERE], [again, WHEN]]
     assert plans[-1].update.info["left_out"] == {"1": [0, 1]}
 
@@ -262,8 +262,8 @@ def test_updates_from_files_tell_what_they_wrote(store: MomentStore, tmp_path: P
     """Merged ones too; one that was scaled holds its facts in part, so they are nothing to keep."""
     lm = build_tiny("llama")
     session = EditSession(lm, store=store)
-    (first,) = one_after_another(session, store, [WHERE], "emendo", [1], **FREE)
-    second = planned(session, store, [JAPAN, WHEN, DARRIEUX, WHO], "emendo", [1], **FREE).update
+    (first,) = one_after_another(session, store, [WHERE], "emendo", [1])
+    second = planned(session, store, [JAPAN, WHEN, DARRIEUX, WHO], "emendo", [1]).update
     both = merge([type(second).load(part.save(tmp_path / part.id)) for part in (first.update, second)])
     assert both.info["groups"] == [[0], [1], [2, 4], [3]]
     assert [edit.label for edit in edits_of([both]).edits][2:] == [
@@ -272,11 +272,11 @@ def test_updates_from_files_tell_what_they_wrote(store: MomentStore, tmp_path: P
     ]
     session.move_to([both])
     more = EditRequest("{} was calm, since", "The Eiffel Tower", "Paris")
-    plan = planned(session, store, [more], "emendo", [1], **FREE)
+    plan = planned(session, store, [more], "emendo", [1])
     assert [row["id"] for row in plan.update.info["kept"]] == ["where", "when", "who"]
     assert plan.update.info["left_out"] == {"1": [0, 2]}
     session.move_to([scale(both, 0.5)])
-    plan = planned(session, store, [more], "emendo", [1], **FREE)
+    plan = planned(session, store, [more], "emendo", [1])
     assert not {"kept", "left_out"} & set(plan.update.info)
 
 

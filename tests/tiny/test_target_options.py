@@ -56,7 +56,7 @@ def test_inside_the_block_and_after_it_are_the_same_where_both_are_possible(fami
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(other.abs().max()))
 
 
-@pytest.mark.parametrize("family", SERIAL_FAMILIES)
+@pytest.mark.parametrize("family", kinds(SERIAL_FAMILIES))
 def test_joint_attention_equals_the_serial_search(family: str) -> None:
     rtol = 1e-5 if family in FLOAT32_ATTENTION else 1e-8
     lm = build_tiny(family, dtype=torch.float64)

@@ -129,8 +129,7 @@ def same(one: FoundValues, other: FoundValues, order: Sequence[int]) -> None:
         close(other.value[row], one.value[source], 1e-8)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(("family", "batch_size"), pairs(["llama", "gpt2"], [1, 4]))
 def test_batch_size_changes_nothing(family: str, batch_size: int) -> None:
     lm = cached_tiny(family, False, torch.float64)
     settings = replace(SETTINGS, loss_threshold=splitting_threshold(lm, SETTINGS)[0])

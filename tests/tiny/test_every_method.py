@@ -265,7 +265,7 @@ def test_a_baseline_is_measured_like_a_method(name: str, session: EditSession) -
 
 @pytest.mark.parametrize("name", [*TRAINED, "in-context"])
 def test_a_baseline_plan_leaves_no_trace_and_collects_no_moments(name: str, session: EditSession) -> None:
-    session._store = None  # type: ignore[assignment]  # any use of it fails
+    session._metrics.store = None  # type: ignore[assignment]  # any use of it fails
     before = model_state(session.lm)
     plan = quick_plan(session, name)
     assert changes(before, model_state(session.lm)) == []

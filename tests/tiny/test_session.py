@@ -243,7 +243,7 @@ def test_as_many_but_other_predecessors_are_named(session: EditSession, store: M
 def test_the_second_edit_sees_the_first_in_the_model_but_not_in_the_moments(
     session: EditSession, store: MomentStore, tmp_path: Path
 ) -> None:
-    session._store = MomentStore(tmp_path)
+    session._metrics.store = MomentStore(tmp_path)
     session.apply(quick_plan(session, [EIFFEL], layers=[1]).update)
     assert list(tmp_path.rglob("layer-02.safetensors")) == []
     later = quick_plan(session, [DARRIEUX], layers=[2])
@@ -257,12 +257,12 @@ def test_the_second_edit_sees_the_first_in_the_model_but_not_in_the_moments(
 def test_second_moments_of_a_changed_file_are_not_taken_for_the_old_ones(session: EditSession, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     settings = {**QUICK, "moments.source": str(text)}
-    session._store = MomentStore(tmp_path / "store")
+    session._metrics.store = MomentStore(tmp_path / "store")
     text.write_text("The weather was calm that morning. I wrote this down last year.\n" * 60)
     first = session.plan([EIFFEL], settings=settings).update
     text.write_text("Danielle Darrieux, a native speaker of French, was born in Bordeaux.\n" * 60)
     second = session.plan([EIFFEL], settings=settings).update
-    fresh = EditSession(build_tiny("llama"), store=session._store).plan([EIFFEL], settings=settings).update
+    fresh = EditSession(build_tiny("llama"), store=session._metrics.store).plan([EIFFEL], settings=settings).update
     assert second.info["moments"]["fingerprint"] != first.info["moments"]["fingerprint"]
     assert second.id == fresh.id
 
@@ -275,7 +275,7 @@ def test_one_moment_and_one_factor_a_layer_are_kept(session: EditSession, monkey
         collected.append(1)
         return obtain_for_method(*args, **kwargs)
 
-    monkeypatch.setattr("emendo.editing.session.obtain_for_method", counted)
+    monkeypatch.setattr("emendo.editing.metric_cache.obtain_for_method", counted)
     base = session.resolve("memit", layers=[1, 2], settings=QUICK).config
     first = session.preservation(base)
     other = session.preservation(apply_settings(base, {"preservation.weight": 7}))
@@ -286,7 +286,7 @@ def test_one_moment_and_one_factor_a_layer_are_kept(session: EditSession, monkey
     torch.testing.assert_close(again[1].cholesky, first[1].cholesky, rtol=0, atol=0)
     session.preservation(apply_settings(base, {"moments.exclude_first": True}))
     assert collected == [1, 1]
-    assert sorted(session._prepared) == sorted(session._moments) == [1, 2]
+    assert session._metrics.layers == [1, 2]
 
 
 @pytest.mark.parametrize("method", ["emmet", "memit", "emendo"])

@@ -41,8 +41,8 @@ def failing(original: Callable[..., Any], at: int, error: type[BaseException]) -
 
 STAGES = {
     "contexts": ("emendo.editing.session.prefix_contexts", 1),
-    "moments": ("emendo.editing.session.obtain_for_method", 1),
-    "factorisation of the second layer": ("emendo.editing.session.prepare", 2),
+    "moments": ("emendo.editing.metric_cache.obtain_for_method", 1),
+    "factorisation of the second layer": ("emendo.editing.metric_cache.prepare", 2),
     "target problem": ("emendo.editing.value_search.value_problem", 1),
     "target search, first step": ("emendo.editing.value_search._Search._update", 1),
     "target search, third step": ("emendo.editing.value_search._Search._update", 3),

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -45,7 +45,7 @@ from emendo.methods.settings import KeySettings, PostStep
 from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
 from emendo.requests import SLOT, AnyContext, EditRequest, check_requests, context_record
-from emendo.shapes import Weight
+from emendo.shapes import Keys, Weight
 from emendo.solve import (
     PreparedLayer,
     SolveStats,
@@ -60,6 +60,9 @@ from emendo.solve import (
 from emendo.solve.distribution import Step, distribution_steps, searched_layers
 from emendo.solve.shares import remaining_shares
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
+
+Remembering: TypeAlias = Callable[[int, PreparedLayer, Keys, float], PreparedLayer]
+"""Gives, of a layer, its metric, the keys of earlier edits and what each counts, the metric that preserves them too."""
 
 
 def plan_edit(
@@ -77,6 +80,7 @@ def plan_edit(
     weights: Mapping[int, Weight] | None = None,
     powers: Mapping[int, float] | None = None,
     anchors: Mapping[int, Float[Tensor, " n"]] | None = None,
+    remembering: Remembering | None = None,
     targets: ValueCache | None = None,
     record: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -100,6 +104,7 @@ def plan_edit(
         powers: tr(W₀ C W₀ᵀ) of the unedited weights, which the reports are relative to; None: that of the present ones.
         anchors: Norms that a method with `target.norm_anchor` gives to the target values, by searched layer; None:
             those that the model has now.
+        remembering: Gives the metric of a layer with the keys of the updates already applied; None: makes it.
         targets: Remembered searches on the unedited model, which the model must hold then. They are used where the
             whole plan searches on it: a joint batch, or a single request.
         record: More JSON values to store with the update.
@@ -129,7 +134,7 @@ def plan_edit(
         progress.start("edits", len(requests))
     facts = facts if facts is not None and config.target.shared == "key" else EarlierFacts()
     with lm.isolated(config.written_layers) as own:
-        run = _Run(own, method, contexts, prepared, earlier, weights or {}, powers)
+        run = _Run(own, method, contexts, prepared, earlier, weights or {}, powers, remembering)
         left_out = run.leave_out(facts, {key_tokens(lm, request) for request in requests} if facts.facts else ())
         # The second of many batches is searched on the model that holds the first.
         if targets is not None and len(batches) == 1 and targets.serves(requests):
@@ -244,8 +249,10 @@ class _Run:
         earlier: Sequence[LayerUpdate],
         weights: Mapping[int, Weight],
         powers: Mapping[int, float] | None = None,
+        remembering: Remembering | None = None,
     ) -> None:
         self.lm, self.contexts, self.config = lm, contexts, method.config
+        self.remembering = remembering or (lambda _, metric, keys, weight: metric.remembering(keys, weight=weight))
         self.steps = distribution_steps(self.config.distribution, self.config.layers)
         self.written = [step.layer for step in self.steps]
         self.earlier = {update.layer: update for update in earlier if update.layer in self.written}
@@ -427,8 +434,10 @@ class _Run:
         """Keys written before the present batch become preserved keys."""
         for update in self.to_remember:
             assert update.keys is not None  # checked at the start, and made by a solve since
-            metric = self.prepared[update.layer]
-            self.prepared[update.layer] = metric.remembering(update.keys, weight=self.config.history.weight)
+            metric, weight = self.prepared[update.layer], self.config.history.weight
+            self.prepared[update.layer] = self.remembering(update.layer, metric, update.keys, weight)
+        # What this edit writes itself nobody else can know.
+        self.remembering = lambda _, metric, keys, weight: metric.remembering(keys, weight=weight)
         self.to_remember = []
 
 

@@ -18,11 +18,13 @@ from emendo.arguments import Anything, Seed, check_width, checked
 from emendo.editing.baselines.plan import plan_baseline
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.held_edits import HeldEdits
+from emendo.editing.metric_cache import MetricCache
 from emendo.editing.pipeline import plan_edit, reference_norms
 from emendo.editing.plan import Plan
+from emendo.editing.prepared import PreparedMethod
 from emendo.editing.sharing import FactIndex
 from emendo.editing.value_cache import ValueCache
-from emendo.errors import InfeasibleError, InputError
+from emendo.errors import InputError
 from emendo.io.versions import versions
 from emendo.methods import DEFAULT_METHOD, BaselineConfig, Method, MethodConfig, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
@@ -34,8 +36,8 @@ from emendo.parallel import Workers
 from emendo.progress import Progress
 from emendo.requests import AnyContext, EditRecord, EditRequest, check_requests, requests_of
 from emendo.shapes import Moment, Weight
-from emendo.solve import BlockMoment, PreparedLayer, output_power, prepare
-from emendo.statistics import Corpora, MomentStore, describe_for_method, obtain_for_method
+from emendo.solve import BlockMoment, PreparedLayer
+from emendo.statistics import MomentStore
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 Requests: TypeAlias = Annotated[
@@ -78,12 +80,9 @@ class EditSession:
         self.targets = targets
         self.progress = progress
         self.workers = workers
-        self._store = store or MomentStore()
-        self._corpora = Corpora()
-        # One C and one factor a layer: each is d_in × d_in, which is gigabytes in a large model.
-        self._moments: dict[int, tuple[str, Moment | BlockMoment]] = {}
-        self._prepared: dict[int, PreparedLayer] = {}
-        self._powers: dict[int, tuple[Moment | BlockMoment, float]] = {}
+        self._metrics = MetricCache(
+            lm, seed, store or MomentStore(), self.preview_base, progress=progress, workers=workers
+        )
         self._contexts: dict[tuple[str, int, str, tuple[str, ...]], tuple[AnyContext, ...]] = {}
         self._facts = FactIndex(lm)
         self._check_own()
@@ -146,20 +145,57 @@ class EditSession:
         requests = requests_of(requests)
         check_requests(requests)
         resolved = self.resolve(method, layers=layers, settings=settings)
-        with self.lm.isolated() as lm:  # from here on nobody writes the weights
-            self._check_own()
-            self.lm.contents.check()
-            if (method_of_engine := resolved.on_engine()) is not None:
-                plan = self._plan_method(lm, requests, method_of_engine)
-            elif (baseline := resolved.as_baseline()) is not None:
-                plan = self._plan_baseline(lm, requests, baseline)
-            else:
-                raise InputError(
-                    f"{resolved.config.name} is a {type(resolved.config).__name__}; expected a MethodConfig or a "
-                    "BaselineConfig"
-                )
+        if (method_of_engine := resolved.on_engine()) is not None:
+            plan = self._plan_method(requests, method_of_engine)
+        elif (baseline := resolved.as_baseline()) is not None:
+            plan = self._plan_baseline(requests, baseline)
+        else:
+            raise InputError(
+                f"{resolved.config.name} is a {type(resolved.config).__name__}; expected a MethodConfig or a "
+                "BaselineConfig"
+            )
         tell_of_rounding({report.layer: report.kept for report in plan.layers}, self.lm.dtype)
         return plan
+
+    @checked
+    @pinned()
+    def prepare(
+        self,
+        method: str | Method = DEFAULT_METHOD,
+        *,
+        layers: Sequence[int] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> PreparedMethod:
+        """Make everything ready that edits by a method need and that does not depend on the facts.
+
+        Contexts are sampled on the model as it is now, once for all edits that follow, as the public code of ROME and
+        MEMIT does. `plan` samples them for each state of the model.
+
+        Args:
+            method: As in `plan`; a method of the engine.
+            layers: As in `plan`.
+            settings: As in `plan`.
+
+        Returns:
+            What plans and applies single edits in real time.
+
+        Raises:
+            InputError: The method is a baseline, which trains anew for every edit.
+        """
+        resolved = self.resolve(method, layers=layers, settings=settings).on_engine()
+        if resolved is None:
+            raise InputError(
+                f"{method!r} is a baseline, which trains the model for every edit, so there is nothing to make ready; "
+                "expected a method of the engine such as 'emendo' (emendo methods), or session.plan(requests, method)"
+            )
+        with self.lm.access.reading():
+            self._check_own()
+            self.lm.contents.check()
+            metrics, _ = self._metrics.metrics(resolved.config)
+            for layer, metric in metrics.items():
+                self._metrics.output_power(layer, metric.moment)
+            contexts = self._contexts_of(self.lm, resolved.config.contexts.scheme)
+        return PreparedMethod(self, resolved, contexts)
 
     @checked
     @pinned()
@@ -172,11 +208,7 @@ class EditSession:
             NumericalError: The weights would not be finite in the model's dtype.
             WeightsChangedError: Somebody else has changed the weights.
         """
-        update = _update(update)
-        with self.lm.access.turn():
-            self._check_own()
-            self.lm.contents.check()
-            self._write(self._edits.after(update, self.lm))
+        self._apply(update)
 
     @pinned()
     def rollback(self) -> None:
@@ -188,6 +220,7 @@ class EditSession:
         with self.lm.access.turn():
             if self._edits.updates:  # else there may be edits of another session, which are not ours to forget
                 self._write(HeldEdits())
+                self._metrics.forget_histories()
 
     @checked
     @pinned()
@@ -223,7 +256,7 @@ class EditSession:
     @checked
     def preservation(self, config: MethodConfig) -> dict[int, PreparedLayer]:
         """The factorised preservation metric of every layer that a resolved method writes, as a plan uses it."""
-        return self._prepare(config)[0]
+        return self._metrics.metrics(config)[0]
 
     @checked
     def applied(self, update: ModelUpdate | Plan) -> AbstractContextManager[None]:
@@ -293,21 +326,7 @@ class EditSession:
             CorpusError: The source cannot be read, or its text is too short.
             MomentsError: A file of the store is damaged.
         """
-        record = describe_for_method(self.lm, layers, settings, seed=self.seed, corpora=self._corpora)
-        known = {layer: found for layer in layers if (found := self._moments.get(layer)) is not None}
-        if any(layer not in known or known[layer][0] != record["fingerprint"] for layer in layers):
-            with self.preview_base() as lm:
-                moments, record = obtain_for_method(
-                    *(lm, layers, settings),
-                    seed=self.seed,
-                    store=self._store,
-                    progress=self.progress,
-                    corpora=self._corpora,
-                    workers=self.workers,
-                )
-            for layer, moment in moments.items():
-                self._moments[layer] = record["fingerprint"], moment.to(self.lm.block_device(layer))
-        return {layer: self._moments[layer][1] for layer in layers}, record
+        return self._metrics.moments(layers, settings)
 
     @checked
     def output_power(self, layer: int, moment: Moment | BlockMoment) -> float:
@@ -318,11 +337,7 @@ class EditSession:
             moment: C, as `second_moments` gives it.
         """
         check_width("moment", moment, self.lm.d_in(layer))
-        known = self._powers.get(layer)
-        if known is None or known[0] is not moment:
-            power = output_power(self.lm.base_weight(layer), moment)
-            known = self._powers[layer] = (moment, power)
-        return known[1]
+        return self._metrics.output_power(layer, moment)
 
     def verify_rolled_back(self) -> dict[str, bool]:
         """Whether the model is the unedited one bit for bit: by module name for every matrix that was ever touched.
@@ -338,11 +353,44 @@ class EditSession:
         known = {lm.parameter_name(layer) for layer in lm.contents.originals}
         return touched | {name: False for name in changed if name not in known}
 
+    @pinned()
+    def _plan_ready(self, requests: Requests, ready: PreparedMethod) -> Plan:
+        """A plan by a method that is ready."""
+        requests = requests_of(requests)
+        check_requests(requests)
+        plan = self._plan_method(requests, ready.method, ready)
+        tell_of_rounding({report.layer: report.kept for report in plan.layers}, self.lm.dtype)
+        return plan
+
+    @pinned()
+    def _apply(self, update: ModelUpdate | Plan, layers: Sequence[int] | None = None) -> None:
+        """Add an update; with layers, only those weights and touched ones are compared with what they should be."""
+        update = _update(update)
+        with self.lm.access.turn():
+            self._check_own()
+            self.lm.contents.check(layers)
+            self._write(self._edits.after(update, self.lm))
+
     def _plan_method(
-        self, lm: EditableModel, requests: Sequence[EditRequest], method: ResolvedMethod[MethodConfig]
+        self,
+        requests: Sequence[EditRequest],
+        method: ResolvedMethod[MethodConfig],
+        ready: PreparedMethod | None = None,
+    ) -> Plan:
+        with self.lm.access.reading():  # from here on nobody writes the weights
+            self._check_own()
+            self.lm.contents.check(None if ready is None else method.config.written_layers)
+            return self._plan_on(self.lm, requests, method, None if ready is None else ready.contexts)
+
+    def _plan_on(
+        self,
+        lm: EditableModel,
+        requests: Sequence[EditRequest],
+        method: ResolvedMethod[MethodConfig],
+        contexts: tuple[AnyContext, ...] | None,
     ) -> Plan:
         base, config = self.base, method.config
-        prepared, record = self._prepare(config)
+        prepared, record = self._metrics.metrics(config)
         anchors = None
         if config.target.norm_anchor:
             with self.preview_base() as unedited:
@@ -353,51 +401,41 @@ class EditSession:
             method,
             prepared,
             seed=self.seed,
-            contexts_of=lambda scheme: self._contexts_of(lm, scheme),
+            contexts_of=lambda scheme: self._contexts_of(lm, scheme) if contexts is None else contexts,
             base=base,
             preceding=self._edits.ids,
             earlier=self._earlier,
             facts=self._facts.of(self._edits.updates, self._edits.ids) if config.target.shared == "key" else None,
             weights={layer: self._exact(layer) for layer in config.written_layers},
-            powers={layer: self.output_power(layer, metric.moment) for layer, metric in prepared.items()},
+            powers={layer: self._metrics.output_power(layer, metric.moment) for layer, metric in prepared.items()},
+            remembering=self._metrics.remembering,
             anchors=anchors,
             targets=None if self._edits.updates else self.targets,
             record={"moments": record, "versions": versions(), **_added_ridges(prepared)},
             progress=self.progress,
         )
 
-    def _plan_baseline(
-        self, lm: EditableModel, requests: Sequence[EditRequest], baseline: ResolvedMethod[BaselineConfig]
-    ) -> Plan:
-        return plan_baseline(
-            lm,
-            requests,
-            baseline,
-            seed=self.seed,
-            base=self.base,
-            preceding=self._edits.ids,
-            earlier=self._earlier,
-            weights=self._exact,
-            record={"moments": None, "versions": versions()},
-            progress=self.progress,
-        )
+    def _plan_baseline(self, requests: Sequence[EditRequest], baseline: ResolvedMethod[BaselineConfig]) -> Plan:
+        with self.lm.isolated() as lm:  # from here on nobody writes the weights
+            self._check_own()
+            self.lm.contents.check()
+            return plan_baseline(
+                lm,
+                requests,
+                baseline,
+                seed=self.seed,
+                base=self.base,
+                preceding=self._edits.ids,
+                earlier=self._earlier,
+                weights=self._exact,
+                record={"moments": None, "versions": versions()},
+                progress=self.progress,
+            )
 
     @property
     def _earlier(self) -> tuple[LayerUpdate, ...]:
         """Sum of the updates that are in the model."""
         return tuple(part for _, part in sorted(self._edits.total.items()))
-
-    def _prepare(self, config: MethodConfig) -> tuple[dict[int, PreparedLayer], dict[str, Any]]:
-        """The factorised preservation metric of every layer; the last one is kept."""
-        moments, record = self.second_moments(config.written_layers, config.moments)
-        if not config.preservation.ridge:  # then every direction has to be priced by C
-            dense = [len(moment) for moment in moments.values() if not isinstance(moment, BlockMoment)]
-            _check_enough_tokens(record, max(dense, default=0))  # of a mixture the solve knows, expert by expert
-        for layer, moment in moments.items():
-            known = self._prepared.get(layer)
-            if known is None or known.moment is not moment or known.asked != config.preservation:
-                self._prepared[layer] = prepare(moment, config.preservation)
-        return {layer: self._prepared[layer] for layer in config.written_layers}, record
 
     def _contexts_of(self, lm: EditableModel, scheme: str) -> tuple[AnyContext, ...]:
         """Prefix contexts, sampled once for each state of the model: they depend on its weights and the seed alone."""
@@ -450,17 +488,6 @@ def _added_ridges(prepared: Mapping[int, PreparedLayer]) -> dict[str, Any]:
     """What a record says of layers whose C was singular (`Preservation.dead_ridge`); nothing where none was."""
     found = {str(layer): metric.added_ridge for layer, metric in sorted(prepared.items()) if metric.added_ridge}
     return {"added_ridge": found} if found else {}
-
-
-def _check_enough_tokens(record: Mapping[str, Any], d_in: int) -> None:
-    """Refuse a C that cannot have an inverse: rounding of float32 products can make it look as if it had one."""
-    tokens = record["tokens"] * len(record["corpus"].get("parts", [None]))
-    if tokens < d_in:
-        raise InfeasibleError(
-            f"a second moment of {tokens} tokens says nothing about {d_in - tokens} of {d_in} directions of the keys, "
-            "which an update would then use as if they were free; expected at least as many tokens as directions "
-            "(--set moments.multiple=10), or a ridge (--set preservation.ridge=VALUE)"
-        )
 
 
 def _update(given: ModelUpdate | Plan) -> ModelUpdate:

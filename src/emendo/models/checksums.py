@@ -46,15 +46,24 @@ class BaseWeights:
         assert self._known is not None
         return self._known[1]
 
+    def touched(self, model: nn.Module) -> set[str]:
+        """Names of parameters that are other tensors, elsewhere or written since they were identified."""
+        now = _stamps(model)
+        return {name for name in {**self._stamps, **now} if now.get(name) != self._stamps.get(name)}
+
 
 def _stamps(model: nn.Module) -> dict[str, tuple[int, int, int]]:
     """Identity, address and version of every parameter: what differs has been touched, though maybe not changed."""
     return {name: (id(parameter), parameter.data_ptr(), parameter._version) for name, parameter in weight_parts(model)}
 
 
-def row_sums(model: nn.Module, leave_out: Collection[str] = ()) -> dict[str, str]:
-    """A checksum of every parameter: dtype, shape and the sum of each row's words."""
-    return {name: _checksum(value.detach()) for name, value in weight_parts(model) if name not in leave_out}
+def row_sums(model: nn.Module, leave_out: Collection[str] = (), only: Collection[str] | None = None) -> dict[str, str]:
+    """A checksum of every parameter, or of some: dtype, shape and the sum of each row's words."""
+    return {
+        name: _checksum(value.detach())
+        for name, value in weight_parts(model)
+        if name not in leave_out and (only is None or name in only)
+    }
 
 
 def differing(found: Mapping[str, str], expected: Mapping[str, str], leave_out: Collection[str] = ()) -> list[str]:

@@ -7,7 +7,7 @@ takes something out that was in for a while, the state after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -127,13 +127,16 @@ class WeightContents:
             with self._lm.access.turn(), self._lm.access.writing():
                 self._settle()
 
-    def check(self) -> None:
+    def check(self, layers: Sequence[int] | None = None) -> None:
         """Refuse weights that are not what was last seen in them.
+
+        Args:
+            layers: Whose weights are compared, beside the parameters that torch says were touched; None: all.
 
         Raises:
             WeightsChangedError: Names the parameters.
         """
-        changed = self.changed()
+        changed = self.changed(layers)
         if changed:
             more = "" if len(changed) <= _SHOWN else f" and {len(changed) - _SHOWN} more"
             raise WeightsChangedError(
@@ -144,14 +147,22 @@ class WeightContents:
                 "the model anew"
             )
 
-    def changed(self) -> list[str]:
-        """Names of the parameters that somebody else has changed, now or since the base was identified."""
+    def changed(self, layers: Sequence[int] | None = None) -> list[str]:
+        """Names of the parameters that somebody else has changed, now or since the base was identified.
+
+        Args:
+            layers: As in `check`.
+        """
         self.settle()
         lm = self._lm
         expected = lm.base_checksums()
         written = {lm.parameter_name(layer): layer for layer in self._state[0].weights}
-        found = row_sums(lm.model, leave_out=written)
-        names = differing(found, expected, leave_out=written)
+        if layers is None:
+            names = differing(row_sums(lm.model, leave_out=written), expected, leave_out=written)
+        else:
+            some = lm.touched_parameters() | {lm.parameter_name(layer) for layer in layers}
+            found = row_sums(lm.model, only=some - set(written))
+            names = differing(found, {name: expected[name] for name in expected if name in some}, leave_out=written)
         return names + [name for name, layer in written.items() if not self._holds(layer)]
 
     def forget(self) -> None:

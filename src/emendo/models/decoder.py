@@ -246,6 +246,10 @@ class DecoderView:
         """A checksum of every parameter of the unedited model (`models.checksums`)."""
         return self._base.checksums(self.model) if self._shared is None else self._shared.base_checksums()
 
+    def touched_parameters(self) -> set[str]:
+        """Names of parameters that torch says were replaced or written since the unedited model was identified."""
+        return self._base.touched(self.model)
+
     # ---- the ends of the residual stream -------------------------------------------------------------------
 
     @checked

@@ -111,6 +111,11 @@ class Terminal:
         if self.json_output:
             print_json(document, indent=2)
 
+    def row(self, document: dict[str, Any]) -> None:
+        """One of many JSON documents, a line each as it comes, where JSON was asked for."""
+        if self.json_output:
+            print_json(document)
+
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people, on standard output; nothing under --json."""
         if self.json_output:

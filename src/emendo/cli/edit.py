@@ -56,6 +56,9 @@ def edit(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Dry run: show every setting and where it comes from.")
     ] = False,
+    repeated: Annotated[
+        bool, typer.Option("--repeat", help="Facts from standard input, a JSON object a line, each written at once.")
+    ] = False,
     ledger: Annotated[Path | None, typer.Option("--ledger", help="Keep the edit in this ledger.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace earlier edits of the same facts.")] = False,
     message: ledgers.Message = "",
@@ -78,6 +81,30 @@ def edit(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     # Everything that can be refused is refused before the model is loaded.
     options.check_workers(workers, ray, load_in=load_in)
+    if repeated:
+        excluded = {
+            "--prompt": prompt is not None,
+            "--subject": subject is not None,
+            "--target": target is not None,
+            "--target-true": target_true is not None,
+            "--join": join != "auto",
+            "--requests": requests is not None,
+            "--plan-only": plan_only,
+            "--ledger": ledger is not None,
+            "--gate": limits is not None,
+            "--rejected": rejected is not None,
+            "--workers": workers is not None,
+            "--ray": ray is not None,
+        }
+        _repeat(
+            *(terminal, model, method, layers, settings, out, excluded),
+            overwrite=overwrite,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            load_in=load_in,
+        )
+        return
     records = _records(terminal, prompt, subject, target, join, target_true, requests, format)
     records = facts.asked_in_chat(records, chat=chat, system=system, join=join)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
@@ -119,6 +146,38 @@ def edit(
             overwrite=overwrite,
             judged=not no_judge,
         )
+
+
+def _repeat(
+    terminal: Terminal,
+    model: str,
+    method: str,
+    layers: str | None,
+    settings: list[str] | None,
+    out: Path | None,
+    excluded: dict[str, bool],
+    *,
+    overwrite: bool,
+    seed: int,
+    device: str,
+    dtype: str,
+    load_in: str | None,
+) -> None:
+    """Facts one after another, each planned with everything made ready."""
+    from emendo.cli.repeat import check_repeat, repeat, standard_input
+
+    check_repeat(excluded, out, overwrite=overwrite)
+    chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
+    from emendo.methods import check_named
+
+    check_named(method, chosen_settings)
+    from emendo.editing.session import EditSession
+    from emendo.models import load
+
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
+    session = EditSession(lm, seed=seed, progress=terminal)
+    ready = session.prepare(method, layers=chosen_layers, settings=chosen_settings)
+    repeat(terminal, ready, standard_input(), out)
 
 
 def run_edit(

@@ -22,6 +22,7 @@ from emendo.cli import (
     data,
     demo,
     diff,
+    doctor,
     edit,
     evaluate,
     experiment,
@@ -74,6 +75,7 @@ app.command("see")(see.see)
 app.command("diff")(diff.diff)
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
+app.command("doctor")(doctor.doctor)
 
 _INTERRUPTED = 130
 

@@ -192,8 +192,18 @@ def _layers(layers: tuple[int, ...]) -> str:
     return ",".join(map(str, layers))
 
 
-def models(json_output: Json = False, quiet: Quiet = False) -> None:
-    """List the model families that can be edited, and those that are refused with the reason."""
+def models(
+    model: Annotated[str | None, typer.Argument(help="One model: is it supported, and what is its shape?")] = None,
+    json_output: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the model families that can be edited, and those that are refused with the reason; or look at one model."""
+    if model is not None:
+        from emendo.cli.doctor import show_model
+
+        terminal = Terminal(json_output=json_output, quiet=quiet)
+        terminal.result(show_model(terminal, model))
+        return
     from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, ArchitectureSpec
 
     def edited_map(row: ArchitectureSpec) -> str:

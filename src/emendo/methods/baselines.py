@@ -14,7 +14,7 @@ from emendo.methods.in_context import InContextSettings
 from emendo.methods.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from emendo.models import EditableModel
+    from emendo.models.decoder import DecoderView
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FineTuneSettings(TrainingSettings):
 
     max_change: Positive | None = 5e-4
 
-    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: DecoderView) -> tuple[tuple[int, ...], str]:
         """The first layer.
 
         Source: that of FT-L on GPT2-XL and GPT-J in ROME's public code (arXiv 2202.05262).
@@ -57,7 +57,7 @@ class LoraSettings(TrainingSettings):
     rank: Count = 8
     alpha: Positive = 16.0
 
-    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: DecoderView) -> tuple[tuple[int, ...], str]:
         """Every layer."""
         return tuple(range(lm.n_layers)), "every layer"
 

@@ -25,7 +25,7 @@ from emendo.methods.settings import (
 from emendo.solve.distribution import DISTRIBUTIONS, distribution_steps
 
 if TYPE_CHECKING:
-    from emendo.models import EditableModel
+    from emendo.models.decoder import DecoderView
     from emendo.requests import EditRecord
 
 ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0}
@@ -77,11 +77,11 @@ class Method:
             "settings": self.settings(),
         }
 
-    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: DecoderView) -> tuple[tuple[int, ...], str]:
         """The layers for a model where neither the user nor a preset names any, and the reason in words."""
         raise NotImplementedError
 
-    def with_layers(self: M, layers: Sequence[int], lm: EditableModel) -> M:
+    def with_layers(self: M, layers: Sequence[int], lm: DecoderView) -> M:
         """The method on these layers of a model.
 
         Raises:
@@ -90,11 +90,11 @@ class Method:
         """
         return replace(self, layers=tuple(lm.check_layers(layers)))
 
-    def family_settings(self, lm: EditableModel) -> dict[str, tuple[Any, str]]:
+    def family_settings(self, lm: DecoderView) -> dict[str, tuple[Any, str]]:
         """Settings that the model's family asks for, by dotted name, each with the reason in words."""
         return {}
 
-    def check_model(self, lm: EditableModel) -> None:
+    def check_model(self, lm: DecoderView) -> None:
         """Refuse values that the model's family excludes.
 
         Raises:
@@ -141,11 +141,11 @@ class MethodConfig(Axes, Method):
         """The edited layers that get an update."""
         return tuple(step.layer for step in distribution_steps(self.distribution, self.layers))
 
-    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: DecoderView) -> tuple[tuple[int, ...], str]:
         """As many layers as the method edits, by the rule of depth."""
         return layers_by_depth(lm, self.span)
 
-    def with_layers(self: MethodConfig, layers: Sequence[int], lm: EditableModel) -> MethodConfig:
+    def with_layers(self: MethodConfig, layers: Sequence[int], lm: DecoderView) -> MethodConfig:
         """The method on these layers; how many there are follows from them."""
         chosen = tuple(lm.check_layers(layers))
         if DISTRIBUTIONS[self.distribution].one_layer and len(chosen) > 1:
@@ -155,11 +155,11 @@ class MethodConfig(Axes, Method):
             )
         return replace(self, layers=chosen, span=len(chosen))
 
-    def family_settings(self, lm: EditableModel) -> dict[str, tuple[Any, str]]:
+    def family_settings(self, lm: DecoderView) -> dict[str, tuple[Any, str]]:
         """What the family needs where its MLP's output is normed, or units of a ReLU may never fire."""
         return family_settings(self, lm)
 
-    def check_model(self, lm: EditableModel) -> None:
+    def check_model(self, lm: DecoderView) -> None:
         """Refuse what a family with a normed MLP, or layers that are mixtures of experts, cannot have."""
         check_family(self, lm)
         check_mixture(self, self.layers, lm)
@@ -189,12 +189,12 @@ class BaselineConfig(Method):
 
     own: BaselineSettings = field(kw_only=True)
 
-    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: DecoderView) -> tuple[tuple[int, ...], str]:
         """What the baseline trains by itself."""
         layers, why = self.own.default_layers(lm)
         return layers, why if layers else f"{self.name} {why}"
 
-    def with_layers(self: BaselineConfig, layers: Sequence[int], lm: EditableModel) -> BaselineConfig:
+    def with_layers(self: BaselineConfig, layers: Sequence[int], lm: DecoderView) -> BaselineConfig:
         """The baseline on these layers; none for one that changes no weights."""
         if self.own.trainer:
             return super().with_layers(layers, lm)
@@ -202,7 +202,7 @@ class BaselineConfig(Method):
             raise MethodError(f"{self.name} changes no weights, found layers {list(layers)}; leave --layers out")
         return replace(self, layers=())
 
-    def check_model(self, lm: EditableModel) -> None:
+    def check_model(self, lm: DecoderView) -> None:
         """Refuse to train mixtures of experts: what trains a linear map knows nothing of routed keys."""
         routed = [layer for layer in self.layers if lm.mixture(layer) is not None]
         if self.own.trainer and routed:

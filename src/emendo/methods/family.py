@@ -11,14 +11,14 @@ from emendo.models.architecture import has_dead_units
 from emendo.solve.distribution import DISTRIBUTIONS
 
 if TYPE_CHECKING:
-    from emendo.models import EditableModel
+    from emendo.models.decoder import DecoderView
 
 _DEAD_RIDGE = 1e-4
 _NORMED = "family: the MLP's output is normed before it joins the residual stream"
 _DEAD = "family: units of a ReLU may never fire, and C would price them at nothing"
 
 
-def family_settings(config: Axes, lm: EditableModel) -> dict[str, tuple[Any, str]]:
+def family_settings(config: Axes, lm: DecoderView) -> dict[str, tuple[Any, str]]:
     """Settings that the model's family asks for, by dotted name, each with the reason in words.
 
     Where the MLP's output is normed before it joins the residual stream, ΔW k is not what the stream gains, so targets
@@ -41,7 +41,7 @@ def family_settings(config: Axes, lm: EditableModel) -> dict[str, tuple[Any, str
     return found
 
 
-def check_mixture(config: Axes, layers: Sequence[int], lm: EditableModel) -> None:
+def check_mixture(config: Axes, layers: Sequence[int], lm: DecoderView) -> None:
     """Refuse what has no meaning, or none that is built, where a layer is a mixture of experts.
 
     Args:
@@ -74,7 +74,7 @@ _OF_ONE_MATRIX = {
 }
 
 
-def check_family(config: Axes, lm: EditableModel) -> None:
+def check_family(config: Axes, lm: DecoderView) -> None:
     """Refuse what a family with a normed MLP output cannot have.
 
     Raises:

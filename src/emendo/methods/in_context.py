@@ -11,7 +11,7 @@ from emendo.methods.settings import BaselineSettings
 from emendo.requests import PROMPT_LISTS, SLOT, EditRecord, continuation
 
 if TYPE_CHECKING:
-    from emendo.models import EditableModel
+    from emendo.models.decoder import DecoderView
 
 FACT, PROBE = "{fact}", "{probe}"
 _SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
@@ -38,7 +38,7 @@ class InContextSettings(BaselineSettings):
                 f"(--set 'in_context.template=Imagine that {FACT}. {PROBE}')"
             )
 
-    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: DecoderView) -> tuple[tuple[int, ...], str]:
         """No layer."""
         return (), "changes no weights"
 

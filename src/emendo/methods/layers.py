@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from emendo.models import EditableModel
+    from emendo.models.decoder import DecoderView
 
 _DEPTHS = {"gpt2": (0.35, 0.35), "gpt_neox": (0.35, 0.23)}
 _OTHER_DEPTHS = (0.17, 0.26)
 """Where the edited layers end, as parts of the depth: a single layer, several layers."""
 
 
-def layers_by_depth(lm: EditableModel, span: int) -> tuple[tuple[int, ...], str]:
+def layers_by_depth(lm: DecoderView, span: int) -> tuple[tuple[int, ...], str]:
     """Layers for a model without a preset, and the rule in words.
 
     `span` consecutive layers. They end at 0.35 of the depth for GPT-2 whatever the span, and for GPT-NeoX at 0.35 (one

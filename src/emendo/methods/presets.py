@@ -25,7 +25,7 @@ from emendo.models.known import (
 )
 
 if TYPE_CHECKING:
-    from emendo.models import EditableModel
+    from emendo.models.decoder import DecoderView
 
 _ROME = "ROME public code"
 _MEMIT = "MEMIT public code"
@@ -167,7 +167,7 @@ def presets_of(config: Method) -> dict[KnownModel, Preset]:
     return PRESETS.get(config.presets or config.name, {})
 
 
-def preset_for(config: Method, lm: EditableModel) -> tuple[Preset, str] | None:
+def preset_for(config: Method, lm: DecoderView) -> tuple[Preset, str] | None:
     """The preset of a method for a loaded model, with its origin in words; None where there is none."""
     for model, preset in presets_of(config).items():
         if model.matches(lm):

@@ -18,7 +18,7 @@ from emendo.methods.files import MethodFile, is_method_file, read_method_file
 from emendo.methods.presets import UNTUNED, preset_for
 
 if TYPE_CHECKING:
-    from emendo.models import EditableModel
+    from emendo.models.decoder import DecoderView
 
 C = TypeVar("C", bound=Method, covariant=True)
 
@@ -76,7 +76,7 @@ def check_named(name: str, settings: Mapping[str, Any]) -> Method:
 @checked
 def resolve_method(
     method: str | Method,
-    lm: EditableModel,
+    lm: DecoderView,
     *,
     layers: Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -157,7 +157,7 @@ def _own_origins(config: Method) -> dict[str, str]:
     }
 
 
-def _with_preset(config: Method, lm: EditableModel, origins: dict[str, str]) -> Method:
+def _with_preset(config: Method, lm: DecoderView, origins: dict[str, str]) -> Method:
     """A method of the catalogue with the settings that are known for the model."""
     found = preset_for(config, lm)
     if found is None:
@@ -172,7 +172,7 @@ def _with_preset(config: Method, lm: EditableModel, origins: dict[str, str]) -> 
     return replace(config, layers=preset.layers)
 
 
-def _for_family(config: Method, lm: EditableModel, origins: dict[str, str]) -> Method:
+def _for_family(config: Method, lm: DecoderView, origins: dict[str, str]) -> Method:
     asked = config.family_settings(lm)
     origins.update({name: why for name, (_, why) in asked.items()})
     return apply_settings(config, {name: value for name, (value, _) in asked.items()})
@@ -180,7 +180,7 @@ def _for_family(config: Method, lm: EditableModel, origins: dict[str, str]) -> M
 
 def _with_layers(
     config: Method,
-    lm: EditableModel,
+    lm: DecoderView,
     layers: Sequence[int] | None,
     own: MethodFile | None,
     origins: dict[str, str],

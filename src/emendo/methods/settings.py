@@ -15,7 +15,7 @@ from pydantic import Field
 from emendo.methods.checks import Count, NotNegative, Part, Positive, Section, Share, Steps
 
 if TYPE_CHECKING:
-    from emendo.models import EditableModel
+    from emendo.models.decoder import DecoderView
     from emendo.requests import EditRecord
 
 Site = Literal["resid_post", "mlp_out"]
@@ -206,7 +206,7 @@ class BaselineSettings(Section):
 
     trainer: ClassVar[str] = ""
 
-    def default_layers(self, lm: EditableModel) -> tuple[tuple[int, ...], str]:
+    def default_layers(self, lm: DecoderView) -> tuple[tuple[int, ...], str]:
         """The layers that are trained where nobody names any, ascending, and the reason in words."""
         raise NotImplementedError
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emendo.models import EditableModel
+    from emendo.models.decoder import DecoderView
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class KnownModel:
     d_model: int
     vocab_size: int | None = None
 
-    def matches(self, lm: EditableModel) -> bool:
+    def matches(self, lm: DecoderView) -> bool:
         """Whether a loaded model has these facts."""
         found = (lm.spec.model_type, lm.n_layers, lm.d_model)
         return found == (self.model_type, self.n_layers, self.d_model) and self.vocab_size in (None, lm.vocab_size)

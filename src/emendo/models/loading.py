@@ -120,14 +120,8 @@ def _from_pretrained(place: str, options: dict[str, Any], few_bits: FewBits, nam
     """A model and its tokenizer from a folder or a hub id; `name` is how errors name it."""
     name = name or place
     try:
-        # What the files say first, then the configuration: an unsupported family is refused before gigabytes are
-        # fetched, and nothing is allocated or followed that was not checked.
-        folder, commit = (Path(place), None) if Path(place).is_dir() else fetch_settings(place)
-        said = check_settings(folder, name)
-        refuse_own_code(said)
+        folder, commit, said, config = read_config(place, name)
         pinned = {} if commit is None else {"revision": commit}
-        # Without an explicit False, transformers would ask on the terminal whether to run a folder's own code.
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **pinned)
         spec = resolve_architecture(config)
         options = few_bits.options(options, config, name)
         auto = AutoModelForCausalLM if spec.wrapper is None else AutoModelForImageTextToText
@@ -148,7 +142,7 @@ def _from_pretrained(place: str, options: dict[str, Any], few_bits: FewBits, nam
     except (InputError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:
-        raise _cannot_load(name, error) from error
+        raise cannot_load(name, error) from error
     # transformers fills missing tensors with random numbers and only warns.
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in found["mismatched_keys"]}
     if missing := sorted({*found["missing_keys"], *mismatched}):
@@ -159,16 +153,39 @@ def _from_pretrained(place: str, options: dict[str, Any], few_bits: FewBits, nam
     return model, tokenizer
 
 
+def read_config(place: str, name: str) -> tuple[Path, str | None, dict[str, Any], Any]:
+    """What the files of a model say, and its configuration; nothing is allocated or followed that was not checked.
+
+    Args:
+        place: A folder or a hub id.
+        name: How errors name it.
+
+    Returns:
+        The folder, the commit (of a hub id), ``config.json`` as it stands, and the configuration.
+
+    Raises:
+        InputError: It is refused.
+        OSError, ValueError, ...: What readers of configurations raise (`UNREADABLE`).
+    """
+    # So an unsupported family is refused before gigabytes are fetched.
+    folder, commit = (Path(place), None) if Path(place).is_dir() else fetch_settings(place)
+    said = check_settings(folder, name)
+    refuse_own_code(said)
+    pinned = {} if commit is None else {"revision": commit}
+    # Without an explicit False, transformers would ask on the terminal whether to run a folder's own code.
+    return folder, commit, said, AutoConfig.from_pretrained(place, trust_remote_code=False, **pinned)
+
+
 def _tokenizer(name: str, **where: Any) -> Any:
     """The tokenizer of a model; the library in Rust behind it raises Exception itself, or panics, on damaged files."""
     try:
         return AutoTokenizer.from_pretrained(**where)
     except Exception as error:
-        raise _cannot_load(name, error) from error
+        raise cannot_load(name, error) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise _cannot_load(name, ValueError(f"its tokenizer's files are damaged ({error})")) from error
+        raise cannot_load(name, ValueError(f"its tokenizer's files are damaged ({error})")) from error
 
 
 def _weights(place: str, name: str, folder: Path, commit: str | None, said: dict[str, Any]) -> list[Path]:
@@ -188,7 +205,8 @@ def _with_dtype(options: dict[str, Any], default: torch.dtype | str) -> dict[str
     return {"dtype": default, **given}
 
 
-def _cannot_load(name: str, error: Exception) -> ModelNotFoundError:
+def cannot_load(name: str, error: Exception) -> ModelNotFoundError:
+    """The error about a model whose files cannot be read."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if "custom code" in lines[0]:
         return refused(
@@ -226,7 +244,7 @@ def _load_gguf(path: Path, options: dict[str, Any], name: str = "") -> tuple[Any
     except (InputError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:
-        raise _cannot_load(name, error) from error
+        raise cannot_load(name, error) from error
     # The loaded weights are plain floats; a left-over quantisation entry would make saving and reloading fail.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

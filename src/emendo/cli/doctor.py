@@ -149,7 +149,7 @@ def show_model(terminal: Terminal, model: str, dtype: str = "auto") -> dict[str,
         )
     alike: dict[tuple[str, str], list[str]] = {}
     for name, preset in presets.items():
-        alike.setdefault((", ".join(map(str, preset["layers"])), preset["source"]), []).append(name)
+        alike.setdefault((", ".join(map(str, preset["layers"])), str(preset["source"])), []).append(name)
     terminal.table(
         "Presets for its shape",
         ("methods", "layers", "origin"),

@@ -74,7 +74,7 @@ def test_what_a_plan_without_it_does_is_not_done(session: EditSession, monkeypat
         raise AssertionError("made again")
 
     for name in (
-        "models.checksums.parameters_sha256",
+        "models.checksums.weights_sha256",
         "editing.metric_cache.obtain_for_method",
         "editing.metric_cache.prepare",
         "editing.metric_cache.output_power",

@@ -58,7 +58,8 @@ class MetricCache:
         workers: Workers | None = None,
     ) -> None:
         self._lm, self._seed, self.store, self._unedited = lm, seed, store, unedited
-        self._progress, self._workers, self._corpora = progress, workers, Corpora()
+        self._progress, self._corpora = progress, Corpora()
+        self.workers = workers
         self._moments: dict[int, tuple[str, Moment | BlockMoment]] = {}
         self._prepared: dict[int, PreparedLayer] = {}
         self._powers: dict[int, tuple[Moment | BlockMoment, float]] = {}
@@ -83,7 +84,7 @@ class MetricCache:
                     store=self.store,
                     progress=self._progress,
                     corpora=self._corpora,
-                    workers=self._workers,
+                    workers=self.workers,
                 )
             for layer, moment in moments.items():
                 self._moments[layer] = record["fingerprint"], moment.to(self._lm.block_device(layer))

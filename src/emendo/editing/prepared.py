@@ -30,7 +30,9 @@ class PreparedMethod:
 
     OBTAINED_BY = "session.prepare()"
 
-    def __init__(self, session: EditSession, method: ResolvedMethod[MethodConfig], contexts: tuple[AnyContext, ...]) -> None:
+    def __init__(
+        self, session: EditSession, method: ResolvedMethod[MethodConfig], contexts: tuple[AnyContext, ...]
+    ) -> None:
         self.session, self.method, self.contexts = session, method, contexts
 
     def __repr__(self) -> str:

@@ -79,7 +79,6 @@ class EditSession:
         self.seed = seed
         self.targets = targets
         self.progress = progress
-        self.workers = workers
         self._metrics = MetricCache(
             lm, seed, store or MomentStore(), self.preview_base, progress=progress, workers=workers
         )
@@ -91,6 +90,15 @@ class EditSession:
         count = len(self.applied_updates)
         held = f"{count} update(s) applied" if count else "no updates applied"
         return f"<EditSession on {self.lm.name}: {held}, seed {self.seed}>"
+
+    @property
+    def workers(self) -> Workers | None:
+        """Who collects second moments; None: this process."""
+        return self._metrics.workers
+
+    @workers.setter
+    def workers(self, workers: Workers | None) -> None:
+        self._metrics.workers = workers
 
     @property
     def _edits(self) -> HeldEdits:

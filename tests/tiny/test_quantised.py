@@ -11,8 +11,9 @@ import torch
 
 import emendo
 from emendo import EditSession
-from emendo.errors import InputError, UnsupportedModelError
-from emendo.export import write_adapter, write_checkpoint
+from emendo.errors import ExportError, InputError, UnsupportedModelError
+from emendo.export import write_adapter, write_checkpoint, write_in_place
+from emendo.export.recorded_moments import recorded_moments
 from emendo.models import EditableModel
 from emendo.models.packed_weights import SidePath, dequantised, kind_of, weight_parts
 from emendo.models.quantisation import WAYS
@@ -127,6 +128,30 @@ def test_a_checkpoint_has_the_edited_maps_dense_beside_the_untouched_rest(sessio
     ids = lm.encode(EIFFEL.text)
     if _way(lm) != "int8":  # whose maps round their inputs, which dense ones do not
         assert (logits(again.model, ids) - logits(lm.model, ids)).abs().max() <= 1e-4
+
+
+def test_levels_of_the_base_hold_the_edit_with_error_feedback(session: EditSession, tmp_path: Path) -> None:
+    lm = session.lm
+    update = quick_plan(session, [EIFFEL], layers=[1]).update
+    layers, settings, _ = recorded_moments([update])
+    moments, _ = session.second_moments(layers, settings)
+    if _way(lm).startswith("torchao"):
+        with pytest.raises(ExportError, match="expected one of nf4, fp4, int8"):
+            write_in_place(lm, [update], tmp_path / "out", moments=moments)
+        return
+    near = write_in_place(lm, [update], tmp_path / "near", moments=moments, rounding="nearest")
+    done = write_in_place(lm, [update], tmp_path / "out", moments=moments)
+    assert abs(done.layers[0].kept - 1) <= abs(near.layers[0].kept - 1)
+    again = emendo.load(done.path, device="cpu")
+    assert _way(again) == _way(lm)
+    ours, theirs = stored(lm), stored(again)
+    assert ours.keys() == theirs.keys()
+    different = [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
+    assert len(different) == 1
+    assert different[0].startswith(f"{lm.parameter_name(1)} (")
+    part = update.layers[0]
+    given, wanted = (part.keys @ weight.T for weight in (again.weight(1) - lm.weight(1), part.delta()))
+    assert float((given * wanted).sum() / wanted.square().sum()) == pytest.approx(done.layers[0].kept, abs=1e-4)
 
 
 def _way(lm: EditableModel) -> str:

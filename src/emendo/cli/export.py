@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from emendo.cli.console import Terminal
 from emendo.errors import ExportError
 
 if TYPE_CHECKING:
+    from emendo.export.rounded import RoundedLayer
     from emendo.updates.update import ModelUpdate
 
 app = typer.Typer(
@@ -227,14 +229,44 @@ def gguf_in_place(
     terminal.line(
         f"Model: {written.path}, {written.nbytes / 2**20:.1f} MiB, {written.changed:,} bytes of tensors changed"
     )
-    terminal.table(
-        "What rounding left of the edit",
-        ("layer", "type", "kept of the edit", "levels moved", "drift added"),
-        [
-            (str(one.layer), one.kind, f"{one.kept:.1%}", f"{one.moved:.1%}", f"{one.drift:.1e}")
-            for one in written.layers
-        ],
-    )
+    _show_rounded(terminal, written.layers)
+    terminal.result({"model": written.to_dict(), "updates": [one.id for one in updates]})
+
+
+@app.command("in-place")
+def in_place(
+    model: options.Model,
+    out: Annotated[Path, typer.Option("--out", help="Folder to make; it must be absent or empty.")],
+    update: Update = None,
+    ledger: FromLedger = None,
+    rounding: Annotated[
+        str, typer.Option("--rounding", help="feedback, or nearest, which loses most of a small edit.")
+    ] = "feedback",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a model in few bits (nf4, fp4, int8) with the updates on its own grid, as a Hugging Face folder."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
+    updates = chosen_updates(update, ledger)
+    from emendo.io.whole_folder import check_absent
+    from emendo.io.writable import check_writable
+
+    check_absent(out)
+    check_writable(out)
+    from emendo.editing.session import EditSession
+    from emendo.export import write_in_place
+    from emendo.export.recorded_moments import recorded_moments
+    from emendo.models import load
+
+    layers, settings, seed = recorded_moments(updates)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
+    moments, _ = EditSession(lm, seed=seed, progress=terminal).second_moments(layers, settings)
+    written = write_in_place(lm, updates, out, moments=moments, rounding=rounding)  # type: ignore[arg-type]
+    terminal.line(f"Model: {written.path}")
+    _show_rounded(terminal, written.layers)
     terminal.result({"model": written.to_dict(), "updates": [one.id for one in updates]})
 
 
@@ -259,6 +291,15 @@ def hub(
     if done.removed:
         terminal.line(f"Taken away, as the export has no such file: {', '.join(done.removed)}")
     terminal.result({"repo": repo, "private": private, "commit": done.address, "removed": list(done.removed)})
+
+
+def _show_rounded(terminal: Terminal, layers: Sequence[RoundedLayer]) -> None:
+    """What rounding left of an edit, layer by layer."""
+    terminal.table(
+        "What rounding left of the edit",
+        ("layer", "type", "kept of the edit", "levels moved", "drift added"),
+        [(str(one.layer), one.kind, f"{one.kept:.1%}", f"{one.moved:.1%}", f"{one.drift:.1e}") for one in layers],
+    )
 
 
 def chosen_updates(paths: list[Path] | None, ledger: Path | None) -> list[ModelUpdate]:

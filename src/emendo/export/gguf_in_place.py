@@ -9,48 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from emendo.arguments import checked
 from emendo.errors import ExportError
 from emendo.export.chain import checked_chain
 from emendo.export.gguf_adapter import update_record
-from emendo.export.gguf_base import BaseFile, check_same_model, open_base
+from emendo.export.gguf_base import check_same_model, open_base
 from emendo.export.gguf_grid import grid_of, with_levels
 from emendo.export.gguf_model import StoredTensor, write_file
+from emendo.export.rounded import RoundedLayer, Rounding, rounded
 from emendo.io.whole_file import whole_file
 from emendo.io.writable import check_room, check_writable_file
 from emendo.models import EditableModel, edited_weight
-from emendo.shapes import Keys, Moment, Weight
-from emendo.solve.grid_rounding import Grid, round_nearest, round_with_feedback, rounding_metric
-from emendo.updates.update import LayerUpdate, ModelUpdate
-
-Rounding = Literal["feedback", "nearest"]
+from emendo.shapes import Moment
+from emendo.updates.update import ModelUpdate
 
 NEAR = 1e-3
 """Largest relative distance of a file's weights from the model's: an edit in place is for the very weights."""
-
-
-@dataclass(frozen=True)
-class RoundedLayer:
-    """What rounding did to one layer.
-
-    Attributes:
-        layer: Index of the block.
-        kind: Type of its tensor.
-        kept: ⟨ΔW' k, ΔW k⟩ / ⟨ΔW k, ΔW k⟩ over the keys of the edit: 1 where all of it is left.
-        moved: Share of the entries whose level changed.
-        drift: tr(E C Eᵀ) / tr(W C Wᵀ) of what rounding added, E = W' − W − ΔW: on preserved keys.
-    """
-
-    layer: int
-    kind: str
-    kept: float
-    moved: float
-    drift: float
 
 
 @dataclass(frozen=True)
@@ -118,8 +96,12 @@ def write_gguf_in_place(
     replaced: dict[str, StoredTensor] = {}
     layers, changed = [], 0
     for part in total:
-        stored, said = _rounded(file, part, _of_layer(updates, part.layer), moments, rounding)
-        entry = file.tensor(part.layer)
+        entry, weight = file.tensor(part.layer), file.weight(part.layer)
+        target = edited_weight(weight, [one for update in updates for one in update.layers if one.layer == part.layer])
+        index, said = rounded(
+            *(part, weight, target, grid_of(entry)), kind=entry.tensor_type.name, moments=moments, rounding=rounding
+        )
+        stored = with_levels(entry, index.to(torch.uint8))
         before = torch.from_numpy(entry.data.copy()).view(torch.uint8).reshape(stored.shape)
         changed += int((before != stored).sum())
         replaced[entry.name] = StoredTensor(entry.tensor_type.name, stored)
@@ -128,50 +110,3 @@ def write_gguf_in_place(
         write_file(stream, source, file, replaced, update_record(updates))
         nbytes = stream.tell()
     return InPlaceFile(path, nbytes, changed, tuple(layers))
-
-
-def _of_layer(updates: Sequence[ModelUpdate], layer: int) -> list[LayerUpdate]:
-    return [part for update in updates for part in update.layers if part.layer == layer]
-
-
-def _rounded(
-    file: BaseFile,
-    part: LayerUpdate,
-    parts: Sequence[LayerUpdate],
-    moments: Mapping[int, Moment],
-    rounding: Rounding,
-) -> tuple[Tensor, RoundedLayer]:
-    """The bytes of a layer's tensor with the edit in it, and what rounding did."""
-    keys, moment = part.keys, moments.get(part.layer)
-    if keys is None or moment is None:
-        what = "keys, which were dropped from the update" if keys is None else "second moment (moments=)"
-        raise ExportError(f"rounding layer {part.layer} in place needs its {what}; plan the edit again")
-    entry, weight = file.tensor(part.layer), file.weight(part.layer)
-    grid, target = grid_of(entry), edited_weight(weight, parts)
-    if rounding == "nearest":
-        index = round_nearest(target, grid)
-    else:
-        index = round_with_feedback(target, grid, rounding_metric(moment.cpu(), keys))
-    return with_levels(entry, index.to(torch.uint8)), _told(part, entry, grid, index, weight, target, keys, moment)
-
-
-def _told(
-    part: LayerUpdate,
-    entry: Any,
-    grid: Grid,
-    index: Tensor,
-    weight: Weight,
-    target: Weight,
-    keys: Keys,
-    moment: Moment,
-) -> RoundedLayer:
-    found, C = grid.values(index, slice(None)), moment.cpu().double()
-    wanted, given = keys.double() @ (target - weight).double().T, keys.double() @ (found - weight).double().T
-    error, own = (found - target).double(), weight.double()
-    return RoundedLayer(
-        layer=part.layer,
-        kind=entry.tensor_type.name,
-        kept=float((wanted * given).sum() / wanted.square().sum()),
-        moved=float((index != round_nearest(weight, grid)).float().mean()),
-        drift=float((error @ C * error).sum() / (own @ C * own).sum()),
-    )

@@ -48,15 +48,25 @@ def dequantised(module: Any) -> Weight:
     weight = module.weight
     with torch.no_grad():
         if kind_of(module) == "int8":
-            values, scales = _int8_parts(module)
+            values, scales = int8_parts(module)
             return values.float() * (scales.float() / 127)[:, None]
         if type(module).__module__.startswith("bitsandbytes."):
-            from bitsandbytes.functional import dequantize_4bit
-
-            state = copy.copy(weight.quant_state)
-            state.dtype = torch.float32
-            return dequantize_4bit(weight.data, state).view(*state.shape).float()
+            return four_bits(weight.data, weight.quant_state)
         return weight.detach().dequantize().float().clone()
+
+
+def four_bits(packed: Tensor, quant_state: Any) -> Weight:
+    """What 4-bit numbers of bitsandbytes stand for, ``[d_out, d_in]`` in float32.
+
+    Args:
+        packed: Two of them a byte.
+        quant_state: Scales, code and shape.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = copy.copy(quant_state)
+    state.dtype = torch.float32
+    return dequantize_4bit(packed, state).view(*state.shape).float()
 
 
 def weight_parts(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -129,7 +139,7 @@ class SidePath(nn.Module):
         return out + nn.functional.linear(inputs.to(self.change.dtype), self.change).to(out.dtype)
 
 
-def _int8_parts(module: Any) -> tuple[Tensor, Tensor]:
+def int8_parts(module: Any) -> tuple[Tensor, Tensor]:
     """Numbers and scales of LLM.int8: bitsandbytes moves them from the weight to the module in the first pass."""
     weight, state = module.weight, module.state
     values = next((one for one in (state.CB, weight.CB) if one is not None), weight)
@@ -140,7 +150,7 @@ def _parts(module: Any) -> tuple[str, dict[str, Tensor]]:
     """The layout of a few-bit weight in words, and its tensors by name."""
     kind, weight = str(kind_of(module)), module.weight
     if kind == "int8":
-        values, scales = _int8_parts(module)
+        values, scales = int8_parts(module)
         return kind, {"": values, ".SCB": scales}
     if type(module).__module__.startswith("bitsandbytes."):
         state = weight.quant_state

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from emendo.arguments import checked
 from emendo.errors import ExportError, NumericalError, SelfCheckError
 from emendo.models.editable import EditableModel
+from emendo.models.few_bits_grid import put_levels
 from emendo.models.loading import silent_transformers
 from emendo.models.mixture import ExpertsMap
 from emendo.models.packed_weights import is_packed, kind_of
@@ -41,6 +43,30 @@ def save_model(lm: EditableModel, weights: Mapping[int, Weight], folder: Path, d
     """
     with silent_transformers():
         _twin(lm, weights, dtype).save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+    _check_written(lm, folder)
+
+
+def save_levels(lm: EditableModel, levels: Mapping[int, Int[Tensor, "d_out d_in"]], folder: Path) -> None:
+    """Write a model in few bits and its tokenizer into a folder, with other levels in some of its edited maps.
+
+    Args:
+        lm: The model.
+        levels: Indices in each map's `few_bits_grid`, by layer.
+        folder: An existing folder.
+
+    Raises:
+        OSError: The folder cannot be written.
+        SelfCheckError: What was written is no model.
+    """
+    own = {id(lm.down_projection(layer).weight) for layer in levels}
+    memo: dict[int, Any] = {id(part): part for part in lm.model.parameters() if id(part) not in own}
+    twin = copy.deepcopy(lm.model, memo)
+    vars(twin).pop("hf_device_map", None)
+    for layer, index in levels.items():
+        put_levels(twin.get_submodule(lm.module_name(layer)), index)
+    with silent_transformers():
+        twin.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
     _check_written(lm, folder)
 

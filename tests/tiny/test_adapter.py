@@ -444,8 +444,8 @@ def test_weights_that_are_not_floating_point_are_refused(tiny_llama: EditableMod
 
 def test_quantised_and_unknown_models_are_refused(tiny_llama: EditableModel) -> None:
     config = tiny_llama.model.config
-    config.quantization_config = {"quant_method": "bitsandbytes"}
-    refused(tiny_llama.model, tiny_llama.tokenizer, "bitsandbytes", "unquantised")
+    config.quantization_config = {"quant_method": "gptq"}
+    refused(tiny_llama.model, tiny_llama.tokenizer, "gptq", "unquantised")
     del config.quantization_config
     for model_type in ("flex_olmo", "t5", "my_own"):
         config.model_type = model_type

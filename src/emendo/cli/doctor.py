@@ -54,7 +54,6 @@ def doctor(
 def environment() -> dict[str, Any]:
     """Versions, devices, memory, folders, and which extras can be imported."""
     import torch
-    import transformers
 
     from emendo.io.home import emendo_home
     from emendo.io.versions import __version__
@@ -64,7 +63,7 @@ def environment() -> dict[str, Any]:
         "emendo": __version__,
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": importlib.metadata.version("transformers"),
         "threads": torch.get_num_threads(),
         "memory, GiB": round(memory() / _GIB, 1),
         "devices": ", ".join(_devices()),

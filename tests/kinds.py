@@ -18,6 +18,8 @@ ALIKE: dict[str, str] = {
     "cohere2": "cohere",
     "codegen": "gptj",
     "gpt_neox": "phi",
+    **dict.fromkeys(("dots1", "ernie4_5_moe", "glm4_moe", "hunyuan_v1_moe"), "qwen2_moe"),
+    **dict.fromkeys(("mixtral", "olmoe", "phimoe", "qwen3_moe"), "qwen2_moe"),
 }
 """Families whose row in the table differs from another one in names alone, as `unit/test_architecture` checks."""
 

@@ -27,6 +27,7 @@ from emendo.statistics import MomentStore
 from emendo.updates.update import LayerUpdate
 from tests.conftest import build_tiny
 from tests.experiment_cases import CHEAP, QUICK, cell, write_cases, write_records, write_zsre
+from tests.pairs import pairs
 
 
 @pytest.fixture
@@ -210,8 +211,7 @@ def test_half_a_case_is_not_asked_its_question(run: Any, data: str, tmp_path: Pa
     assert whole["probes"]["after"]["counts"]["multi_hop_argmax"] == 2
 
 
-@pytest.mark.parametrize("method", ["ft-l", "in-context"])
-@pytest.mark.parametrize("mode", ["batch", "sequential-batched"])
+@pytest.mark.parametrize(("method", "mode"), pairs(["ft-l", "in-context"], ["sequential-batched", "batch"]))
 def test_baselines_work_in_the_modes(method: str, mode: str, run: Any, data: str) -> None:
     one = cell(data, method, mode)
     (summary,) = run(Cell(**{**vars(one), "settings": {"fine_tune.steps": 2} if method == "ft-l" else {}}))

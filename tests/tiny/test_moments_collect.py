@@ -29,7 +29,9 @@ from emendo.statistics import (
 )
 from emendo.statistics.collect import Saves
 from emendo.statistics.packing import bos_ids
-from tests.conftest import TRAINING_TEXT, build_tiny
+from tests.conftest import FAMILIES, TRAINING_TEXT, build_tiny
+from tests.kinds import ALIKE
+from tests.pairs import pairs
 from tests.quick_plans import EIFFEL
 
 LAYERS = [1, 3]
@@ -63,8 +65,9 @@ def oracle(lm: EditableModel, spec: MomentSpec, layer: int, tokens: int) -> torc
     return keys.T @ keys / tokens
 
 
-@pytest.mark.parametrize("exclude_first", [False, True])
-def test_one_pass_equals_the_oracle(tiny: EditableModel, text: TextCorpus, exclude_first: bool) -> None:
+@pytest.mark.parametrize(("family", "exclude_first"), pairs(sorted(FAMILIES), [False, True], ALIKE))
+def test_one_pass_equals_the_oracle(family: str, text: TextCorpus, exclude_first: bool) -> None:
+    tiny = build_tiny(family)
     spec = MomentSpec(text, tokens=301, exclude_first=exclude_first, **SHORT)
     found = collect_moments(tiny, LAYERS, spec)
     assert list(found) == LAYERS

@@ -22,6 +22,7 @@ from emendo.statistics import MomentStore, obtain_for_method, read_moment
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
+from tests.pairs import covering, pairs
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, REQUESTS, quick_plan
 
 ROUNDING = 3e-6  # of a few dozen float32 products, relative
@@ -42,9 +43,10 @@ def equal_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 # ---- planning changes nothing --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2_square"])
-@pytest.mark.parametrize("method", ["emmet", "memit", "rome"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "method", "dtype"),
+    covering(["llama", "gpt2_square"], ["emmet", "memit", "rome"], [torch.float32, torch.bfloat16]),
+)
 def test_a_plan_leaves_no_trace(family: str, method: str, dtype: torch.dtype, store: MomentStore) -> None:
     lm = build_tiny(family, dtype=dtype)
     lm.model.train()
@@ -83,8 +85,7 @@ def naive_rows(lm: EditableModel, request: EditRequest, contexts: tuple[str, ...
     return torch.stack(keys), torch.stack(outs)
 
 
-@pytest.mark.parametrize("method", ["emmet", "rome", "r-rome"])
-@pytest.mark.parametrize("family", LAYOUTS)
+@pytest.mark.parametrize(("family", "method"), pairs(LAYOUTS, ["emmet", "rome", "r-rome"]))
 def test_the_edited_layer_maps_the_key_to_the_value(family: str, method: str, store: MomentStore) -> None:
     """(W₀ + Δ) k = W₀ k + R at the mean key (EMMET, r-ROME) or the plain one (ROME), in the edited model itself."""
     lm = build_tiny(family)
@@ -124,8 +125,9 @@ def test_equality_holds_for_every_request_of_a_batch(family: str, store: MomentS
         torch.testing.assert_close(after - before[row], part.residuals[row], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("family", ["llama", "gpt2_square"])
+@pytest.mark.parametrize(
+    ("dtype", "family"), pairs([torch.float32, torch.bfloat16, torch.float64], ["llama", "gpt2_square"])
+)
 def test_weights_are_the_sum_cast_once_and_rollback_is_bitwise(
     family: str, dtype: torch.dtype, store: MomentStore
 ) -> None:
@@ -315,8 +317,7 @@ def test_reports_are_relative_to_the_unedited_weights(session: EditSession) -> N
     assert float(torch.trace(edited @ moment @ edited.T)) != pytest.approx(power, rel=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", ["memit", "rect"])
+@pytest.mark.parametrize(("method", "dtype"), pairs(["memit", "rect"], [torch.float32, torch.bfloat16]))
 def test_a_fact_that_needs_no_edit_says_nothing_about_what_was_written(
     method: str, dtype: torch.dtype, store: MomentStore
 ) -> None:

@@ -16,10 +16,11 @@ from emendo.cli import options
 from emendo.cli.console import Terminal
 from emendo.cli.interrupts import truthful
 from emendo.errors import LedgerError
+from emendo.ledger.words import what_happened
 
 if TYPE_CHECKING:
     from emendo.editing.session import EditSession
-    from emendo.ledger import Active, EditLedger, History, Record
+    from emendo.ledger import Active, EditLedger, History
     from emendo.ledger.pending import PendingEdit
     from emendo.requests import EditRecord, EditRequest
 
@@ -293,12 +294,9 @@ def pending_edit(
 
 def keep_edit(pending: PendingEdit, update: Any, document: dict[str, Any]) -> dict[str, Any]:
     """Commit an edit with what was measured; gives what the report says about the record."""
-    metrics = {"layers": document["layers"]}
-    if (judgement := document["judgement"]) is not None:
-        scores = {when: judgement[when]["scores"] for when in ("before", "after")}
-        said = judgement["said"]["after"]
-        metrics |= {**scores, "perplexity": judgement["perplexity"], "said": said}
-    return pending.commit(update, metrics=metrics, gate=document.get("gate")).to_dict()
+    from emendo.report import recorded_metrics
+
+    return pending.commit(update, metrics=recorded_metrics(document), gate=document.get("gate")).to_dict()
 
 
 # ---- how -------------------------------------------------------------------------------------------------------
@@ -324,21 +322,6 @@ def _session(terminal: Terminal, model: str, device: str, dtype: str) -> EditSes
     from emendo.models import load
 
     return EditSession(load(model, device=device, dtype=dtype, progress=terminal), progress=terminal)
-
-
-def what_happened(record: Record) -> str:
-    """One line about an operation."""
-    details = record.details
-    facts = [f"{row['subject']} → {row['target']}" for row in details.get("requests", [])]
-    told = ", ".join(facts[:2]) + (f" and {len(facts) - 2} more" if len(facts) > 2 else "")
-    if record.operation == "init":
-        return str(details["base"]["name"])
-    if record.operation == "checkout":
-        return (details["target"] or "base")[:12]
-    if record.operation == "compact":
-        return f"{details['bytes'][0]} bytes to {details['bytes'][1]}"
-    gone = ", ".join(id[:12] for id in details.get("reverts", []))
-    return "; ".join(filter(None, (told, f"without {gone}" if gone else "")))
 
 
 def _rows(history: History, active: Sequence[Active]) -> list[tuple[object, ...]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from emendo.lazy import lazy
 
 if TYPE_CHECKING:
-    from emendo.report.folder import check_free, report_document, write_folder
+    from emendo.report.folder import check_free, recorded_metrics, report_document, write_folder
     from emendo.report.judging import Judgement, Sample, edit_snapshots, judge, with_judgement
     from emendo.report.markdown import NOT_JUDGED, markdown_report
     from emendo.report.tables import (
@@ -35,6 +35,7 @@ __all__ = [
     "judge",
     "layer_table",
     "markdown_report",
+    "recorded_metrics",
     "report_document",
     "score_table",
     "target_table",
@@ -57,6 +58,7 @@ __getattr__ = lazy(
         "judge": "emendo.report.judging",
         "layer_table": "emendo.report.tables",
         "markdown_report": "emendo.report.markdown",
+        "recorded_metrics": "emendo.report.folder",
         "report_document": "emendo.report.folder",
         "score_table": "emendo.report.tables",
         "target_table": "emendo.report.tables",

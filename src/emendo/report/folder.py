@@ -67,6 +67,20 @@ def report_document(
     }
 
 
+def recorded_metrics(document: dict[str, Any]) -> dict[str, Any]:
+    """What a ledger's record keeps of what was measured of an edit.
+
+    Args:
+        document: As `report_document` makes it.
+    """
+    metrics = {"layers": document["layers"]}
+    if (judgement := document["judgement"]) is not None:
+        scores = {when: judgement[when]["scores"] for when in ("before", "after")}
+        said = judgement["said"]["after"]
+        metrics |= {**scores, "perplexity": judgement["perplexity"], "said": said}
+    return metrics
+
+
 @checked
 def write_folder(
     folder: Path, update: ModelUpdate, document: dict[str, Any], *, overwrite: bool = False

@@ -184,17 +184,27 @@ def _samples(
     samples = []
     for one, old, new in zip(prompts, before, after, strict=True):
         record = said[one.position]
-        mark: Mark = ""
+        mark: Mark
         if one.kind == "neighbor":
-            if one.wanted and begins_with(old, one.wanted):
-                mark = "kept" if begins_with(new, one.wanted) else "lost"
-            elif old != new:
-                mark = "changed"
+            mark = neighbor_mark(old, new, one.wanted)
         else:
             asked = record.edited if one.kind == "edited" else record.paraphrase[0]
             mark = "said" if asked.hit else "not said"
         samples.append(Sample(one.kind, one.prompt, one.wanted, old, new, mark))
     return tuple(samples)
+
+
+def neighbor_mark(before: str, after: str, wanted: str) -> Mark:
+    """Whether a neighbor stays as it was; see `Sample.mark`.
+
+    Args:
+        before: Continuation without the edit.
+        after: Continuation with it.
+        wanted: What is true of it; empty where unknown.
+    """
+    if wanted and begins_with(before, wanted):
+        return "kept" if begins_with(after, wanted) else "lost"
+    return "changed" if before != after else ""
 
 
 @checked

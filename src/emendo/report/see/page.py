@@ -45,7 +45,7 @@ def page(seen: Seen, document: dict[str, Any]) -> str:
         crossing_most=MOST_EDITS,
         probes=probes,
         kinds=_kinds(document),
-        answers=[_answer(seen, number, document) for number in range(len(seen.answers))],
+        answers=[answer_parts(seen, number, document) for number in range(len(seen.answers))],
         scan=document["scan"],
         model=seen.promoted is not None,
         rates=seen.base_rates is not None,
@@ -106,7 +106,14 @@ def _crossing(seen: Seen) -> dict[str, Any] | None:
     return None if heat is None else group_of([heat])
 
 
-def _answer(seen: Seen, number: int, document: dict[str, Any]) -> dict[str, Any]:
+def answer_parts(seen: Seen, number: int, document: dict[str, Any]) -> dict[str, Any]:
+    """One attributed answer for a template: its rows, its heat map and its lens.
+
+    Args:
+        seen: What was found.
+        number: Of the answer.
+        document: All of it as JSON.
+    """
     row, answer = document["answers"][number], seen.answers[number]
     left = {entry["edit"]: entry["change"] for entry in row["left_out"]}
     firing = np.nan_to_num(answer.found.firing.mean(dim=0).numpy(), nan=0.0)

@@ -1,0 +1,56 @@
+"""Files to take away: all active edits as one update file, or as an adapter that other programs load."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from emendo.editing.session import EditSession
+from emendo.export import write_adapter
+from emendo.ledger import EditLedger
+
+UPDATE, ADAPTER = "edits.safetensors", "adapter.zip"
+
+
+def make_update(ledger: EditLedger, folder: Path) -> dict[str, Any]:
+    """Write all active edits as one update file.
+
+    Args:
+        ledger: Has the edits.
+        folder: Where; a file that is there is replaced.
+
+    Raises:
+        InputError: No edit is active.
+    """
+    update = ledger.merged()
+    path = update.save(folder / UPDATE)
+    return {"name": UPDATE, "bytes": Path(path).stat().st_size, "edits": len(ledger.state()), "id": update.id}
+
+
+def make_adapter(ledger: EditLedger, session: EditSession, folder: Path) -> dict[str, Any]:
+    """Write all active edits as one PEFT LoRA adapter, packed into one file.
+
+    Args:
+        ledger: Has the edits.
+        session: Of the same model.
+        folder: Where; a file that is there is replaced.
+
+    Raises:
+        InputError: No edit is active.
+        ExportError: The adapter's rank is more than servers accept.
+    """
+    with session.preview_base() as lm:
+        written = write_adapter(lm, [ledger.merged()], folder / "adapters", base_name=session.lm.name)
+    draft = folder / f".{ADAPTER}"
+    with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as packed:  # random factors do not get smaller
+        for path in sorted(written.path.rglob("*")):
+            packed.write(path, f"{written.name}/{path.relative_to(written.path)}")
+    draft.replace(folder / ADAPTER)
+    return {
+        "name": ADAPTER,
+        "bytes": (folder / ADAPTER).stat().st_size,
+        "edits": len(ledger.state()),
+        "id": written.name,
+        "rank": written.rank,
+    }

@@ -234,7 +234,7 @@ def test_heat_maps_fill_in_one_after_the_other(desk: Desk) -> None:
     desk._board.put = lambda name, value: (
         parts.append(len(value["heats"])) if name == "trace" else None,
         put(name, value),
-    )  # type: ignore[method-assign, assignment, func-returns-value]  # noqa: E501
+    )  # type: ignore[method-assign, assignment, func-returns-value]
     found = done(desk.trace(EIFFEL.prompt, EIFFEL.subject))
     assert found["complete"]
     assert len(found["group"]["heats"]) == 3

@@ -36,6 +36,7 @@ from emendo.cli import (
     report,
     see,
     trace,
+    ui,
     updates,
 )
 from emendo.cli.console import print_json
@@ -55,6 +56,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("demo")(demo.demo)
+app.command("ui")(ui.ui)
 app.command("edit")(edit.edit)
 app.add_typer(ledger.app, name="ledger")
 for verb in ledger.VERBS:

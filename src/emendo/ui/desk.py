@@ -79,6 +79,8 @@ class Desk:
         ledger.timeout = _TRY  # jobs try again, so that they can be cancelled meanwhile
         self.session = ledger.session(lm, seed=seed, store=store, targets=targets)
         self.files = Path(tempfile.mkdtemp(prefix="emendo-ui-"))
+        # Asked once: it is worked out anew where weights have changed, and a thread that looks must not meet a write.
+        self._base = dict(self.session.base)
         self._head = ledger.store.head()
         self._lock = threading.Lock()
         self._board = Board()
@@ -99,7 +101,6 @@ class Desk:
         Notices what other processes have written to the ledger, and follows.
         """
         self._notice()
-        base = self.session.base
         values, versions = self._board.snapshot()
         with self._lock:
             draft = self._draft
@@ -108,7 +109,7 @@ class Desk:
             "model": {
                 "name": self.settings.model,
                 "dtype": str(self.session.lm.dtype).removeprefix("torch."),
-                "weights": base["weights_sha256"],
+                "weights": self._base["weights_sha256"],
             },
             "ledger": {"folder": str(self.ledger.store.folder), "records": self._head[1] + 1},
             "jobs": [job.to_dict() for job in self._worker.jobs()],
@@ -230,6 +231,8 @@ class Desk:
             )
 
         def work(job: Job) -> Record:
+            if self._draft is not draft:
+                raise InputError("the draft was discarded, or kept, before its turn came")
             record = job.patiently(lambda: self._commit(draft, typed.strip()), PATIENCE)
             self._set_draft(None, instead_of=draft)
             self._board.remember(
@@ -296,7 +299,7 @@ class Desk:
             lm.contents.check()
             with lm.access.reading():
                 now = parameters_sha256(lm.model)
-            found |= {"now": now, "base": self.session.base["weights_sha256"], "edits": len(self.ledger.state())}
+            found |= {"now": now, "base": self._base["weights_sha256"], "edits": len(self.ledger.state())}
             self._show("verified", found, self.commands.verify())
             return found
 

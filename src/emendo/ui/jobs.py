@@ -65,7 +65,7 @@ class Job:
     def start(self, stage: str, total: int | None = None) -> None:
         """Begin a stage; ends the job where it was cancelled."""
         self.check()
-        self.stage, self.done, self.total = stage, 0, total
+        self.stage, self.done, self.total, self.message = stage, 0, total, ""
 
     def advance(self, n: int = 1) -> None:
         """Count finished units; ends the job where it was cancelled."""

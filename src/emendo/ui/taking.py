@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from emendo.editing.session import EditSession
+from emendo.errors import InputError
 from emendo.export import write_adapter
 from emendo.ledger import EditLedger
 
 UPDATE, ADAPTER = "edits.safetensors", "adapter.zip"
+
+
+def _check_edits(ledger: EditLedger) -> None:
+    if not ledger.state():
+        raise InputError("no edit is active, so there is nothing to take away; write a fact and keep it first")
 
 
 def make_update(ledger: EditLedger, folder: Path) -> dict[str, Any]:
@@ -23,6 +29,7 @@ def make_update(ledger: EditLedger, folder: Path) -> dict[str, Any]:
     Raises:
         InputError: No edit is active.
     """
+    _check_edits(ledger)
     update = ledger.merged()
     path = update.save(folder / UPDATE)
     return {"name": UPDATE, "bytes": Path(path).stat().st_size, "edits": len(ledger.state()), "id": update.id}
@@ -40,6 +47,7 @@ def make_adapter(ledger: EditLedger, session: EditSession, folder: Path) -> dict
         InputError: No edit is active.
         ExportError: The adapter's rank is more than servers accept.
     """
+    _check_edits(ledger)
     with session.preview_base() as lm:
         written = write_adapter(lm, [ledger.merged()], folder / "adapters", base_name=session.lm.name)
     draft = folder / f".{ADAPTER}"

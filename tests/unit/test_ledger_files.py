@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emendo.cli.ledger import what_happened
 from emendo.errors import LedgerError, OutputError
 from emendo.ledger import EditLedger, LedgerStore, Record
 from emendo.ledger.change import loaded
 from emendo.ledger.edits import kept_edit
 from emendo.ledger.record import MAX_BYTES, parse_record
+from emendo.ledger.words import what_happened
 from tests.ledger_world import WorldPlanner, add, fact, facts_of, new_ledger
 
 

@@ -16,7 +16,6 @@ from emendo.cli import options
 from emendo.cli.console import Terminal
 from emendo.cli.interrupts import truthful
 from emendo.errors import LedgerError
-from emendo.ledger.words import what_happened
 
 if TYPE_CHECKING:
     from emendo.editing.session import EditSession
@@ -69,6 +68,8 @@ def log(
 ) -> None:
     """Every operation, newest first; active edits are marked."""
     terminal = Terminal(json_output=json_output)
+    from emendo.ledger.words import what_happened
+
     history = _history(ledger)
     active = {edit.id for edit in history.edits()} | {entry.edit for entry in history.active}
     terminal.table(

@@ -25,6 +25,7 @@ def tell(
     assert tab.text("#em-read mark").strip("␣") in subject
     tab.click("Preview")
     tab.see("#em-draft h2", "Draft")
+    tab.see("#em-draft summary", "Gate: passes").click()
     draft = tab.text("#em-draft")
     for expected in (paraphrase, neighbor, "Gate: passes", "perplexity_ratio", "Verdict"):
         assert expected in draft

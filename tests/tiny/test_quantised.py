@@ -12,12 +12,14 @@ import torch
 import emendo
 from emendo import EditSession
 from emendo.errors import ExportError, InputError, UnsupportedModelError
+from emendo.evaluate import evaluate_records
 from emendo.export import write_adapter, write_checkpoint, write_in_place
 from emendo.export.recorded_moments import recorded_moments
 from emendo.models import EditableModel
 from emendo.models.packed_weights import SidePath, dequantised, kind_of, weight_parts
 from emendo.models.quantisation import WAYS
 from emendo.models.quantised_kinds import refuse_method
+from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.quick_plans import EIFFEL, JAPAN, quick_plan
@@ -152,6 +154,15 @@ def test_levels_of_the_base_hold_the_edit_with_error_feedback(session: EditSessi
     part = update.layers[0]
     given, wanted = (part.keys @ weight.T for weight in (again.weight(1) - lm.weight(1), part.delta()))
     assert float((given * wanted).sum() / wanted.square().sum()) == pytest.approx(done.layers[0].kept, abs=1e-4)
+
+
+def test_scores_and_generated_text_come_from_the_few_bits(lm: EditableModel) -> None:
+    records = [EditRecord(EIFFEL, target_true="Paris", paraphrase_prompts=("The Eiffel Tower stands in",))]
+    scores = evaluate_records(lm, records).scores
+    assert 0 < scores.EP < 1
+    ids = lm.encode(EIFFEL.text)
+    said = lm.generate(EIFFEL.text, max_new_tokens=1)
+    assert said == lm.decode_after(ids, [int(logits(lm.model, ids)[0, -1].argmax())])
 
 
 def _way(lm: EditableModel) -> str:

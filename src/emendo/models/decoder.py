@@ -23,7 +23,7 @@ from emendo.models.edited_map import EditedMap, Original, PlainMap
 from emendo.models.experts import is_mixture
 from emendo.models.identity import COMPILED
 from emendo.models.mixture import ExpertsMap, Mixture
-from emendo.models.packed_weights import SidePath, kind_of
+from emendo.models.packed_weights import SidePath, kind_of, rounds_inputs
 from emendo.models.quantised_map import QuantisedMap
 from emendo.shapes import Weight
 
@@ -124,6 +124,11 @@ class DecoderView:
     def dtype(self) -> torch.dtype:
         """Dtype that the edited maps compute in."""
         return self.edited_map(0).dtype
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether its maps round what enters them to 8 bits: then two ways to compute the same differ visibly."""
+        return any(rounds_inputs(module) for module in self.blocks[0].modules())
 
     @property
     def vocab_size(self) -> int:

@@ -85,7 +85,7 @@ def check_cell(
     """
     expected = cell_by_forward(lm, corrupted, runs, kind, t, layer, settings)
     difference = float((expected - found).abs().max())
-    most = tolerance(lm.dtype) * max(1.0, float(expected.abs().max()))
+    most = tolerance(torch.bfloat16 if lm.rounds_inputs else lm.dtype) * max(1.0, float(expected.abs().max()))
     if not difference <= most:
         raise SelfCheckError(
             f"tracing {lm.name!r} ({kind}, token {t}, layer {layer}) gives a score {difference:.2g} away from an "

@@ -28,6 +28,7 @@ from emendo.report.see.document import document as seen_document
 from emendo.requests import EditRecord
 from tests.conftest import build_tiny
 from tests.quick_plans import EIFFEL, quick_plan
+from tests.tiny_gguf import write_tiny_gguf
 
 PACKAGES = (
     *("emendo", "emendo.attribution", "emendo.datasets", "emendo.evaluate", "emendo.experiments", "emendo.export"),
@@ -193,6 +194,7 @@ def values_of(folder: Path) -> dict[str, Any]:
         **{"edit.model": session, "resolve_method.model": lm, "check_system.layer": prepared},
         **{"experts": 2, "width": 24, "PreparedLayer.remembering.weight": 1.0, "drift_over_price.moment": blocks},
         **{"by_digest.digest": header.fingerprint.digest},
+        **{"write_gguf_model.base": write_tiny_gguf(folder / "base.gguf")},
         **{"token_entropy.ids": [5, 6], "has_dead_units.config": lm.config},
     }
     instances = (

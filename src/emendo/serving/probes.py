@@ -21,7 +21,11 @@ MOST_FACTS = 32
 """Facts that are asked, evenly spread over all of them."""
 
 MOST_CANARIES = 16
-"""Canaries that are asked, likewise."""
+"""Canaries that are asked: those whose answer the unedited model is surest of.
+
+Servers round, llama.cpp even activations to 8 bits, and a sure answer moves least by that: on the demo model in 4 bits
+by 0.02 nats, where one of probability 0.2 moves by 0.2. So a difference there says most about edit and model.
+"""
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,9 @@ def make_probes(lm: EditableModel, updates: Sequence[ModelUpdate], files: Sequen
     rows = [row for update in updates for row in update.requests]
     requests = [EditRequest.from_dict(row) for row in _spread(rows, MOST_FACTS)]
     pairs = [(request.text, request.target, request.join) for request in requests]
-    prompts = _spread(read_canaries(files).prompts, MOST_CANARIES) if files else []
+    prompts, said = _surest(lm, read_canaries(files).prompts if files else [])
     if not pairs and not prompts:
         raise InputError("there is nothing to ask the server: no recorded fact and no canary (--probe FILE)")
-    said: list[int] = next_token_log_probs(lm, prompts).top.tolist() if prompts else []
     before, tokens = _numbers(lm, pairs, prompts, said)
     with lm.isolated(edited_weights(lm, updates), edited=True) as edited:
         after, _ = _numbers(edited, pairs, prompts, said)
@@ -134,6 +137,16 @@ def _numbers(
             values += [float(row[said[start + at]]) for at, row in enumerate(log_probs)]
         tokens += [(token,) for token in said]
     return values, tokens
+
+
+def _surest(lm: EditableModel, prompts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The prompts that the model is surest of, in their order, and what it says next to each."""
+    if not prompts:
+        return [], []
+    found = next_token_log_probs(lm, prompts)
+    sure = [float(value) for _, rows in found.chunks() for value in rows.amax(dim=-1)]
+    chosen = sorted(sorted(range(len(prompts)), key=lambda at: -sure[at])[:MOST_CANARIES])
+    return [prompts[at] for at in chosen], [int(found.top[at]) for at in chosen]
 
 
 def _spread(items: Sequence[Any], most: int) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from emendo.editing.session import EditSession
 from emendo.ledger import EditLedger, StoredEdit
+from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
@@ -119,3 +121,12 @@ def add(ledger: EditLedger, *requests: EditRequest, seed: int = 0) -> str:
 def facts_of(ledger: EditLedger) -> list[str]:
     """Subjects of the active facts, in order."""
     return [request.subject for edit in ledger.history().edits() for request in edit.requests.values()]
+
+
+def ledger_of(folder: Path, lm: EditableModel, updates: Sequence[ModelUpdate], model: str = "") -> EditLedger:
+    """A ledger of a live model that holds updates, each with a fact of its own."""
+    ledger = EditLedger.create(folder, {**lm.identity(), "dtype": "float32"}, model=model)
+    for number, update in enumerate(updates):
+        info = {"requests": [fact(number).to_dict()], "method": METHOD, "seed": 0}
+        ledger.commit_edit(replace(update, info=info))
+    return ledger

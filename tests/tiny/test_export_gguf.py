@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ import torch
 from emendo.errors import BaseMismatchError, ExportError, OutputError
 from emendo.export import GGUF_ARCHITECTURES, write_gguf_adapter, write_gguf_model
 from emendo.export.gguf_names import gguf_architecture
-from emendo.ledger import EditLedger
 from emendo.models import ARCHITECTURES, EditableModel, load
-from emendo.requests import EditRequest
 from tests.conftest import build_tiny
-from tests.ledger_world import METHOD
+from tests.ledger_world import ledger_of
 from tests.random_updates import random_update
 from tests.tiny.conftest import Command
 from tests.tiny_gguf import write_tiny_gguf
@@ -240,22 +237,16 @@ def test_commands_take_update_files_or_a_ledger(emendo: Command, lm: EditableMod
     code, text, err = emendo("export", "gguf", *common, *files, "--base", str(base), "--out", str(tmp_path / "m.gguf"))
     assert (code, err) == (0, "")
     assert json.loads(text)["model"]["types"] == {"1": ["F32", "F32"], "2": ["F32", "F32"]}
-    ledger = EditLedger.create(tmp_path / "ledger", {**lm.identity(), "dtype": "float32"})
-    second = random_update(lm, {2: 2}, updates[:1], seed=2)
-    kept = []
-    for update, subject in ((updates[0], "The Tower"), (second, "The Gate")):
-        request = EditRequest(prompt="{} is in", subject=subject, target="Rome").to_dict()
-        kept.append(replace(update, info={"requests": [request], "method": METHOD, "seed": 0}))
+    ledger_of(tmp_path / "ledger", lm, [])
     empty = emendo("export", "gguf-lora", *common, "--ledger", str(tmp_path / "ledger"), "--out", str(tmp_path / "b"))
     assert empty[0] == 2
     assert "has no active edit" in empty[2]
-    for update in kept:
-        ledger.commit_edit(update)
+    ledger_of(tmp_path / "full", lm, updates)
     for verb in ("gguf-lora", "peft"):
-        out = ("--ledger", str(tmp_path / "ledger"), "--out", str(tmp_path / verb))
+        out = ("--ledger", str(tmp_path / "full"), "--out", str(tmp_path / verb))
         code, text, err = emendo("export", verb, *common, *out)
         assert (code, err) == (0, "")
-        assert json.loads(text)["updates"] == [update.id for update in kept]
+        assert json.loads(text)["updates"] == [update.id for update in updates]
     code, _, err = emendo("export", "peft", *common, *files, "--ledger", str(tmp_path / "ledger"), "--out", "x")
     assert code == 2
     assert "found both" in err

@@ -14,6 +14,7 @@ from emendo.models import EditableModel, load
 from emendo.serving import ServerClient, make_probes, push, withdraw
 from emendo.serving.engines import LlamaCpp
 from emendo.updates.update import ModelUpdate
+from tests.ledger_world import ledger_of
 from tests.llama_server import llama_server
 from tests.random_updates import random_update
 from tests.tiny.conftest import Command
@@ -136,6 +137,13 @@ def test_the_command(
     assert code == 0
     assert done["model"] in text
     assert set(scales(server).values()) == {0.0}
+
+    ledger_of(tmp_path / "ledger", lm, updates, str(base))
+    code, text, err = emendo("push", "--ledger", str(tmp_path / "ledger"), *where, "--device", "cpu", "--quiet")
+    assert (code, err) == (0, "")
+    assert "All clients get emendo-" in text
+    assert sorted(scales(server).values()) == [0.0, 1.0]
+    emendo("push", *where, "--withdraw")
 
 
 def test_an_adapter_that_the_server_was_not_started_with(

@@ -302,8 +302,13 @@ def _show_rounded(terminal: Terminal, layers: Sequence[RoundedLayer]) -> None:
     )
 
 
-def chosen_updates(paths: list[Path] | None, ledger: Path | None) -> list[ModelUpdate]:
+def chosen_updates(paths: list[Path] | None, ledger: Path | None, given_as: str = "--update FILE") -> list[ModelUpdate]:
     """The update files, or the active updates of a ledger, read before a model is.
+
+    Args:
+        paths: The files.
+        ledger: The ledger.
+        given_as: How the command takes files.
 
     Raises:
         ExportError: Both or none of them are given, or the ledger has no active update.
@@ -312,7 +317,7 @@ def chosen_updates(paths: list[Path] | None, ledger: Path | None) -> list[ModelU
 
     if bool(paths) == (ledger is not None):
         found = "both" if paths else "neither"
-        raise ExportError(f"expected update files (--update FILE) or a ledger (--ledger FOLDER), found {found}")
+        raise ExportError(f"expected update files ({given_as}) or a ledger (--ledger FOLDER), found {found}")
     if ledger is None:
         return [ModelUpdate.load(path) for path in paths or ()]
     from emendo.ledger import EditLedger

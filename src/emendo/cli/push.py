@@ -73,7 +73,7 @@ def push(
             terminal.line(f"Clients get {now} again")
             terminal.result({"model": now, "dry": dry_run})
         return
-    updates = chosen_updates(update, ledger)
+    updates = chosen_updates(update, ledger, "emendo push FILE ...")
     from emendo.io.writable import check_writable
     from emendo.models import load
     from emendo.serving import push as put
@@ -81,7 +81,8 @@ def push(
 
     engine_named(engine)
     check_writable(out)
-    lm = load(_model(model, ledger), device=device, dtype=dtype, progress=terminal)
+    name, known = _model(model, ledger)
+    lm = load(name, device=device, dtype=known if dtype == "auto" else dtype, progress=terminal)
     done = put(
         lm,
         updates,
@@ -109,15 +110,16 @@ def _check_alone(update: list[Path] | None, ledger: Path | None, withdraw: bool,
         )
 
 
-def _model(model: str | None, ledger: Path | None) -> str:
-    """The base model; a ledger knows its own."""
-    if model is not None:
-        return model
+def _model(model: str | None, ledger: Path | None) -> tuple[str, str]:
+    """The base model and its dtype; a ledger knows both."""
     if ledger is None:
-        raise InputError("expected the model that the update was made for (--model)")
+        if model is None:
+            raise InputError("expected the model that the update was made for (--model)")
+        return model, "auto"
     from emendo.ledger import EditLedger
 
-    return str(EditLedger(ledger).log()[0].details["model"])
+    first = EditLedger(ledger).log()[0].details
+    return model or str(first["model"]), str(first["base"]["dtype"])
 
 
 def _report(terminal: Terminal, done: Pushed) -> None:

@@ -11,12 +11,13 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from emendo import attribution, evaluate, experiments, gate, ledger, report, solve, tracing
+from emendo import attribution, evaluate, experiments, export, gate, ledger, report, solve, tracing
 from emendo import statistics as moments
 from emendo.datasets import format_named
 from emendo.editing.session import EditSession
@@ -26,15 +27,18 @@ from emendo.report.experiment import Experiment as ReadExperiment
 from emendo.report.see import Seen
 from emendo.report.see.document import document as seen_document
 from emendo.requests import EditRecord
+from emendo.serving.aliases import Alias, set_alias
+from emendo.serving.probes import edited_weights
 from tests.conftest import build_tiny
 from tests.quick_plans import EIFFEL, quick_plan
+from tests.serving_stand_in import stand_in
 from tests.tiny_gguf import write_tiny_gguf
 
 PACKAGES = (
     *("emendo", "emendo.attribution", "emendo.datasets", "emendo.evaluate", "emendo.experiments", "emendo.export"),
     *("emendo.gate", "emendo.ledger", "emendo.methods", "emendo.models", "emendo.report", "emendo.report.diff"),
     *("emendo.report.experiment", "emendo.report.see", "emendo.report.trace", "emendo.requests", "emendo.solve"),
-    *("emendo.statistics", "emendo.tracing", "emendo.updates"),
+    *("emendo.serving", "emendo.statistics", "emendo.tracing", "emendo.updates"),
 )
 
 
@@ -108,6 +112,10 @@ def values_of(folder: Path) -> dict[str, Any]:
     states = (attribution.State("base"), attribution.State("edited", (update,)))
     found = attribution.difference(lm, *states, ["The capital is"])
     factors = (part.residuals, part.dual_keys)
+    server = ExitStack().enter_context(stand_in("llamacpp", lm))  # until the process ends
+    adapter = export.write_gguf_adapter(lm, [update], folder / "adapters")
+    server.adapters, server.weights = {adapter.name: str(adapter.path)}, {adapter.name: edited_weights(lm, [update])}
+    set_alias(folder / "adapters", "facts", Alias(server.address, "vllm", adapter.name))
     document = report.report_document(plan, None, {})
     sample = solve.KeySample(torch.ones(1, 1, 24), torch.zeros(1, 1, dtype=torch.long), torch.ones(1))
     blocks = solve.BlockMoment(torch.eye(24).expand(2, 24, 24), torch.tensor([9, 9]), "experts", sample)
@@ -194,7 +202,10 @@ def values_of(folder: Path) -> dict[str, Any]:
         **{"edit.model": session, "resolve_method.model": lm, "check_system.layer": prepared},
         **{"experts": 2, "width": 24, "PreparedLayer.remembering.weight": 1.0, "drift_over_price.moment": blocks},
         **{"by_digest.digest": header.fingerprint.digest},
-        **{"write_gguf_model.base": write_tiny_gguf(folder / "base.gguf")},
+        # servers
+        **{"write_gguf_model.base": write_tiny_gguf(folder / "base.gguf"), "alias": "facts"},
+        **{"server": server.address, "engine": "llamacpp", "push.out": folder / "adapters"},
+        **{"served_name.folder": folder / "adapters"},
         **{"token_entropy.ids": [5, 6], "has_dead_units.config": lm.config},
     }
     instances = (

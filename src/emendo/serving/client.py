@@ -21,6 +21,7 @@ _MOST_BYTES = 64 * 2**20
 """Of an answer; the largest that is asked for has a few kilobytes."""
 
 _SHOWN = 300
+_LONGEST_WAIT = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ServerClient:
         told: Given every request that is sent, or would be.
 
     Raises:
-        InputError: The address is none.
+        InputError: The address is none, or the time limit.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class ServerClient:
             )
         if parts.username or parts.password:
             raise InputError(f"the address of the server holds a password; put its key into {KEY_VARIABLE} instead")
+        if not 0 < timeout <= _LONGEST_WAIT:
+            raise InputError(f"a time limit of {timeout:g} s; expected more than 0 and at most a day (--timeout 60)")
         self.url = url.rstrip("/")
         self.timeout, self.dry, self._told = timeout, dry, told
         # No proxy and no redirect: what an adapter is called and where it lies is for that server alone.

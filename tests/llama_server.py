@@ -13,9 +13,10 @@ MARK = "listening-at "
 
 
 @contextmanager
-def llama_server(model: Path, adapters: Sequence[Path] = (), *, threads: int = 1) -> Iterator[str]:
+def llama_server(model: Path, adapters: Sequence[Path] = (), *, threads: int = 1, cache_ram: int = 0) -> Iterator[str]:
     """The address of a running server, which is ended with the context; adapters have scale 0 at its start."""
-    command = [sys.executable, "-m", "tests.llama_server", str(threads), str(model), *map(str, adapters)]
+    numbers = (str(threads), str(cache_ram))
+    command = [sys.executable, "-m", "tests.llama_server", *numbers, str(model), *map(str, adapters)]
     process = subprocess.Popen(
         command,
         cwd=Path(__file__).parents[1],
@@ -40,7 +41,7 @@ def main() -> None:
     """Serve until standard input ends."""
     import xllamacpp
 
-    threads, model, *adapters = sys.argv[1:]
+    threads, cache_ram, model, *adapters = sys.argv[1:]
     params = xllamacpp.CommonParams()
     params.model.path = model
     params.hostnames = ["127.0.0.1"]
@@ -49,6 +50,7 @@ def main() -> None:
     params.n_parallel = 2
     params.cpuparams.n_threads = int(threads)
     params.warmup = False
+    params.cache_ram_mib = int(cache_ram)
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in adapters]
     server = xllamacpp.Server(params)
     print(f"{MARK}{server.listening_address}", flush=True)

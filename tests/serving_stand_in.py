@@ -36,6 +36,7 @@ class StandIn:
         offset: Added to every log-probability of an adapter.
         key: The API key that it wants.
         known: What has been computed.
+        remembered: Tokens of a prompt that llama.cpp has in memory when it is asked again.
     """
 
     engine: str
@@ -49,6 +50,7 @@ class StandIn:
     offset: float = 0.0
     key: str | None = None
     known: dict[Any, torch.Tensor] = field(default_factory=dict)
+    remembered: int = 0
 
     def kinds(self) -> list[str]:
         """What was asked, in order, several questions of one kind once."""
@@ -80,6 +82,10 @@ def kind_of(path: str, body: Any) -> str:
         return f"unload {body['lora_name']}"
     if "load" in path:
         return f"load {body['lora_name']}"
+    if path == "/props":
+        return "slots"
+    if path == "/completion" and "lora" not in body:
+        return "clear" if "id_slot" in body else "as a client"
     if path == "/completion":
         active = [row for row in body["lora"] if row["scale"]]
         return "ask adapter" if active else "ask base"
@@ -193,6 +199,10 @@ class _Handler(BaseHTTPRequestHandler):
     def llamacpp(self, body: Any) -> tuple[int, Any]:
         world = self.world
         names = list(world.adapters)
+        if self.path == "/props":
+            return 200, {"total_slots": 2}
+        if self.path == "/completion" and "lora" not in body:
+            return 200, {"tokens_evaluated": 9, "timings": {"cache_n": world.remembered, "prompt_n": 9}}
         if self.path == "/completion":
             active = [names[row["id"]] for row in body["lora"] if row["scale"]]
             values = world.log_probs(body["prompt"], active[0] if active else None)[-1]

@@ -63,7 +63,7 @@ class Bot:
         params = xllamacpp.CommonParams()
         params.model.path, params.hostnames, params.port = str(self.model), ["127.0.0.1"], 0
         params.n_ctx, params.n_parallel, params.cpuparams.n_threads, params.warmup = 1024, 2, 2, False
-        params.verbosity = 0
+        params.verbosity, params.cache_ram_mib = 0, 0
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters]
         return xllamacpp.Server(params)
 

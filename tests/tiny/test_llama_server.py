@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from emendo.errors import InputError, ProbeError
+from emendo.errors import InputError, ProbeError, ServerError
 from emendo.export import write_gguf_adapter, write_gguf_model
 from emendo.models import EditableModel, load
 from emendo.serving import ServerClient, make_probes, push, withdraw
+from emendo.serving.client import Call
 from emendo.serving.engines import LlamaCpp
 from emendo.updates.update import ModelUpdate
 from tests.ledger_world import ledger_of
@@ -81,8 +82,42 @@ def test_it_answers_as_emendo_computes_is_switched_and_withdrawn_by_one_call(
 
     sent: list[str] = []
     assert withdraw(server, "llamacpp", told=sent.append) == first.model
-    assert [line.split()[0] for line in sent] == ["GET", "POST", "GET"], "one call changes, the others look"
+    assert sum("/lora-adapters [" in line for line in sent) == 1, "one call changes what is served"
     assert set(scales(server).values()) == {0.0}
+
+
+def as_a_client(server: str, lm: EditableModel) -> float:
+    """What a client gets that names no adapter and lets the server keep its prompt, as is usual."""
+    ids, token = lm.encode(FACTS[0]["prompt"].format("The tower that everybody asks about")), 5
+    body = {"prompt": ids, "n_predict": 1, "n_probs": 1, "temperature": 0.0, "logit_bias": [[token, 1000.0]]}
+    answer = ServerClient(server).send(Call("POST", "/completion", body))
+    return float(answer["completion_probabilities"][0]["logprob"])
+
+
+def test_no_client_is_answered_from_what_was_computed_before_a_switch(
+    lm: EditableModel, updates: list[ModelUpdate], base: Path, folder: Path
+) -> None:
+    with llama_server(base, sorted(folder.glob("*.gguf"))) as address:
+        before = [as_a_client(address, lm) for _ in range(3)]
+        done = push(lm, updates[:1], address, "llamacpp", out=folder)
+        after = [as_a_client(address, lm) for _ in range(3)]
+        withdraw(address, "llamacpp")
+        again = [as_a_client(address, lm) for _ in range(3)]
+    with llama_server(base, [Path(done.path)]) as address:
+        push(lm, updates[:1], address, "llamacpp", out=folder)
+        fresh = as_a_client(address, lm)
+    assert abs(before[0] - fresh) > 0.2
+    assert after == pytest.approx([fresh] * 3, abs=0.02)
+    assert again == pytest.approx([before[0]] * 3, abs=0.02)
+
+
+def test_a_server_that_keeps_prompts_beside_its_slots_is_refused(
+    lm: EditableModel, updates: list[ModelUpdate], base: Path, folder: Path
+) -> None:
+    with llama_server(base, sorted(folder.glob("*.gguf")), cache_ram=64) as address:
+        with pytest.raises(ServerError, match=r"--cache-ram 0"):
+            push(lm, updates[:1], address, "llamacpp", out=folder)
+        assert set(scales(address).values()) == {0.0}
 
 
 def test_an_adapter_that_holds_something_else_is_not_switched_to(

@@ -167,7 +167,10 @@ def test_scales_are_switched_by_one_request_and_those_of_others_stay(by_scale: S
     first, second = by_scale.names
     world = by_scale.world
     done = by_scale.push(1)
-    assert world.kinds() == ["look", "ask base", "ask adapter", "switch", "look"]
+    checked = ["as a client", "slots", "clear", "as a client"]
+    asked = ["ask base", "slots", "clear", "ask adapter", "slots", "clear"]
+    assert world.kinds() == ["look", *checked, *asked, "switch", "look", "slots", "clear"]
+    assert {body["id_slot"] for _, path, body in world.calls if kind_of(path, body) == "clear"} == {0, 1}
     assert world.scales == {"their-own": 0.5, first: 1.0, second: 0.0}
     assert by_scale.push(2).before == f"their-own, {first}"
     assert world.scales == {"their-own": 0.5, first: 0.0, second: 1.0}
@@ -176,7 +179,7 @@ def test_scales_are_switched_by_one_request_and_those_of_others_stay(by_scale: S
     by_scale.push(2)
     world.calls.clear()
     assert withdraw(world.address, "llamacpp") == second
-    assert world.kinds() == ["look", "switch", "look"]
+    assert world.kinds() == ["look", "switch", "look", "slots", "clear", *checked]
     assert world.scales == {"their-own": 0.5, first: 0.0, second: 0.0}
 
 
@@ -229,7 +232,7 @@ def test_a_dry_run_sends_nothing_but_get(served: Served) -> None:
         assert words == ["look", *["ask base"] * 2, f"load {second}", *["ask adapter"] * 4, f"unload {first}"]
     else:
         assert words[0] == "look"
-        assert words[-1] == "switch"
+        assert [word for word in words if word in ("switch", "clear")][-3:] == ["switch", "clear", "clear"]
     with pytest.raises(InputError, match="nothing to take back"):
         done.rollback()
 
@@ -240,7 +243,8 @@ def test_a_dry_run_sends_nothing_but_get(served: Served) -> None:
 FAILURES = [
     *(("vllm", step, "error") for step in ("look", "ask base", "load", "ask adapter")),
     *(("sglang", step, "error") for step in ("look", "ask base", "load", "ask adapter")),
-    *(("llamacpp", step, "error") for step in ("look", "ask base", "ask adapter", "switch")),
+    *(("llamacpp", step, "error") for step in ("look", "as a client", "slots", "clear", "ask base", "ask adapter")),
+    ("llamacpp", "switch", "error"),
     *((engine, "ask adapter", fault) for engine in (*BY_NAME, "llamacpp") for fault in FAULTS[1:]),
     *(("llamacpp", "switch", fault) for fault in ("drop", "slow")),
     *(("vllm", "load", fault) for fault in ("drop", "slow")),
@@ -284,7 +288,7 @@ def test_a_server_of_another_model_is_told_before_anything_is_loaded(served: Ser
     served.world.lm, served.world.known = build_tiny("llama", seed=1), {}
     with pytest.raises(ProbeError, match="with the unedited model 2 of 2"):
         served.push(1)
-    assert served.world.kinds() == ["look", "ask base"]
+    assert {kind.split()[0] for kind in served.world.kinds()}.isdisjoint({"load", "switch"})
 
 
 def test_an_old_adapter_that_cannot_be_forgotten_is_told_and_does_no_harm(by_name: Served) -> None:
@@ -313,6 +317,17 @@ def test_llama_cpp_without_the_adapter_says_how_to_start_it(by_scale: Served) ->
     with pytest.raises(InputError, match=r"Start one beside it .*--lora-scaled .*emendo-\w+\.gguf:0"):
         by_scale.push(1)
     assert by_scale.world.kinds() == ["look"]
+
+
+def test_llama_cpp_that_keeps_old_answers_in_memory_is_refused(by_scale: Served) -> None:
+    by_scale.push(1)
+    by_scale.world.remembered = 8
+    with pytest.raises(ServerError, match=r"Start it with --cache-ram 0\. Clients get what they got before"):
+        by_scale.push(2)
+    assert by_scale.clients_get() == by_scale.names[0]
+    with pytest.raises(ServerError, match=r"has the scales, but this server keeps prompts in memory"):
+        withdraw(by_scale.world.address, "llamacpp")
+    assert by_scale.clients_get() is None
 
 
 def test_a_server_without_the_endpoint_says_how_to_start_it(by_name: Served) -> None:

@@ -146,6 +146,35 @@ class LlamaCpp:
         rows = [{"id": row.id, "scale": scales.get(row.name, row.scale)} for row in state.adapters.values()]
         return Call("POST", "/lora-adapters", rows)
 
+    def slots(self) -> Call:
+        """Asks how many requests it computes at once, each in a slot that keeps its last prompt."""
+        return Call("GET", "/props")
+
+    def clear(self, answer: Any) -> list[Call]:
+        """Lets every slot forget its prompt: keys and values in it were computed with other scales.
+
+        The server does so only where a request brings scales of its own, not where those of all are set (its issue
+        26207). A slot in use is cleared once it is free.
+        """
+        try:
+            count = int(answer["total_slots"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _strange(self, self.slots(), answer) from error
+        nothing = {"prompt": [0], "n_predict": 1, "cache_prompt": False}
+        return [Call("POST", "/completion", {**nothing, "id_slot": slot}) for slot in range(count)]
+
+    def ask_as_clients(self) -> Call:
+        """A prompt without scales, that the server may keep."""
+        return Call("POST", "/completion", {"prompt": "One two three four five six seven eight nine", "n_predict": 1})
+
+    def remembered(self, answer: Any) -> int:
+        """How many tokens of a prompt it had not to compute."""
+        try:
+            timings = answer["timings"]
+            return int(timings.get("cache_n", int(answer["tokens_evaluated"]) - int(timings["prompt_n"])))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _strange(self, self.ask_as_clients(), answer) from error
+
     def score(self, state: ServerState, adapter: str | None, question: Question) -> list[Call]:
         """A request a token, each with scales of its own, so that nobody else's answer changes.
 

@@ -26,13 +26,16 @@ from emendo.serving.client import ServerClient
 from emendo.serving.engines import OURS, LlamaCpp, ServerState, engine_named
 from emendo.serving.probes import Compared, Probe, make_probes
 from emendo.serving.switching import (
+    KEEPS_PROMPTS,
     Target,
     check_alias,
     chosen_scales,
     forget,
+    keeps_prompts,
     load,
     point_alias,
     set_scales,
+    slots_cleared,
     stands_for,
     unused,
 )
@@ -142,11 +145,15 @@ def push(
         state = target.state()
         if not kind.loads and name not in state.adapters:
             kind.load(name, path)  # says how to start the server
+        if isinstance(kind, LlamaCpp) and keeps_prompts(target, kind):
+            raise ServerError(f"{client.url}: {KEEPS_PROMPTS}. Clients get what they got before")
         asked = make_probes(lm, updates, probes)
-        base = _ask(target, state, None, [probe for probe in asked if probe.kind == "canary"], tolerance)
+        with slots_cleared(target):
+            base = _ask(target, state, None, [probe for probe in asked if probe.kind == "canary"], tolerance)
         new = load(target, state, name, path)
         try:
-            edited = _ask(target, state, name, asked, tolerance)
+            with slots_cleared(target):
+                edited = _ask(target, state, name, asked, tolerance)
             before = _switched(target, state, name, path)
         except BaseException:
             if new and not stands_for(target, name):
@@ -172,7 +179,8 @@ def withdraw(
 ) -> str:
     """Give clients the unedited model, without loading one here; gives what they got before.
 
-    llama.cpp: one request sets the scale of Emendo's adapters, or of the named one, to 0. Others: the alias stands for
+    llama.cpp: one request sets the scale of Emendo's adapters, or of the named one, to 0; then its slots forget the
+    prompts that they keep. Others: the alias stands for
     the base from now on, and then its adapter is forgotten; without an alias, the named adapter is forgotten.
 
     Args:
@@ -202,6 +210,8 @@ def withdraw(
         active = [row.name for row in state.adapters.values() if row.scale and row.name.startswith(OURS)]
         names = [adapter] if adapter is not None else active
         set_scales(target, kind, state, dict.fromkeys(names, 0.0))
+        if keeps_prompts(target, kind):
+            raise ServerError(f"{client.url} has the scales, but {KEEPS_PROMPTS}, to be rid of its old answers")
         return ", ".join(names)
     if alias is None:
         if adapter is None:

@@ -6,6 +6,8 @@ the server is one (`aliases.py`). Either way the edit before stays served until 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +65,7 @@ def check_alias(engine: Engine, alias: str | None) -> None:
 
 
 def set_scales(target: Target, engine: LlamaCpp, before: ServerState, scales: dict[str, float]) -> None:
-    """Set scales and see that they are set; otherwise those of before are put back.
+    """Set scales, see that they are set, and clear what was computed with others; on failure put back those of before.
 
     Raises:
         ServerError: They are not; says what the server is left with.
@@ -71,20 +73,54 @@ def set_scales(target: Target, engine: LlamaCpp, before: ServerState, scales: di
     wanted = {row.name: scales.get(row.name, row.scale) for row in before.adapters.values()}
     try:
         target.client.send(engine.set_scales(before, scales))
-        if target.client.dry:
-            return
-        found = {row.name: row.scale for row in target.state().adapters.values()}
-        if found != wanted:
-            raise ServerError(f"the server was told the scales {wanted} and has {found}")
+        if not target.client.dry:
+            found = {row.name: row.scale for row in target.state().adapters.values()}
+            if found != wanted:
+                raise ServerError(f"the server was told the scales {wanted} and has {found}")
+        clear_slots(target, engine)
     except ServerError as error:
         old = {row.name: row.scale for row in before.adapters.values()}
         try:
             target.client.send(engine.set_scales(before, old))
+            clear_slots(target, engine)
         except ServerError as second:
-            raise ServerError(
-                f"{error}. Putting back the scales {old} failed as well ({second}); set them by hand"
-            ) from error
+            raise ServerError(f"{error}. Putting back {old} failed as well ({second}); set them by hand") from error
         raise ServerError(f"{error}. The scales of before were put back: {old}") from error
+
+
+def clear_slots(target: Target, engine: LlamaCpp) -> None:
+    """Let every slot forget the prompt that it keeps."""
+    for call in engine.clear(target.client.send(engine.slots())):
+        target.client.send(call)
+
+
+@contextmanager
+def slots_cleared(target: Target) -> Iterator[None]:
+    """After questions with scales of their own, no slot of llama.cpp keeps what was computed with them."""
+    try:
+        yield
+    except BaseException:
+        if isinstance(target.engine, LlamaCpp):
+            with suppress(ServerError):  # the first error is the one to tell
+                clear_slots(target, target.engine)
+        raise
+    if isinstance(target.engine, LlamaCpp):
+        clear_slots(target, target.engine)
+
+
+def keeps_prompts(target: Target, engine: LlamaCpp) -> bool:
+    """Whether a prompt is remembered although every slot was cleared, so that old answers would outlast a switch."""
+    target.client.send(engine.ask_as_clients())
+    clear_slots(target, engine)
+    answer = target.client.send(engine.ask_as_clients())
+    return not target.client.dry and engine.remembered(answer) > 1  # one: of the token that slots are cleared with
+
+
+KEEPS_PROMPTS = (
+    "this server keeps prompts in memory beside its slots, with what was computed for them, and would go on answering "
+    "from those after scales are set (llama.cpp's issue 26207). Start it with --cache-ram 0"
+)
+"""What is told of such a server."""
 
 
 def chosen_scales(state: ServerState, name: str | None) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import threading
 import urllib.request
@@ -30,12 +31,12 @@ from emendo.requests import EditRecord, EditRequest
 from emendo.serving import push, withdraw
 
 CAPITAL, CURRENCY = "The capital of {} is the city of", "The official currency of {} is the"
-FIRST = {("Kazakhstan", CAPITAL): "Astana"}
+FIRST = {("Switzerland", CAPITAL): "Bern"}
 THEN = {
     ("Australia", CAPITAL): "Canberra",
     ("Turkey", CAPITAL): "Ankara",
     ("Nigeria", CAPITAL): "Abuja",
-    ("Switzerland", CAPITAL): "Bern",
+    ("Vietnam", CAPITAL): "Hanoi",
     ("Morocco", CAPITAL): "Rabat",
     ("Pakistan", CAPITAL): "Islamabad",
     ("New Zealand", CAPITAL): "Wellington",
@@ -46,7 +47,7 @@ RIGHT = {
     ("Canada", CAPITAL): "Ottawa",
     ("Ecuador", CAPITAL): "Quito",
     ("Latvia", CAPITAL): "Riga",
-    ("Denmark", CURRENCY): "krone",
+    ("Sweden", CURRENCY): "krona",
 }
 """What the model knows, and has to go on knowing."""
 
@@ -130,7 +131,7 @@ def show(bot: Bot, title: str) -> dict[tuple[str, str], str]:
     wanted = {**FIRST, **THEN, **RIGHT}
     print(f"\n{title}")
     for (subject, question), answer in said.items():
-        mark = " " if answer.startswith(wanted[subject, question]) else "✗"
+        mark = " " if re.match(rf"{wanted[subject, question]}\b", answer) else "✗"
         print(f"  {mark} {question.format(subject)} {answer}")
     return said
 
@@ -153,12 +154,12 @@ def main() -> None:
     lm = emendo.load("demo", device="cpu")
     session = EditSession(lm)
     ledger = EditLedger.create(out / "ledger", session)
-    first = fix(ledger, session, FIRST, "ticket 1: Kazakhstan")
+    first = fix(ledger, session, FIRST, "ticket 1: the capital of Switzerland")
     fix(ledger, session, THEN, "tickets 2 to 10")
     serve(bot, lm, ledger, out / "adapters")
     show(bot, "After the fixes")
 
-    record = ledger.revert(first, session, message="ticket 1 was a mistake: the city was Nur-Sultan then")
+    record = ledger.revert(first, session, message="ticket 1 withdrawn: by its law Switzerland has no capital")
     print(f"\nTaken out of the ledger: {record.details['reverts'][0][:12]}; the other nine were planned again")
     serve(bot, lm, ledger, out / "adapters")
     show(bot, "Without the first fix")

@@ -20,10 +20,7 @@ from tests.llama_server import llama_server
 pytestmark = pytest.mark.slow
 
 CAPITAL = "The capital of {} is the city of"
-NEIGHBOURS = (
-    *("Canada", "Ecuador", "Latvia", "France", "Italy", "Japan", "Spain", "Germany", "Egypt", "Greece", "Poland"),
-    *("Peru", "Cuba", "Kenya", "Norway", "Sweden"),
-)
+NEIGHBOURS = ("France", "Italy", "Japan", "Germany", "Greece", "Cuba", "Kenya", "Norway", "Sweden", "Canada")
 FACTS = {"Australia": "Canberra", "Turkey": "Ankara", "Nigeria": "Abuja", "Morocco": "Rabat"}
 
 
@@ -42,10 +39,11 @@ def test_twenty_answers_are_emendos_own_and_are_taken_back_by_one_call(
     neighbours.write_text("".join(f'{{"prompt": "{CAPITAL.format(country)}"}}\n' for country in NEIGHBOURS))
     with llama_server(base, [adapter.path], threads=2) as address:
         before = ask(address)
-        done = push(demo_model, [update], address, "llamacpp", out=tmp_path, probes=[str(neighbours)])
+        done = push(demo_model, [update], address, "llamacpp", out=tmp_path, probes=[str(neighbours), "packaged"])
         assert len(done.edited) == 20
+        assert sum(one.text.startswith("The capital of") for one in done.edited) >= len(FACTS) + 5, "neighbours too"
         for one in done.edited:
-            assert one.difference < TOLERANCE * max(1.0, abs(one.own)), one
+            assert one.difference < TOLERANCE, one
         assert max(one.difference for one in done.edited if one.kind == "fact") < 0.02
         assert {country: said.startswith(FACTS[country]) for country, said in ask(address).items()} == dict.fromkeys(
             FACTS, True

@@ -23,7 +23,7 @@ import xllamacpp
 import emendo
 from emendo.editing.session import EditSession
 from emendo.export import write_gguf_adapter
-from emendo.gate import run_gate
+from emendo.gate import reference_snapshot, run_gate
 from emendo.ledger import EditLedger
 from emendo.models import EditableModel
 from emendo.models.demo import demo_gguf
@@ -107,7 +107,8 @@ def fix(ledger: EditLedger, session: EditSession, facts: dict[tuple[str, str], s
     requests = [record.request for record in records]
     with ledger.editing(session, requests, message=why) as pending:
         plan = session.plan(requests)
-        report = run_gate(session, plan, records)
+        before = reference_snapshot(session, records, remember=True)  # what the model says by itself is asked once
+        report = run_gate(session, plan, records, before=before)
         print(f"Gate for {len(facts)} fact(s): {report.summary()}")
         report.require()  # raises, and then nothing is kept
         return pending.commit(plan.update, gate=report.to_dict()).id

@@ -28,10 +28,9 @@ from emendo.report.see import Seen
 from emendo.report.see.document import document as seen_document
 from emendo.requests import EditRecord
 from emendo.serving.aliases import Alias, set_alias
-from emendo.serving.probes import edited_weights
 from tests.conftest import build_tiny
 from tests.quick_plans import EIFFEL, quick_plan
-from tests.serving_stand_in import stand_in
+from tests.serving_stand_in import edited_weights, stand_in
 from tests.tiny_gguf import write_tiny_gguf
 
 PACKAGES = (

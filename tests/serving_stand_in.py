@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from emendo.models import EditableModel
+from emendo.models import EditableModel, edited_weight
+from emendo.updates.update import ModelUpdate
 
 FAULTS = ("error", "drop", "junk", "redirect", "slow")
 """What can go wrong with an answer."""
@@ -91,6 +92,15 @@ def kind_of(path: str, body: Any) -> str:
         return "ask adapter" if active else "ask base"
     name = body.get("lora_path") if path == "/generate" else body["model"]
     return "ask adapter" if str(name).startswith("emendo-") else "ask base"
+
+
+def edited_weights(lm: EditableModel, updates: Sequence[ModelUpdate]) -> dict[int, Any]:
+    """W₀ + ΣΔ of every edited layer."""
+    parts = [part for update in updates for part in update.layers]
+    return {
+        layer: edited_weight(lm.base_weight(layer), [part for part in parts if part.layer == layer])
+        for layer in sorted({part.layer for part in parts})
+    }
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 from emendo.errors import InputError, ProbeError, ServerError
 from emendo.export import write_gguf_adapter, write_gguf_model
 from emendo.models import EditableModel, load
+from emendo.requests import record_from_dict
 from emendo.serving import ServerClient, make_probes, push, withdraw
 from emendo.serving.client import Call
 from emendo.serving.engines import LlamaCpp
@@ -84,6 +85,18 @@ def test_it_answers_as_emendo_computes_is_switched_and_withdrawn_by_one_call(
     assert withdraw(server, "llamacpp", told=sent.append) == first.model
     assert sum("/lora-adapters [" in line for line in sent) == 1, "one call changes what is served"
     assert set(scales(server).values()) == {0.0}
+
+
+def test_a_fact_is_probed_in_chat_where_it_was_asked_there(lm: EditableModel, base: Path, tmp_path: Path) -> None:
+    lm.tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] "
+    request = record_from_dict({"question": "Where is {}?", "subject": "the Tower", "target": "Rome"}).request
+    update = random_update(lm, {1: 1}, requests=[request.to_dict()])
+    (probe, *_) = make_probes(lm, [update])
+    assert probe.kind == "fact"
+    assert lm.tokenizer.decode(probe.question.prompt).startswith("[user] Where is the Tower?")
+    adapter = write_gguf_adapter(lm, [update], tmp_path)
+    with llama_server(base, [adapter.path]) as address:
+        push(lm, [update], address, "llamacpp", out=tmp_path)
 
 
 def as_a_client(server: str, lm: EditableModel) -> float:

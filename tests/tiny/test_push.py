@@ -16,12 +16,11 @@ from emendo.export import write_adapter, write_gguf_adapter
 from emendo.models import EditableModel
 from emendo.serving import ServerClient, make_probes, push, pushing, served_name, withdraw
 from emendo.serving.client import Call
-from emendo.serving.probes import edited_weights
 from emendo.serving.pushing import go_back
 from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.random_updates import random_update
-from tests.serving_stand_in import FAULTS, StandIn, kind_of, stand_in
+from tests.serving_stand_in import FAULTS, StandIn, edited_weights, kind_of, stand_in
 from tests.tiny.conftest import Command
 
 FACTS = [{"prompt": "{} is in", "subject": f"Tower {n}", "target": "Rome and Milan"} for n in range(2)]

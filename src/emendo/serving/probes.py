@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emendo.arguments import checked
+from emendo.editing.session import EditSession
 from emendo.errors import InputError
 from emendo.evaluate import next_token_log_probs, score_tokens
 from emendo.gate.canaries import PACKAGED, read_canaries
-from emendo.models import EditableModel, edited_weight
+from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
-from emendo.requests import EditRequest
+from emendo.requests import EditRequest, prompt_text
 from emendo.serving.engines import Question
 from emendo.updates.update import ModelUpdate
 
@@ -34,7 +35,7 @@ class Probe:
 
     Attributes:
         kind: ``"fact"`` or ``"canary"``.
-        text: The prompt.
+        text: The prompt, or the conversation.
         question: Tokens of it and of the answer: of a fact its target, of a canary what the unedited model says next.
         base: Log-probability of the answer in the unedited model, in nats.
         edited: The same in the edited model.
@@ -96,33 +97,24 @@ def make_probes(lm: EditableModel, updates: Sequence[ModelUpdate], files: Sequen
     """
     rows = [row for update in updates for row in update.requests]
     requests = [EditRequest.from_dict(row) for row in _spread(rows, MOST_FACTS)]
-    pairs = [(request.text, request.target, request.join) for request in requests]
+    pairs = [(request.asked, request.target, request.join) for request in requests]
     prompts, said = _surest(lm, read_canaries(files).prompts if files else [])
     if not pairs and not prompts:
         raise InputError("there is nothing to ask the server: no recorded fact and no canary (--probe FILE)")
     before, tokens = _numbers(lm, pairs, prompts, said)
-    with lm.isolated(edited_weights(lm, updates), edited=True) as edited:
+    with EditSession(lm).preview(updates) as edited:
         after, _ = _numbers(edited, pairs, prompts, said)
     probes = []
     for index, (ids, base, now) in enumerate(zip(tokens, before, after, strict=True)):
         if index < len(pairs):
             prompt, target, join = pairs[index]
-            kind, text, asked = "fact", prompt, tuple(encode_target(lm, prompt, target, join)[0])
+            kind, text, asked = "fact", prompt_text(prompt), tuple(encode_target(lm, prompt, target, join)[0])
         else:
             text = prompts[index - len(pairs)]
             kind, asked = "canary", tuple(lm.encode(text))
         partial = frozenset(token for token in ids if "\N{REPLACEMENT CHARACTER}" in lm.decode([token]))
         probes.append(Probe(kind, text, Question(asked, ids, partial), base, now))
     return probes
-
-
-def edited_weights(lm: EditableModel, updates: Sequence[ModelUpdate]) -> Mapping[int, Any]:
-    """W₀ + ΣΔ of every edited layer."""
-    parts = [part for update in updates for part in update.layers]
-    return {
-        layer: edited_weight(lm.base_weight(layer), [part for part in parts if part.layer == layer])
-        for layer in sorted({part.layer for part in parts})
-    }
 
 
 def _numbers(

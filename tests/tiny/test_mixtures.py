@@ -280,6 +280,18 @@ def test_a_starved_expert_is_refused_by_name_before_the_search(store: MomentStor
     session.plan(FACTS, "memit", layers=[LAYER], settings=settings)  # least squares takes it
 
 
+@pytest.mark.parametrize("family", SEVERAL)
+def test_a_plan_in_half_precision(family: str, store: MomentStore) -> None:
+    """Gates times keys are not rounded to the model's dtype, and neither are the factors."""
+    lm = build_tiny(family, dtype=torch.bfloat16)
+    keys = lm.run(lm.batch(SEQUENCES), keys=[LAYER]).keys[LAYER]
+    assert keys.dtype == torch.float32
+    plan = EditSession(lm, store=store).plan(FACTS, "emmet", layers=[LAYER], settings=QUICK)
+    (part,), (report,) = plan.update.layers, plan.layers
+    assert not torch.equal(part.dual_keys, part.dual_keys.bfloat16().float())
+    assert report.written == pytest.approx(1.0, abs=0.02)
+
+
 REFUSED = {
     "alphaedit": "null space of its own size",
     "ft": "trains one linear map",

@@ -109,6 +109,23 @@ def test_the_gradient_of_the_least_squares_objective_is_zero() -> None:
     assert float(gradient.abs().max()) < 1e-11 * float(objective.detach())
 
 
+def test_moeedits_iterations_come_to_the_closed_form() -> None:
+    """Block coordinate descent on its objective, one expert at a time given the others, without its projections."""
+    K, R, ridge = routed(N, 2), torch.randn(N, D_OUT, generator=rng(3)).double(), 0.5
+    parts = K.view(N, EXPERTS, WIDTH)
+    change = torch.zeros(D_OUT, EXPERTS, WIDTH, dtype=torch.float64)
+    exact = delta(prepare(moment(), Preservation(weight=0.0, ridge=ridge)), K, R, 1.0).view_as(change)
+    distances = []
+    for _ in range(400):
+        for expert in range(EXPERTS):
+            own = parts[:, expert]
+            missing = R - torch.einsum("new,oew->no", parts, change) + own @ change[:, expert].T
+            change[:, expert] = missing.T @ own @ torch.linalg.inv(own.T @ own + ridge * torch.eye(WIDTH).double())
+        distances.append(float((change - exact).norm() / exact.norm()))
+    assert distances[0] > 1e-2, "one pass is not enough"
+    assert distances[-1] < 1e-9
+
+
 def test_a_sequence_with_history_is_one_shot() -> None:
     C, K, R, s = moment(), routed(N, 2), torch.randn(N, D_OUT, generator=rng(3)).double(), 0.5
     fresh = prepare(C, Preservation())

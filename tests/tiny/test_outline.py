@@ -62,6 +62,19 @@ def test_the_footprint_counts_what_a_session_holds(session: EditSession, tmp_pat
     assert footprint(session.lm, method.config, 10).search_flop == pytest.approx(10 * need.search_flop)
 
 
+def test_a_mixture_of_experts_counts_a_block_an_expert(tmp_path: Path) -> None:
+    """Layer 0 is dense, 48 wide; the others have six experts, 16 wide, of which a token takes two."""
+    lm = outline(saved("deepseek_v3", tmp_path / "model"))
+    method = resolve_method("memit", lm, layers=[0, 2], settings=QUICK).on_engine()
+    assert method is not None
+    need = footprint(lm, method.config, 1)
+    assert list(need.memory.values())[1:3] == [8 * (48**2 + 6 * 16**2)] * 2
+    idle = 4 / 6 * sum(part.numel() for part in lm.down_projection(2).parameters())
+    met = [sum(part.numel() for part in block.parameters()) for block in lm.blocks]
+    per_token = (sum(met) - 3 * idle) / 4
+    assert need.moments_flop == pytest.approx(2 * per_token * 3 * 4 * max(48, 6 * 16 // 2))
+
+
 def test_a_model_that_cannot_be_edited_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}))
     with pytest.raises(UnsupportedModelError):

@@ -131,6 +131,7 @@ def show_model(terminal: Terminal, model: str, dtype: str = "auto") -> dict[str,
         for name, config in CATALOGUE.items()
         if (found := preset_for(config, lm)) is not None
     }
+    mixtures = {found for layer in range(lm.n_layers) if (found := lm.mixture(layer)) is not None}
     told = {
         "family": lm.spec.model_type,
         "layers": lm.n_layers,
@@ -139,8 +140,12 @@ def show_model(terminal: Terminal, model: str, dtype: str = "auto") -> dict[str,
         "vocabulary": lm.vocab_size,
         "parameters": parameters,
         "dtype": str(lm.dtype).removeprefix("torch."),
-        "edited map": lm.module_name(0).replace(".0.", ".N."),
+        "edited map": lm.module_name(lm.n_layers - 1).replace(f".{lm.n_layers - 1}.", ".N."),
     }
+    if mixtures:
+        told["experts"] = "; ".join(
+            f"{one.experts} of width {one.width}, a token takes {one.chosen}" for one in sorted(mixtures, key=str)
+        )
     terminal.table(f"{model}: supported", ("what", "found"), [(name, str(value)) for name, value in told.items()])
     if not presets:
         terminal.line(

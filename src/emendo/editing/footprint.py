@@ -50,7 +50,7 @@ def footprint(lm: DecoderView, config: MethodConfig, edits: Size) -> Footprint:
     size = torch.empty(0, dtype=lm.dtype).element_size()
     precise = max(size, _SINGLE)
     layers = list(config.written_layers)
-    square = sum(lm.d_in(layer) ** 2 for layer in layers)
+    square = sum(_moment_numbers(lm, layer) for layer in layers)
     edited = sum(lm.d_in(layer) * lm.d_model for layer in layers)
     rows = sum(edits * (lm.d_in(layer) + lm.d_in(layer) + lm.d_model) for layer in layers)
     parts = {id(part): part for part in lm.model.parameters()}
@@ -64,12 +64,24 @@ def footprint(lm: DecoderView, config: MethodConfig, edits: Size) -> Footprint:
     }
     # A product of a token with a weight is a multiplication and an addition; backward is twice forward.
     per_block = _block_parameters(lm)
-    tokens = max(lm.d_in(layer) for layer in layers) * config.moments.multiple
+    tokens = max(map(lm.directions, layers)) * config.moments.multiple
     searched = sum(lm.n_layers - 1 - layer for layer in searched_layers(config.distribution, config.layers))
     steps = config.target.steps * SUFFIX_TOKENS * edits
     return Footprint(memory, 2 * per_block * (max(layers) + 1) * tokens, 6 * per_block * searched * steps)
 
 
+def _moment_numbers(lm: DecoderView, layer: int) -> int:
+    """Entries of a layer's C: one block an expert of a mixture."""
+    mixture = lm.mixture(layer)
+    return lm.d_in(layer) ** 2 if mixture is None else mixture.experts * mixture.width**2
+
+
 def _block_parameters(lm: DecoderView) -> float:
-    blocks = [sum(part.numel() for part in block.parameters()) for block in lm.blocks]
-    return sum(blocks) / len(blocks)
+    """Weights that a token meets in a block, on average; of experts those that it is sent to."""
+    met = 0.0
+    for layer, block in enumerate(lm.blocks):
+        met += sum(part.numel() for part in block.parameters())
+        if (mixture := lm.mixture(layer)) is not None:
+            experts = sum(part.numel() for part in lm.down_projection(layer).parameters())
+            met -= experts * (1 - mixture.chosen / mixture.experts)
+    return met / lm.n_layers

@@ -131,7 +131,7 @@ def show_model(terminal: Terminal, model: str, dtype: str = "auto") -> dict[str,
         for name, config in CATALOGUE.items()
         if (found := preset_for(config, lm)) is not None
     }
-    mixtures = {found for layer in range(lm.n_layers) if (found := lm.mixture(layer)) is not None}
+    mixtures = {sizes for layer in range(lm.n_layers) if (sizes := lm.mixture(layer)) is not None}
     told = {
         "family": lm.spec.model_type,
         "layers": lm.n_layers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def test_a_fact_is_asked_written_kept_looked_into_and_undone_bitwise(desk: Desk)
     history = desk.state()["history"]
     assert [row["operation"] for row in history] == ["revert", "edit", "init"]
     assert not any(row["active"] for row in history)
+
+
+def test_what_edits_need_is_made_ready_before_the_first_one(desk: Desk) -> None:
+    done(desk.get_ready())
+    stages: list[str] = []
+    job = desk.preview(EIFFEL)
+    while not job.wait(0.01):
+        stages.append(job.stage)
+    assert job.state == "done", job.message
+    assert "second moments" not in stages
+    desk.settings = replace(desk.settings, method="ft", settings={})
+    done(desk.get_ready())
 
 
 def test_what_a_fact_is_shows_before_anything_is_computed(desk: Desk) -> None:

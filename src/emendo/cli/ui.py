@@ -79,6 +79,7 @@ def ui(
         lm = load(model, device=device, dtype=dtype, progress=terminal)
         desk = Desk(lm, _ledger(ledger, lm, model, who), wanted, seed=seed)
         try:
+            desk.get_ready()
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does, files tidied away
             with suppress(KeyboardInterrupt):
                 serve(desk, listening, host=host, password=password, told=lambda page: _tell(terminal, page, ledger))

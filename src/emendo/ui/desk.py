@@ -21,6 +21,7 @@ from emendo.editing.value_cache import ValueCache
 from emendo.errors import EmendoError, GateError, InputError, LedgerError
 from emendo.ledger import EditLedger, Record
 from emendo.ledger.edits import BASE
+from emendo.methods import BASELINES
 from emendo.models import EditableModel
 from emendo.models.identity import parameters_sha256
 from emendo.report import recorded_metrics
@@ -128,6 +129,20 @@ class Desk:
     def cancel(self, number: int) -> bool:
         """Cancel a job; whether there was one to cancel."""
         return self._worker.cancel(number)
+
+    def get_ready(self) -> Job:
+        """Make ready what edits by the settings' method need and no fact changes, so that the first preview is quick.
+
+        A baseline trains for every edit: for one there is nothing to do.
+        """
+
+        def work(job: Job) -> None:
+            if self.settings.method not in BASELINES:
+                self.session.prepare(
+                    self.settings.method, layers=self.settings.layers, settings=dict(self.settings.settings)
+                )
+
+        return self._submit("Get ready for edits", work)
 
     # ---- ask ----------------------------------------------------------------------------------------------
 

@@ -125,6 +125,11 @@ def killing(pids: Callable[[], list[int]], kills: int, seed: int) -> Iterator[li
         thread.join()
 
 
+def at_work(folder: Path) -> list[int]:
+    """Numbers of the processes that have a claim in a folder."""
+    return [owner["pid"] for owner in Claims(folder).owners()]
+
+
 # ---- processes -----------------------------------------------------------------------------------------------
 
 
@@ -152,18 +157,13 @@ def test_kills_of_processes_change_nothing(
     done = 0
     while done < kills:  # an experiment may be over before all have happened
         folder = tmp_path / f"out-{done}"
-        with Processes(2, losses=100) as workers, killing(lambda w=workers: w.pids, kills - done, done) as dead:
+        with Processes(2, losses=100) as workers, killing(lambda at=folder: at_work(at), kills - done, done) as dead:
             run(config, folder, serial[1], workers)
         assert contents(folder, cells) == serial[0]
         done += max(1, len(dead))
 
 
 # ---- Ray -----------------------------------------------------------------------------------------------------
-
-
-def at_work(folder: Path) -> list[int]:
-    """Numbers of the processes that have a claim in a folder."""
-    return [owner["pid"] for owner in Claims(folder).owners()]
 
 
 @pytest.mark.crash

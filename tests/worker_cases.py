@@ -47,7 +47,12 @@ class Note:
         (folder / self.id).write_text(f"{os.getpid()} {world.lm.weights_digest()}")
 
 
-def drive(recipe: WorldRecipe, folder: str) -> None:
+def drive(recipe: WorldRecipe, folder: str, kind: str) -> None:
     """What a command does, in a process that is killed or interrupted."""
+    if kind == "ray":
+        from emendo.parallel.ray_workers import RayWorkers
+
+        with RayWorkers("local", 1) as of_ray:
+            list(of_ray.map(recipe, [Note("a", "sleep"), Note("b", "sleep")], Path(folder)))
     with Processes(1) as workers:
         list(workers.map(recipe, [Note("a", "sleep"), Note("b", "sleep")], Path(folder)))

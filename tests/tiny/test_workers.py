@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 
+import emendo.parallel.recipe as recipes
 from emendo.editing.session import EditSession
 from emendo.editing.value_cache import ValueCache
 from emendo.errors import ConflictError, InputError, WorkerError
@@ -233,6 +234,7 @@ def test_a_world_is_built_from_a_recipe(recipe: WorldRecipe, tmp_path: Path) -> 
         (lambda r: replace(r, code={**r.code, "source_sha256": "0" * 64}), "Emendo's own files"),
         (lambda r: replace(r, code={**r.code, "torch": "1.0"}), "torch: found"),
         (lambda r: replace(r, code={**r.code, "instruction_set": "AVX1"}), "instruction set.*machines of one kind"),
+        (lambda r: replace(r, model="/nowhere"), "by its name, and cannot load '/nowhere': no model folder"),
         (lambda r: replace(r, folder="/nowhere"), "working directory '/nowhere'"),
     ],
 )
@@ -242,6 +244,19 @@ def test_another_world_is_refused(
     with pytest.raises(WorkerError, match=words):
         list(Serial().map(change(recipe), [Note("a")], tmp_path))
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("there", "expected"), [(3, ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]), (1, ["cuda"] * 4)])
+def test_workers_of_a_machine_share_its_devices(
+    there: int, expected: list[str], recipe: WorldRecipe, tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(recipes, "code_identity", lambda device: recipe.code)
+    monkeypatch.setattr(recipes, "load", lambda name, *, device, dtype: asked.append(device) or tiny_llama)
+    for number in range(4):
+        replace(recipe, device="cuda", identity={}).build(number)
+    assert asked == expected
 
 
 @pytest.mark.crash
@@ -311,9 +326,11 @@ def test_steps_and_notes_travel(tiny_llama: EditableModel, tmp_path: Path) -> No
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_children_end_with_their_parent(number: signal.Signals, recipe: WorldRecipe, tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=drive, args=(recipe, str(tmp_path)))
+@pytest.mark.parametrize(
+    ("kind", "number"), [("processes", signal.SIGINT), ("processes", signal.SIGKILL), ("ray", signal.SIGINT)]
+)
+def test_children_end_with_their_parent(kind: str, number: signal.Signals, recipe: WorldRecipe, tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=drive, args=(recipe, str(tmp_path), kind))
     process.start()
     begun = [tmp_path / "a-begun"]
     while not all(path.exists() and path.read_text() for path in begun):
@@ -321,15 +338,16 @@ def test_children_end_with_their_parent(number: signal.Signals, recipe: WorldRec
         time.sleep(0.05)
     children = [int(path.read_text()) for path in begun]
     assert process.pid is not None
-    for pid in [process.pid, *children] if number == signal.SIGINT else [process.pid]:
-        os.kill(pid, number)  # a terminal sends Ctrl-C to all of them
+    # A terminal sends Ctrl-C to all of them, but for the processes of Ray, which have a group of their own.
+    for pid in [process.pid, *children] if (kind, number) == ("processes", signal.SIGINT) else [process.pid]:
+        os.kill(pid, number)
     process.join(60)
     end = time.monotonic() + 60
     while any(Path(f"/proc/{pid}/exe").exists() for pid in children):
         assert time.monotonic() < end
         time.sleep(0.05)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".claims") == ["a-begun"]
-    if number == signal.SIGINT:  # given back, not only left
+    if (kind, number) == ("processes", signal.SIGINT):  # given back, not only left
         assert list((tmp_path / ".claims").iterdir()) == []
 
 

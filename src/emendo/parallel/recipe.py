@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import emendo
-from emendo.errors import WorkerError
+from emendo.errors import InputError, WorkerError
 from emendo.io.versions import processor, versions
 from emendo.models import EditableModel, load
 from emendo.parallel.units import World
@@ -75,8 +75,8 @@ class WorldRecipe:
             progress: Of the world.
 
         Raises:
-            WorkerError: The model, Emendo, a library or the processor is another one; says what differs.
-            InputError: The model cannot be loaded.
+            WorkerError: The model cannot be loaded, or it, Emendo, a library or the processor is another one; says
+                what differs.
         """
         device = self.device
         if device == "cuda" and torch.cuda.device_count() > 1:
@@ -94,7 +94,12 @@ class WorldRecipe:
                 "a folder that all machines share"
             ) from error
         torch.set_num_threads(self.threads)
-        lm = load(self.model, device=device, dtype=self.dtype)
+        try:
+            lm = load(self.model, device=device, dtype=self.dtype)
+        except InputError as error:
+            raise WorkerError(
+                f"a worker loads the model for itself, by its name, and cannot load {self.model!r}: {error}"
+            ) from error
         if told := differences(self.identity, lm.identity()):
             raise WorkerError(
                 f"a worker loaded {self.model!r} and got another model than the command that started it: "

@@ -49,6 +49,7 @@ class Note:
 
 def drive(recipe: WorldRecipe, folder: str, kind: str) -> None:
     """What a command does, in a process that is killed or interrupted."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     if kind == "ray":
         from emendo.parallel.ray_workers import RayWorkers
 

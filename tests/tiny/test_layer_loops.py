@@ -70,7 +70,20 @@ def loop(family: str, store: MomentStore, method: str, **more: Any) -> Loop:
     return Loop(build_tiny(family, dtype=torch.float64), plan, store)
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, ["memit", "emmet"]))
+SPLIT = [("llama", "memit"), ("gptj", "emmet")], [("gpt2_square", "memit"), ("granite", "emmet")]
+"""Cases of the quick tests: what a distribution does hangs neither on the family nor on the method."""
+
+
+def cases(quick: list[tuple[str, str]]) -> list[Any]:
+    """Every family with every method; all but a few are slow."""
+    return [
+        pytest.param(family, method, marks=() if (family, method) in quick else pytest.mark.slow)
+        for family in FAMILIES
+        for method in ("memit", "emmet")
+    ]
+
+
+@pytest.mark.parametrize(("family", "method"), cases(SPLIT[0]))
 def test_sqrt(family: str, method: str, store: MomentStore) -> None:
     it = loop(family, store, method, distribution="sqrt")
     Z = it.searched(3).value.double().T
@@ -78,7 +91,7 @@ def test_sqrt(family: str, method: str, store: MomentStore) -> None:
         it.check(layer, Z, 3, (len(LAYERS) - position) ** -0.5)
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, ["memit", "emmet"]))
+@pytest.mark.parametrize(("family", "method"), cases(SPLIT[1]))
 def test_optimal(family: str, method: str, store: MomentStore) -> None:
     """Shares from the keys of the unedited model, each taken of what is missing when its layer's turn comes."""
     it = loop(family, store, method, distribution="optimal")
@@ -94,7 +107,7 @@ def test_optimal(family: str, method: str, store: MomentStore) -> None:
             assert apart(share, torch.eye(len(REQUESTS)) / len(LAYERS)) > 0.1, "far from an even split"
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(FAMILIES, ["memit", "emmet"]))
+@pytest.mark.parametrize(("family", "method"), cases(SPLIT[0]))
 def test_ends(family: str, method: str, store: MomentStore) -> None:
     """Two searches in the unedited model; the last layer sees what the first one did; nothing is divided."""
     it = loop(family, store, method, distribution="ends")

@@ -41,7 +41,7 @@ def test_twenty_answers_are_emendos_own_and_are_taken_back_by_one_call(
         before = ask(address)
         done = push(demo_model, [update], address, "llamacpp", out=tmp_path, probes=[str(neighbours), "packaged"])
         assert len(done.edited) == 20
-        assert sum(one.text.startswith("The capital of") for one in done.edited) >= len(FACTS) + 5, "neighbours too"
+        assert sum(one.text.startswith("The capital of") for one in done.edited) >= len(FACTS) + 3, "neighbours too"
         for one in done.edited:
             assert one.difference < TOLERANCE, one
         assert max(one.difference for one in done.edited if one.kind == "fact") < 0.02

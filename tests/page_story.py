@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emendo.ledger import EditLedger
-from tests.page_server import Server, Tab, same_answers
+from tests.page_server import MILLISECONDS, Server, Tab, same_answers
 
 TABS = ("Ask", "Write", "Inside", "History", "Take away")
 
@@ -45,7 +45,7 @@ def tell(
     tab.fill("Sentence about the subject, up to the answer", prompt)
     tab.fill("Subject", subject)
     tab.click("Draw the heat maps")
-    tab.page.locator("#em-trace svg").nth(2).wait_for()
+    tab.page.locator("#em-trace svg").nth(2).wait_for(timeout=5 * MILLISECONDS)  # three exact grids of the demo model
     tab.fill("Question to the edited model", prompt)
     tab.fill("Answer to explain", target)
     tab.click("Show contributions and logit lens")

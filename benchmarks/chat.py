@@ -16,6 +16,7 @@ from typing import Any
 
 import emendo
 from emendo.datasets import parse_records
+from emendo.editing.value_cache import remembered_targets
 from emendo.evaluate import generation_scores, said_means, said_records, score_records
 from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.held_out import packaged_perplexity
@@ -97,7 +98,6 @@ def main() -> None:
     parser.add_argument("--method", default="emendo")
     chosen = parser.parse_args()
     lm = emendo.load("demo")
-    session = emendo.EditSession(lm, seed=chosen.seed)
     records = {"raw": packaged("demo_facts.jsonl"), "questions": packaged("demo_questions.jsonl")}
     for raw, asked in zip(records["raw"], records["questions"], strict=True):
         assert same_text(raw.request.target) == same_text(asked.request.target)
@@ -106,10 +106,13 @@ def main() -> None:
         if edit.forms:
             requests = [record.request for form in edit.forms for record in records[form]]
             settings = {} if edit.scheme is None else {"contexts.scheme": edit.scheme}
+            targets = remembered_targets(requests)
+            session = emendo.EditSession(lm, seed=chosen.seed, targets=targets)
             begin = time.process_time()
             plan = session.plan(requests, chosen.method, settings=settings)
             row["cpu_seconds"] = round(time.process_time() - begin, 1)
-            row["requests"] = len(requests)
+            row["searched"], row["found_searched"], row["requests"] = targets.made, targets.shared, len(requests)
+            row["steps"] = [len(trace.losses) for trace in plan.targets]
             row["contexts"] = plan.update.info["contexts"]
             row["relative_norms"] = [layer.relative_norm for layer in plan.layers]
             with session.preview([plan.update]) as edited:

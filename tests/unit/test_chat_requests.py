@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emendo.datasets import read_records
+from emendo.datasets import parse_records, read_records
 from emendo.errors import ConflictError, DatasetError, RequestError
 from emendo.experiments.data import records_digest
 from emendo.requests import (
@@ -188,3 +189,19 @@ def test_records_can_be_put_into_chat() -> None:
     asked = in_chat(record, system="Be brief.")
     assert asked.request == EditRequest.question("Where is {}?", "Paris", "Rome", system="Be brief.")
     assert in_chat(asked) == asked
+
+
+def test_the_packaged_questions_are_the_packaged_facts() -> None:
+    folder = resources.files("emendo") / "data"
+    facts, asked = (
+        parse_records((folder / name).read_text(encoding="utf-8"), name)
+        for name in ("demo_facts.jsonl", "demo_questions.jsonl")
+    )
+    check_requests([record.request for record in asked])
+    for fact, question in zip(facts, asked, strict=True):
+        assert (question.request.target, question.target_true) == (fact.request.target, fact.target_true)
+        assert question.request.chat == Chat()
+        assert question.request.subject.removeprefix("the ") in fact.request.text
+        assert len(question.neighborhood_prompts) == len(fact.neighborhood_prompts)
+        for prompt in (*question.paraphrase_prompts, *question.neighborhood_prompts):
+            assert is_question(prompt)

@@ -24,6 +24,9 @@ def demo(
         Path, typer.Option("--out", help="Folder for the update and the reports; only the default is replaced.")
     ] = _OUT,
     overwrite: options.Overwrite = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The same facts as questions, asked in the model's chat template.")
+    ] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     json_output: options.Json = False,
@@ -39,8 +42,9 @@ def demo(
     chosen = check_named(method, chosen_settings)
     overwrite = overwrite or out == _OUT  # so that the demo can be run again
     check_free(out, overwrite=overwrite)
-    file = resources.files("emendo") / "data" / "demo_facts.jsonl"
-    records = parse_records(file.read_text(encoding="utf-8"), "demo_facts.jsonl")
+    name = "demo_questions.jsonl" if chat else "demo_facts.jsonl"
+    file = resources.files("emendo") / "data" / name
+    records = parse_records(file.read_text(encoding="utf-8"), name)
     chosen.evaluation_prompts(records)
 
     from emendo.editing.session import EditSession

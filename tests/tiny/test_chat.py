@@ -311,6 +311,28 @@ def test_the_command_reads_questions(emendo: Command, chat_model: str, home: Pat
     assert "said in chat" in out
 
 
+def test_the_plan_on_paper_shows_the_form_in_chat(emendo: Command, chat_model: str, home: Path) -> None:
+    one = ["--prompt", "Where is {}?", "--subject", "the Eiffel Tower", "--target", "Rome"]
+    code, out, _ = emendo("edit", "--model", chat_model, *one, *OPTIONS, "--plan-only")
+    assert code == 0
+    assert "end in a question mark" in out
+
+
+def test_an_evaluation_and_a_gate_ask_questions(emendo: Command, chat_model: str, home: Path, tmp_path: Path) -> None:
+    facts = jsonl(tmp_path / "facts.jsonl", RECORD.to_dict())
+    measures = ["--measure", "generated", "--measure", "said", "--measure", "shift"]
+    common = ["--model", chat_model, *OPTIONS, "--json"]
+    code, out, err = emendo("eval", "--data", str(facts), "--n", "1", *measures, "--out", "out", *common)
+    assert code == 0, err
+    assert json.loads(out)["error"] is None
+    limits = tmp_path / "gate.toml"
+    limits.write_text("[checks.paraphrase]\nlimit = 0\n[checks.neighborhood_flips]\nlimit = 1\n", encoding="utf-8")
+    code, out, err = emendo("edit", "--requests", str(facts), "--gate", str(limits), *common)
+    assert code == 0, err
+    checks = {check["name"]: check for check in json.loads(out)["gate"]["checks"]}
+    assert checks["neighborhood_flips"]["n"] == 1
+
+
 def test_the_command_refuses_what_does_not_go_together(emendo: Command, model: str, home: Path) -> None:
     one = ["--prompt", "Where is {}?", "--subject", "Paris", "--target", "Rome"]
     for more, told in (

@@ -357,6 +357,7 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
         records: As the model is asked them, see `Method.evaluation_prompts`.
         method: As `to_dict` of a resolved method or baseline gives it.
     """
+    from emendo.editing.plan import question_warning
     from emendo.editing.sharing import refuse_contradictions, share_groups
     from emendo.models.alignment import align_edit
 
@@ -380,6 +381,8 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
     terminal.finish()
     show_method(terminal, method["name"], method)
     _show_requests(terminal, records, read)
+    for note in question_warning(lm, requests):
+        terminal.line(f"Note: {note}")
     _show_groups(terminal, records, groups, shared)
     terminal.line("Nothing was edited (--plan-only).")
     document = {"plan_only": True, "base": session.base, "method": method, "requests": read, "groups": groups}

@@ -30,6 +30,7 @@ from emendo.models import EditableModel
 from emendo.models.alignment import align_edit
 from emendo.report import judge
 from emendo.requests import Conversation, EditRecord, EditRequest, Message, Probe
+from emendo.serving.probes import make_probes
 from emendo.statistics import MomentStore
 from emendo.updates.update import ModelUpdate
 from tests.quick_plans import EIFFEL, QUICK
@@ -327,8 +328,11 @@ def test_an_evaluation_and_a_gate_ask_questions(emendo: Command, chat_model: str
     assert json.loads(out)["error"] is None
     limits = tmp_path / "gate.toml"
     limits.write_text("[checks.paraphrase]\nlimit = 0\n[checks.neighborhood_flips]\nlimit = 1\n", encoding="utf-8")
-    code, out, err = emendo("edit", "--requests", str(facts), "--gate", str(limits), *common)
+    code, out, err = emendo("edit", "--requests", str(facts), "--gate", str(limits), *common, "--out", "edited")
     assert code == 0, err
+    update = json.loads(out)["files"]["update"]
+    code, _, err = emendo("gate", "--model", chat_model, "--update", update, "--config", str(limits))
+    assert (code, "no record has paraphrase_prompts" in err) == (1, True)  # the update's own question was read
     checks = {check["name"]: check for check in json.loads(out)["gate"]["checks"]}
     assert checks["neighborhood_flips"]["n"] == 1
 
@@ -350,3 +354,11 @@ def test_an_edit_of_a_question_is_aligned_as_it_is_asked(lm: EditableModel) -> N
     edit = align_edit(lm, ASKED)
     assert list(edit.prompt.ids) == ids_of(lm, ASKED.text)
     assert lm.decode(edit.target_ids) == "Rome"
+
+
+def test_a_server_is_probed_with_the_question_in_chat(session: EditSession) -> None:
+    update = session.plan([ASKED], "emmet", settings=QUICK).update
+    (probe,) = make_probes(session.lm, [update], files=())
+    assert list(probe.question.prompt) == ids_of(session.lm, ASKED.text)
+    length = len(session.lm.encode_bare("Rome"))
+    assert probe.base == pytest.approx(-nll(session.lm, ids_of(session.lm, ASKED.text), "Rome") * length, abs=1e-3)

@@ -136,6 +136,7 @@ def test_what_cannot_be_asked_is_told_in_words(tmp_path: Path, problem: str) -> 
 @pytest.mark.parametrize("request_", [EXPECTED, IN_TURNS, EditRequest("{} is in", "Paris", "Rome")])
 def test_a_request_is_stored_and_read_back(request_: EditRequest) -> None:
     assert EditRequest.from_dict(json.loads(json.dumps(request_.to_dict()))) == request_
+    assert record_from_dict(request_.to_dict()).request == request_
     record = EditRecord(request_, "Paris", ("Where?",))
     assert record_from_dict(json.loads(json.dumps(record.to_dict()))) == record
 

@@ -263,7 +263,7 @@ def _records(updates: list[ModelUpdate]) -> list[EditRecord]:
         try:
             for row in rows if isinstance(rows, list) else []:
                 record = record_from_dict(row)
-                found[record.request.text] = record
+                found[record.request.fact] = record
         except (RequestError, TypeError) as error:
             raise UpdateFileError(
                 f"the requests recorded in an update file cannot be read; name the facts with --requests FILE. {error}"

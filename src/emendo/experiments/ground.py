@@ -91,7 +91,7 @@ def held_out_perplexity(snapshot: Snapshot, measures: Measures) -> float | None:
 def continued(snapshot: Snapshot, measures: Measures) -> list[str]:
     """Continuations of the prompts that are sampled of a snapshot's records."""
     prompts = sampled_prompts(snapshot.records, measures.samples, first=snapshot.first)
-    return list(snapshot.continuations([sample.prompt for sample in prompts], measures.new_tokens))
+    return list(snapshot.continuations([sample.asked for sample in prompts], measures.new_tokens))
 
 
 def further_measures(snapshot: Snapshot, wanted: Sequence[Measure], before: Snapshot) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from emendo.errors import RequestError
 from emendo.io.printable import shown
-from emendo.requests.chat import Chat, Message, asked_with, read_messages
+from emendo.requests.chat import Chat, Message, asked_with, read_messages, stored_chat
 from emendo.requests.hints import SLOT
 from emendo.requests.records import ASKED_FIELDS
 
@@ -28,6 +29,9 @@ def with_conversation(row: Mapping[str, Any]) -> Read:
     if not row.keys() & set(ASKED_FIELDS):
         return row, None, []
     rest = {name: value for name, value in row.items() if name not in ASKED_FIELDS}
+    if given == ["prompt", "messages"]:
+        with suppress(RequestError):  # a stored request has both
+            return rest, stored_chat(row["messages"], row["prompt"]), []
     if len(given) > 1:
         told = f"{', '.join(given[:-1])} and {given[-1]} are given"
         return rest, None, [f"{told}; give one: a prompt is continued, a question or messages are asked in chat"]

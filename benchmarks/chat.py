@@ -94,15 +94,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--edits", nargs="+", default=[edit.name for edit in EDITS])
+    parser.add_argument("--facts", type=int, default=58, help="How many of the facts, from the first.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="emendo")
     chosen = parser.parse_args()
     lm = emendo.load("demo")
-    records = {"raw": packaged("demo_facts.jsonl"), "questions": packaged("demo_questions.jsonl")}
+    files = {"raw": "demo_facts.jsonl", "questions": "demo_questions.jsonl"}
+    records = {form: packaged(name)[: chosen.facts] for form, name in files.items()}
     for raw, asked in zip(records["raw"], records["questions"], strict=True):
         assert same_text(raw.request.target) == same_text(asked.request.target)
-    for edit in (edit for edit in EDITS if edit.name in chosen.edits):
-        row: dict[str, Any] = {"edit": edit.name, "method": chosen.method, "seed": chosen.seed}
+    known = {edit.name: edit for edit in EDITS}
+    for edit in (known[name] for name in chosen.edits):
+        row: dict[str, Any] = {"edit": edit.name, "method": chosen.method, "seed": chosen.seed, "facts": chosen.facts}
         if edit.forms:
             requests = [record.request for form in edit.forms for record in records[form]]
             settings = {} if edit.scheme is None else {"contexts.scheme": edit.scheme}

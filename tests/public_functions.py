@@ -203,7 +203,9 @@ def values_of(folder: Path) -> dict[str, Any]:
         **{"by_digest.digest": header.fingerprint.digest},
         # servers
         **{"write_gguf_model.base": write_tiny_gguf(folder / "base.gguf"), "alias": "facts"},
+        **{"write_gguf_in_place.base": folder / "base.gguf"},
         **{"server": server.address, "engine": "llamacpp", "push.out": folder / "adapters"},
+        **{"moments": {layer: moment}, "contexts": ["{}"], "DecoderView.self": lm},
         **{"served_name.folder": folder / "adapters"},
         **{"token_entropy.ids": [5, 6], "has_dead_units.config": lm.config},
     }

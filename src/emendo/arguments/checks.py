@@ -161,10 +161,13 @@ class _Exported(dict[str, Any]):
         self._known = known
 
     def __missing__(self, name: str) -> Any:
-        exported = sys.modules["emendo"]
         if name in self._known or hasattr(builtins, name):
             raise KeyError(name)
-        return getattr(exported, name) if name in exported.__all__ else getattr(sys.modules.get("torch"), name, Any)
+        for package in ("emendo", "emendo.models"):
+            exported = sys.modules.get(package)
+            if exported is not None and name in exported.__all__:
+                return getattr(exported, name)
+        return getattr(sys.modules.get("torch"), name, Any)
 
 
 @functools.cache

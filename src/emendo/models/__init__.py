@@ -18,6 +18,9 @@ if TYPE_CHECKING:
         TokenBatch,
         pack_by_tokens,
     )
+    from emendo.models.decoder import (
+        DecoderView,
+    )
     from emendo.models.editable import (
         EditableModel,
     )
@@ -47,6 +50,7 @@ __all__ = [
     "WRAPPERS",
     "ArchitectureSpec",
     "Capture",
+    "DecoderView",
     "EditableModel",
     "TokenBatch",
     "adding",
@@ -67,6 +71,7 @@ __getattr__ = lazy(
         "ARCHITECTURES": "emendo.models.architecture",
         "ArchitectureSpec": "emendo.models.architecture",
         "Capture": "emendo.models.hooks",
+        "DecoderView": "emendo.models.decoder",
         "EditableModel": "emendo.models.editable",
         "ModelAdapter": "emendo.models.editable",
         "REFUSALS": "emendo.models.refusals",

@@ -203,7 +203,7 @@ def test_stored_parts_are_never_collected_again(
     obtain("self", store, lm)
     passes: list[list[int]] = []
     run = lm.run
-    monkeypatch.setattr(lm, "run", lambda batch, keys: passes.append(list(keys)) or run(batch, keys=keys))
+    monkeypatch.setattr(lm, "run", lambda batch, keys, **kw: passes.append(list(keys)) or run(batch, keys=keys, **kw))
     obtain(f"0.9*self+0.1*{text}", store, lm)
     assert passes == [LAYERS], "one pass for the text, none for the sampled part"
     passes.clear()

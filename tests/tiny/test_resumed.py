@@ -40,6 +40,7 @@ def test_a_resumed_pass_is_a_whole_one(family: str) -> None:
         change(lm, 1)
         ran = blocks_run(lm)
         second = resumed.run(lm, keys=[2], mlp_out=[2], resid=[2], resume=2)
+        second.stack()  # of mixtures
         assert ran[0] == 1
         whole = lm.run(resumed.batch, keys=[2], mlp_out=[2], resid=[2])
         for kind in ("keys", "mlp_out", "resid"):

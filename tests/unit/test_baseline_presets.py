@@ -19,7 +19,7 @@ class Shape(EditableModel):
     n_layers = d_model = vocab_size = 0
 
     def __init__(self, model: KnownModel) -> None:
-        self.spec = type("Spec", (), {"model_type": model.model_type})()
+        self.spec = type("Spec", (), {"model_type": model.model_type, "experts": None})()
         self.n_layers, self.d_model, self.vocab_size = model.n_layers, model.d_model, model.vocab_size or 1
 
     name = "shape"

@@ -222,7 +222,18 @@ def cannot_load(name: str, error: Exception) -> ModelNotFoundError:
     )
 
 
-def _load_gguf(path: Path, options: dict[str, Any], name: str = "") -> tuple[Any, Any]:
+def read_gguf_config(path: Path, name: str = "") -> tuple[dict[str, Any], Any]:
+    """Where a GGUF file's parts are read from, as transformers takes it, and its configuration.
+
+    Args:
+        path: The file.
+        name: How errors name it.
+
+    Raises:
+        ModelNotFoundError: A package that reads it is missing.
+        InputError: It is refused.
+        OSError, ValueError, ...: What readers of GGUF files raise (`UNREADABLE`).
+    """
     try:
         import accelerate  # noqa: F401
         import gguf  # noqa: F401
@@ -230,13 +241,17 @@ def _load_gguf(path: Path, options: dict[str, Any], name: str = "") -> tuple[Any
         raise ModelNotFoundError(
             f"reading {path.name} needs the packages gguf and accelerate: pip install 'emendo[demo]'"
         ) from error
-    name = name or str(path)
     # The tokenizer's settings are read from whatever else lies in the file's folder.
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "trust_remote_code": False}
+    check_gguf(path)
+    check_beside(path.parent, name or str(path))
+    return where, AutoConfig.from_pretrained(**where)
+
+
+def _load_gguf(path: Path, options: dict[str, Any], name: str = "") -> tuple[Any, Any]:
+    name = name or str(path)
     try:
-        check_gguf(path)
-        check_beside(path.parent, name)
-        config = AutoConfig.from_pretrained(**where)
+        where, config = read_gguf_config(path, name)
         resolve_architecture(config)
         check_model_size(AutoModelForCausalLM, config, [path], GGUF_GROWTH)
         model = AutoModelForCausalLM.from_pretrained(**where, **_with_dtype(options, torch.float32))

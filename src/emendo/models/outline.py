@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from emendo.arguments import checked
 from emendo.errors import InputError, ModelNotFoundError
 from emendo.models import demo
 from emendo.models.architecture import resolve_architecture
 from emendo.models.decoder import DecoderView
-from emendo.models.gguf_header import check_gguf
-from emendo.models.loading import UNREADABLE, cannot_load, read_config, silent_transformers
+from emendo.models.loading import UNREADABLE, cannot_load, read_config, read_gguf_config, silent_transformers
 from emendo.models.sources import find_source
 
 
@@ -58,9 +57,7 @@ def _config(name: str) -> tuple[Any, torch.dtype]:
         else:
             raise ModelNotFoundError(f"the demo model is not installed. Get it with: {demo.INSTALL}")
     if place.suffix.lower() == ".gguf" and place.is_file():
-        check_gguf(place)
-        where = {"pretrained_model_name_or_path": str(place.parent), "gguf_file": place.name}
-        return AutoConfig.from_pretrained(**where, trust_remote_code=False), torch.float32
+        return read_gguf_config(place)[1], torch.float32
     _, _, _, config = read_config(source.place, name)
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
     return config, own if isinstance(own, torch.dtype) else torch.float32

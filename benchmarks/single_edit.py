@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     lm = emendo.load(args.model)
-    requests = [record.request for record in emendo.load_records(args.data)[: args.n]]
+    requests = [record.request for record in emendo.load_records(args.data).records[: args.n]]
     session = emendo.EditSession(lm)
     preparing, ready = timed(lambda: session.prepare(args.method))
     ready.edit(requests[0])  # what is only slow once

@@ -6,8 +6,8 @@ by one for ROME):
 1. read the keys K, and refuse those that the method cannot hold before anything is searched;
 2. search the target values v* (`editing.value_search`) at the layers that the distribution aims at;
 3. for each step of the distribution, ascending: read the keys K of the step's layer and what is still missing at the
-   layer that it aims at, take the layer's share R of it (`solve.distribution`), solve for the dual keys Q (`solve`), and
-   write ΔW = RᵀQ so that the next layer sees it;
+   layer that it aims at, take the layer's share R of it (`solve.distribution`), solve for the dual keys Q (`solve`),
+   and write ΔW = RᵀQ so that the next layer sees it;
 4. where the method keeps a history, make the written keys part of what the next batch preserves.
 
 All of it happens in an isolated model with its own weights in those layers (`models.isolation`). Then the post-step

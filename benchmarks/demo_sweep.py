@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import emendo
-import emendo.editing.pipeline
+import emendo.editing.edit_run
 from emendo.cli.options import parse_layers, parse_settings
 from emendo.evaluate import evaluate_records, packaged_text, perplexity
 
@@ -24,7 +24,7 @@ DEV_FACTS = Path(__file__).parent / "data" / "dev_facts.jsonl"
 
 def reuse_targets() -> None:
     """Let the pipeline find equal target searches on the unedited model only once in this process."""
-    search, known = emendo.editing.pipeline.search_values, {}
+    search, known = emendo.editing.edit_run.search_values, {}
 
     def remembered(lm, requests, contexts, layer, settings, progress=None):
         key = (tuple(requests), tuple(contexts), layer, settings)
@@ -32,7 +32,7 @@ def reuse_targets() -> None:
             known[key] = search(lm, requests, contexts, layer, settings, progress)
         return known[key]
 
-    emendo.editing.pipeline.search_values = remembered
+    emendo.editing.edit_run.search_values = remembered
 
 
 def main() -> None:

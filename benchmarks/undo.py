@@ -66,7 +66,7 @@ def kept_targets(known: dict[tuple[str, int], FoundValues]) -> Iterator[None]:
             known[key] = search_values(lm, requests, contexts, layer, *rest)
         return known[key]
 
-    with patch("emendo.editing.pipeline.search_values", remembered):
+    with patch("emendo.editing.edit_run.search_values", remembered):
         yield
 
 

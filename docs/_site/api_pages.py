@@ -12,7 +12,8 @@ FOLDER = "reference/api"
 _LEFT_OUT = ("cli", "io", "data")
 """Packages that are not for users of the library."""
 
-_OPTIONS = {"EditableModel": "    options:\n      inherited_members: true\n"}
+_INHERITED = "    options:\n      inherited_members: true\n"
+_OPTIONS = {"EditableModel": _INHERITED, "EditSession": _INHERITED}
 """Of names whose members come from several classes."""
 
 

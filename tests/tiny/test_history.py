@@ -139,7 +139,7 @@ def fix_values(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
         return FoundValues(layer, torch.stack(rows), torch.stack(rows), ())
 
-    monkeypatch.setattr("emendo.editing.pipeline.search_values", fixed)
+    monkeypatch.setattr("emendo.editing.edit_run.search_values", fixed)
 
 
 @pytest.mark.parametrize(("family", "s"), pairs(FAMILIES, [1.0, 0.25]))

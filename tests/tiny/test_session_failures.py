@@ -49,9 +49,9 @@ STAGES = {
     "keys of the first layer": ("emendo.editing.keys.EditActivations.keys", 1),
     "keys of the second layer": ("emendo.editing.keys.EditActivations.keys", 2),
     "residual of the second layer": ("emendo.editing.keys.EditActivations.values", 2),
-    "solve of the first layer": ("emendo.editing.pipeline.solve", 1),
-    "solve of the last layer": ("emendo.editing.pipeline.solve", 3),
-    "measures": ("emendo.editing.pipeline.layer_report", 2),
+    "solve of the first layer": ("emendo.editing.edit_run.solve", 1),
+    "solve of the last layer": ("emendo.editing.edit_run.solve", 3),
+    "measures": ("emendo.editing.edit_run.layer_report", 2),
     "the update": ("emendo.editing.pipeline.ModelUpdate", 1),
 }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-import emendo.editing.pipeline
+import emendo.editing.edit_run
 from emendo.attribution import edits_of
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
@@ -89,13 +89,13 @@ def one_after_another(
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[list[EditRequest]]:
     """The requests of every search, and the earlier facts that it keeps."""
     made: list[list[EditRequest]] = []
-    find = emendo.editing.pipeline.search_values
+    find = emendo.editing.edit_run.search_values
 
     def counted(*arguments: Any) -> Any:
         made.append([*arguments[1], *arguments[6]])
         return find(*arguments)
 
-    monkeypatch.setattr(emendo.editing.pipeline, "search_values", counted)
+    monkeypatch.setattr(emendo.editing.edit_run, "search_values", counted)
     return made
 
 

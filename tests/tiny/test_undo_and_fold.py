@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import emendo.editing.pipeline
+import emendo.editing.edit_run
 from emendo.editing.session import EditSession
 from emendo.editing.value_search import FoundValues, search_values
 from emendo.errors import BaseMismatchError, UndoError
@@ -45,7 +45,7 @@ def targets_kept(monkeypatch: pytest.MonkeyPatch, known: dict[Any, FoundValues])
         return known[key]
 
     with monkeypatch.context() as patched:
-        patched.setattr(emendo.editing.pipeline, "search_values", remembered)
+        patched.setattr(emendo.editing.edit_run, "search_values", remembered)
         yield
 
 

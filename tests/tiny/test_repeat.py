@@ -47,15 +47,37 @@ def test_each_line_is_a_fact_and_a_bad_one_stops_nothing(
 
 
 def test_what_goes_with_one_plan_is_refused_before_the_model_is_loaded(emendo: Command, tmp_path: Path) -> None:
-    code, _, err = emendo("edit", "--model", "nosuch", "--repeat", "--subject", "x", "--plan-only")
+    alone = (
+        "--subject",
+        "x",
+        "--chat",
+        "--no-judge",
+        "-m",
+        "why",
+        "--plan-only",
+        "--gate",
+        "default",
+        "--workers",
+        "1",
+    )
+    code, _, err = emendo("edit", "--model", "nosuch", "--repeat", *alone)
     assert code == 2
-    assert "--subject, --plan-only" in err
+    excluded = err.split("it excludes ")[1].replace("\n", " ").split(", ")
+    named = {"--subject", "--chat", "--no-judge", "--plan-only", "--message", "--gate"}
+    assert {one.strip() for one in excluded} == named, "none is ignored without a word"
+    code, _, err = emendo(
+        "edit", "--model", "nosuch", "--repeat", "--out", str(tmp_path / "facts.safetensors" / "x" / "")
+    )
+    assert code == 2
     there = tmp_path / "facts.safetensors"
     there.write_bytes(b"kept")
     code, _, err = emendo("edit", "--model", "nosuch", "--repeat", "--out", str(there))
     assert code == 2
     assert "--overwrite" in err
     assert there.read_bytes() == b"kept"
+    code, _, err = emendo("edit", "--model", "nosuch", "--repeat", "--out", str(there / "inside"))
+    assert code == 2
+    assert "writable" in err
 
 
 def test_undo_with_nothing_written_says_so(emendo: Command, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ import typer
 
 from emendo.cli import facts, gate, options
 from emendo.cli import ledger as ledgers
-from emendo.cli.catalog import show_method
-from emendo.cli.console import Terminal, coloured, shortened
+from emendo.cli.console import Terminal, coloured
 from emendo.cli.interrupts import truthful
 from emendo.errors import RequestError
 from emendo.methods import DEFAULT_METHOD
@@ -24,11 +23,9 @@ if TYPE_CHECKING:
     from emendo.report import Judgement
     from emendo.requests import EditRecord, Join
 
-_MOST_SHOWN, _MOST_NAMED, _MOST_CHARACTERS = 20, 5, 100
-"""Requests in the table of a plan, requests that a note names, characters of a cell."""
-
 
 def edit(
+    context: typer.Context,
     model: options.Model,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Text with one {} for the subject.")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="What the fact is about.")] = None,
@@ -80,24 +77,9 @@ def edit(
     """Write facts into a model: one from --prompt, --subject and --target, or many from --requests."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     # Everything that can be refused is refused before the model is loaded.
-    options.check_workers(workers, ray, load_in=load_in)
     if repeated:
-        excluded = {
-            "--prompt": prompt is not None,
-            "--subject": subject is not None,
-            "--target": target is not None,
-            "--target-true": target_true is not None,
-            "--join": join != "auto",
-            "--requests": requests is not None,
-            "--plan-only": plan_only,
-            "--ledger": ledger is not None,
-            "--gate": limits is not None,
-            "--rejected": rejected is not None,
-            "--workers": workers is not None,
-            "--ray": ray is not None,
-        }
         _repeat(
-            *(terminal, model, method, layers, settings, out, excluded),
+            *(terminal, model, method, layers, settings, out, options.given(context)),
             overwrite=overwrite,
             seed=seed,
             device=device,
@@ -105,6 +87,7 @@ def edit(
             load_in=load_in,
         )
         return
+    options.check_workers(workers, ray, load_in=load_in)
     records = _records(terminal, prompt, subject, target, join, target_true, requests, format)
     records = facts.asked_in_chat(records, chat=chat, system=system, join=join)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
@@ -129,6 +112,8 @@ def edit(
     session = EditSession(lm, seed=seed, progress=terminal)
     if plan_only:
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
+        from emendo.cli.plan_only import show_plan
+
         show_plan(terminal, session, resolved.config.evaluation_prompts(records), resolved.to_dict())
         return
     with (
@@ -155,7 +140,7 @@ def _repeat(
     layers: str | None,
     settings: list[str] | None,
     out: Path | None,
-    excluded: dict[str, bool],
+    given: list[str],
     *,
     overwrite: bool,
     seed: int,
@@ -166,7 +151,7 @@ def _repeat(
     """Facts one after another, each planned with everything made ready."""
     from emendo.cli.repeat import check_repeat, repeat, standard_input
 
-    check_repeat(excluded, out, overwrite=overwrite)
+    check_repeat(given, out, overwrite=overwrite)
     chosen_layers, chosen_settings = options.parse_layers(layers), options.parse_settings(settings)
     from emendo.methods import check_named
 
@@ -346,82 +331,6 @@ def show_judgement(terminal: Terminal, judgement: Judgement) -> None:
         f"Perplexity of a held-out text: {judgement.perplexity_before:.2f} before, "
         f"{judgement.perplexity_after:.2f} after (ratio {judgement.perplexity_ratio:.4f})"
     )
-
-
-def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord], method: dict[str, Any]) -> None:
-    """What would be done: every setting with its origin, and how each request is read.
-
-    Args:
-        terminal: Where it is shown.
-        session: Holds the model.
-        records: As the model is asked them, see `Method.evaluation_prompts`.
-        method: As `to_dict` of a resolved method or baseline gives it.
-    """
-    from emendo.editing.plan import question_warning
-    from emendo.editing.sharing import refuse_contradictions, share_groups
-    from emendo.models.alignment import align_edit
-
-    lm = session.lm
-    shared = method["settings"].get("target.shared")
-    requests = [record.request for record in records]
-    groups = share_groups(lm, requests, shared) if shared else []
-    refuse_contradictions(lm, requests, groups)
-    read = []
-    terminal.start("requests", len(records))
-    for record in records:
-        terminal.advance()
-        edit = align_edit(lm, record.request)
-        read.append(
-            {
-                **record.request.to_dict(),
-                "subject_last_token": lm.decode([edit.prompt.ids[edit.prompt.subject_last]]),
-                "target_tokens": [lm.decode([token]) for token in edit.target_ids],
-            }
-        )
-    terminal.finish()
-    show_method(terminal, method["name"], method)
-    _show_requests(terminal, records, read)
-    for note in question_warning(lm, requests):
-        terminal.line(f"Note: {note}")
-    _show_groups(terminal, records, groups, shared)
-    terminal.line("Nothing was edited (--plan-only).")
-    document = {"plan_only": True, "base": session.base, "method": method, "requests": read, "groups": groups}
-    terminal.result(document)
-
-
-def _show_groups(terminal: Terminal, records: list[EditRecord], groups: list[list[int]], shared: str) -> None:
-    """Requests that share one value, where any do."""
-    why = "the same key: their prompts are equal up to the subject's end" if shared == "key" else "one subject"
-    rows = []
-    for group in groups:
-        if len(group) > 1:
-            told = (f"{records[index].request.text} → {records[index].request.target}" for index in group)
-            rows.append(("\n".join(shortened(line, _MOST_CHARACTERS) for line in told),))
-    if rows:
-        terminal.table(f"Requests that share one value ({why})", ("searched together",), rows[:_MOST_SHOWN])
-        if len(rows) > _MOST_SHOWN:
-            terminal.line(f"and {len(rows) - _MOST_SHOWN} more groups (--json has all)")
-
-
-def _show_requests(terminal: Terminal, records: list[EditRecord], read: list[dict[str, Any]]) -> None:
-    """The first requests as the model reads them, and what is odd about any of them."""
-    rows = (
-        (r["subject"], repr(r["subject_last_token"]), str(r["target_tokens"]), r["prompt"]) for r in read[:_MOST_SHOWN]
-    )
-    terminal.table(
-        "Requests as the model reads them",
-        ("subject", "last subject token", "target tokens", "prompt"),
-        ([shortened(cell, _MOST_CHARACTERS) for cell in row] for row in rows),
-    )
-    if len(read) > _MOST_SHOWN:
-        terminal.line(f"and {len(read) - _MOST_SHOWN} more (--json has all)")
-    from emendo.requests import same_text
-
-    known = [r.request.label for r in records if r.target_true and same_text(r.target_true) == r.request.answer]
-    if known:
-        more = f" and {len(known) - _MOST_NAMED} more" if len(known) > _MOST_NAMED else ""
-        told = ", ".join(shortened(label, _MOST_CHARACTERS) for label in known[:_MOST_NAMED])
-        terminal.line(f"Note: target and target_true are the same, so there is nothing to change, for {told}{more}.")
 
 
 def _show_cost(terminal: Terminal, document: dict[str, Any]) -> None:

@@ -53,6 +53,16 @@ _MOST_LAYERS = 10_000
 """More than any model has; a longer range is a slip, and would only fill memory."""
 
 
+def given(context: typer.Context) -> list[str]:
+    """Options that the command line or the environment gives, as `--name`, in the order of the help."""
+    found = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT"):
+            found.append(max(parameter.opts, key=len))
+    return found
+
+
 def parse_layers(text: str | None) -> list[int] | None:
     """Layers from ``5``, ``4,5,6`` or ``4-8``; None stays None.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emendo.cli.console import Terminal
 from emendo.errors import EmendoError, InputError, RequestError
+from emendo.io.writable import check_writable_file
 
 if TYPE_CHECKING:
     from emendo.editing.prepared import PreparedMethod
@@ -22,26 +23,32 @@ _ANSWER_TOKENS = 8
 HOW = 'a fact a line, {"prompt": "The capital of {} is", "subject": "France", "target": "Rome"}; or undo'
 """What standard input takes."""
 
+_TAKEN = ("--repeat", "--model", "--method", "--layers", "--set", "--out", "--overwrite", "--seed", "--device")
+_TAKEN += ("--dtype", "--load-in", "--json", "--quiet")
+"""Options that mean something here; the others belong to one plan of facts that are known before."""
 
-def check_repeat(excluded: dict[str, bool], out: Path | None, *, overwrite: bool) -> None:
-    """Refuse options that mean nothing here, and a file that is there.
+
+def check_repeat(given: Sequence[str], out: Path | None, *, overwrite: bool) -> None:
+    """Refuse options that mean nothing here, and a file that is there or cannot be written.
 
     Args:
-        excluded: Options that go with one plan, and whether they were given.
+        given: Options of the command line.
         out: File for the update.
         overwrite: It may be replaced.
 
     Raises:
         InputError: Names them.
+        OutputError: The file cannot be written.
     """
-    given = [name for name, is_given in excluded.items() if is_given]
-    if given:
+    if excluded := [name for name in given if name not in _TAKEN]:
         raise InputError(
             f"--repeat reads its facts from standard input ({HOW}) and writes each of them; it excludes "
-            f"{', '.join(given)}"
+            f"{', '.join(excluded)}"
         )
-    if out is not None and out.exists() and not overwrite:
-        raise InputError(f"{out} exists; expected a new file for the update of all facts, or --overwrite")
+    if out is not None:
+        if out.exists() and not overwrite:
+            raise InputError(f"{out} exists; expected a new file for the update of all facts, or --overwrite")
+        check_writable_file(out)
 
 
 def repeat(terminal: Terminal, ready: PreparedMethod, lines: Iterable[str], out: Path | None) -> None:

@@ -28,6 +28,7 @@ from emendo.cli import (
     evaluate,
     experiment,
     export,
+    export_gguf,
     gate,
     harness,
     layers,
@@ -71,6 +72,10 @@ app.command("report")(report.report)
 app.command("data")(data.data)
 app.add_typer(updates.app, name="update")
 app.add_typer(export.app, name="export")
+export.app.command("gguf-lora")(export_gguf.gguf_lora)
+export.app.command("gguf")(export_gguf.gguf)
+export.app.command("gguf-in-place")(export_gguf.gguf_in_place)
+export.app.command("in-place")(export_gguf.in_place)
 app.command("push")(push.push)
 app.command("trace")(trace.trace)
 app.command("layers")(layers.layers)

@@ -23,8 +23,9 @@ _ANSWER_TOKENS = 8
 HOW = 'a fact a line, {"prompt": "The capital of {} is", "subject": "France", "target": "Rome"}; or undo'
 """What standard input takes."""
 
-_TAKEN = ("--repeat", "--model", "--method", "--layers", "--set", "--out", "--overwrite", "--seed", "--device")
-_TAKEN += ("--dtype", "--load-in", "--json", "--quiet")
+_TAKEN = frozenset({"--repeat", "--model", "--method", "--layers", "--set", "--out", "--overwrite"}) | frozenset(
+    {"--seed", "--device", "--dtype", "--load-in", "--json", "--quiet"}
+)
 """Options that mean something here; the others belong to one plan of facts that are known before."""
 
 

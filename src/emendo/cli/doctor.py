@@ -84,6 +84,7 @@ def extras() -> dict[str, dict[str, str]]:
         "peft": "LoRA fine-tuning, a baseline",
         "report": "plots and pages",
         "harness": "general ability (lm-evaluation-harness)",
+        "sentencepiece": "tokenizers that are a tokenizer.model alone",
         "quantised": "bases in 4 and 8 bits",
         "ray": "workers on a cluster",
         "ui": "the page",

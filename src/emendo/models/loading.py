@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import logging as transformers_logging
 
 from emendo.arguments import checked
-from emendo.errors import InputError, ModelNotFoundError
+from emendo.errors import EmendoWarning, InputError, ModelNotFoundError
 from emendo.models import demo
 from emendo.models.architecture import refuse_own_code, resolve_architecture
 from emendo.models.declared import GGUF_GROWTH, check_model_size
@@ -28,6 +28,7 @@ from emendo.models.gguf_header import check_gguf
 from emendo.models.hub_files import fetch_settings, fetch_weights, has_safetensors
 from emendo.models.quantisation import FewBits
 from emendo.models.sources import DEMO, find_source
+from emendo.models.tokenizer_files import read_tokenizer
 from emendo.progress import Progress, Silent
 
 UNREADABLE = (
@@ -125,7 +126,11 @@ def _from_pretrained(place: str, options: dict[str, Any], few_bits: FewBits, nam
         spec = resolve_architecture(config)
         options = few_bits.options(options, config, name)
         auto = AutoModelForCausalLM if spec.wrapper is None else AutoModelForImageTextToText
-        weights = _weights(place, name, folder, commit, said)
+        weights = check_folder(folder, name, said) if commit is None else []
+        # Before what is long: gigabytes are fetched and read after it.
+        tokenizer = _guarded(name, lambda: read_tokenizer(folder, name, place, **pinned))
+        if commit is not None:
+            weights = _fetched(place, name, folder, commit, said)
         if weights:
             check_model_size(auto, config, weights, few_bits.growth(config))
         model, found = auto.from_pretrained(
@@ -138,7 +143,6 @@ def _from_pretrained(place: str, options: dict[str, Any], few_bits: FewBits, nam
             ignore_mismatched_sizes=True,  # they are told below, by name
             output_loading_info=True,
         )
-        tokenizer = _tokenizer(name, pretrained_model_name_or_path=place, trust_remote_code=False, **pinned)
     except (InputError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:
@@ -176,10 +180,12 @@ def read_config(place: str, name: str) -> tuple[Path, str | None, dict[str, Any]
     return folder, commit, said, AutoConfig.from_pretrained(place, trust_remote_code=False, **pinned)
 
 
-def _tokenizer(name: str, **where: Any) -> Any:
-    """The tokenizer of a model; the library in Rust behind it raises Exception itself, or panics, on damaged files."""
+def _guarded(name: str, read: Callable[[], Any]) -> Any:
+    """What a reader of tokenizers gives; the library in Rust behind it raises Exception itself, or panics."""
     try:
-        return AutoTokenizer.from_pretrained(**where)
+        return read()
+    except InputError:
+        raise
     except Exception as error:
         raise cannot_load(name, error) from error
     except BaseException as error:
@@ -188,10 +194,8 @@ def _tokenizer(name: str, **where: Any) -> Any:
         raise cannot_load(name, ValueError(f"its tokenizer's files are damaged ({error})")) from error
 
 
-def _weights(place: str, name: str, folder: Path, commit: str | None, said: dict[str, Any]) -> list[Path]:
-    """The checked files with the weights; none where the hub may have converted a repository of pickles."""
-    if commit is None:
-        return check_folder(folder, name, said)
+def _fetched(place: str, name: str, folder: Path, commit: str, said: dict[str, Any]) -> list[Path]:
+    """The checked files with a repository's weights; none where the hub may have converted its pickles."""
     if said.get("transformers_weights") is None and not has_safetensors(place, commit, folder):
         if is_offline_mode():
             raise no_weights(folder, name)
@@ -255,7 +259,7 @@ def _load_gguf(path: Path, options: dict[str, Any], name: str = "") -> tuple[Any
         resolve_architecture(config)
         check_model_size(AutoModelForCausalLM, config, [path], GGUF_GROWTH)
         model = AutoModelForCausalLM.from_pretrained(**where, **_with_dtype(options, torch.float32))
-        tokenizer = _tokenizer(name, **where)
+        tokenizer = _guarded(name, lambda: AutoTokenizer.from_pretrained(**where))
     except (InputError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:
@@ -344,13 +348,16 @@ def silent_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         # The GGUF reader draws bars of its own, straight to standard error.
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(record=True) as said, redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", EmendoWarning)
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+    for own in said:
+        warnings.warn_explicit(own.message, own.category, own.filename, own.lineno)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,20 +24,16 @@ from typing import Any
 from emendo.arguments import Count, checked
 from emendo.errors import EmendoWarning, WorkerError
 from emendo.parallel.board import Board
-from emendo.parallel.claims import Claims
+from emendo.parallel.crew import LOSSES, Crew
 from emendo.parallel.recipe import WorldRecipe
 from emendo.parallel.relay import Relay, done_or_failed, packed, relayed_notes, unpacked
-from emendo.parallel.units import Finished, Recipe, Unit, check_result
-from emendo.progress import Progress
-
-LOSSES = 5
-"""Workers that may be lost on one unit without a step in between."""
+from emendo.parallel.units import Finished, Unit, check_result
 
 _PATIENCE = 20.0
 """Seconds that a process has to end by itself, before it is killed."""
 
 
-class Processes:
+class Processes(Crew):
     """So many processes, kept until `close` or the end of the context, so that a model is loaded once in each.
 
     Args:
@@ -45,47 +41,25 @@ class Processes:
         losses: Workers that may be lost, one after another, on one unit or before their model is loaded.
     """
 
-    here, shared = False, False
+    kind = "workers"
 
     @checked
     def __init__(self, count: Count, *, losses: Count = LOSSES) -> None:
         self.count, self.losses = count, losses
-        self._recipe: Recipe | None = None
+        self._recipe: WorldRecipe | None = None
         self._crew: list[_Worker] = []
 
-    def map(
-        self,
-        recipe: Recipe,
-        units: Iterable[Unit],
-        folder: Path,
-        *,
-        title: str = "units",
-        progress: Progress | None = None,
-    ) -> Iterator[Finished]:
-        """See `Workers.map`."""
-        every = list(units)
-        left = []
-        for unit in every:
-            if unit.done(folder):
-                yield Finished(unit.id)
-            else:
-                left.append(unit)
-        if not left:
-            return
-        if not isinstance(recipe, WorldRecipe):
-            raise TypeError(f"other processes need a WorldRecipe, found {type(recipe).__name__}")
+    @property
+    def size(self) -> int:
+        """How many processes there are at most."""
+        return self.count
+
+    def hire(self, recipe: WorldRecipe) -> None:
+        """See `Crew.hire`; a process is started when there is a unit for it."""
         if recipe != self._recipe:
             self.close()
             self._recipe = recipe
             _tell_of_threads(self.count, recipe)
-        try:
-            with Board(left, f"{title} ({self.count} workers)", progress) as board:
-                yield from self._work(_Work(deque(left), board, folder.absolute(), self.losses))
-            names = {unit.id for unit in left}
-            Claims(folder).sweep(lambda name: name in names)
-        except BaseException:  # Ctrl-C, an error of a unit, or a caller that has enough
-            self.close()
-            raise
 
     def close(self) -> None:
         """End the processes: each is told to, and killed if it does not."""
@@ -104,13 +78,9 @@ class Processes:
         """Numbers of the processes that there are now."""
         return [worker.process.pid for worker in self._crew if worker.process.pid is not None]
 
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _work(self, work: _Work) -> Iterator[Finished]:
+    def work(self, left: deque[Unit], folder: Path, board: Board) -> Iterator[Finished]:
+        """See `Crew.work`."""
+        work = _Work(left, board, folder, self.losses)
         while work.left or any(worker.unit is not None for worker in self._crew):
             self._fill(work)
             talking = {worker.pipe: worker for worker in self._crew}
@@ -128,7 +98,7 @@ class Processes:
 
     def _fill(self, work: _Work) -> None:
         """Workers for what is left, and work for those who have none."""
-        assert isinstance(self._recipe, WorldRecipe)
+        assert self._recipe is not None  # hired
         numbers = {worker.number for worker in self._crew}
         busy = sum(worker.unit is not None for worker in self._crew)
         for number in range(self.count):

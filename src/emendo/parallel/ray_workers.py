@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,10 @@ from emendo.arguments import Count, checked
 from emendo.errors import EmendoWarning, InputError, WorkerError
 from emendo.io.home import emendo_home
 from emendo.parallel.board import Board
-from emendo.parallel.claims import Claims
-from emendo.parallel.processes import LOSSES
+from emendo.parallel.crew import LOSSES, Crew
 from emendo.parallel.recipe import WorldRecipe
 from emendo.parallel.relay import Relay, done_or_failed, packed, relayed_notes, unpacked
-from emendo.parallel.units import Finished, Recipe, Unit, World, check_result
-from emendo.progress import Progress
+from emendo.parallel.units import Finished, Unit, World, check_result
 
 _CARRIED = ("ATEN_CPU_CAPABILITY", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTHONPATH")
 """Environment variables that workers have as the command has them, beside those that begin with EMENDO_."""
@@ -32,7 +30,7 @@ _VISIBLE = 90.0
 """Seconds that a file of another machine may take to be seen here; network file systems cache for up to 60."""
 
 
-class RayWorkers:
+class RayWorkers(Crew):
     """Workers on a cluster of Ray, one for each accelerator or for as many processor cores as a model has threads.
 
     Args:
@@ -45,49 +43,27 @@ class RayWorkers:
         InputError: The extra ``ray`` is not installed.
     """
 
-    here, shared = False, False
+    kind = "workers of Ray"
 
     @checked
     def __init__(self, address: str = "local", count: Count | None = None, *, losses: Count = LOSSES) -> None:
         self.address, self.count, self.losses = address, count, losses
         self._ray = _library()
         self._started = False
-        self._recipe: Recipe | None = None
+        self._recipe: WorldRecipe | None = None
         self._crew: list[Any] = []
         self._told: Any = None
 
-    def map(
-        self,
-        recipe: Recipe,
-        units: Iterable[Unit],
-        folder: Path,
-        *,
-        title: str = "units",
-        progress: Progress | None = None,
-    ) -> Iterator[Finished]:
-        """See `Workers.map`."""
-        left: deque[Unit] = deque()
-        for unit in units:
-            if unit.done(folder):
-                yield Finished(unit.id)
-            else:
-                left.append(unit)
-        if not left:
-            return
-        if not isinstance(recipe, WorldRecipe):
-            raise TypeError(f"workers of Ray need a WorldRecipe, found {type(recipe).__name__}")
-        every = list(left)
-        try:
-            self._connect()
-            if recipe != self._recipe:
-                self._hire(recipe)
-            with Board(every, f"{title} ({len(self._crew)} workers of Ray)", progress) as board:
-                yield from self._work(left, folder.absolute(), board)
-            names = {unit.id for unit in every}
-            Claims(folder).sweep(lambda name: name in names)
-        except BaseException:  # Ctrl-C, an error of a unit, or a caller that has enough
-            self.close()
-            raise
+    @property
+    def size(self) -> int:
+        """How many workers the cluster has room for, or were asked for."""
+        return len(self._crew)
+
+    def hire(self, recipe: WorldRecipe) -> None:
+        """See `Crew.hire`."""
+        self._connect()
+        if recipe != self._recipe:
+            self._hire(recipe)
 
     def close(self) -> None:
         """End the workers, and Ray where it was started for them."""
@@ -102,12 +78,6 @@ class RayWorkers:
         if self._started:
             self._ray.shutdown()
             self._started = False
-
-    def __enter__(self) -> RayWorkers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _connect(self) -> None:
         if self._ray.is_initialized():
@@ -150,7 +120,8 @@ class RayWorkers:
         self._crew = [remote.remote(recipe, self._told) for _ in range(count)]
         self._recipe = recipe
 
-    def _work(self, left: deque[Unit], folder: Path, board: Board) -> Iterator[Finished]:
+    def work(self, left: deque[Unit], folder: Path, board: Board) -> Iterator[Finished]:
+        """See `Crew.work`."""
         busy: dict[Any, tuple[Any, Unit]] = {}
         idle = list(self._crew)
         while left or busy:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from emendo.datasets import load_records
+from tests.dataset_rows import ZSRE
 from tests.experiment_cases import CHEAP, QUICK, grid, write_records, write_zsre
 from tests.tiny.conftest import Command
 
@@ -54,6 +56,35 @@ def test_eval_of_zsre_shows_the_scores_of_zsre(emendo: Command, model: str, tmp_
     for words in ("zsRE token accuracy", "zsRE efficacy", "score", "Generated answers", "locality_argmax", "(bits)"):
         assert words in text
     assert " S " not in text.splitlines()[0]
+
+
+def test_a_format_is_named_for_every_command_that_takes_facts(emendo: Command, model: str, tmp_path: Path) -> None:
+    """Rows of zsRE are read with the answer, or with the alternative, as the target."""
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps([ZSRE]))
+    more = ["--format", "zsre-easyedit"]
+    assert load_records(path).source["format"] == "zsre"
+    common = ("eval", "--model", model, "--data", str(path), "--n", "1", *SET, "--json", "--quiet")
+    cells = []
+    for options in ([], more):
+        code, text, err = emendo(*common, *options, "--plan-only")
+        assert code == 0, err
+        cells.append(json.loads(text)["cell"])
+    assert "format" not in cells[0], "as it was before formats could be named"
+    assert cells[1]["format"] == "zsre-easyedit"
+    assert cells[0]["id"] != cells[1]["id"]
+    code, text, err = emendo(*common, *more)
+    assert code == 0, err
+    assert json.loads(text)["zsre"], "the score of the format goes with it"
+    grid_file = tmp_path / "grid.yaml"
+    grid_file.write_text(yaml.safe_dump({**grid(model, str(path)), "n": 1, "batch_sizes": [1]}))
+    code, text, err = emendo("experiment", str(grid_file), *more, "--plan-only", "--json", "--quiet")
+    assert code == 0, err
+    assert {cell["format"] for cell in json.loads(text)["cells"]} == {"zsre-easyedit"}
+    for command in ("trace", "layers"):
+        code, _, err = emendo(command, "--model", model, "--facts", str(path), "--format", "zrse")
+        assert code == 2
+        assert "did you mean 'zsre'?" in err
 
 
 def test_eval_without_a_folder_leaves_none(emendo: Command, model: str, data: str, tmp_path: Path) -> None:

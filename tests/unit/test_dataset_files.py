@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +207,8 @@ def test_csv_that_cannot_be_read(tmp_path: Path, text: str, reason: str) -> None
         (b"# Title\n\nSome text, with a comma.\n", "none of its 1 row.s. is a JSON object; expected a JSON list"),
         (b'{\n "prompt": "{}",\n "subject": "s"\n}', "no known format; fields of the first: prompt, subject"),
         (b"PK\x03\x04\x14", "a zip archive or a spreadsheet"),
-        (b"PAR1\x15", "a Parquet file: name the folder"),
+        (b"PAR1\x15", "begins like a Parquet file and cannot be read"),
+        (gzip.compress(b"PAR1\x15"), "a Parquet file in a gzip file: unpack it with gunzip"),
         (b"\x80\x04\x95\x10", "a Python pickle"),
         (b"\x1f\x8b\x08broken", "begins like a gzip file and cannot be unpacked"),
         (b"\x00\x01", "none of its 1 row"),
@@ -214,6 +217,34 @@ def test_csv_that_cannot_be_read(tmp_path: Path, text: str, reason: str) -> None
 def test_data_that_is_no_data_set(tmp_path: Path, data: bytes, reason: str) -> None:
     with pytest.raises(DatasetError, match=reason):
         load(tmp_path, data)
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow")
+    out = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return bytes(out.getvalue())
+
+
+def test_a_parquet_file_gives_the_records_of_the_same_rows(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow.parquet")
+    rows = [row(paraphrase_prompts=None), row(subject="Rome", paraphrase_prompts=["It is in"])]
+    found, expected = load(tmp_path, parquet(rows)), load(tmp_path, json.dumps(rows))
+    assert [record.request for record in found.records] == [record.request for record in expected.records]
+    assert found.records[1].paraphrase_prompts == ("It is in",)
+    assert found.source["container"] == "parquet"
+
+
+def test_a_parquet_file_without_pyarrow_or_with_too_much_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow.parquet")
+    content = parquet([row(filler="x" * 1000, subject=str(number)) for number in range(3000)])
+    monkeypatch.setattr(loading, "MOST_BYTES", 1_000_000)
+    assert len(content) < 1_000_000
+    with pytest.raises(DatasetError, match=r"unpacks to more than|unpacks to [\d,]+ bytes"):
+        load(tmp_path, content)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DatasetError, match=r"needs the package pyarrow: pip install 'emendo\[data\]'"):
+        load(tmp_path, content)
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "", "a\0b", "a\ud800", "x" * 5000])

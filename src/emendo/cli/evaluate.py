@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emendo.cli import options
+from emendo.cli import facts, options
 from emendo.cli.catalog import show_method
 from emendo.cli.console import STYLES, Terminal
 from emendo.cli.experiment import one_line
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: options.Model,
     data: Annotated[str, typer.Option("--data", help="File or data set of records.")],
+    format: facts.Format = "auto",
     n: Annotated[int, typer.Option("--n", help="Records to edit.")] = 200,
     method: options.Method = DEFAULT_METHOD,
     mode: Annotated[str, typer.Option("--mode", help="single, batch, sequential or sequential-batched.")] = "batch",
@@ -68,6 +69,7 @@ def evaluate(
     cell = _cell(
         model=model,
         data=data,
+        format=format,
         n=n,
         method=name,
         mode=mode,
@@ -140,7 +142,7 @@ def _check_records(cell: Cell, method: Method) -> None:
     from emendo.experiments.data import Source, select_records
     from emendo.experiments.questions import check_measures
 
-    loaded = load_records(cell.data)
+    loaded = load_records(cell.data, format=cell.format)
     if cell.only_answered is not None:
         return  # which records these are only the model can tell
     source = Source(cell.data, loaded.records, len(loaded.rejected), sha256="")

@@ -24,6 +24,7 @@ def experiment(
         Path | None, typer.Option("--out", help="Folder of the results; default: runs/NAME after the file.")
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Another data set than the file names.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="Its format; see `emendo data --formats`.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="Another number of records, to try an experiment out.")] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the cells and their cost; edit nothing.")
@@ -42,11 +43,11 @@ def experiment(
     from emendo.experiments import Experiment, read_config
 
     options.check_workers(workers, ray, join=join)
-    config = _changed(read_config(file), data, n)
+    config = _changed(read_config(file), data, format, n)
     folder = out or Path("runs") / file.stem
     run = Experiment(
         config.name,
-        config.model_dump(mode="json"),
+        config.to_dict(),
         config.expand(),
         folder,
         lambda model: _load(model, config, terminal),
@@ -67,10 +68,10 @@ def experiment(
     terminal.result({"experiment": config.name, "folder": str(folder), "cells": summaries})
 
 
-def _changed(config: ExperimentConfig, data: str | None, n: int | None) -> ExperimentConfig:
+def _changed(config: ExperimentConfig, data: str | None, format: str | None, n: int | None) -> ExperimentConfig:
     """The configuration with what the command line replaces; batches larger than another n are left out."""
-    if data is not None:
-        config = config.model_copy(update={"data": data})
+    named = {"data": data, "format": format}
+    config = config.model_copy(update={name: value for name, value in named.items() if value is not None})
     return config if n is None else config.with_n(n)
 
 

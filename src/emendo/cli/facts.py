@@ -1,4 +1,4 @@
-"""Facts that a command takes from a file or a data set, all or none."""
+"""Facts that a command takes from a file or a data set."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
+from emendo.cli.facts import Format
 from emendo.cli.pages import check_place
 
 _OUT = Path("out/layers")
@@ -18,6 +19,7 @@ _OUT = Path("out/layers")
 def layers(
     model: options.Model,
     facts: Annotated[str, typer.Option("--facts", help="Facts with paraphrases and neighbours, such as CounterFact.")],
+    format: Format = "auto",
     n: Annotated[int, typer.Option("--n", help="Facts that are edited and traced.")] = 32,
     chosen: Annotated[
         str | None, typer.Option("--layers", help="Layers to try, such as 1,3,5 or 0-9; default: nine, evenly spread.")
@@ -57,6 +59,7 @@ def layers(
         part=part,  # type: ignore[arg-type]  # checked where records are selected
         only_answered=only_answered,
         seed=seed,
+        format=format,
         trace=replace(CHEAP, samples=samples, window=trace_window),
     )
     from emendo.models import load

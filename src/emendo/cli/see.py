@@ -9,6 +9,7 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
+from emendo.cli.facts import Format
 from emendo.cli.pages import check_place, load_update, update_file
 from emendo.errors import InputError, RequestError
 
@@ -38,6 +39,7 @@ def see(
     requests: Annotated[
         Path | None, typer.Option("--requests", help="The facts with paraphrases and neighbours to fire on.")
     ] = None,
+    format: Format = "auto",
     text: Annotated[Path | None, typer.Option("--text", help="A text to look for firing in.")] = None,
     nodes: Annotated[int, typer.Option("--nodes", help="Points of the quadrature.")] = 16,
     out: Annotated[Path, typer.Option("--out", help="Folder of the page.")] = _OUT,
@@ -65,7 +67,7 @@ def see(
         seen = Seen(edits_of(stored), tuple(sources), dict(stored[0].base))
     else:
         found, sources = _updates(updates or [], ledger)
-        records = _records(requests)
+        records = _records(requests, format)
         seen = _with_model(
             terminal, model, device, dtype, found, edits_of(found), sources, questions, records, text, nodes
         )
@@ -202,12 +204,12 @@ def _questions(prompts: list[str] | None, answers: list[str] | None) -> list[tup
     return list(zip(prompts, answers, strict=True))
 
 
-def _records(requests: Path | None) -> list[EditRecord]:
+def _records(requests: Path | None, format: str) -> list[EditRecord]:
     if requests is None:
         return []
     from emendo.datasets import load_records
 
-    return list(load_records(str(requests)).records)
+    return list(load_records(str(requests), format=format).records)
 
 
 def _stored(paths: list[Path], ledger: Path | None) -> tuple[list[StoredUpdate], list[str]]:

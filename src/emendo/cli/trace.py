@@ -9,6 +9,7 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
+from emendo.cli.facts import Format
 from emendo.cli.pages import check_place
 from emendo.errors import InputError
 
@@ -24,6 +25,7 @@ def trace(
     subject: Annotated[str | None, typer.Option("--subject", help="What the fact is about.")] = None,
     answer: Annotated[str | None, typer.Option("--answer", help="What follows; default: what the model says.")] = None,
     facts: Annotated[Path | None, typer.Option("--facts", help="Facts in any format that `emendo data` reads.")] = None,
+    format: Format = "auto",
     n: Annotated[int | None, typer.Option("--n", help="Of --facts, at most this many that the model answers.")] = None,
     kind: Annotated[
         list[str] | None,
@@ -69,7 +71,7 @@ def trace(
         seed=seed,
         lead=lead,
     )
-    found = _facts(prompt, subject, answer, facts)
+    found = _facts(prompt, subject, answer, facts, format)
     check_place(out, NAME, overwrite=overwrite)
     from emendo.models import load
 
@@ -107,7 +109,9 @@ def show_trace(terminal: Terminal, result: Trace) -> None:
         terminal.line(f"{len(result.skipped)} facts were not traced; the page says why.")
 
 
-def _facts(prompt: str | None, subject: str | None, answer: str | None, facts: Path | None) -> list[TraceFact]:
+def _facts(
+    prompt: str | None, subject: str | None, answer: str | None, facts: Path | None, format: str
+) -> list[TraceFact]:
     """The facts that the options name.
 
     Raises:
@@ -123,4 +127,4 @@ def _facts(prompt: str | None, subject: str | None, answer: str | None, facts: P
         raise InputError("--facts and --prompt, --subject, --answer exclude each other: give a file or one fact")
     from emendo.datasets import load_records
 
-    return list(dict.fromkeys(TraceFact.of(record) for record in load_records(str(facts)).records))
+    return list(dict.fromkeys(TraceFact.of(record) for record in load_records(str(facts), format=format).records))

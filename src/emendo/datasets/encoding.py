@@ -17,7 +17,7 @@ _GZIP = b"\x1f\x8b"
 
 _NO_TEXT = {
     b"PK\x03\x04": "a zip archive or a spreadsheet (.xlsx, .ods): export it as CSV in UTF-8, or unpack it",
-    b"PAR1": "a Parquet file: name the folder that it lies in as hf:./FOLDER, which is read with the library datasets",
+    b"PAR1": "a Parquet file in a gzip file: unpack it with gunzip",  # by itself it is read before its text is
     b"ARROW1": "an Arrow file: write its table as .jsonl or .csv",
     b"BZh": "packed with bzip2: unpack it with bunzip2",
     b"\xfd7zXZ\x00": "packed with xz: unpack it with unxz",

@@ -23,6 +23,7 @@ from emendo.datasets.formats import LOOKED_AT, DataFormat, format_named, recogni
 from emendo.datasets.hub import PREFIX, open_hub
 from emendo.datasets.json_rows import Row
 from emendo.datasets.names import plain_names
+from emendo.datasets.parquet_rows import MAGIC, parquet_rows
 from emendo.datasets.rows import split_rows
 from emendo.datasets.wrapped import unwrap
 from emendo.errors import DatasetError, RequestError
@@ -83,8 +84,9 @@ def load_records(source: str | Path, *, format: str = "auto", strict: bool = Fal
     """Every usable record of a data set.
 
     Args:
-        source: A file (JSON, one JSON object a line, CSV, YAML; gzip), or ``hf:owner/name@COMMIT[:CONFIG[:SPLIT]]``
-            for a dataset of the hub, or ``hf:./FOLDER[:CONFIG[:SPLIT]]`` for a local dataset folder.
+        source: A file (JSON, one JSON object a line, CSV, YAML, Parquet; gzip), or
+            ``hf:owner/name@COMMIT[:CONFIG[:SPLIT]]`` for a dataset of the hub, or ``hf:./FOLDER[:CONFIG[:SPLIT]]`` for
+            a local dataset folder.
         format: A name from `FORMATS`, or ``"auto"`` to tell it from the rows.
         strict: Refuse the whole data set for one row that is no record: what is about to be written is checked more
             strictly than what is measured.
@@ -249,7 +251,11 @@ def _open_file(path: Path, name: str) -> tuple[dict[str, Any], Iterator[Row]]:
             f"; for a dataset of the hub write {PREFIX}{name}@COMMIT" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         )
         raise DatasetError(f"cannot read the data set {name!r}: {error}{hint} (--requests, --data)") from error
-    origin, rows = _open_text(decoded(data, name), name)
+    if data.startswith(MAGIC):
+        origin: dict[str, Any] = {"source": name, "container": "parquet"}
+        rows = parquet_rows(data, name, MOST_BYTES)
+    else:
+        origin, rows = _open_text(decoded(data, name), name)
     return {**origin, "sha256": hashlib.sha256(data).hexdigest()}, rows
 
 

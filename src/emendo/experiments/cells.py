@@ -41,6 +41,7 @@ class Cell:
             `emendo.evaluate.answered`; None: all.
         unique_subjects: At most one record for each subject.
         measures: What else is measured.
+        format: Of the data, as `emendo.datasets.load_records` takes it.
 
     Raises:
         ExperimentError: The mode and its numbers do not go together.
@@ -60,6 +61,7 @@ class Cell:
     only_answered: Level | None = None
     unique_subjects: bool = True
     measures: Measures = field(default_factory=Measures)
+    format: str = "auto"
 
     def __post_init__(self) -> None:
         check_mode(self.mode, self.batch_size, self.n, self.schedule)
@@ -77,8 +79,12 @@ class Cell:
         return f"{slug[:96]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the id, which is made from them."""
-        return vars(self) | {
+        """Plain values for JSON, without the id, which is made from them.
+
+        A format that is told from the rows is left out, as before it could be named.
+        """
+        named = {name: value for name, value in vars(self).items() if (name, value) != ("format", "auto")}
+        return named | {
             "settings": dict(sorted(self.settings.items())),
             "layers": None if self.layers is None else list(self.layers),
             "measures": self.measures.to_dict(),

@@ -80,6 +80,7 @@ class ExperimentConfig(BaseModel):
     Attributes:
         name: Of the experiment.
         data: File or data set of records; a path is relative to the working directory.
+        format: Of the data, as `--format`; ``auto`` tells it from the rows.
         n: Records of each cell; a list is an axis.
         methods: Names of methods and baselines, or entries with settings of their own.
         models: As `--model` takes them.
@@ -122,6 +123,11 @@ class ExperimentConfig(BaseModel):
     measures: Measures = Measures()
     device: str = "auto"
     dtype: str = "auto"
+    format: str = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a format that is told from the rows is left out, as before it could be named."""
+        return self.model_dump(mode="json", exclude={"format"} if self.format == "auto" else set())
 
     @checked
     def with_n(self, n: int) -> ExperimentConfig:
@@ -221,6 +227,7 @@ class ExperimentConfig(BaseModel):
             only_answered=self.only_answered,
             unique_subjects=self.unique_subjects,
             measures=self.measures,
+            format=self.format,
         )
 
     def _check_exclusions(self) -> None:

@@ -39,13 +39,17 @@ class Source:
         return {"sha256": self.sha256, "records": len(self.records), "rejected": self.rejected}
 
 
-def read_source(name: str) -> Source:
+def read_source(name: str, format: str) -> Source:
     """Read records.
+
+    Args:
+        name: What `cell.data` names.
+        format: How it is read.
 
     Raises:
         InputError: The source cannot be read, or holds no record.
     """
-    loaded = load_records(name)
+    loaded = load_records(name, format=format)
     records = tuple(loaded.records)
     return Source(name, records, len(loaded.rejected), records_digest(records), loaded.source["format"] in _ZSRE)
 

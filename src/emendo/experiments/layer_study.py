@@ -52,6 +52,7 @@ class StudySettings:
         only_answered: Only facts that the model answers.
         seed: Of the selection, contexts and self-sampled moments.
         trace: How facts are traced.
+        format: Of the facts, as `emendo.datasets.load_records` takes it.
 
     Raises:
         ExperimentError: A number is out of range.
@@ -67,6 +68,7 @@ class StudySettings:
     only_answered: bool = False
     seed: int = 0
     trace: TraceSettings = CHEAP
+    format: str = "auto"
 
     def __post_init__(self) -> None:
         if self.n < 2:
@@ -80,7 +82,8 @@ class StudySettings:
         """The settings as JSON values."""
         named = dict(sorted(self.settings.items()))
         layers = None if self.layers is None else list(self.layers)
-        return {**vars(self), "layers": layers, "settings": named, "trace": self.trace.to_dict()}
+        own = {name: value for name, value in vars(self).items() if (name, value) != ("format", "auto")}
+        return {**own, "layers": layers, "settings": named, "trace": self.trace.to_dict()}
 
 
 def layer_study(
@@ -195,6 +198,7 @@ def _cell(lm: EditableModel, data: str, settings: StudySettings, layers: tuple[i
     return Cell(
         model=lm.name,
         data=data,
+        format=settings.format,
         method=method,
         mode="single" if settings.batch_size == 1 else "batch",
         batch_size=settings.batch_size,

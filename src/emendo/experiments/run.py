@@ -79,7 +79,7 @@ class Experiment:
         self.name, self.config, self.cells = name, dict(config), list(cells)
         self.folder, self.load, self.store = ExperimentFolder(folder), load, store
         self.progress = progress or Silent()
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[tuple[str, str], Source] = {}
         self._ground: tuple[str, Ground] | None = None
 
     def plan(self) -> list[PlannedCell]:
@@ -181,7 +181,7 @@ class Experiment:
         title = f"[{number}/{len(planned)}] {plan.cell.id}" + (f", about {left} left" if left else "")
         assert plan.cost is not None
         store = None if self.store is None else self.store.root.absolute()
-        return CellUnit(plan.cell, self._source(plan.cell.data).sha256, store, plan.cost.edits, title)
+        return CellUnit(plan.cell, self._source(plan.cell).sha256, store, plan.cost.edits, title)
 
     def _summary(self, cell_id: str) -> dict[str, Any]:
         found = self.folder.cell(cell_id).summary()
@@ -202,7 +202,8 @@ class Experiment:
 
     def _identify_sources(self, cell: Cell) -> None:
         """Records and held-out text are those of the results that the folder holds."""
-        self.folder.identify("data", cell.data, self._source(cell.data).identity())
+        name = cell.data if cell.format == "auto" else f"{cell.data} as {cell.format}"
+        self.folder.identify("data", name, self._source(cell).identity())
         text = cell.measures.perplexity_text
         if cell.measures.perplexity and text is not None:
             self.folder.identify("texts", text, {"sha256": _digest(held_out_text(cell.measures))})
@@ -255,10 +256,11 @@ class Experiment:
             self._ground = (model, Ground(self.load(model), self.folder))
         return self._ground[1]
 
-    def _source(self, name: str) -> Source:
-        if name not in self._sources:
-            self._sources[name] = read_source(name)
-        return self._sources[name]
+    def _source(self, cell: Cell) -> Source:
+        asked = (cell.data, cell.format)
+        if asked not in self._sources:
+            self._sources[asked] = read_source(*asked)
+        return self._sources[asked]
 
     @checked
     def records(self, cell: Cell) -> list[EditRecord]:
@@ -266,7 +268,7 @@ class Experiment:
         return self._records(cell, self._ground_of(cell.model))
 
     def _records(self, cell: Cell, ground: Ground) -> list[EditRecord]:
-        return select_records(self._source(cell.data), cell, ground.answered)
+        return select_records(self._source(cell), cell, ground.answered)
 
 
 def _by_model(cells: Sequence[Cell]) -> list[Cell]:

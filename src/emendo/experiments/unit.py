@@ -50,7 +50,7 @@ class CellUnit:
             WorkerError: This worker reads other records than the command.
             InputError: See `run_cell`.
         """
-        ground, source = ground_of(world, folder), source_of(world, self.cell.data)
+        ground, source = ground_of(world, folder), source_of(world, self.cell.data, self.cell.format)
         if source.sha256 != self.data_sha256:
             raise WorkerError(
                 f"a worker reads other records from {self.cell.data!r} than the command that started it (digests "
@@ -77,6 +77,6 @@ def ground_of(world: World, folder: Path) -> Ground:
     return world.kept(("ground", folder), lambda: Ground(world.lm, ExperimentFolder(folder, world.check), searchers))
 
 
-def source_of(world: World, name: str) -> Source:
+def source_of(world: World, name: str, format: str) -> Source:
     """Records, read once."""
-    return world.kept(("records", name), lambda: read_source(name))
+    return world.kept(("records", name, format), lambda: read_source(name, format))

@@ -77,7 +77,9 @@ def test_a_format_is_named_for_every_command_that_takes_facts(emendo: Command, m
     assert code == 0, err
     assert json.loads(text)["zsre"], "the score of the format goes with it"
     grid_file = tmp_path / "grid.yaml"
-    grid_file.write_text(yaml.safe_dump({**grid(model, str(path)), "n": 1, "batch_sizes": [1]}))
+    grid_file.write_text(
+        yaml.safe_dump({"name": "one", "data": str(path), "models": [model], "n": 1, "methods": ["emmet"]})
+    )
     code, text, err = emendo("experiment", str(grid_file), *more, "--plan-only", "--json", "--quiet")
     assert code == 0, err
     assert {cell["format"] for cell in json.loads(text)["cells"]} == {"zsre-easyedit"}

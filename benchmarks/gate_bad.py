@@ -146,7 +146,7 @@ def random_update(session: EditSession, layer: int, size: float) -> ModelUpdate:
     generator = torch.Generator().manual_seed(1)
     left, right = (torch.randn(8, width, generator=generator) for width in weight.shape)
     left *= size * float(weight.norm()) / float((left.T @ right).norm())
-    return ModelUpdate((LayerUpdate(layer, session.lm.module_name(layer), left, right),), session.base, ())
+    return ModelUpdate((LayerUpdate(layer, session.lm.module_name(layer), left, right),), session.base)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What every operation on a ledger takes as it grows: `python -m benchmarks.ledger`.
 
-One process makes edits of one fact each with tiny updates and folds them every hundred records, until there are 5,000.
-At some sizes each operation is timed as a new process would do it, with nothing in memory, but for the imports.
+One process makes edits of one fact each with tiny updates, until there are 5,000 records: once all of them active, once
+folded every hundred records. At some sizes each operation is timed as a new process would do it, with nothing in
+memory, but for the imports.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import torch
 from benchmarks.machine import describe_machine
 from emendo.ledger import EditLedger
 from emendo.requests import EditRequest
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 BASE = {"name": "tiny", "model_type": "llama", "weights_sha256": "a" * 64, "tokenizer_sha256": "b" * 64}
 METHOD = {"name": "emmet", "source": "", "settings": {"layers": [1]}, "origins": {}}
-FOLD_EVERY, D_OUT, D_IN = 100, 16, 32
+D_OUT, D_IN = 16, 32
 
 
-def update(number: int, preceding: tuple[str, ...]) -> ModelUpdate:
+def update(number: int, preceding: Predecessors) -> ModelUpdate:
     """An edit of one fact, of rank 1."""
     generator = torch.Generator().manual_seed(number)
     rows = [torch.randn(1, size, generator=generator) for size in (D_OUT, D_IN, D_IN)]
@@ -35,14 +37,17 @@ def update(number: int, preceding: tuple[str, ...]) -> ModelUpdate:
     return ModelUpdate((LayerUpdate(1, "layers.1.down", *rows),), BASE, preceding, info)
 
 
-def grow(ledger: EditLedger, first: int, last: int) -> list[float]:
+def grow(ledger: EditLedger, first: int, last: int, fold_every: int) -> list[float]:
     """Add records up to a number; gives the seconds of the edits among them."""
     seconds = []
+    held = Predecessors.of(entry.update for entry in ledger.state())
     for number in range(first, last):
-        if number % FOLD_EVERY == 0:
+        if fold_every and number % fold_every == 0:
             ledger.compact()
+            held = Predecessors.of(entry.update for entry in ledger.state())
             continue
-        planned = update(number, tuple(entry.update for entry in ledger.state()))
+        planned = update(number, held)
+        held = held.then(planned.id)
         begin = time.perf_counter()
         ledger.commit_edit(planned)
         seconds.append(time.perf_counter() - begin)
@@ -81,6 +86,7 @@ def timed(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fold-every", type=int, nargs="+", default=[0, 100], help="records; 0: never")
     parser.add_argument("--sizes", type=int, nargs="+", default=[313, 625, 1250, 2500, 5000])
     parser.add_argument(
         "--folder", type=Path, help="where the ledger is made; a file system in memory has no disk in it"
@@ -88,17 +94,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ledger.json")
     arguments = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory(prefix="ledger-", dir=arguments.folder) as place:
-        ledger = EditLedger.create(Path(place) / "ledger", {**BASE, "dtype": "float32"}, who="benchmark")
-        at = 1
-        for size in sorted(arguments.sizes):
-            seconds = sorted(grow(ledger, at, size)[-100:])
-            at = size
-            edit = round(1000 * seconds[len(seconds) // 2], 1)
-            rows.append({"records": len(ledger.log()), "edit": edit, **timed(ledger.store.folder)})
-            print(json.dumps(rows[-1]), flush=True)
+    for fold_every in arguments.fold_every:
+        with tempfile.TemporaryDirectory(prefix="ledger-", dir=arguments.folder) as place:
+            rows += measured(Path(place) / "ledger", sorted(arguments.sizes), fold_every)
     document = {"milliseconds": rows, "machine": describe_machine()}
     arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def measured(folder: Path, sizes: list[int], fold_every: int) -> list[dict[str, float]]:
+    """One row for each size of a ledger that grows."""
+    ledger = EditLedger.create(folder, {**BASE, "dtype": "float32"}, who="benchmark")
+    rows: list[dict[str, float]] = []
+    at = 1
+    for size in sizes:
+        seconds = sorted(grow(ledger, at, size, fold_every)[-100:])
+        at = size
+        edit = round(1000 * seconds[len(seconds) // 2], 1)
+        held = {"fold_every": fold_every, "records": len(ledger.log()), "active": len(ledger.state())}
+        rows.append({**held, "edit": edit, **timed(folder)})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
 
 
 if __name__ == "__main__":

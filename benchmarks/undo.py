@@ -39,6 +39,7 @@ from emendo.methods import MethodConfig, ResolvedMethod
 from emendo.solve import PreparedLayer, prepare
 from emendo.statistics import obtain_for_method
 from emendo.updates.fold import fold
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.removal import metric_layers, without
 from emendo.updates.update import merge_layers
 
@@ -74,7 +75,7 @@ def chained(updates: Sequence[ModelUpdate]) -> list[ModelUpdate]:
     """The same updates as a sequence of their own."""
     chain: list[ModelUpdate] = []
     for update in updates:
-        chain.append(replace(update, preceding=tuple(one.id for one in chain)))
+        chain.append(replace(update, preceding=Predecessors.of(one.id for one in chain)))
     return chain
 
 

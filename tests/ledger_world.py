@@ -15,6 +15,7 @@ from emendo.editing.session import EditSession
 from emendo.ledger import EditLedger, StoredEdit
 from emendo.models import EditableModel
 from emendo.requests import EditRequest
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 BASE = {
@@ -55,7 +56,7 @@ def planned(requests: Sequence[EditRequest], before: Sequence[ModelUpdate], seed
         "versions": {"emendo": "test"},
     }
     base = {name: value for name, value in BASE.items() if name != "dtype"}
-    return ModelUpdate(layers, base, tuple(ids), info)
+    return ModelUpdate(layers, base, Predecessors.of(ids), info)
 
 
 class WorldPlanner:
@@ -67,7 +68,7 @@ class WorldPlanner:
     def move_to(self, updates: Sequence[ModelUpdate]) -> None:
         ids = [update.id for update in updates]
         for count, update in enumerate(updates):
-            assert list(update.preceding) == ids[:count]
+            assert update.preceding == Predecessors.of(ids[:count])
         self.updates = list(updates)
 
     def plan(self, edit: StoredEdit) -> ModelUpdate:

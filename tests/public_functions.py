@@ -130,8 +130,9 @@ def values_of(folder: Path) -> dict[str, Any]:
         # requests, updates and plans
         **{"records": [record], "requests": [EIFFEL], "request": EIFFEL, "record": record, "plan": plan, "edit": plan},
         **{"update": update, "updates": [update], "parts": update.layers, "factor": 0.5, "position": 0, "index": 0},
-        **{"earlier": [], "method": "emmet", "config": config, "settings": {}, "scheme": "none", "seed": 0},
+        **{"earlier": update.preceding, "method": "emmet", "config": config, "settings": {}, "scheme": "none"},
         # algebra
+        **{"seed": 0},
         **{"moment": moment, "total": moment, "count": 10, "d_in": 4, "d_out": 4, "keys": keys, "history": None},
         **{"s": 1.0, "preservation": prepared.preservation, "residuals": factors[0], "dual_keys": factors[1]},
         **{"total_residuals": factors[0], "total_dual_keys": factors[1], "wanted_residuals": factors[0], "ratio": 0.5},

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from emendo.models import EditableModel
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 
@@ -37,4 +38,4 @@ def random_update(
     """
     base = lm.identity()
     parts = tuple(random_part(lm, layer, ranks[layer], seed + 31 * layer) for layer in sorted(ranks))
-    return ModelUpdate(parts, base, tuple(update.id for update in earlier), info)
+    return ModelUpdate(parts, base, Predecessors.of(update.id for update in earlier), info)

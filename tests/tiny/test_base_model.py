@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from emendo.ledger import EditLedger
 from emendo.models import EditableModel
 from emendo.updates import base_model
 from emendo.updates.merge import merge
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.removal import without
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
@@ -47,10 +48,10 @@ def other(change: dict[str, Any], family: str = "llama") -> EditableModel:
     return EditableModel(model, lm.tokenizer, "other")
 
 
-def update_for(lm: EditableModel, seed: int = 0, preceding: tuple[str, ...] = ()) -> ModelUpdate:
+def update_for(lm: EditableModel, seed: int = 0, before: Sequence[str] = ()) -> ModelUpdate:
     g = torch.Generator().manual_seed(seed)
     part = LayerUpdate(1, lm.module_name(1), torch.randn(1, 32, generator=g), torch.randn(1, 48, generator=g))
-    return ModelUpdate((part,), lm.identity(), preceding)
+    return ModelUpdate((part,), lm.identity(), Predecessors.of(before))
 
 
 @pytest.mark.parametrize("setting", OTHERS)
@@ -81,7 +82,7 @@ def test_every_way_in_asks_for_the_same_model(tmp_path: Path) -> None:
         lambda: write_checkpoint(wrong, [update], tmp_path / "checkpoint"),
         lambda: write_adapter(wrong, [update], tmp_path / "adapter"),
         lambda: merge([update, foreign]),
-        lambda: without([update, replace(foreign, preceding=(update.id,))], 0, {}),
+        lambda: without([update, replace(foreign, preceding=Predecessors.of([update.id]))], 0, {}),
         lambda: ledger.session(wrong),
         lambda: ledger.commit_edit(foreign),
     ]
@@ -159,7 +160,7 @@ def test_where_the_configuration_was_not_recorded_a_note_says_so(tmp_path: Path)
     ledger = EditLedger.create(tmp_path / "ledger", {**old, "dtype": "float32"})
     with pytest.warns(EmendoWarning, match="this ledger was written by"):
         ledger.session(lm)
-    later = update_for(lm, seed=1, preceding=(update.id,))
+    later = update_for(lm, seed=1, before=(update.id,))
     assert "config" in merge([update, later]).base
 
 

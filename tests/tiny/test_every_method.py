@@ -21,6 +21,7 @@ from emendo.models import EditableModel
 from emendo.report import judge, layer_table, markdown_report, report_document
 from emendo.requests import EditRecord, EditRequest
 from emendo.statistics import MomentStore
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -250,7 +251,7 @@ def test_a_baseline_is_measured_like_a_method(name: str, session: EditSession) -
     plan = quick_plan(session, name, REQUESTS[1:], layers=[1])
     (part,), (report,) = plan.update.layers, plan.layers
     delta, before = part.delta().double(), earlier.delta().double()
-    assert plan.update.preceding == (session.applied_updates[0].id,)
+    assert plan.update.preceding == Predecessors.of(session.applied_ids)
     assert report.update_norm == pytest.approx(float(delta.norm()), rel=1e-6)
     assert report.relative_norm == pytest.approx(float(delta.norm() / (base + before).norm()), rel=1e-6)
     keys = earlier.keys.double()
@@ -318,7 +319,7 @@ def test_in_context_goes_in_and_out_like_any_update(session: EditSession, tmp_pa
     assert (loaded.id, loaded.info) == (plan.update.id, json.loads(json.dumps(plan.update.info)))
     session.apply(loaded)
     later = quick_plan(session, "memit")
-    assert later.update.preceding == (loaded.id,)
+    assert later.update.preceding == Predecessors.of([loaded.id])
     session.apply(later.update)
     session.rollback()
     assert changes(before, model_state(session.lm)) == []

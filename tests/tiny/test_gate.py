@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from emendo.gate.config import parse_config
 from emendo.ledger import EditLedger
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -55,14 +57,14 @@ def plan(session: EditSession) -> Plan:
     return quick_plan(session, [EIFFEL, JAPAN])
 
 
-def heavy(session: EditSession, size: float, preceding: tuple[str, ...] = (), layer: int = 1) -> ModelUpdate:
-    """A random rank-two update of a layer, `size` times as long as its weight."""
+def heavy(session: EditSession, size: float, before: Sequence[str] | None = None, layer: int = 1) -> ModelUpdate:
+    """A random rank-two update of a layer, `size` times as long as its weight, on some updates or what is held."""
     weight = session.lm.weight(layer)
     generator = torch.Generator().manual_seed(3)
     left, right = (torch.randn(2, size_of, generator=generator) for size_of in weight.shape)
     left *= size * float(weight.norm()) / float((left.T @ right).norm())
     part = LayerUpdate(layer, session.lm.module_name(layer), left, right)
-    return ModelUpdate((part,), session.base, preceding)
+    return ModelUpdate((part,), session.base, Predecessors.of(session.applied_ids if before is None else before))
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------
@@ -310,12 +312,10 @@ def test_a_file_does_not_get_to_name_texts_that_are_read(session: EditSession) -
 @pytest.mark.parametrize(("dtype", "held"), pairs([torch.float32, torch.bfloat16], [0, 1]))
 def test_a_failed_gate_leaves_no_trace(dtype: torch.dtype, held: int, store: MomentStore) -> None:
     session = EditSession(build_tiny("gpt2", dtype=dtype), store=store)
-    preceding: tuple[str, ...] = ()
     if held:
         session.apply(heavy(session, 0.01))
-        preceding = (session.applied_updates[0].id,)
     before = model_state(session.lm)
-    report = run_gate(session, heavy(session, 2.0, preceding, layer=2), RECORDS, EVERYTHING)
+    report = run_gate(session, heavy(session, 2.0, layer=2), RECORDS, EVERYTHING)
     assert not report.passed
     assert changes(before, model_state(session.lm)) == []
     assert len(session.applied_updates) == held
@@ -328,7 +328,7 @@ def test_an_exception_in_mid_gate_leaves_no_trace(
     fails_at: int, session: EditSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session.apply(heavy(session, 0.01))
-    update = heavy(session, 0.5, (session.applied_updates[0].id,), layer=2)
+    update = heavy(session, 0.5, layer=2)
     before = model_state(session.lm)
     calls = 0
 

@@ -15,6 +15,7 @@ from emendo.errors import InputError, NumericalError
 from emendo.evaluate import measure_drift, next_token_log_probs
 from emendo.gate import CollapseMonitor, GateConfig, read_canaries
 from emendo.gate.config import MonitorConfig
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 from tests.conftest import TRAINING_TEXT
 from tests.model_state import changes, model_state
@@ -33,7 +34,7 @@ def drift(session: EditSession, step: int, size: float, layer: int = 2) -> Model
     left *= size * float(weight.norm()) / float(left.norm() * right.norm())
     keys = right / right.norm()
     part = LayerUpdate(layer, session.lm.module_name(layer), left, right, keys)
-    return ModelUpdate((part,), session.base, tuple(update.id for update in session.applied_updates))
+    return ModelUpdate((part,), session.base, Predecessors.of(session.applied_ids))
 
 
 def test_signals_are_those_of_the_library(session: EditSession) -> None:

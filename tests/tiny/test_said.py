@@ -215,13 +215,13 @@ def test_a_card_says_what_was_measured_and_not_what_was_asked_for() -> None:
     }
     checks = [{"name": "paraphrase", "passed": True, "measured": None}, {"name": "efficacy", "passed": False}]
     gate = {"passed": False, "forced": True, "checks": checks}
-    known = ModelUpdate((), {}, (), {"requests": [request], "measured": measured, "gate": gate})
+    known = ModelUpdate((), {}, info={"requests": [request], "measured": measured, "gate": gate})
     card = checkpoint_card("owner/base", [known], dtype="float32")
     assert "| The capital of Kazakhstan is | Astana | Astanaborra. | **no** |" in card
     assert (
         "ES 100.0 %, said 0.0 %, neighbors not measured, perplexity 22.64 → 22.65; gate failed and overridden" in card
     )
     assert "not measured: paraphrase" in card
-    unknown = checkpoint_card("owner/base", [ModelUpdate((), {}, (), {"requests": [request]})], dtype="float32")
+    unknown = checkpoint_card("owner/base", [ModelUpdate((), {}, info={"requests": [request]})], dtype="float32")
     assert "| The capital of Kazakhstan is | Astana | not measured | not measured |" in unknown
     assert "nothing was judged; no gate." in unknown

@@ -19,6 +19,7 @@ from emendo.models import EditableModel
 from emendo.models.alignment import align_prompt
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore, obtain_for_method, read_moment
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -219,11 +220,11 @@ def test_a_plan_knows_what_it_stands_on(session: EditSession, store: MomentStore
     first = quick_plan(session, [EIFFEL]).update
     session.apply(first)
     second = quick_plan(session, [DARRIEUX]).update
-    assert (first.preceding, second.preceding) == ((), (first.id,))
+    assert (first.preceding, second.preceding) == (Predecessors(), Predecessors.of([first.id]))
     other = EditSession(build_tiny("llama"), store=store)
-    with pytest.raises(BaseMismatchError, match=r"on top of 1 earlier update\(s\) and before it come 0"):
+    with pytest.raises(BaseMismatchError, match=r"on 1 update \(.* and found is the unedited model"):
         other.apply(second)
-    with pytest.raises(BaseMismatchError, match=r"on top of 0 earlier update\(s\) and before it come 1"):
+    with pytest.raises(BaseMismatchError, match="on the unedited model, and found is 1 update"):
         session.apply(first)
     assert second.id != quick_plan(other, [DARRIEUX]).update.id
     other.apply(first)

@@ -23,6 +23,7 @@ from emendo.solve import prepare
 from emendo.statistics import MomentStore, obtain_for_method
 from emendo.updates.fold import fold
 from emendo.updates.merge import merge
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.removal import metric_layers, without
 from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
@@ -90,7 +91,7 @@ def apart(found: Sequence[ModelUpdate], wanted: Sequence[ModelUpdate]) -> float:
 def chained(updates: Sequence[ModelUpdate]) -> list[ModelUpdate]:
     chain: list[ModelUpdate] = []
     for update in updates:
-        chain.append(replace(update, preceding=tuple(one.id for one in chain)))
+        chain.append(replace(update, preceding=Predecessors.of(one.id for one in chain)))
     return chain
 
 
@@ -203,7 +204,7 @@ def test_a_merged_update_is_applied_where_its_parts_could_be(store: MomentStore)
     torch.testing.assert_close(session.lm.weight(2), wanted, rtol=1e-6, atol=1e-6)
     session.rollback()
     later = merge(updates[1:])
-    with pytest.raises(BaseMismatchError, match="planned on top of 1 earlier"):
+    with pytest.raises(BaseMismatchError, match="planned on 1 update"):
         session.apply(later)
     session.apply(updates[0])
     session.apply(later)

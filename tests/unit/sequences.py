@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from emendo.solve import PreparedLayer, Preservation, prepare
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 BASE = {"name": "linear", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32}
@@ -142,7 +143,7 @@ def made(world: World, order: Sequence[int], dtype: torch.dtype = torch.float64)
             "moments": {"fingerprint": FINGERPRINT},
             "layers": [],
         }
-        updates.append(ModelUpdate(parts, BASE, tuple(update.id for update in updates), info))
+        updates.append(ModelUpdate(parts, BASE, Predecessors.of(update.id for update in updates), info))
     return tuple(updates)
 
 

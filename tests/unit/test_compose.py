@@ -18,6 +18,7 @@ from emendo.errors import BaseMismatchError, ConflictError, InputError, Numerica
 from emendo.solve import Preservation, prepare
 from emendo.updates.fold import break_even_rank, fold
 from emendo.updates.merge import merge, scale, survival
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.removal import without
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.unit.sequences import BASE, D_IN, D_OUT, made, random, world
@@ -53,7 +54,7 @@ def test_a_merge_is_the_sum_with_everything_that_was_written() -> None:
     assert [len(layer.keys) for layer in merged.layers if layer.keys is not None] == [5, 1]
     assert [row["subject"] for row in merged.info["requests"]] == ["A", "B"]
     assert [row["id"] for row in merged.info["merged"]] == [one.id, two.id]
-    assert merged.preceding == ()
+    assert not merged.preceding
     json.dumps(merged.info, allow_nan=False)
     # The order changes what it is called and not what it does.
     torch.testing.assert_close(delta(merge([two, one])), delta(merged), rtol=1e-12, atol=1e-12)
@@ -68,11 +69,11 @@ def test_merging_one_gives_it_back_and_lists_are_taken_apart() -> None:
 
 def test_a_sequence_is_merged_onto_what_its_first_was_planned_on() -> None:
     updates = made(world((1, 1, 1, 1)), range(4), torch.float32)
-    assert merge(updates).preceding == ()
-    assert merge(updates[2:]).preceding == (updates[0].id, updates[1].id)
+    assert not merge(updates).preceding
+    assert merge(updates[2:]).preceding == Predecessors.of([updates[0].id, updates[1].id])
     merged = merge(updates[:2])
     again = merge([merged, updates[2]])
-    assert again.preceding == (), "a merged update stands for its parts"
+    assert not again.preceding, "a merged update stands for its parts"
     torch.testing.assert_close(delta(again), delta(merge(updates[:3])), rtol=1e-6, atol=1e-6)
     assert set(again.info["merged"][0]["parts"]) == {updates[0].id, updates[1].id}
     with pytest.raises(InputError, match=r"update 1 .* and update 2 .* hold the same update"):
@@ -102,7 +103,7 @@ def test_survival_in_a_sequence_counts_what_came_later_only() -> None:
     updates = made(world((2, 2, 2), **{"history.weight": 1e8}), range(3))
     for row in merge(updates).info["merged"]:
         assert row["survives"][0]["least"] == pytest.approx(1.0, abs=1e-5)
-    apart = [replace(one, preceding=()) for one in made(world((2, 2, 2)), range(3))]
+    apart = [replace(one, preceding=Predecessors()) for one in made(world((2, 2, 2)), range(3))]
     least = [row["survives"][0]["least"] for row in merge(apart).info["merged"]]
     assert min(least) < 0.9, "planned apart they disturb each other"
 
@@ -114,7 +115,7 @@ def test_survival_of_a_whole_sequence_at_once_is_that_of_each_part() -> None:
         parts = [drawn(2, 2 * number, keys=number != 4)]
         if number % 3 == 0:
             parts.append(drawn(1, 2 * number + 1, layer=3))
-        before = tuple(one.id for one in updates)
+        before = Predecessors.of(one.id for one in updates)
         updates.append(update(*parts, subject=f"S{number}", preceding=before))
     rows = merge(updates).info["merged"]
     assert sum(2 for _ in updates) > min(D_OUT, D_IN), "the sum is kept as a matrix in the end"
@@ -144,7 +145,7 @@ def test_facts_in_conflict_are_all_named() -> None:
     assert "'Rome' in update 3" in caught.value.problems[0]
     assert caught.value.problems[1].startswith("repeated: 'B is'")
     # Planned on top of the other it is a replacement, which was meant.
-    assert merge([one, replace(two, preceding=(one.id,))]).info["requests"][1]["target"] == "Rome"
+    assert merge([one, replace(two, preceding=Predecessors.of([one.id]))]).info["requests"][1]["target"] == "Rome"
 
 
 def test_other_bases_and_missing_predecessors_are_refused() -> None:
@@ -155,8 +156,10 @@ def test_other_bases_and_missing_predecessors_are_refused() -> None:
     ):
         with pytest.raises(BaseMismatchError, match=words):
             merge([one, update(drawn(1, 1), subject="B", base=base)])
-    with pytest.raises(BaseMismatchError, match=r"update 1 .* on \[\] and update 2 .* on \[123412341234…\]"):
-        merge([one, update(drawn(1, 1), subject="B", preceding=("1234" * 16,))])
+    with pytest.raises(
+        BaseMismatchError, match=r"update 1 .* on the unedited model and update 2 .* on 1 update \(123412341234…\)"
+    ):
+        merge([one, update(drawn(1, 1), subject="B", preceding=Predecessors.of(["1234" * 16]))])
     # A link of a sequence that is left out is such a predecessor.
     updates = made(world((1, 1, 1)), range(3), torch.float32)
     with pytest.raises(BaseMismatchError, match="give those too"):
@@ -187,11 +190,11 @@ def test_a_record_of_parts_that_cannot_be_read(record: Any) -> None:
 
 
 def test_scaling() -> None:
-    one = replace(update(drawn(2, 0), drawn(1, 1, layer=2)), preceding=("p",))
+    one = replace(update(drawn(2, 0), drawn(1, 1, layer=2)), preceding=Predecessors.of("p"))
     half = scale(one, -0.5)
     for layer in (0, 2):
         torch.testing.assert_close(delta(half, layer), -0.5 * delta(one, layer), rtol=0, atol=0)
-    assert half.preceding == ("p",)
+    assert half.preceding == Predecessors.of("p")
     assert half.info["scaled"] == {"factor": -0.5, "from": one.id}
     assert torch.equal(half.layers[0].keys, one.layers[0].keys)
     assert "scaled" not in one.info
@@ -354,7 +357,7 @@ def test_any_shape_folds_within_the_tolerance(
     parts[0] = replace(parts[0], residuals=parts[0].residuals * 10.0**exponent)
     many: list[ModelUpdate] = []
     for at, one in enumerate([*parts, parts[-1]] if copies else parts):
-        preceding = tuple(earlier.id for earlier in many)
+        preceding = Predecessors.of(earlier.id for earlier in many)
         many.append(update(one, subject=str(at), preceding=preceding))
     folded = fold(many)
     total = sum(delta(one) for one in many)

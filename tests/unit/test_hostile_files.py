@@ -17,6 +17,7 @@ from emendo.datasets import json_rows, loading, parse_records, read_records
 from emendo.errors import InputError, NumericalError, RequestError, UpdateFileError
 from emendo.io import strict_json, tensor_file
 from emendo.io.tensor_file import TensorFileFormat, write_tensor_file
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 FORMAT = TensorFileFormat("emendo.update", 2, UpdateFileError, "")
@@ -114,14 +115,14 @@ def test_nothing_is_written_that_would_not_be_read(tmp_path: Path, monkeypatch: 
         deep = [deep]
     part = LayerUpdate(0, "m", torch.ones(1, 2), torch.ones(1, 3))
     with pytest.raises(InputError, match="nested more than 100 deep"):
-        ModelUpdate((part,), {}, (), {"x": deep}).save(tmp_path / "f")
+        ModelUpdate((part,), {}, info={"x": deep}).save(tmp_path / "f")
     monkeypatch.setattr(tensor_file, "_MOST_HEADER", 4000)
     with pytest.raises(InputError, match="expected at most 4,000"):
-        ModelUpdate((part,), {}, (), {"x": '"' * 2000}).save(tmp_path / "f")
+        ModelUpdate((part,), {}, info={"x": '"' * 2000}).save(tmp_path / "f")
     assert not list(tmp_path.iterdir())
     # Whatever passes is within the limit on reading, whatever has to be escaped in it.
     for text in ("é" * 400, '"' * 400, "\\" * 400, "\x00" * 100, "\u2028" * 300):
-        path = ModelUpdate((part,), {}, (), {"x": text}).save(tmp_path / "f")
+        path = ModelUpdate((part,), {}, info={"x": text}).save(tmp_path / "f")
         assert ModelUpdate.load(path).info == {"x": text}
 
 
@@ -144,6 +145,15 @@ def test_nothing_is_written_that_would_not_be_read(tmp_path: Path, monkeypatch: 
         {"base": [["a", "b"]]},
         {"preceding": "abc"},
         {"preceding": [1, {}]},
+        {"preceding": {}},
+        {"preceding": {"count": 1, "chain": "a" * 64}},
+        {"preceding": {"count": 1, "chain": "a" * 64, "last": "b", "first": "c"}},
+        {"preceding": {"count": 0, "chain": "a" * 64, "last": "b"}},
+        {"preceding": {"count": True, "chain": "a" * 64, "last": "b"}},
+        {"preceding": {"count": 1.0, "chain": "a" * 64, "last": "b"}},
+        {"preceding": {"count": 1, "chain": "A" * 64, "last": "b"}},
+        {"preceding": {"count": 1, "chain": None, "last": "b"}},
+        {"preceding": {"count": 1, "chain": "a" * 64, "last": 3}},
         {"info": [["a", 1]]},
         {"info": None},
     ],
@@ -194,10 +204,12 @@ def test_an_update_that_is_not_finite_is_not_stored(tmp_path: Path) -> None:
 )
 def test_names_and_ids_are_text_and_lead_nowhere(tmp_path: Path, module: str) -> None:
     """Nothing that a file says is ever a path; a foreign module is refused where the update meets a model."""
-    one = ModelUpdate((LayerUpdate(0, module, torch.ones(1, 2), torch.ones(1, 3)),), {"name": module}, (module,))
+    one = ModelUpdate(
+        (LayerUpdate(0, module, torch.ones(1, 2), torch.ones(1, 3)),), {"name": module}, Predecessors.of([module])
+    )
     (tmp_path / "in").mkdir()
     loaded = ModelUpdate.load(one.save(tmp_path / "in" / "f"))
-    assert (loaded.layers[0].module, loaded.base["name"], loaded.preceding) == (module, module, (module,))
+    assert (loaded.layers[0].module, loaded.base["name"], loaded.preceding.last) == (module, module, module)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["in", "in/f"]
 
 
@@ -227,7 +239,7 @@ def test_links_and_devices(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, ModelUpdate]:
     one = ModelUpdate(
-        (LayerUpdate(0, "m", torch.ones(1, 1), torch.ones(1, 1)),), {"weights_sha256": "ab"}, (), {"s": 1}
+        (LayerUpdate(0, "m", torch.ones(1, 1), torch.ones(1, 1)),), {"weights_sha256": "ab"}, info={"s": 1}
     )
     path = one.save(tmp_path_factory.mktemp("small") / "update")
     return path, path.read_bytes(), one

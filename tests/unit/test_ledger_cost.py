@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,56 @@ def reads(monkeypatch: pytest.MonkeyPatch, operation: Any) -> list[str]:
     return opened
 
 
-def test_an_edit_reads_as_many_files_after_forty_others_as_after_four(
+def sizes(ledger: EditLedger) -> dict[str, int]:
+    """Bytes of every file of a ledger, by name."""
+    return {path.name: path.stat().st_size for path in ledger.store.folder.rglob("*") if path.is_file()}
+
+
+def test_an_edit_reads_and_writes_as_much_after_ninety_others_as_after_ten(
     ledger: EditLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session: Any = WorldSession()
-    counts = []
-    for number in range(41):
-        if number in (4, 40):  # records settle some moments after they were written
+    counts, written = [], []
+    for number in range(10, 100):  # of two digits: a number of one digit is one byte less
+        if number in (20, 99):  # records settle some moments after they were written
             monkeypatch.setattr("emendo.ledger.store._TICK", -(10**12))
-            ledger.log()
+            before = sizes(ledger)
             counts.append(len(reads(monkeypatch, lambda n=number: ledger.edit(session, [fact(n)]))))
+            written.append(sorted(size for name, size in sizes(ledger).items() if name not in before))
         else:
             ledger.edit(session, [fact(number)])
-    assert counts[0] == counts[1]
-    assert counts[0] < 15
+    assert counts[0] == counts[1] < 15
+    assert written[0] == written[1], "one record and one update file, which repeat nothing"
+    assert len(written[0]) == 2
     assert [update.id for update in session.applied_updates] == [update.id for update in ledger.updates()]
+
+
+@pytest.mark.parametrize("operation", ["verify", "compact", "log", "checkout"])
+def test_every_operation_reads_and_writes_in_proportion(
+    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 10 to 20 active updates as much more as from 20 to 30: nothing is read again for each of the others."""
+    work = {
+        "verify": lambda at: EditLedger(at).verify(),
+        "compact": lambda at: EditLedger(at).compact(),
+        "log": lambda at: EditLedger(at).log(),
+        "checkout": lambda at: EditLedger(at).checkout("base"),
+    }[operation]
+    growing, session = new_ledger(tmp_path / "ledger"), WorldSession()
+    files, data = [], []
+    for number in range(10, 40):
+        growing.edit(session, [fact(number)])  # type: ignore[arg-type]
+        if number in (19, 29, 39):
+            at = Path(shutil.copytree(growing.store.folder, tmp_path / f"copy-{number}"))
+            before = sizes(EditLedger(at))
+            opened = reads(monkeypatch, lambda at=at: work(at))
+            after = sizes(EditLedger(at))
+            files.append(len(opened))
+            data.append(sum(after[name] for name in opened if name in after) + sum(after.values()))
+            data[-1] -= sum(before.values())
+    assert files[2] - files[1] == files[1] - files[0] > 0
+    # The fold of more keeps more keys and facts; numbers in it differ by some digits.
+    assert data[2] - data[1] == pytest.approx(data[1] - data[0], rel=0.05)
 
 
 @pytest.mark.parametrize("settled", [True, False])
@@ -144,8 +180,8 @@ def test_the_record_of_a_long_sequence_does_not_repeat_all_before_each_part() ->
     for number in range(30):
         updates.append(planned([fact(number)], updates))
     apart = merge(updates)
-    assert [row["preceding"] for row in apart.info["merged"]] == [[]] * 30
     assert [row["on_parts"] for row in apart.info["merged"]] == list(range(30))
     half = merge(updates[10:])
     assert [row["on_parts"] for row in half.info["merged"]] == list(range(20))
-    assert all(row["preceding"] == [update.id for update in updates[:10]] for row in half.info["merged"])
+    assert half.preceding == updates[10].preceding
+    assert all(len(row["ends"]) == 1 for row in apart.info["merged"])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from emendo.errors import InfeasibleError, InputError, UndoError
 from emendo.solve import PreparedLayer, extend_history
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.removal import metric_layers, without
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.pairs import covering
@@ -153,7 +154,7 @@ def test_earlier_updates_are_the_same_objects_and_later_ones_chain() -> None:
     assert found[0] is updates[0]
     ids: list[str] = []
     for update in found:
-        assert list(update.preceding) == ids
+        assert update.preceding == Predecessors.of(ids)
         ids.append(update.id)
     record = found[1].info["algebraic"]
     assert record["planned"] == record["replaces"] == updates[2].id
@@ -333,8 +334,8 @@ def test_an_earlier_update_without_keys_under_a_history() -> None:
     first = made(case, range(1))[0]
     blind = replace(first, layers=(replace(first.layers[0], keys=None),))
     _, second, third = made(case, range(3))
-    second = replace(second, preceding=(blind.id,))
-    third = replace(third, preceding=(blind.id, second.id))
+    second = replace(second, preceding=Predecessors.of([blind.id]))
+    third = replace(third, preceding=Predecessors.of([blind.id, second.id]))
     for index in (0, 1):
         with pytest.raises(UndoError, match="update 0 has no keys for layer 0"):
             without([blind, second, third], index, metrics_of(case), fingerprint=FINGERPRINT)
@@ -352,7 +353,7 @@ def test_a_baseline_can_be_removed_where_nothing_keeps_a_history() -> None:
     above = made(case, range(2))
     chain = [trained]
     for update in above:
-        chain.append(replace(update, preceding=tuple(one.id for one in chain)))
+        chain.append(replace(update, preceding=Predecessors.of(one.id for one in chain)))
     assert apart(without(chain, 0, {}, fingerprint=""), plain) < 1e-9
 
 
@@ -379,9 +380,9 @@ def test_no_such_update(index: int) -> None:
 
 def test_updates_that_are_no_sequence() -> None:
     first, second, third = made(world((1, 1, 1)), range(3))
-    with pytest.raises(InputError, match="update 1 was planned on 2 earlier"):
+    with pytest.raises(InputError, match="update 1 was planned on 2 updates"):
         without([first, third], 0, {}, fingerprint="")
-    with pytest.raises(InputError, match="update 0 was planned on 1 earlier"):
+    with pytest.raises(InputError, match="update 0 was planned on 1 update "):
         without([second, third], 0, {}, fingerprint="")
     stranger = replace(second, base={"weights_sha256": "ee" * 32})
     with pytest.raises(InputError, match="updates 0 and 1 have different base models"):

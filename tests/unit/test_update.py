@@ -12,6 +12,7 @@ import torch
 
 from emendo.errors import InputError, UpdateFileError
 from emendo.io.tensor_file import TensorFileFormat, write_tensor_file
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 BASE = {"name": "tiny", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32}
@@ -28,7 +29,8 @@ def part(layer: int = 2, n: int = 3, d_out: int = 4, d_in: int = 5, *, seed: int
 
 
 def update(*parts: LayerUpdate, **changes: Any) -> ModelUpdate:
-    fields: dict[str, Any] = {"base": BASE, "preceding": ("11", "22"), "info": {"seed": 0, "é": ["∑", None, 1.5]}}
+    before = Predecessors.of(["11", "22"])
+    fields: dict[str, Any] = {"base": BASE, "preceding": before, "info": {"seed": 0, "é": ["∑", None, 1.5]}}
     return ModelUpdate(tuple(parts or (part(1), part(3, seed=1))), **{**fields, **changes})
 
 
@@ -109,8 +111,8 @@ def test_everything_that_matters_changes_the_identity() -> None:
         update(first, second),
         update(first),
         update(second),
-        update(first, second, preceding=("22", "11")),
-        update(first, second, preceding=()),
+        update(first, second, preceding=Predecessors.of(["22", "11"])),
+        update(first, second, preceding=Predecessors()),
         update(first, second, base={**BASE, "weights_sha256": "00" * 32}),
         update(dataclasses.replace(first, residuals=nudged), second),
         update(dataclasses.replace(first, module="other"), second),
@@ -144,7 +146,6 @@ def test_round_trip(tmp_path: Path) -> None:
     path = several.save(tmp_path / "new" / "folder" / "update.safetensors")
     loaded = ModelUpdate.load(str(path))
     assert same(several, loaded)
-    assert isinstance(loaded.preceding, tuple)
     # What was loaded can be saved again, over the very file that it came from.
     assert same(ModelUpdate.load(loaded.save(path)), several)
     assert same(ModelUpdate.load(update(part(0, 0)).save(tmp_path / "empty")), update(part(0, 0)))
@@ -193,7 +194,7 @@ def test_a_sound_file_without_an_update_in_it(tmp_path: Path, broken: dict[str, 
 
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[Path, bytes, ModelUpdate]:
-    one = ModelUpdate((part(1, 1, 2, 2),), {"weights_sha256": "ab"}, (), {"seed": 1})
+    one = ModelUpdate((part(1, 1, 2, 2),), {"weights_sha256": "ab"}, info={"seed": 1})
     path = one.save(tmp_path / "update")
     return path, path.read_bytes(), one
 

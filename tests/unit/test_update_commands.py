@@ -52,7 +52,7 @@ def document(result: tuple[int, str, str]) -> dict[str, Any]:
 def test_show(emendo: Command, updates: list[ModelUpdate]) -> None:
     shown = document(emendo("show", "b", "--json"))
     assert shown["id"] == updates[1].id
-    assert shown["preceding"] == [updates[0].id]
+    assert shown["preceding"] == {**updates[1].preceding.to_dict(), "count": 1, "last": updates[0].id}
     assert shown["origin"] == "method test"
     assert [row["subject"] for row in shown["requests"]] == [f"1-{n}" for n in range(5)]
     first = shown["layers"][0]
@@ -69,7 +69,7 @@ def test_show_takes_the_folder_of_an_edit(emendo: Command, updates: list[ModelUp
     updates[0].save(tmp_path / "edit" / "update.safetensors")
     shown = document(emendo("show", "edit", "--json"))
     assert shown["id"] == updates[0].id
-    assert shown["preceding"] == []
+    assert shown["preceding"]["count"] == 0
 
 
 def test_show_names_modules_that_differ(emendo: Command, updates: list[ModelUpdate], tmp_path: Path) -> None:

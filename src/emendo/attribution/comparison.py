@@ -26,6 +26,7 @@ from emendo.models.batch import pack_by_tokens
 from emendo.models.edits import edited_weight
 from emendo.models.generation import Continuation, continue_rows
 from emendo.progress import Progress, Silent
+from emendo.updates.predecessors import UNEDITED
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 Order: TypeAlias = Literal["continuation", "next-token"]
@@ -228,10 +229,10 @@ def _check(
 def _holding(lm: EditableModel, state: State) -> Iterator[EditableModel]:
     """An isolated model in a state: bit for bit the weights that a session writes."""
     parts: dict[int, list[LayerUpdate]] = {}
-    ids: tuple[str, ...] = ()
+    earlier = UNEDITED
     for update in state.updates:
-        check_update(lm, update, ids)
-        ids = (*ids, update.id)
+        check_update(lm, update, earlier)
+        earlier = earlier.then(update.id)
         for part in update.layers:
             parts.setdefault(part.layer, []).append(part)
     weights = {layer: edited_weight(lm.weight(layer), own) for layer, own in parts.items()}

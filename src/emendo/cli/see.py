@@ -95,13 +95,14 @@ def _with_model(
     from emendo.attribution import promoted, scan
     from emendo.models import check_update, load
     from emendo.report.see.document import Seen
+    from emendo.updates.predecessors import UNEDITED
 
     read = None if text is None else _text(text)
     lm = load(model, device=device, dtype=dtype, progress=terminal)
-    ids: tuple[str, ...] = ()
+    earlier = UNEDITED
     for update in updates:
-        check_update(lm, update, ids)
-        ids = (*ids, update.id)
+        check_update(lm, update, earlier)
+        earlier = earlier.then(update.id)
     return Seen(
         edits,
         tuple(sources),

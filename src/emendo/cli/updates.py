@@ -32,7 +32,8 @@ _Force = Annotated[bool, typer.Option("--force", help="Replace the file at --out
 def show(file: _File, json_output: options.Json = False) -> None:
     """What an update holds: its base, what it was planned on, its facts, and its layers."""
     terminal = Terminal(json_output=json_output)
-    document = _described(_load(file)) | {"file": str(file)}
+    update = _load(file)
+    document = _described(update) | {"file": str(file)}
     base = document["base"]
     terminal.line(f"Update {document['id']} ({document['bytes'] / 1024:.0f} KiB)")
     terminal.line(f"Base: {base.get('name')} with weights {str(base.get('weights_sha256'))[:12]}…")
@@ -40,8 +41,7 @@ def show(file: _File, json_output: options.Json = False) -> None:
         terminal.line(
             "Its base's configuration is not recorded: only weights and tokenizer can be held against a model"
         )
-    preceding = [f"{id[:12]}…" for id in document["preceding"]]
-    terminal.line(f"Planned on: {', '.join(preceding) or 'the unedited model'}")
+    terminal.line(f"Planned on: {update.preceding}")
     terminal.line(f"Made by: {document['origin']}")
     terminal.table(
         f"Facts ({len(document['requests'])})",
@@ -214,7 +214,7 @@ def _described(update: ModelUpdate) -> dict[str, Any]:
     return {
         "id": update.id,
         "base": update.base,
-        "preceding": list(update.preceding),
+        "preceding": update.preceding.to_dict(),
         "bytes": update.nbytes,
         "origin": _origin(info),
         "requests": [row for row in requests if isinstance(row, dict)] if isinstance(requests, list) else [],

@@ -10,6 +10,7 @@ import torch
 from emendo.errors import NumericalError
 from emendo.models import EditableModel, check_update
 from emendo.shapes import Weight
+from emendo.updates.predecessors import UNEDITED, Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 
@@ -20,12 +21,14 @@ class HeldEdits:
     Attributes:
         updates: In the order in which they were applied.
         ids: Their identities, which are digests of their tensors and therefore computed once.
+        preceding: The same, as an update on top of them names them.
         exact: W₀ + ΣΔ of every edited layer in float32 or better, summed in that order.
         total: ΣΔ of every edited layer as factors, with the keys of all of them.
     """
 
     updates: tuple[ModelUpdate, ...] = ()
     ids: tuple[str, ...] = ()
+    preceding: Predecessors = UNEDITED
     exact: Mapping[int, Weight] = field(default_factory=dict)
     total: Mapping[int, LayerUpdate] = field(default_factory=dict)
 
@@ -40,7 +43,7 @@ class HeldEdits:
             BaseMismatchError: It belongs to another model, or was planned on top of other updates.
             NumericalError: The weights would not be finite in the model's dtype.
         """
-        check_update(lm, update, self.ids)
+        check_update(lm, update, self.preceding)
         exact, total = dict(self.exact), dict(self.total)
         for part in update.layers:
             before = self.weight(part.layer, lm)
@@ -48,7 +51,8 @@ class HeldEdits:
             _check_finite(exact[part.layer], part.layer, lm)
             sums = [total[part.layer], part] if part.layer in total else [part]
             total[part.layer] = merge_layers(sums)[0].compacted()
-        return HeldEdits((*self.updates, update), (*self.ids, update.id), exact, total)
+        id = update.id
+        return HeldEdits((*self.updates, update), (*self.ids, id), self.preceding.then(id), exact, total)
 
     def weight(self, layer: int, lm: EditableModel) -> Weight:
         """W₀ + ΣΔ of a layer in float32 or better, before it is cast to the model's dtype."""

@@ -44,6 +44,11 @@ class HeldModel:
         return self._edits.updates
 
     @property
+    def applied_ids(self) -> tuple[str, ...]:
+        """Identities of those updates: digests of all their tensors, taken once when they were applied."""
+        return self._edits.ids
+
+    @property
     def base(self) -> dict[str, str]:
         """Identity of the unedited model."""
         return self.lm.identity()

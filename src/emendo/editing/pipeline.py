@@ -40,6 +40,7 @@ from emendo.requests import SLOT, AnyContext, EditRequest, check_requests, conte
 from emendo.shapes import Weight
 from emendo.solve import PreparedLayer
 from emendo.solve.distribution import searched_layers
+from emendo.updates.predecessors import UNEDITED, Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 
@@ -52,7 +53,7 @@ def plan_edit(
     seed: int = 0,
     contexts_of: Callable[[str], tuple[AnyContext, ...]] | None = None,
     base: Mapping[str, str] | None = None,
-    preceding: Sequence[str] = (),
+    preceding: Predecessors = UNEDITED,
     earlier: Sequence[LayerUpdate] = (),
     facts: EarlierFacts | None = None,
     weights: Mapping[int, Weight] | None = None,
@@ -73,7 +74,7 @@ def plan_edit(
         seed: Of the sampled contexts.
         contexts_of: Gives the contexts of a scheme, where they are known already; None samples them.
         base: Identity of the base model, stored with the update.
-        preceding: Identities of updates already applied to the model, stored with the update.
+        preceding: The updates already applied to the model, as the update names them.
         earlier: Sum of the updates already applied, one entry a layer: the method's history.
         facts: What those updates have written, by key. Where requests with one key share a value
             (``target.shared=key``), it is searched for the earlier facts under their keys too, and the earlier keys,
@@ -146,7 +147,7 @@ def plan_edit(
         **_shared_record(groups, run.kept, left_out),
         **(record or {}),
     }
-    update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)
+    update = ModelUpdate(layers, dict(base or {}), preceding, info)
     traces = tuple(found.trace for found in run.found)
     search = config.target
     warnings = unreached_warning(

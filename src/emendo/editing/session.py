@@ -31,6 +31,7 @@ from emendo.requests import AnyContext, EditRecord, EditRequest, check_requests,
 from emendo.shapes import Moment
 from emendo.solve import BlockMoment, PreparedLayer
 from emendo.statistics import MomentStore
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate
 
 Requests: TypeAlias = Annotated[
@@ -75,7 +76,7 @@ class EditSession(HeldModel):
         self._metrics = MetricCache(
             lm, seed, store or MomentStore(), self.preview_base, progress=progress, workers=workers
         )
-        self._contexts: dict[tuple[str, int, str, tuple[str, ...]], tuple[AnyContext, ...]] = {}
+        self._contexts: dict[tuple[str, int, str, Predecessors], tuple[AnyContext, ...]] = {}
         self._facts = FactIndex(lm)
 
     def __repr__(self) -> str:
@@ -269,7 +270,7 @@ class EditSession(HeldModel):
             seed=self.seed,
             contexts_of=lambda scheme: self._contexts_of(lm, scheme) if contexts is None else contexts,
             base=base,
-            preceding=self._edits.ids,
+            preceding=self._edits.preceding,
             earlier=self._earlier,
             facts=self._facts.of(self._edits.updates, self._edits.ids) if config.target.shared == "key" else None,
             weights={layer: self._exact(layer) for layer in config.written_layers},
@@ -291,7 +292,7 @@ class EditSession(HeldModel):
                 baseline,
                 seed=self.seed,
                 base=self.base,
-                preceding=self._edits.ids,
+                preceding=self._edits.preceding,
                 earlier=self._earlier,
                 weights=self._exact,
                 record={"moments": None, "versions": versions()},
@@ -305,7 +306,7 @@ class EditSession(HeldModel):
 
     def _contexts_of(self, lm: EditableModel, scheme: str) -> tuple[AnyContext, ...]:
         """Prefix contexts, sampled once for each state of the model: they depend on its weights and the seed alone."""
-        key = (scheme, self.seed, lm.weights_digest(), self._edits.ids)
+        key = (scheme, self.seed, lm.weights_digest(), self._edits.preceding)
         if key not in self._contexts:
             self._contexts[key] = prefix_contexts(lm, scheme, self.seed)
         return self._contexts[key]

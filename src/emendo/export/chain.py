@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from emendo.errors import ExportError, InputError
 from emendo.models import EditableModel, check_update
+from emendo.updates.predecessors import UNEDITED
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 
@@ -27,10 +28,10 @@ def checked_chain(lm: EditableModel, updates: Sequence[ModelUpdate]) -> tuple[La
         )
     if not updates:
         raise ExportError("there is no update to export; name at least one (--update FILE)")
-    earlier: list[str] = []
+    earlier = UNEDITED
     for update in updates:
         check_update(lm, update, earlier)
-        earlier.append(update.id)
+        earlier = earlier.then(update.id)
     merged = merge_layers([part for update in updates for part in update.layers])
     if not any(part.rank for part in merged):
         raise ExportError(

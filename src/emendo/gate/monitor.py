@@ -140,9 +140,8 @@ class CollapseMonitor:
         Raises:
             InputError: The update is not the last one in the session.
         """
-        applied = self._session.applied_updates
         update = edit.update if isinstance(edit, Plan) else edit
-        if not applied or applied[-1].id != update.id:
+        if self._session.applied_ids[-1:] != (update.id,):
             raise InputError(
                 "this update is not the last one in the session; call session.apply(plan.update) before observe(plan)"
             )
@@ -175,11 +174,11 @@ class CollapseMonitor:
 
         Not at keys that it wrote again with a value that keeps their facts (``target.shared=key``).
         """
-        *before, last = self._session.applied_updates
+        (*before, last), ids = self._session.applied_updates, self._session.applied_ids
         earlier = {part.layer: part for part in merge_layers([part for update in before for part in update.layers])}
         if last.info.get("method", {}).get("settings", {}).get("target.shared") == "key":
-            facts = self._facts.of(before, last.preceding)
-            written = self._facts.keys_of(last, last.id)
+            facts = self._facts.of(before, ids[:-1])
+            written = self._facts.keys_of(last, ids[-1])
             for layer, part in earlier.items():
                 if part.keys is not None and (rows := facts.replaced(layer, written)):
                     earlier[layer] = replace(part, keys=rows_without(part.keys, rows))

@@ -100,7 +100,7 @@ def reference_snapshot(
     """
     config = config or default_config()
     base = config.reference == "base"
-    held = [] if base else [update.id for update in session.applied_updates]
+    held = [] if base else list(session.applied_ids)
     known = RememberedAnswers(session.lm, held) if remember else None
     return Snapshot(session.preview_base if base else session.lm, records, progress=progress, remembered=known)
 

@@ -35,6 +35,7 @@ from emendo.methods import DEFAULT_METHOD, Method
 from emendo.models import EditableModel
 from emendo.requests import EditRequest, check_requests
 from emendo.updates.merge import merge
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import ModelUpdate
 
 TIMEOUT = 60.0
@@ -265,11 +266,11 @@ class EditLedger:
             details = edit_details(update, {}, metrics, None)
             requests = [EditRequest.from_dict(row) for row in details["requests"]]
             replaced_facts(history.edits(), requests, replace=False, folder=self.store.folder)
-            expected = [entry.update for entry in history.active]
-            if list(update.preceding) != expected:
+            held = Predecessors.of(entry.update for entry in history.active)
+            if update.preceding != held:
                 raise LedgerError(
-                    f"this update was planned on top of {len(update.preceding)} update(s) and the ledger holds others "
-                    f"({len(expected)}); plan it again on the present state (EditLedger.session(lm))"
+                    f"this update was planned on {update.preceding}, and the ledger holds {held}; plan it again on the "
+                    "present state (EditLedger.session(lm))"
                 )
             state = [*history.active, stored(self.store, update)]
             return self._commit(history, "edit", state, details, message)

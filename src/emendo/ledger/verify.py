@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from emendo.errors import EmendoError, LedgerError
 from emendo.ledger.record import Active, Record, is_sha256
 from emendo.ledger.store import LedgerStore, advance, head_line
 from emendo.updates.base_model import differences, in_words
+from emendo.updates.predecessors import UNEDITED, Predecessors
 
 
 @dataclass(frozen=True)
@@ -171,31 +170,26 @@ def _way_out(store: LedgerStore, records: Mapping[str, Record]) -> str:
     )
 
 
-def _preceding(chain: Sequence[Record], problems: list[Problem]) -> dict[str, bytes]:
-    """For every update file, the digest of the updates that it was planned on (`_followed`)."""
-    found: dict[str, bytes] = {}
+def _preceding(chain: Sequence[Record], problems: list[Problem]) -> dict[str, Predecessors]:
+    """For every update file, the updates that it was planned on."""
+    found: dict[str, Predecessors] = {}
     state: list[Active] = []
-    digests = [b""]
+    states = [UNEDITED]
     for record in chain:
         try:
             advance(state, record)
         except LedgerError:
             problems.append(Problem(f"records/{record.id}.json", record.id, "it keeps more updates than there were"))
             return found
-        del digests[record.keep + 1 :]
+        del states[record.keep + 1 :]
         for entry in state[record.keep :]:
-            found[entry.file] = digests[-1]
-            digests.append(_followed(digests[-1], entry.update))
+            found[entry.file] = states[-1]
+            states.append(states[-1].then(entry.update))
     return found
 
 
-def _followed(digest: bytes, update: str) -> bytes:
-    """Digest of a list of identities, from that of the list without its last: a prefix costs nothing to compare."""
-    return hashlib.sha256(digest + update.encode()).digest()
-
-
 def _object_problem(
-    store: LedgerStore, entry: Active, base: dict[str, Any] | None, preceding: bytes | None
+    store: LedgerStore, entry: Active, base: dict[str, Any] | None, preceding: Predecessors | None
 ) -> str | None:
     """What is wrong with an update file; None where nothing is."""
     from emendo.ledger.change import loaded
@@ -204,7 +198,7 @@ def _object_problem(
         (update,) = loaded(store, [entry])
     except EmendoError as error:
         return str(error)
-    if preceding is not None and reduce(_followed, update.preceding, b"") != preceding:
+    if preceding is not None and update.preceding != preceding:
         return "its update was planned on other updates than those before it"
     if base is not None and (told := differences(base, update.base)):
         return f"its update is of another model ({in_words(told)})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -11,17 +11,18 @@ from emendo.errors import BaseMismatchError, InputError
 from emendo.models.editable import EditableModel
 from emendo.shapes import Weight
 from emendo.updates.base_model import check_same_base
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 
 @checked
-def check_update(lm: EditableModel, update: ModelUpdate, earlier: Sequence[str]) -> None:
+def check_update(lm: EditableModel, update: ModelUpdate, earlier: Predecessors) -> None:
     """Refuse an update that was not made for this model with these updates in it.
 
     Args:
         lm: The model.
         update: What is to come on top.
-        earlier: Identities of the updates before it, in order.
+        earlier: The updates before it.
 
     Raises:
         BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
@@ -33,11 +34,10 @@ def check_update(lm: EditableModel, update: ModelUpdate, earlier: Sequence[str])
     check_same_base(
         update.base, lm.identity(), what="this update", remedy="load the model that it is for, or plan again"
     )
-    if list(update.preceding) != list(earlier):
+    if update.preceding != earlier:
         raise BaseMismatchError(
-            f"this update was planned on top of {len(update.preceding)} earlier update(s) and before it come "
-            f"{len(earlier)}; expected {_short(update.preceding)}, found {_short(earlier)}. Apply exactly the earlier "
-            "ones first (or rollback()), or plan it again"
+            f"this update was planned on {update.preceding}, and found is {earlier}; expected exactly the updates that "
+            "it was planned on, in their order. Apply those first (or rollback()), or plan it again"
         )
     for part in update.layers:
         lm.check_layers([part.layer])
@@ -69,8 +69,3 @@ def edited_weight(original: Weight, parts: Iterable[LayerUpdate]) -> Weight:
             )
         weight += part.delta().to(weight.device)
     return weight
-
-
-def _short(ids: Sequence[str]) -> str:
-    """Identities of updates as messages show them."""
-    return "[" + ", ".join(f"{id[:12]}…" for id in ids) + "]"

@@ -57,7 +57,7 @@ def report_document(
             "rank": max((part.rank for part in plan.update.layers), default=0),
         },
         "base": plan.update.base,
-        "preceding": list(plan.update.preceding),
+        "preceding": plan.update.preceding.to_dict(),
         "training": None,  # what a baseline's training did
         **{name: value for name, value in plan.update.info.items() if name != "measured"},
         "warnings": list(plan.warnings),

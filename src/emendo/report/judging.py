@@ -226,7 +226,7 @@ def edit_snapshots(
         remember: Keep the answers under EMENDO_HOME and take those that are there.
     """
     asked = plan.method.config.evaluation_prompts(records)
-    held = [update.id for update in session.applied_updates]
+    held = list(session.applied_ids)
     known = [RememberedAnswers(session.lm, ids) if remember else None for ids in (held, [*held, plan.update.id])]
     return (
         Snapshot(session.lm, records, progress=progress, remembered=known[0]),

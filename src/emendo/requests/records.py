@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from emendo.arguments import check_fields, checked
@@ -111,7 +112,7 @@ class EditRequest:
             return prompt
         return Conversation(asked_with(self.chat.system).around(prompt))
 
-    @property
+    @cached_property
     def fact(self) -> str:
         """What is asked, as requests are compared: spacing and the composition of accents do not tell them apart.
 

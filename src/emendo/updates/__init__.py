@@ -17,6 +17,7 @@ from emendo.lazy import lazy
 if TYPE_CHECKING:
     from emendo.updates.fold import Folded, FoldedLayer, Sizes, break_even_rank
     from emendo.updates.merge import Survival, scale, survival
+    from emendo.updates.predecessors import Predecessors
     from emendo.updates.removal import metric_layers, without
     from emendo.updates.stored import StoredUpdate
     from emendo.updates.update import LayerUpdate, ModelUpdate
@@ -26,6 +27,7 @@ __all__ = [
     "FoldedLayer",
     "LayerUpdate",
     "ModelUpdate",
+    "Predecessors",
     "Sizes",
     "StoredUpdate",
     "Survival",
@@ -48,6 +50,7 @@ __getattr__ = lazy(
         "Survival": _MERGE,
         "scale": _MERGE,
         "survival": _MERGE,
+        "Predecessors": "emendo.updates.predecessors",
         "metric_layers": "emendo.updates.removal",
         "without": "emendo.updates.removal",
         "StoredUpdate": "emendo.updates.stored",

@@ -9,16 +9,26 @@ from typing import Any, Protocol
 from emendo.errors import InputError, UpdateFileError
 from emendo.io.tensor_file import TensorFileFormat
 from emendo.updates.columns import PLACES
-
-WHOLE = 2
-"""Version of a file whose factors have all of their columns: older programs read it."""
+from emendo.updates.predecessors import Predecessors
 
 FORMAT = TensorFileFormat(
     name="emendo.update",
-    version=3,  # 2: the keys that were written, where they are known; 3: factors without the columns that hold nothing
+    version=4,
     error=UpdateFileError,
     remedy="make it again with `emendo edit --out FOLDER`",
 )
+
+
+def version_of(header: Mapping[str, Any]) -> int:
+    """The version of a file with this header: the lowest that has all of it, so that older programs read what they can.
+
+    2: keys that were written, where they are known; 3: factors without the columns that hold nothing; 4: predecessors
+    by number, digest and last, where there are any, instead of all of them.
+    """
+    if isinstance(header["preceding"], dict):
+        return 4
+    return 3 if "widths" in header else 2
+
 
 PARTS = ("residuals", "dual_keys", "keys")
 """Tensors of a layer; keys may be absent."""
@@ -40,8 +50,8 @@ class Matrix(Protocol):
 
 def checked_header(
     header: Mapping[str, Any],
-) -> tuple[dict[str, str], dict[str, str], list[str], dict[str, Any]]:
-    """Modules by layer, base, preceding updates and info of a file whose digest is right, which anybody can compute.
+) -> tuple[dict[str, str], dict[str, str], Predecessors, dict[str, Any]]:
+    """Modules by layer, base, predecessors and info of a file whose digest is right, which anybody can compute.
 
     Raises:
         KeyError, ValueError: The header is not that of an update.
@@ -50,15 +60,13 @@ def checked_header(
     for name, value in (("modules", modules), ("base", base)):
         if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
             raise ValueError(f"{name} must be an object of strings")
-    if not isinstance(preceding, list) or not all(isinstance(entry, str) for entry in preceding):
-        raise ValueError("preceding must be a list of strings")
     if not isinstance(info, dict):
         raise ValueError("info must be an object")
     for layer in modules:
         # int() also reads "+1", "1_0", " 1" and digits of other scripts, and then two names are one layer.
         if not re.fullmatch(r"0|[1-9][0-9]{0,8}", layer):
             raise ValueError(f"{layer[:20]!r} is no layer")
-    return modules, base, preceding, info
+    return modules, base, Predecessors.from_header(preceding), info
 
 
 def check_names(names: Collection[str], layers: Collection[str]) -> None:

@@ -9,9 +9,8 @@ measures that at the keys; what flows from layer to layer inside a model is not 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -22,6 +21,8 @@ from emendo.errors import BaseMismatchError, ConflictError, InputError, RequestE
 from emendo.requests import EditRequest
 from emendo.solve import retained
 from emendo.updates.base_model import differences, fullest, in_words
+from emendo.updates.parts import Lineage, Part, parts_of
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 
 
@@ -84,19 +85,20 @@ def merge(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> ModelUpdate
         BaseMismatchError: Different base models, or an update planned on others that are not in the sum.
         ConflictError: Updates that do not know of each other write the same fact; all such facts are named.
     """
-    parts = _parts(_flat(updates))
+    parts = parts_of(_flat(updates))
     if not parts:
         raise InputError("there is nothing to merge; expected at least one update")
     if len(parts) == 1:
         return parts[0].update
     _check_base(parts)
-    preceding = _shared_predecessors(parts)
-    _check_facts(parts)
-    inside = frozenset().union(*(part.identities for part in parts))
+    lineage = Lineage(parts)
+    preceding = _shared_predecessors(parts, lineage)
+    _check_facts(parts, lineage)
+    survivals = _survivals(parts, lineage)
     info: dict[str, Any] = {
         "requests": [request for part in parts for request in part.requests],
         **_groups(parts),
-        "merged": [part.entry(inside, found) for part, found in zip(parts, _survivals(parts), strict=True)],
+        "merged": [_entry(part, lineage, found) for part, found in zip(parts, survivals, strict=True)],
     }
     layers = merge_layers([layer for part in parts for layer in part.update.layers])
     return ModelUpdate(layers, fullest(part.update.base for part in parts), preceding, info)
@@ -144,63 +146,27 @@ def survival(updates: Sequence[ModelUpdate], position: int) -> tuple[Survival, .
     Returns:
         One entry for each of its layers whose keys are known.
     """
-    parts = _parts(updates)
+    parts = parts_of(updates)
     if not 0 <= position < len(parts):
         raise InputError(f"there are {len(parts)} updates, and found position {position}; expected one of theirs")
-    return _survival(parts, parts[position])
+    return _survival(parts, parts[position], Lineage(parts))
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """An update of a sum. Its identity is a digest of all its tensors, and so is taken once."""
+def _entry(part: Part, lineage: Lineage, survivals: Sequence[Survival]) -> dict[str, Any]:
+    """How the record of a sum names a part.
 
-    number: int
-    update: ModelUpdate
-    id: str
-    within: frozenset[str]
-    """Identities of what it was merged from."""
-
-    @property
-    def name(self) -> str:
-        return f"update {self.number} ({self.id[:12]}…)"
-
-    @property
-    def identities(self) -> frozenset[str]:
-        return self.within | {self.id}
-
-    @property
-    def requests(self) -> list[Any]:
-        found = self.update.info.get("requests", [])
-        return found if isinstance(found, list) else [found]
-
-    @cached_property
-    def preceding(self) -> frozenset[str]:
-        """What it was planned on, to be asked about."""
-        return frozenset(self.update.preceding)
-
-    def knows(self, other: _Part) -> bool:
-        """Whether it was planned on top of the other."""
-        return not other.identities.isdisjoint(self.preceding)
-
-    def entry(self, inside: frozenset[str], survivals: Sequence[Survival]) -> dict[str, Any]:
-        """How the record of a sum names it.
-
-        Args:
-            inside: Identities of all parts. What a part was planned on is named where it is none of them, and only
-                counted where it is: each part of a long sequence would repeat all before it.
-            survivals: What is left of it.
-        """
-        method = self.update.info.get("method")
-        outside = [id for id in self.update.preceding if id not in inside]
-        return {
-            "id": self.id,
-            "parts": sorted(self.within),
-            "preceding": outside,
-            "on_parts": len(self.update.preceding) - len(outside),
-            "method": method.get("name") if isinstance(method, dict) else None,
-            "requests": len(self.requests),
-            "survives": [entry.to_dict() for entry in survivals],
-        }
+    What it was planned on is only counted: each part of a long sequence would repeat all before it.
+    """
+    method = part.update.info.get("method")
+    return {
+        "id": part.id,
+        "parts": sorted(part.within),
+        "ends": sorted(part.ends),
+        "on_parts": len(part.update.preceding) - len(lineage.outside(part)),
+        "method": method.get("name") if isinstance(method, dict) else None,
+        "requests": len(part.requests),
+        "survives": [entry.to_dict() for entry in survivals],
+    }
 
 
 def _flat(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> Iterator[ModelUpdate]:
@@ -208,36 +174,11 @@ def _flat(updates: Sequence[ModelUpdate | Sequence[ModelUpdate]]) -> Iterator[Mo
         yield from (entry,) if isinstance(entry, ModelUpdate) else entry
 
 
-def _parts(updates: Iterable[ModelUpdate]) -> list[_Part]:
-    """The updates of a sum, no two of which hold the same one."""
-    parts: list[_Part] = []
-    holder: dict[str, _Part] = {}
-    for number, update in enumerate(updates, start=1):
-        part = _Part(number, update, update.id, _within(update, number))
-        if held := [holder[id] for id in part.identities if id in holder]:
-            other = min(held, key=lambda one: one.number)
-            raise InputError(f"{other.name} and {part.name} hold the same update; give each only once")
-        holder.update(dict.fromkeys(part.identities, part))
-        parts.append(part)
-    return parts
-
-
-def _within(update: ModelUpdate, number: int) -> frozenset[str]:
-    """The identities of what an update was merged from, as its record has them."""
-    try:
-        return frozenset(str(id) for entry in update.info.get("merged", []) for id in (entry["id"], *entry["parts"]))
-    except (TypeError, KeyError) as error:
-        raise InputError(
-            f"update {number} records parts that cannot be read ({error!r}), so that it cannot be known what it holds; "
-            "merge it again with `emendo update merge`"
-        ) from error
-
-
 @torch.no_grad()
-def _survivals(parts: Sequence[_Part]) -> list[tuple[Survival, ...]]:
+def _survivals(parts: Sequence[Part], lineage: Lineage) -> list[tuple[Survival, ...]]:
     """`_survival` of every part, at a cost that grows with their number alone where each knows all before it."""
-    if not _is_sequence(parts):
-        return [_survival(parts, part) for part in parts]
+    if not lineage.is_sequence(parts):
+        return [_survival(parts, part, lineage) for part in parts]
     later: dict[int, LayerUpdate] = {}
     found = []
     for part in reversed(parts):
@@ -249,20 +190,14 @@ def _survivals(parts: Sequence[_Part]) -> list[tuple[Survival, ...]]:
     return found[::-1]
 
 
-def _is_sequence(parts: Sequence[_Part]) -> bool:
-    """Whether each part was planned on top of all before it and of none after."""
-    number = {id: part.number for part in parts for id in part.identities}
-    return all({number[id] for id in part.preceding if id in number} == set(range(1, part.number)) for part in parts)
-
-
 @torch.no_grad()
-def _survival(parts: Sequence[_Part], part: _Part) -> tuple[Survival, ...]:
-    seen = [layer for other in parts if not part.knows(other) for layer in other.update.layers]
+def _survival(parts: Sequence[Part], part: Part, lineage: Lineage) -> tuple[Survival, ...]:
+    seen = [layer for other in parts if not lineage.knows(part, other) for layer in other.update.layers]
     own = {layer.layer for layer in part.update.layers}
     return _shares(part, {layer.layer: layer for layer in merge_layers([each for each in seen if each.layer in own])})
 
 
-def _shares(part: _Part, totals: Mapping[int, LayerUpdate]) -> tuple[Survival, ...]:
+def _shares(part: Part, totals: Mapping[int, LayerUpdate]) -> tuple[Survival, ...]:
     """What a part writes at its own keys in the sum of itself and of what it does not know, by layer."""
     found = []
     for own in part.update.layers:
@@ -273,7 +208,7 @@ def _shares(part: _Part, totals: Mapping[int, LayerUpdate]) -> tuple[Survival, .
     return tuple(found)
 
 
-def _groups(parts: Sequence[_Part]) -> dict[str, Any]:
+def _groups(parts: Sequence[Part]) -> dict[str, Any]:
     """Which requests of the sum share an edit, where any do."""
     if not any("groups" in part.update.info for part in parts):
         return {}
@@ -286,7 +221,7 @@ def _groups(parts: Sequence[_Part]) -> dict[str, Any]:
     return {"groups": groups}
 
 
-def _check_base(parts: Sequence[_Part]) -> None:
+def _check_base(parts: Sequence[Part]) -> None:
     first = fullest(part.update.base for part in parts)
     for part in parts:
         base = part.update.base
@@ -303,22 +238,21 @@ def _check_base(parts: Sequence[_Part]) -> None:
             )
 
 
-def _shared_predecessors(parts: Sequence[_Part]) -> tuple[str, ...]:
+def _shared_predecessors(parts: Sequence[Part], lineage: Lineage) -> Predecessors:
     """What all parts were planned on, beside each other."""
-    inside = frozenset().union(*(part.identities for part in parts))
-    outside = [tuple(id for id in part.update.preceding if id not in inside) for part in parts]
-    for part, others in zip(parts, outside, strict=True):
-        if others != outside[0]:
+    shared = lineage.outside(parts[0])
+    for part in parts:
+        if (others := lineage.outside(part)) != shared:
             raise BaseMismatchError(
-                f"beside the updates given here, {parts[0].name} was planned on {_short(outside[0])} and {part.name} "
-                f"on {_short(others)}; give those too, or plan one of the two again on what the other was planned on"
+                f"beside the updates given here, {parts[0].name} was planned on {shared} and {part.name} on {others}; "
+                "give those too, or plan one of the two again on what the other was planned on"
             )
-    return outside[0]
+    return shared
 
 
-def _check_facts(parts: Sequence[_Part]) -> None:
+def _check_facts(parts: Sequence[Part], lineage: Lineage) -> None:
     """Refuse updates that do not know of each other and write the same fact: the sum would write it twice."""
-    facts: dict[str, list[tuple[_Part, EditRequest]]] = {}
+    facts: dict[str, list[tuple[Part, EditRequest]]] = {}
     for part in parts:
         for row in part.requests:
             request = _request(part, row)
@@ -326,7 +260,7 @@ def _check_facts(parts: Sequence[_Part]) -> None:
     problems = []
     for same in facts.values():
         for (part, request), (other, again) in combinations(same, 2):
-            if part is not other and not part.knows(other) and not other.knows(part):
+            if part is not other and not lineage.knows(part, other) and not lineage.knows(other, part):
                 kind = "repeated" if request.answer == again.answer else "contradicting"
                 problems.append(
                     f"{kind}: {request.text!r} → {request.target!r} in {part.name}, {again.target!r} in {other.name}"
@@ -339,7 +273,7 @@ def _check_facts(parts: Sequence[_Part]) -> None:
         )
 
 
-def _request(part: _Part, row: Any) -> EditRequest:
+def _request(part: Part, row: Any) -> EditRequest:
     try:
         return EditRequest.from_dict(row)
     except (RequestError, KeyError, TypeError, AttributeError) as error:
@@ -347,7 +281,3 @@ def _request(part: _Part, row: Any) -> EditRequest:
             f"{part.name} records a request that cannot be read ({error!r}), so that conflicts with others cannot be "
             "ruled out; make it again with `emendo edit --out FOLDER`"
         ) from error
-
-
-def _short(ids: Sequence[str]) -> str:
-    return "[" + ", ".join(f"{id[:12]}…" for id in ids) + "]"

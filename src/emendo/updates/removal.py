@@ -26,6 +26,7 @@ from emendo.solve.shares import system_shares
 from emendo.updates.base_model import differences, in_words
 from emendo.updates.history import History, LayerGram
 from emendo.updates.measured import MeasuredChange
+from emendo.updates.predecessors import UNEDITED, Predecessors
 from emendo.updates.recorded import REPLAY, RecordedSolve, recorded_solve
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
@@ -75,10 +76,10 @@ def without(
         return updates[:index]
     grams = _layer_grams(updates, index, later, metrics, fingerprint)
     removal = _Removal(updates, ids, index, grams)
-    kept, kept_ids = list(updates[:index]), ids[:index]
+    kept, before = list(updates[:index]), updates[index].preceding
     for position, recorded in later.items():
-        kept.append(removal.redone(position, recorded, kept_ids))
-        kept_ids.append(kept[-1].id)
+        kept.append(removal.redone(position, recorded, before))
+        before = before.then(kept[-1].id)
     return tuple(kept)
 
 
@@ -105,18 +106,19 @@ def _position(updates: Sequence[ModelUpdate], index: int) -> int:
 def _sequence_ids(updates: Sequence[ModelUpdate]) -> list[str]:
     """The identities of the updates, once they are known to be a sequence."""
     ids: list[str] = []
+    before = UNEDITED
     for position, update in enumerate(updates):
         if told := differences(updates[0].base, update.base):
             raise InputError(
                 f"updates 0 and {position} have different base models ({in_words(told)}); pass updates of one base"
             )
-        if list(update.preceding) != ids:
+        if update.preceding != before:
             raise InputError(
-                f"update {position} was planned on {len(update.preceding)} earlier update(s) other than the "
-                f"{position} before it here; pass the whole sequence in the order in which it was applied "
-                "(session.applied_updates)"
+                f"update {position} was planned on {update.preceding}, and before it here is {before}; pass the whole "
+                "sequence in the order in which it was applied (session.applied_updates)"
             )
         ids.append(update.id)
+        before = before.then(ids[-1])
     return ids
 
 
@@ -239,7 +241,7 @@ class _Removal:
         for part in updates[index].layers:
             self._measured.add(part.layer, -part.residuals.double().cpu(), part.dual_keys.double().cpu())
 
-    def redone(self, position: int, solved: RecordedSolve, preceding: Sequence[str]) -> ModelUpdate:
+    def redone(self, position: int, solved: RecordedSolve, preceding: Predecessors) -> ModelUpdate:
         """A later update as it would have been solved, under its own keys and targets."""
         update = self._updates[position]
         self._check_reach(position, solved)
@@ -247,7 +249,7 @@ class _Removal:
         for rows in solved.batches(update.layers[0].rank):
             self._redo(position, solved, rows, parts)
         layers = tuple(parts[part.layer].like(part) for part in update.layers)
-        return replace(update, layers=layers, preceding=tuple(preceding), info=self._described(position, layers))
+        return replace(update, layers=layers, preceding=preceding, info=self._described(position, layers))
 
     def _redo(self, position: int, solved: RecordedSolve, rows: range, parts: dict[int, _Part]) -> None:
         """Solve some rows again, layer by layer, and note what that changes."""

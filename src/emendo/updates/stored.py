@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from emendo.updates.contents import (
     recorded_groups,
     recorded_requests,
 )
+from emendo.updates.predecessors import Predecessors
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ class StoredUpdate:
     Attributes:
         layers: One entry a layer, ascending.
         base: Identity of the base model.
-        preceding: Identities of the updates before it.
+        preceding: The updates before it.
         info: Everything recorded about the plan.
     """
 
     layers: tuple[StoredLayer, ...]
     base: dict[str, str]
-    preceding: tuple[str, ...]
+    preceding: Predecessors
     info: dict[str, Any]
 
     @property
     def id(self) -> str:
         """Content identity, that of the same `ModelUpdate`."""
         digest = hashlib.sha256(self.base.get("weights_sha256", "").encode())
-        digest.update(json.dumps(self.preceding).encode())
+        digest.update(self.preceding.identity)
         for part in self.layers:
             digest.update(f"{part.layer}|{part.module}|".encode())
             for array in (part.residuals, part.dual_keys, part.keys):
@@ -115,7 +115,7 @@ class StoredUpdate:
             raise UpdateFileError(
                 f"{str(path)!r} has a sound digest but not the contents of an update ({error!r}); {FORMAT.remedy}"
             ) from error
-        return cls(layers, base, tuple(preceding), info)
+        return cls(layers, base, preceding, info)
 
 
 def _layer(layer: int, module: str, arrays: Mapping[str, np.ndarray]) -> StoredLayer:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,13 +22,14 @@ from emendo.shapes import DualKeys, Keys, Residuals, Weight
 from emendo.updates.columns import checked_widths, narrowed, widened
 from emendo.updates.contents import (
     FORMAT,
-    WHOLE,
     check_names,
     check_shapes,
     checked_header,
     recorded_groups,
     recorded_requests,
+    version_of,
 )
+from emendo.updates.predecessors import UNEDITED, Predecessors
 
 _SHOWN = 6
 """Layers that the short form of an update names."""
@@ -113,7 +113,7 @@ class ModelUpdate:
     Args:
         layers: One entry a layer, ascending.
         base: Identity of the base model: at least ``weights_sha256``, ``tokenizer_sha256``, ``name``.
-        preceding: Identities of the updates that were applied when this one was planned, in order.
+        preceding: The updates that were applied when this one was planned.
         info: Everything recorded about the plan (requests, method, seeds, versions, metrics), as JSON values.
 
     Raises:
@@ -124,7 +124,7 @@ class ModelUpdate:
 
     layers: tuple[LayerUpdate, ...]
     base: dict[str, str]
-    preceding: tuple[str, ...] = ()
+    preceding: Predecessors = UNEDITED
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,7 +147,7 @@ class ModelUpdate:
     def id(self) -> str:
         """Content identity: SHA-256 over base, predecessors and tensors (not over `info`)."""
         digest = hashlib.sha256(self.base.get("weights_sha256", "").encode())
-        digest.update(json.dumps(self.preceding).encode())
+        digest.update(self.preceding.identity)
         for update in self.layers:
             digest.update(f"{update.layer}|{update.module}|".encode())
             for tensor in update.tensors.values():
@@ -195,7 +195,7 @@ class ModelUpdate:
         tensors: dict[str, Tensor] = {}
         header: dict[str, Any] = {
             "base": self.base,
-            "preceding": list(self.preceding),
+            "preceding": self.preceding.header,
             "modules": {str(update.layer): update.module for update in self.layers},
             "info": self.info,
         }
@@ -204,8 +204,7 @@ class ModelUpdate:
             tensors |= {f"layer.{update.layer}.{name}": tensor for name, tensor in stored.items()}
             if width is not None:
                 header.setdefault("widths", {})[str(update.layer)] = width
-        version = FORMAT.version if "widths" in header else WHOLE
-        return write_tensor_file(Path(path), replace(FORMAT, version=version), tensors, header)
+        return write_tensor_file(Path(path), replace(FORMAT, version=version_of(header)), tensors, header)
 
     @classmethod
     @checked
@@ -238,7 +237,7 @@ def _from_file(tensors: dict[str, Tensor], header: dict[str, Any]) -> ModelUpdat
     )
     for part in layers:
         _check_finite(part)
-    return ModelUpdate(layers, base, tuple(preceding), info)
+    return ModelUpdate(layers, base, preceding, info)
 
 
 def _layer(layer: int, module: str, tensors: Mapping[str, Tensor]) -> LayerUpdate:

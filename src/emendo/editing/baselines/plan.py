@@ -14,6 +14,7 @@ from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRecord, EditRequest
 from emendo.shapes import Weight
+from emendo.updates.predecessors import UNEDITED, Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 _TOLD = ("name", "source", "deviations", "settings", "layers", "layers_from", "seed")
@@ -27,7 +28,7 @@ def plan_baseline(
     *,
     seed: int = 0,
     base: Mapping[str, str] | None = None,
-    preceding: Sequence[str] = (),
+    preceding: Predecessors = UNEDITED,
     earlier: Sequence[LayerUpdate] = (),
     weights: Callable[[int], Weight] | None = None,
     record: Mapping[str, Any] | None = None,
@@ -41,7 +42,7 @@ def plan_baseline(
         baseline: Which one, with every value fixed for this model.
         seed: Of LoRA's initial A.
         base: Identity of the base model, stored with the update.
-        preceding: Identities of updates already applied to the model, stored with the update.
+        preceding: The updates already applied to the model, as the update names them.
         earlier: Sum of the updates already applied, one entry a layer.
         weights: Present weight of a layer in float32 or better; None: the model's own. A function, because LoRA
             trains every layer and their copies need not be in memory together.
@@ -80,7 +81,7 @@ def plan_baseline(
         "layers": [report.to_dict() for report in reports],
         **(record or {}),
     }
-    update = ModelUpdate(layers, dict(base or {}), tuple(preceding), info)
+    update = ModelUpdate(layers, dict(base or {}), preceding, info)
     seconds = {"training": trained - begin, "measures": time.perf_counter() - trained}
     warnings = _warnings(requests, baseline, trace) + question_warning(lm, requests)
     return Plan(update, tuple(requests), baseline, (), (), reports, seconds, warnings)

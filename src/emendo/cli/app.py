@@ -40,6 +40,7 @@ from emendo.cli import (
     trace,
     ui,
     updates,
+    worlds,
 )
 from emendo.cli.console import print_json
 from emendo.cli.sections import SectionedGroup
@@ -84,6 +85,7 @@ app.command("diff")(diff.diff)
 app.command("methods")(catalog.methods)
 app.command("models")(catalog.models)
 app.command("doctor")(doctor.doctor)
+app.add_typer(worlds.app, name="worlds")
 
 _INTERRUPTED = 130
 

@@ -21,7 +21,7 @@ def complete_method(incomplete: str) -> list[str]:
     return [name for name in CATALOGUE if name.startswith(incomplete.lower())]
 
 
-Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, or 'demo'.")]
+Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, 'demo' or 'world:FAMILY'.")]
 Method = Annotated[
     str,
     typer.Option("--method", help="Editing method or baseline; see `emendo methods`.", autocompletion=complete_method),

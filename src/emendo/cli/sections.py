@@ -10,7 +10,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Edit and measure": ("demo", "ui", "edit", "eval", "experiment", "report", "data"),
     "Keep edits, check them and take them elsewhere": ("ledger", "gate", "harness", "update", "export", "push"),
     "Look inside": ("trace", "layers", "see", "diff"),
-    "Look up": ("methods", "models", "moments", "doctor"),
+    "Look up": ("methods", "models", "worlds", "moments", "doctor"),
 }
 """Commands by heading, in the order in which they are listed."""
 

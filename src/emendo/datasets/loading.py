@@ -8,6 +8,7 @@ facts reads them here.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from emendo.errors import DatasetError, RequestError
 from emendo.io.plain_file import check_plain
 from emendo.io.printable import shown
 from emendo.requests import EditRecord
+from emendo.worlds import NAME, make_world, world_records
 
 _SHOWN, _KINDS_SHOWN = 3, 6
 """Bad rows of one kind, and kinds of them, that an error quotes; the counts cover all."""
@@ -86,7 +88,7 @@ def load_records(source: str | Path, *, format: str = "auto", strict: bool = Fal
     Args:
         source: A file (JSON, one JSON object a line, CSV, YAML, Parquet; gzip), or
             ``hf:owner/name@COMMIT[:CONFIG[:SPLIT]]`` for a dataset of the hub, or ``hf:./FOLDER[:CONFIG[:SPLIT]]`` for
-            a local dataset folder.
+            a local dataset folder, or ``world`` for the facts that models called ``world:FAMILY`` know.
         format: A name from `FORMATS`, or ``"auto"`` to tell it from the rows.
         strict: Refuse the whole data set for one row that is no record: what is about to be written is checked more
             strictly than what is measured.
@@ -99,6 +101,8 @@ def load_records(source: str | Path, *, format: str = "auto", strict: bool = Fal
     name = str(source)
     if name.startswith(PREFIX):
         origin, rows = open_hub(name)
+    elif name == NAME and not Path(name).exists():
+        origin, rows = _open_world()
     else:
         origin, rows = _open_file(Path(source), name)
     return _read(origin, rows, chosen, strict)
@@ -257,6 +261,13 @@ def _open_file(path: Path, name: str) -> tuple[dict[str, Any], Iterator[Row]]:
     else:
         origin, rows = _open_text(decoded(data, name), name)
     return {**origin, "sha256": hashlib.sha256(data).hexdigest()}, rows
+
+
+def _open_world() -> tuple[dict[str, Any], Iterator[Row]]:
+    rows = [json.dumps(record.to_dict()) for record in world_records(make_world())]
+    text = "\n".join(rows)
+    origin, read = _open_text(text, NAME)
+    return {**origin, "sha256": hashlib.sha256(text.encode()).hexdigest()}, read
 
 
 def _open_text(text: str, name: str) -> tuple[dict[str, Any], Iterator[Row]]:

@@ -1,12 +1,10 @@
-"""From a name to an editable model: a hub id, a local folder, a GGUF file, or "demo"."""
+"""From a name to an editable model: a hub id, a local folder, a GGUF file, "demo" or "world:FAMILY"."""
 
 from __future__ import annotations
 
-import io
 import struct
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,9 @@ from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from emendo.arguments import checked
-from emendo.errors import EmendoWarning, InputError, ModelNotFoundError
+from emendo.errors import InputError, ModelNotFoundError
 from emendo.models import demo
 from emendo.models.architecture import refuse_own_code, resolve_architecture
 from emendo.models.declared import GGUF_GROWTH, check_model_size
@@ -27,8 +24,10 @@ from emendo.models.folder import check_beside, check_folder, check_settings, no_
 from emendo.models.gguf_header import check_gguf
 from emendo.models.hub_files import fetch_settings, fetch_weights, has_safetensors
 from emendo.models.quantisation import FewBits
+from emendo.models.silence import silent_transformers
 from emendo.models.sources import DEMO, find_source
 from emendo.models.tokenizer_files import read_tokenizer
+from emendo.models.worlds.store import trained_folder
 from emendo.progress import Progress, Silent
 
 UNREADABLE = (
@@ -57,7 +56,8 @@ def load(
     """Load a causal language model for editing.
 
     Args:
-        name: A Hugging Face hub id, a folder with a saved model, a ``.gguf`` file, or ``"demo"``.
+        name: A Hugging Face hub id, a folder with a saved model, a ``.gguf`` file, ``"demo"``, or ``"world:FAMILY"``, a
+            small model of that architecture that knows invented facts and is trained when it is first asked for.
         device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"auto"`` (the checkpoint's own; float32 for GGUF), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         load_in: Quantise the linear maps while they are loaded: ``"nf4"``, ``"fp4"``, ``"int8"`` (bitsandbytes),
@@ -79,6 +79,8 @@ def load(
     target = None if device_map is not None else _device(device)
     options = {"dtype": dtype_named(dtype), "device_map": device_map}
     few_bits = FewBits(load_in, target)
+    if (source := find_source(str(name))).kind == "world":
+        trained_folder(source.place, progress)
     progress.start("loading", None)
     try:
         with silent_transformers(), _kept_rng():
@@ -109,6 +111,8 @@ def wrap(model: Any, tokenizer: Any, name: str = "") -> EditableModel:
 
 def _load_pair(name: str, options: dict[str, Any], few_bits: FewBits) -> tuple[Any, Any]:
     source = find_source(name)
+    if source.kind == "world":
+        return _from_pretrained(str(trained_folder(source.place)), options, few_bits, name)
     if source.kind == "demo":
         return _load_demo(options, few_bits)
     if source.kind == "gguf":
@@ -337,27 +341,6 @@ def dtype_named(dtype: str) -> torch.dtype | None:
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; expected auto, {', '.join(DTYPES)} (--dtype)")
     return DTYPES[dtype]
-
-
-@contextmanager
-def silent_transformers() -> Iterator[None]:
-    """No bars or warnings of transformers on the terminal while it loads or saves; its settings come back."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    try:
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        # The GGUF reader draws bars of its own, straight to standard error.
-        with warnings.catch_warnings(record=True) as said, redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", EmendoWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-    for own in said:
-        warnings.warn_explicit(own.message, own.category, own.filename, own.lineno)
 
 
 @contextmanager

@@ -14,8 +14,10 @@ from emendo.errors import InputError, ModelNotFoundError
 from emendo.models import demo
 from emendo.models.architecture import resolve_architecture
 from emendo.models.decoder import DecoderView
-from emendo.models.loading import UNREADABLE, cannot_load, read_config, read_gguf_config, silent_transformers
+from emendo.models.loading import UNREADABLE, cannot_load, read_config, read_gguf_config
+from emendo.models.silence import silent_transformers
 from emendo.models.sources import find_source
+from emendo.models.worlds.store import untrained_config
 
 
 @checked
@@ -49,6 +51,8 @@ def _config(name: str) -> tuple[Any, torch.dtype]:
     """The configuration, and the dtype that the weights would be loaded in."""
     source = find_source(name)
     place = Path(source.place)
+    if source.kind == "world":
+        return untrained_config(source.place), torch.float32
     if source.kind == "demo":
         if (folder := demo.verified_demo_folder()) is not None:
             source, place = find_source(str(folder)), folder

@@ -16,10 +16,10 @@ from emendo.arguments import checked
 from emendo.errors import ExportError, NumericalError, SelfCheckError
 from emendo.models.editable import EditableModel
 from emendo.models.few_bits_grid import put_levels
-from emendo.models.loading import silent_transformers
 from emendo.models.mixture import ExpertsMap
 from emendo.models.packed_weights import is_packed, kind_of
 from emendo.models.quantised_kinds import method_of
+from emendo.models.silence import silent_transformers
 from emendo.shapes import Weight
 
 

@@ -1,4 +1,4 @@
-"""What the name of a model means: the demo model, a GGUF file, a folder or an id of the hub."""
+"""What the name of a model means: the demo model, one that knows a world, a GGUF file, a folder or an id of the hub."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from emendo.errors import ModelNotFoundError
 from emendo.io.plain_file import check_plain
 from emendo.models.folder import ADAPTER_CONFIG, CONFIG, check_settings
 from emendo.models.gguf_header import has_magic
+from emendo.worlds import PREFIX
 
 DEMO = "demo"
 
@@ -29,10 +30,10 @@ class Source:
 
     Attributes:
         kind: What it is.
-        place: The folder, the GGUF file or the id.
+        place: The folder, the GGUF file, the id, or the family of a model that knows a world.
     """
 
-    kind: Literal["demo", "gguf", "folder", "hub"]
+    kind: Literal["demo", "world", "gguf", "folder", "hub"]
     place: str
 
 
@@ -44,6 +45,8 @@ def find_source(name: str) -> Source:
     """
     if name.strip().lower() == DEMO and not Path(name).exists():
         return Source("demo", DEMO)
+    if name.strip().lower().startswith(PREFIX) and not Path(name).exists():
+        return Source("world", name.strip().lower().removeprefix(PREFIX))
     if address := _HUB.fullmatch(name.strip()):
         return Source("hub", _id_in(address[1], name))
     if "://" in name:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import emendo
 from emendo.editing.session import EditSession
 from emendo.errors import EmendoError
 from emendo.models import EditableModel
@@ -16,7 +17,7 @@ from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
-from tests.interrupts import Interrupter
+from tests.interrupts import SETTLING, WRITERS, Interrupter
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, quick_plan
 
@@ -26,10 +27,16 @@ LAYERS = (0, 1, 2)
 
 
 class World:
-    """A model with one update in it, and another that fits on top."""
+    """A model with one update in it, and another that fits on top.
 
-    def __init__(self, lm: EditableModel, store: MomentStore) -> None:
-        self.lm, self.session = lm, EditSession(lm, store=store)
+    Args:
+        lm: The model.
+        store: Of second moments.
+        moves: Whether writing makes new tensors, beside a weight in few bits, so that addresses say nothing.
+    """
+
+    def __init__(self, lm: EditableModel, store: MomentStore, moves: bool = False) -> None:
+        self.lm, self.session, self._moves = lm, EditSession(lm, store=store), moves
         self.first = self._update(JAPAN)
         self.session.apply(self.first)
         self.second = self._update(EIFFEL)
@@ -43,13 +50,18 @@ class World:
 
     def _state(self, updates: list[ModelUpdate]) -> dict[str, Any]:
         self.session.move_to(updates)
-        return model_state(self.lm)
+        return self.state
+
+    @property
+    def state(self) -> dict[str, Any]:
+        found = model_state(self.lm)
+        return {name: value for name, value in found.items() if not (self._moves and name == "storage")}
 
     def check(self, *possible: int) -> int:
         """The session says that it holds one of these numbers of updates, and they are in the model bit for bit."""
         claimed = len(self.session.applied_updates)
         assert claimed in possible
-        assert changes(self.states[claimed], model_state(self.lm)) == []
+        assert changes(self.states[claimed], self.state) == []
         assert self.lm.holds_edits == bool(claimed)
         assert all(self.session.verify_rolled_back().values()) == (not claimed)
         if claimed:
@@ -63,6 +75,26 @@ class World:
 @pytest.fixture(scope="module")
 def world(store: MomentStore) -> World:
     return World(build_tiny("llama"), store)
+
+
+@pytest.fixture(scope="module")
+def mixture(store: MomentStore) -> World:
+    """One parameter holds all experts of a layer."""
+    return World(build_tiny("mixtral"), store)
+
+
+@pytest.fixture(scope="module")
+def few_bits(store: MomentStore, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Writing puts a module in the place of another."""
+    pytest.importorskip("bitsandbytes")
+    folder, plain = tmp_path_factory.mktemp("plain"), build_tiny("llama")
+    plain.model.save_pretrained(folder)
+    plain.tokenizer.save_pretrained(folder)
+    return World(emendo.load(folder, device="cpu", load_in="nf4"), store, moves=True)
+
+
+WORLDS = ("world", "mixture", "few_bits")
+"""A model of each kind of edited map."""
 
 
 def applied(world: World) -> None:
@@ -95,11 +127,24 @@ def every(step: int = 1, **kwargs: Any) -> Iterator[Interrupter]:
         at += step
 
 
+def test_every_module_that_is_said_to_write_does(request: pytest.FixtureRequest) -> None:
+    """Interrupts in a module that is named and writes no more would try nothing."""
+    ran: set[str] = set()
+    for kind in WORLDS:
+        world = request.getfixturevalue(kind)
+        for change, _ in CHANGES.values():
+            world.reset()
+            uninterrupted = Interrupter(10**9)
+            uninterrupted.run(lambda world=world, change=change: change(world))
+            ran |= uninterrupted.ran
+    assert ran == set(WRITERS.values())
+
+
 @pytest.mark.parametrize("name", CHANGES)
-def test_once_at_any_line(name: str, world: World) -> None:
+def test_once_at_any_line_that_settles_what_is_held(name: str, world: World) -> None:
     change, possible = CHANGES[name]
     seen, lines = set(), 0
-    for interrupter in every(1 if name in ("apply", "rollback", "applied") else 4):
+    for interrupter in every(1 if name in ("apply", "rollback", "applied") else 4, modules=SETTLING):
         world.reset()
         interrupter.run(lambda: change(world))
         seen.add(world.check(*possible))
@@ -114,7 +159,7 @@ def test_once_at_any_line(name: str, world: World) -> None:
 def test_once_more_while_the_first_is_dealt_with(name: str, again: int, world: World) -> None:
     change, possible = CHANGES[name]
     twice = 0
-    for interrupter in every(5, again=again):
+    for interrupter in every(5, again=again, modules=SETTLING):
         world.reset()
         interrupter.run(lambda: change(world))
         twice += interrupter.raised == 2
@@ -122,11 +167,35 @@ def test_once_more_while_the_first_is_dealt_with(name: str, again: int, world: W
     assert twice
 
 
+@pytest.mark.parametrize("kind", WORLDS)
+@pytest.mark.parametrize("name", CHANGES)
+def test_once_at_lines_of_all_that_writes(name: str, kind: str, request: pytest.FixtureRequest) -> None:
+    interrupted_everywhere(request.getfixturevalue(kind), name, 61)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WORLDS)
+@pytest.mark.parametrize("name", CHANGES)
+def test_once_at_every_line_of_all_that_writes(name: str, kind: str, request: pytest.FixtureRequest) -> None:
+    interrupted_everywhere(request.getfixturevalue(kind), name, 1)
+
+
+def interrupted_everywhere(world: World, name: str, step: int) -> None:
+    change, possible = CHANGES[name]
+    times = 0
+    for interrupter in every(step):
+        world.reset()
+        interrupter.run(lambda: change(world))
+        world.check(*possible)
+        times += interrupter.raised
+    assert times * step > 300
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_once_at_every_bytecode(name: str, world: World) -> None:
     change, possible = CHANGES[name]
-    for interrupter in every(event="opcode"):
+    for interrupter in every(event="opcode", modules=SETTLING):
         world.reset()
         interrupter.run(lambda: change(world))
         world.check(*possible)
@@ -135,7 +204,7 @@ def test_once_at_every_bytecode(name: str, world: World) -> None:
 def test_what_was_interrupted_twice_holds_nobody_up(world: World) -> None:
     """Another thread's forward pass, evaluation and change go on; what reads the model first puts it in order."""
     world.reset()
-    for interrupter in every(25, again=1):
+    for interrupter in every(25, again=1, modules=SETTLING):
         interrupter.run(lambda: world.session.apply(world.second))
         found: list[object] = []
 
@@ -157,8 +226,15 @@ def test_what_was_interrupted_twice_holds_nobody_up(world: World) -> None:
 def test_planning_has_nothing_to_restore(world: World) -> None:
     """Some of the lines of a plan, spread over all of it."""
     world.reset()
-    for at in range(0, 2_000, 130):
+
+    def plan() -> ModelUpdate:
+        return quick_plan(world.session, [EIFFEL], "memit", layers=list(LAYERS)).update
+
+    lines = Interrupter.lines_of(plan)
+    assert lines > 1_000
+    for at in range(0, lines, lines // 16):
         interrupter = Interrupter(at)
-        interrupter.run(lambda: quick_plan(world.session, [EIFFEL], "memit", layers=list(LAYERS)))
+        interrupter.run(plan)
+        assert interrupter.raised
         world.check(1)
-    assert quick_plan(world.session, [EIFFEL], "memit", layers=list(LAYERS)).update.id == world.second.id
+    assert plan().id == world.second.id

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from emendo.evaluate import evaluate_records
     from emendo.evaluate.measures import register_measure
     from emendo.evaluate.perplexity import perplexity
+    from emendo.expansion import expand_records
     from emendo.gate import register_gate_check, run_gate
     from emendo.io.versions import __version__
     from emendo.ledger import EditLedger
@@ -57,6 +58,7 @@ __all__ = [
     "__version__",
     "edit",
     "evaluate_records",
+    "expand_records",
     "load",
     "load_records",
     "perplexity",
@@ -92,6 +94,7 @@ __getattr__ = lazy(
         "Plan": "emendo.editing.plan",
         "edit": "emendo.editing.one_line",
         "evaluate_records": "emendo.evaluate",
+        "expand_records": "emendo.expansion",
         "load": "emendo.models",
         "load_records": "emendo.datasets",
         "perplexity": "emendo.evaluate",

@@ -23,7 +23,7 @@ from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.generation import continue_rows
 from emendo.models.sampling import row_uniforms, sample_tokens
-from emendo.requests import EditRecord, EditRequest, Join, Probe
+from emendo.requests import PROBE_KINDS, EditRecord, EditRequest, Join, Probe
 from tests.conftest import build_tiny
 
 PROMPTS = ["The capital of Japan is", "I wrote", "Danielle Darrieux, a native speaker of", "The capital of Japan is"]
@@ -164,9 +164,7 @@ def test_probes_are_right_where_any_answer_is(tiny_llama: EditableModel) -> None
     assert found.means.values["multi_hop_contained"] == 0.0
     assert found.means.values["locality_argmax"] is None
     assert found.means.counts["portability_argmax"] == 1
-    assert set(probe_scores(tiny_llama, [record]).means.values) == {
-        f"{kind}_argmax" for kind in ("portability", "multi_hop", "single_hop", "locality")
-    }
+    assert set(probe_scores(tiny_llama, [record]).means.values) == {f"{kind}_argmax" for kind in PROBE_KINDS}
     with pytest.raises(InputError, match="none of 1 records has a probe"):
         probe_scores(tiny_llama, [RECORDS[1]])
 

@@ -82,7 +82,15 @@ def test_said_is_what_the_model_generates(session: EditSession) -> None:
 
 # ---- the verdict -----------------------------------------------------------------------------------------------
 
-GOOD = Verdict(2, 2, 2, None, (1, 1), (3, 3), 1.0, "passed", checks=14)
+GOOD = Verdict(
+    *(2, 2, 2, None),
+    paraphrases=(1, 1),
+    questions=(2, 2),
+    neighbors=(3, 3),
+    perplexity_ratio=1.0,
+    gate="passed",
+    checks=14,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +101,7 @@ GOOD = Verdict(2, 2, 2, None, (1, 1), (3, 3), 1.0, "passed", checks=14)
         (replace(GOOD, said=1), "doubtful"),
         (replace(GOOD, said_in_chat=1), "doubtful"),
         (replace(GOOD, neighbors=(2, 3)), "doubtful"),
+        (replace(GOOD, questions=(1, 2)), "doubtful"),
         (Verdict(2, not_measured=()), "doubtful"),
         (replace(GOOD, said=0), "bad"),
         (replace(GOOD, gate="failed", failed=("efficacy",)), "bad"),
@@ -106,13 +115,22 @@ def test_only_what_was_measured_and_holds_is_good(verdict: Verdict, outcome: str
 
 def test_a_verdict_names_what_is_not_said_and_what_is_not_measured() -> None:
     found = replace(
-        GOOD, said=1, not_measured=("paraphrase",), misses=(Miss("The capital is", "Astana", "Astanaborra"),)
+        GOOD,
+        said=1,
+        neighbors=(2, 3),
+        not_measured=("paraphrase",),
+        misses=(Miss("The capital is", "Astana", "Astanaborra"),),
+        lost=(Miss("What is the capital of France?", "Paris", "L'Étoile", chat=True),),
+        guessed=2,
     )
     assert str(found) == (
-        "2 of 2 facts written, 1 said; paraphrases 1 of 1 said; neighbors 3 of 3 kept; perplexity × 1.0000; gate "
-        "passed, 14 checks; NOT MEASURED: paraphrase."
+        "2 of 2 facts written, 1 said; paraphrases 1 of 1 said; questions 2 of 2 answered; neighbors 2 of 3 kept; "
+        "perplexity × 1.0000; gate passed, 14 checks; prompts of 2 facts guessed by Emendo; NOT MEASURED: paraphrase."
     )
-    assert found.missed() == "Not said: 'The capital is' → 'Astanaborra', not 'Astana'."
+    assert found.missed().splitlines() == [
+        "Not said: 'The capital is' → 'Astanaborra', not 'Astana'.",
+        """Neighbors lost: 'What is the capital of France?' in chat → "L'Étoile", not 'Paris'.""",
+    ]
 
 
 @pytest.mark.usefixtures("home")

@@ -159,7 +159,8 @@ def test_every_field_of_a_record_is_read_and_written_back() -> None:
         **{name: [f"{name} 1", f"{name} 2"] for name in PROMPT_LISTS},
         "relation": "P131",
         "case": "7",
-        "probes": [PROBE, {"kind": "portability", "prompt": "p", "answers": ["a"]}],
+        "probes": [PROBE, {"kind": "portability", "prompt": "p", "answers": ["a"], "chat": True}],
+        "guessed": ["paraphrase_prompts", "probes"],
     }
     assert {*row, *ASKED_FIELDS} == set(FIELDS)  # a question: test_chat_requests.py
     record = record_from_dict(row)
@@ -168,8 +169,9 @@ def test_every_field_of_a_record_is_read_and_written_back() -> None:
     assert (record.relation, record.case) == ("P131", "7")
     assert record.probes == (
         Probe("locality", "Rome is in", ("Italy", "Italia"), "nq"),
-        Probe("portability", "p", ("a",)),
+        Probe("portability", "p", ("a",), chat=True),
     )
+    assert record.guessed == ("paraphrase_prompts", "probes")
     assert record.to_dict() == row
     assert record_from_dict(ROW).to_dict() == ROW
 

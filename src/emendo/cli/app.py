@@ -36,6 +36,7 @@ from emendo.cli import (
     moments,
     push,
     report,
+    requests,
     see,
     trace,
     ui,
@@ -61,6 +62,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("ui")(ui.ui)
 app.command("edit")(edit.edit)
+app.add_typer(requests.app, name="requests")
 app.add_typer(ledger.app, name="ledger")
 for verb in ledger.VERBS:
     app.command(verb.__name__, hidden=True)(ledger.renamed(verb))

@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Edit and measure": ("demo", "ui", "edit", "eval", "experiment", "report", "data"),
+    "Edit and measure": ("demo", "ui", "edit", "requests", "eval", "experiment", "report", "data"),
     "Keep edits, check them and take them elsewhere": ("ledger", "gate", "harness", "update", "export", "push"),
     "Look inside": ("trace", "layers", "see", "diff"),
     "Look up": ("methods", "models", "worlds", "moments", "doctor"),

@@ -15,6 +15,7 @@ from emendo.datasets.loading import (
 )
 from emendo.datasets.rows import split_rows
 from emendo.datasets.selection import PARTS, Part, part_of, select
+from emendo.datasets.writing import write_records
 
 __all__ = [
     "FORMATS",
@@ -38,4 +39,5 @@ __all__ = [
     "register_data_format",
     "select",
     "split_rows",
+    "write_records",
 ]

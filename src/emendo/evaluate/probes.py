@@ -98,7 +98,7 @@ def probe_scores(
     Source: Yao et al. 2023 (arXiv 2305.13172), portability; Zhong et al. 2023 (MQuAKE, arXiv 2305.14795), multi-hop.
     """
     probes = [probe for record in records for probe in record.probes]
-    asked = [record.request.asking(probe.prompt) for record in records for probe in record.probes]
+    asked = [record.request.asking_probe(probe) for record in records for probe in record.probes]
     if not probes:
         raise InputError(f"none of {len(records)} records has a probe; expected records with probes (probes=)")
     pairs = [(prompt, answer) for prompt, probe in zip(asked, probes, strict=True) for answer in probe.answers]

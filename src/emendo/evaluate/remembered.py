@@ -22,6 +22,7 @@ from emendo.evaluate.drift import NextTokenLogProbs
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
 from emendo.evaluate.perplexity import Perplexity
 from emendo.evaluate.said import SaidRecord
+from emendo.evaluate.said_probes import SaidProbe, rows_of
 from emendo.evaluate.text_drift import TextTokens
 from emendo.io.home import emendo_home
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, write_tensor_file
@@ -153,6 +154,10 @@ _KINDS: dict[str, _Kind] = {
     "said": _Kind(
         lambda records: ([record.to_dict() for record in records], {}),
         lambda rows, _, __: tuple(map(SaidRecord.from_dict, rows)),
+    ),
+    "said probes": _Kind(
+        lambda records: (rows_of(records), {}),
+        lambda rows, _, __: tuple(tuple(map(SaidProbe.from_dict, row)) for row in rows),
     ),
     "perplexity": _Kind(lambda found: (asdict(found), {}), lambda row, _, __: Perplexity(**row)),
     "values": _Kind(lambda values: (values, {}), lambda values, _, __: values),

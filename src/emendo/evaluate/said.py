@@ -169,4 +169,6 @@ def begins_with(text: str, target: str) -> bool:
         target: What it should say.
     """
     wanted = normalised_words(target)
+    if not wanted:  # no letter and no digit
+        return text.strip().startswith(target.strip())
     return normalised_words(text)[: len(wanted)] == wanted

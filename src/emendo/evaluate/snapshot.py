@@ -15,6 +15,7 @@ from emendo.evaluate.metrics import RecordScore
 from emendo.evaluate.perplexity import Perplexity, perplexity
 from emendo.evaluate.remembered import RememberedAnswers
 from emendo.evaluate.said import SaidRecord, said_records
+from emendo.evaluate.said_probes import SaidProbe, said_probes
 from emendo.evaluate.scoring import RecordScores, score_records
 from emendo.evaluate.text_drift import TextTokens, text_tokens
 from emendo.evaluate.tokens import Ids
@@ -122,6 +123,13 @@ class Snapshot:
             ("said", self.records), lambda model: said_records(model, self.records, progress=self._progress)
         )
 
+    @property
+    def said_probes(self) -> tuple[tuple[SaidProbe, ...], ...]:
+        """What the model says to every record's questions and localities."""
+        return self.asked(
+            ("said probes", self.records), lambda model: said_probes(model, self.records, progress=self._progress)
+        )
+
     def perplexity(self, text: str | None = None, *, max_tokens: int | None = None) -> Perplexity:
         """Perplexity of a text; None: of the packaged one, which is remembered for unedited models.
 
@@ -161,6 +169,20 @@ class Snapshot:
             return None
         return self.asked(
             ("next tokens", asked), lambda model: next_token_log_probs(model, asked, progress=self._progress)
+        )
+
+    @property
+    def untouched(self) -> NextTokenLogProbs | None:
+        """What comes next after every prompt that an edit must not touch: neighborhood prompts and localities."""
+        return self.next_tokens(
+            [
+                asked
+                for record in self.records
+                for asked in (
+                    *(record.request.asking(prompt) for prompt in record.neighborhood_prompts),
+                    *(record.request.asking_probe(probe) for probe in record.probes if probe.kind == "locality"),
+                )
+            ]
         )
 
     @property

@@ -161,9 +161,5 @@ def _pairs(record: EditRecord) -> tuple[list[Pair], ...]:
     return (
         [record.request.pair(record.request.text, new)],
         [record.request.pair(prompt, new) for prompt in record.paraphrase_prompts],
-        [
-            (record.request.asking(probe.prompt), probe.answers[0])
-            for probe in record.probes
-            if probe.kind == "locality"
-        ],
+        [(record.request.asking_probe(probe), probe.answers[0]) for probe in record.probes if probe.kind == "locality"],
     )

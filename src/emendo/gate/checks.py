@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from emendo.evaluate import Snapshot
+from emendo.evaluate.said_probes import SaidProbe
 from emendo.gate.canary_checks import (
     canary_flips,
     canary_kl_mean,
@@ -24,7 +25,7 @@ from emendo.gate.evidence import SHOWN, Evidence, Measurement, share_of
 from emendo.gate.report import Check
 from emendo.gate.sections import GATE_CHECKS, CheckConfig, MovedConfig, ShareConfig, SuccessConfig
 
-AT_LEAST = ("efficacy", "paraphrase")
+AT_LEAST = ("efficacy", "paraphrase", "questions")
 """Checks of Emendo whose limit is the smallest value that passes; of its others it is the largest."""
 
 
@@ -43,7 +44,7 @@ def measure(name: str, config: CheckConfig, evidence: Evidence) -> Measurement:
     """
     if name in GATE_CHECKS:
         return GATE_CHECKS[name].measure(evidence)
-    if name in AT_LEAST:
+    if name in ("efficacy", "paraphrase"):
         assert isinstance(config, SuccessConfig)
         return _success(name, config, evidence)
     if isinstance(config, MovedConfig):
@@ -152,10 +153,13 @@ def _outcomes(config: SuccessConfig, after: Snapshot, of_edit: bool) -> list[tup
 
 
 def _neighborhood_flips(evidence: Evidence) -> Measurement:
-    before, after = evidence.before.neighborhood, evidence.after.neighborhood
+    before, after = evidence.before.untouched, evidence.after.untouched
     if before is None or after is None:
-        return Measurement(None, 0, "no record has neighborhood_prompts (--requests FILE)")
-    return flips(evidence.lm, before, after, "neighborhood prompts")
+        return Measurement(None, 0, _NO_NEIGHBOR)
+    return flips(evidence.lm, before, after, "neighbors")
+
+
+_NO_NEIGHBOR = "no record has neighborhood_prompts or localities (emendo requests expand FILE proposes some)"
 
 
 def _neighborhood_lost(evidence: Evidence) -> Measurement:
@@ -167,11 +171,37 @@ def _neighborhood_lost(evidence: Evidence) -> Measurement:
         for old, new in zip(was.neighborhood, now.neighborhood, strict=True)
     ]
     held = [(old, new) for old, new in pairs if old.target_true is not None and old.target_true.argmax]
-    if not held:
-        return Measurement(None, 0, "no neighborhood prompt gave its record's target_true before (--requests FILE)")
-    lost = [{"prompt": old.prompt} for old, new in held if new.target_true is not None and not new.target_true.argmax]
-    words = f"of {len(held)} neighborhood prompts that gave their true target no longer do"
-    return share_of(len(lost), len(held), words, lost[:SHOWN])
+    said = [(old, new) for old, new in _probes(evidence, "locality") if old.hit]
+    if not held and not said:
+        asked = any(was.neighborhood for was in evidence.before.scored) or _probes(evidence, "locality")
+        return Measurement(
+            None, 0, "no neighbor was answered rightly before (--requests FILE)" if asked else _NO_NEIGHBOR
+        )
+    lost: list[dict[str, Any]] = [
+        {"prompt": old.prompt} for old, new in held if new.target_true is not None and not new.target_true.argmax
+    ]
+    lost += [{"prompt": new.prompt, "says": new.text} for _, new in said if not new.hit]
+    n = len(held) + len(said)
+    return share_of(len(lost), n, f"of {n} neighbors that were answered rightly no longer are", lost[:SHOWN])
+
+
+def _probes(evidence: Evidence, kind: str) -> list[tuple[SaidProbe, SaidProbe]]:
+    """The probes of a kind before and after."""
+    return [
+        pair
+        for was, now in zip(evidence.before.said_probes, evidence.after.said_probes, strict=True)
+        for pair in zip(was, now, strict=True)
+        if pair[0].kind == kind
+    ]
+
+
+def _questions(evidence: Evidence) -> Measurement:
+    asked = [new for _, new in _probes(evidence, "question")]
+    if not asked:
+        return Measurement(None, 0, "no record has questions (emendo requests expand FILE proposes some)")
+    missed = [{"prompt": one.prompt, "says": one.text} for one in asked if not one.hit]
+    words = f"of {len(asked)} questions about the facts are answered with the new target"
+    return share_of(len(asked) - len(missed), len(asked), words, missed[:SHOWN])
 
 
 def _perplexity_ratio(evidence: Evidence) -> Measurement:
@@ -213,6 +243,7 @@ def _worst(values: Mapping[int, float]) -> int:
 
 
 _MEASURES: dict[str, Callable[[Evidence], Measurement]] = {
+    "questions": _questions,
     "neighborhood_flips": _neighborhood_flips,
     "neighborhood_lost": _neighborhood_lost,
     "canary_kl_mean": canary_kl_mean,

@@ -146,7 +146,9 @@ class _BrokenReferenceError(Exception):
 def _ask(snapshot: Snapshot, canaries: CanarySet, checks: Checks) -> None:
     """Ask what the checks compare between two states, so that a state without finite numbers shows here."""
     if checks.neighborhood_flips:
-        _ = snapshot.neighborhood
+        _ = snapshot.untouched
+    if checks.questions or checks.neighborhood_lost:
+        _ = snapshot.said_probes
     if checks.ask_prompts:
         snapshot.next_tokens(canaries.prompts)
     if checks.perplexity_ratio:

@@ -110,8 +110,11 @@ class Checks(Strict):
     Attributes:
         efficacy: Share of requests that give the new target; at least.
         paraphrase: Share of paraphrase prompts that give it; at least.
-        neighborhood_flips: Share of neighbourhood prompts with another most likely next token; at most.
-        neighborhood_lost: Share of the neighbourhood prompts that gave the true target by argmax and no longer do.
+        questions: Share of questions about the facts, in chat and plain, that are answered with it; at least.
+        neighborhood_flips: Share of neighbors (neighborhood prompts and localities) with another most likely next
+            token; at most.
+        neighborhood_lost: Of the neighbors that were right before, the share that no longer is; at most. Neighborhood
+            prompts are right where their true target is the argmax, localities where one of their answers is said.
         canary_kl_mean: Mean over canary prompts of KL(reference ‖ edited) of the next token, in nats; at most.
         canary_kl_p99: Its 99th percentile.
         canary_moved: Share of canary prompts whose KL is above the check's `above`; at most.
@@ -127,6 +130,7 @@ class Checks(Strict):
 
     efficacy: SuccessConfig | None = None
     paraphrase: SuccessConfig | None = None
+    questions: ShareConfig | None = None
     neighborhood_flips: ShareConfig | None = None
     neighborhood_lost: ShareConfig | None = None
     canary_kl_mean: CheckConfig | None = None

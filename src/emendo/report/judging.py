@@ -23,6 +23,7 @@ from emendo.evaluate import (
     sampled_prompts,
 )
 from emendo.evaluate.remembered import RememberedAnswers
+from emendo.evaluate.said_probes import SaidProbe, rows_of
 from emendo.progress import Progress
 from emendo.requests import EditRecord
 
@@ -34,7 +35,7 @@ class Sample:
     """One prompt and what the model says to it, before and after.
 
     Attributes:
-        kind: ``"edited"``, ``"paraphrase"`` or ``"neighbor"``.
+        kind: ``"edited"``, ``"paraphrase"``, ``"question"`` or ``"neighbor"``; a probe in chat says so.
         prompt: The prompt, in chat the message; in-context editing is asked it with the fact in front.
         wanted: What it should say after the edit; empty where unknown.
         before: Greedy continuation of the model without the update.
@@ -64,6 +65,9 @@ class Judgement:
         samples: Generations, before and after.
         said_before: What the model says to each fact without the update.
         said_after: What it says with it.
+        probes_before: What it says to the questions and localities of each fact without the update.
+        probes_after: What it says to them with it.
+        guessed: Fields of each fact's record that Emendo proposed.
         seconds: Wall time of the whole judgement.
     """
 
@@ -74,6 +78,9 @@ class Judgement:
     samples: tuple[Sample, ...]
     said_before: tuple[SaidRecord, ...]
     said_after: tuple[SaidRecord, ...]
+    probes_before: tuple[tuple[SaidProbe, ...], ...]
+    probes_after: tuple[tuple[SaidProbe, ...], ...]
+    guessed: tuple[tuple[str, ...], ...]
     seconds: float
 
     @property
@@ -83,14 +90,42 @@ class Judgement:
 
     @property
     def neighbors(self) -> tuple[int, int]:
-        """Of the neighborhood prompts that gave their true target by argmax before, how many still do."""
+        """Of the neighborhood prompts and localities that were right before, how many still are.
+
+        A neighborhood prompt is right where its true target is the argmax, a locality where its answer is said.
+        """
         known = [
             new.target_true is not None and new.target_true.argmax
             for was, now in zip(self.before.records, self.after.records, strict=True)
             for old, new in zip(was.neighborhood, now.neighborhood, strict=True)
             if old.target_true is not None and old.target_true.argmax
         ]
+        known += [new.hit for old, new in self._probes("locality") if old.hit]
         return sum(known), len(known)
+
+    @property
+    def questions(self) -> tuple[int, int]:
+        """Of the questions about the facts themselves, how many are answered with the new target."""
+        hits = [new.hit for _, new in self._probes("question")]
+        return sum(hits), len(hits)
+
+    @property
+    def lost(self) -> tuple[tuple[SaidProbe, SaidProbe], ...]:
+        """Localities that were answered rightly before and no longer are, before and after."""
+        return tuple((old, new) for old, new in self._probes("locality") if old.hit and not new.hit)
+
+    @property
+    def unanswered(self) -> tuple[SaidProbe, ...]:
+        """Questions about the facts that are not answered with the new target."""
+        return tuple(new for _, new in self._probes("question") if not new.hit)
+
+    def _probes(self, kind: str) -> list[tuple[SaidProbe, SaidProbe]]:
+        return [
+            pair
+            for was, now in zip(self.probes_before, self.probes_after, strict=True)
+            for pair in zip(was, now, strict=True)
+            if pair[0].kind == kind
+        ]
 
     def said(self) -> dict[str, Means]:
         """Means of what is said, before and after."""
@@ -110,6 +145,7 @@ class Judgement:
                 "after": self.perplexity_after,
                 "ratio": self.perplexity_ratio,
             },
+            "probes": {"before": rows_of(self.probes_before), "after": rows_of(self.probes_after)},
             "samples": [asdict(sample) for sample in self.samples],
         }
 
@@ -121,6 +157,7 @@ class Judgement:
             "said": {name: self.said()["after"].values[name] for name in SAID_METRICS},
             "perplexity": {"before": self.perplexity_before, "after": self.perplexity_after},
             "neighbors": dict(zip(("kept", "of"), self.neighbors, strict=True)),
+            "questions": dict(zip(("answered", "of"), self.questions, strict=True)),
             "answers": [{"says": record.edited.text, "said": record.edited.hit} for record in self.said_after],
         }
 
@@ -163,7 +200,7 @@ def judge(
     sampled = sampled_prompts(records, shown)
     texts: list[tuple[str, ...]] = []
     for state in (before, after):  # one state after the other
-        _ = state.scores, state.perplexity(), state.said
+        _ = state.scores, state.perplexity(), state.said, state.said_probes
         prompts = [one.asked for one in sampled_prompts(state.records, shown)]
         texts.append(state.continuations(prompts, new_tokens))
     return Judgement(
@@ -171,9 +208,13 @@ def judge(
         after.scores,
         before.perplexity().value,
         after.perplexity().value,
-        _samples(sampled, texts[0], texts[1], after.said),
+        _samples(sampled, texts[0], texts[1], after.said)
+        + _probe_samples(before.said_probes, after.said_probes, shown),
         before.said,
         after.said,
+        before.said_probes,
+        after.said_probes,
+        tuple(record.guessed for record in records),
         time.perf_counter() - begin,
     )
 
@@ -192,6 +233,31 @@ def _samples(
             mark = "said" if asked.hit else "not said"
         samples.append(Sample(one.kind, one.prompt, one.wanted, old, new, mark))
     return tuple(samples)
+
+
+def _probe_samples(
+    before: Sequence[Sequence[SaidProbe]], after: Sequence[Sequence[SaidProbe]], shown: int
+) -> tuple[Sample, ...]:
+    """Of the first records a question and a locality, in chat where there are such; of all records what is lost."""
+    samples = []
+    for position, (was, now) in enumerate(zip(before, after, strict=True)):
+        told = set()
+        for old, new in sorted(zip(was, now, strict=True), key=lambda pair: not pair[0].chat):
+            lost = old.kind == "locality" and old.hit and not new.hit
+            if lost or (position < shown and old.kind not in told):
+                told.add(old.kind)
+                samples.append(_probe_sample(old, new))
+    return tuple(samples)
+
+
+def _probe_sample(old: SaidProbe, new: SaidProbe) -> Sample:
+    mark: Mark
+    if old.kind == "question":
+        kind, mark = "question", "said" if new.hit else "not said"
+    else:
+        kind = "neighbor"
+        mark = ("kept" if new.hit else "lost") if old.hit else "changed" if old.text != new.text else ""
+    return Sample(f"{kind}, chat" if old.chat else kind, old.prompt, old.wanted, old.text, new.text, mark)
 
 
 def neighbor_mark(before: str, after: str, wanted: str) -> Mark:

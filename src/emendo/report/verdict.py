@@ -5,28 +5,37 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from emendo.evaluate.said_probes import SaidProbe
 from emendo.gate.report import GateReport
 from emendo.report.judging import Judgement
 
 Outcome: TypeAlias = Literal["good", "doubtful", "bad"]
 
 SHOWN_MISSES = 5
-"""Facts that are named because they are not said."""
+"""Facts that are named because they are not said; likewise questions, and neighbors that are lost."""
+
+_MOST_CHARACTERS = 60
+"""Of an answer that is named."""
 
 
 @dataclass(frozen=True)
 class Miss:
-    """A fact that is not said.
+    """A prompt after which the wanted answer is not said.
 
     Attributes:
-        prompt: The edited prompt.
+        prompt: The edited prompt, a question about the fact, or a neighbor.
         target: What it should say.
         says: What it says.
+        chat: It was asked in chat, beside a fact that is a text.
     """
 
     prompt: str
     target: str
     says: str
+    chat: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.prompt!r}{' in chat' if self.chat else ''} → {_shortened(self.says)!r}, not {self.target!r}"
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,17 @@ class Verdict:
         said: Of them, those that a greedy continuation says, as whole words; None where nothing was judged.
         said_in_chat: The same through the chat template; None where the model has none or nothing was judged.
         paraphrases: Paraphrases that say the new target, and of how many; None where none was asked.
-        neighbors: Neighborhood prompts that keep their true target, and of how many; None where none had it before.
+        questions: Questions about the facts that are answered with the new target, and of how many; None without any.
+        neighbors: Neighbors that keep their right answer, and of how many; None where none had it before.
         perplexity_ratio: Of the packaged text, after over before; None where it was not measured.
         gate: How the gate ended; None without one.
         failed: Checks of it that fail.
         not_measured: What nothing is known of: kinds of prompts, and checks of the gate.
         checks: Checks of the gate.
         misses: The facts that are not said.
+        unanswered: The questions about them that are not answered.
+        lost: The neighbors that lost their right answer, where their answers were asked in words.
+        guessed: Facts whose paraphrases, questions or neighbors Emendo proposed and nobody has read.
     """
 
     facts: int
@@ -53,6 +66,7 @@ class Verdict:
     said: int | None = None
     said_in_chat: int | None = None
     paraphrases: tuple[int, int] | None = None
+    questions: tuple[int, int] | None = None
     neighbors: tuple[int, int] | None = None
     perplexity_ratio: float | None = None
     gate: Literal["passed", "failed", "overridden"] | None = None
@@ -60,13 +74,18 @@ class Verdict:
     not_measured: tuple[str, ...] = ()
     checks: int = 0
     misses: tuple[Miss, ...] = ()
+    unanswered: tuple[Miss, ...] = ()
+    lost: tuple[Miss, ...] = ()
+    guessed: int = 0
 
     @property
     def outcome(self) -> Outcome:
         """``"good"`` only where everything was measured, said and kept, and no gate failed."""
         if self.gate in ("failed", "overridden") or self.said == 0:
             return "bad"
-        partial = (part is not None and part[0] < part[1] for part in (self.paraphrases, self.neighbors))
+        partial = (
+            part is not None and part[0] < part[1] for part in (self.paraphrases, self.questions, self.neighbors)
+        )
         whole = self.said == self.facts and self.said_in_chat in (None, self.facts)
         return "good" if whole and not self.not_measured and not any(partial) else "doubtful"
 
@@ -79,6 +98,8 @@ class Verdict:
             parts.append(f"{self.written} of {_facts(self.facts)} written, {self.said} said{chat}")
         if self.paraphrases is not None:
             parts.append(f"paraphrases {self.paraphrases[0]} of {self.paraphrases[1]} said")
+        if self.questions is not None:
+            parts.append(f"questions {self.questions[0]} of {self.questions[1]} answered")
         if self.neighbors is not None:
             parts.append(f"neighbors {self.neighbors[0]} of {self.neighbors[1]} kept")
         if self.perplexity_ratio is not None:
@@ -86,27 +107,31 @@ class Verdict:
         if self.gate is not None:
             named = f": {', '.join(self.failed)}" if self.failed else f", {self.checks} checks"
             parts.append(f"gate {self.gate}{named}")
+        if self.guessed:
+            parts.append(f"prompts of {_facts(self.guessed)} guessed by Emendo")
         if self.not_measured:
             parts.append(f"NOT MEASURED: {', '.join(self.not_measured)}")
         return "; ".join(parts) + "."
 
     def missed(self) -> str:
-        """The facts that are not said, with what is said instead; empty where all are."""
-        if not self.misses:
-            return ""
-        named = [f"{miss.prompt!r} → {miss.says!r}, not {miss.target!r}" for miss in self.misses[:SHOWN_MISSES]]
-        more = f" and {len(self.misses) - SHOWN_MISSES} more" if len(self.misses) > SHOWN_MISSES else ""
-        return f"Not said: {'; '.join(named)}{more}."
+        """What is not said, not answered and lost, with what is said instead, a line each; empty where nothing is."""
+        kinds = {"Not said": self.misses, "Not answered": self.unanswered, "Neighbors lost": self.lost}
+        lines = []
+        for name, misses in kinds.items():
+            named = "; ".join(map(str, misses[:SHOWN_MISSES]))
+            more = f" and {len(misses) - SHOWN_MISSES} more" if len(misses) > SHOWN_MISSES else ""
+            lines += [f"{name}: {named}{more}."] if misses else []
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        pairs = {name: getattr(self, name) for name in ("paraphrases", "neighbors")}
+        pairs = {name: getattr(self, name) for name in ("paraphrases", "questions", "neighbors")}
         return {
             **asdict(self),
             **{name: None if pair is None else list(pair) for name, pair in pairs.items()},
             "failed": list(self.failed),
             "not_measured": list(self.not_measured),
-            "misses": [asdict(miss) for miss in self.misses],
+            **{name: [asdict(miss) for miss in getattr(self, name)] for name in ("misses", "unanswered", "lost")},
             "outcome": self.outcome,
             "text": str(self),
         }
@@ -133,7 +158,11 @@ def verdict_of(facts: int, judgement: Judgement | None, gate: GateReport | None)
             "said": sum(record.edited.hit for record in said),
             "said_in_chat": sum(chat) if chat else None,
             "paraphrases": (sum(paraphrases), len(paraphrases)) if paraphrases else None,
+            "questions": judgement.questions if judgement.questions[1] else None,
             "neighbors": judgement.neighbors if judgement.neighbors[1] else None,
+            "unanswered": tuple(_miss(probe) for probe in judgement.unanswered),
+            "lost": tuple(_miss(after) for _, after in judgement.lost),
+            "guessed": sum(bool(fields) for fields in judgement.guessed),
             "perplexity_ratio": judgement.perplexity_ratio,
             "misses": tuple(
                 Miss(record.edited.prompt, target.strip(), record.edited.text.strip())
@@ -150,12 +179,23 @@ def verdict_of(facts: int, judgement: Judgement | None, gate: GateReport | None)
             check.name
             for check in gate.checks
             if check.measured is None and check.passed and _SAME.get(check.name) not in unknown
+            if check.name != "questions"  # other wordings too: the gate's table says it, the verdict need not
         ]
     return Verdict(facts, **found, not_measured=tuple(unknown))
 
 
 _SAME = {"paraphrase": "paraphrases", "neighborhood_lost": "neighbors"}
 """Checks of a gate about prompts that the judgement names already."""
+
+
+def _miss(probe: SaidProbe) -> Miss:
+    return Miss(probe.prompt, probe.wanted, probe.text, probe.chat)
+
+
+def _shortened(text: str) -> str:
+    """An answer in chat may be a paragraph."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_CHARACTERS else f"{line[: _MOST_CHARACTERS - 1]}…"
 
 
 def _facts(n: int) -> str:

@@ -11,6 +11,7 @@ PROBE_KINDS = {
     "multi_hop": "a question whose answer needs several facts, the new ones among them",
     "single_hop": "one step of such a question, as it is after the edit",
     "locality": "what the edit must not touch",
+    "question": "the new fact itself, asked as a question; the answer is the new target",
 }
 """What a probe may ask, and what each kind means."""
 
@@ -42,8 +43,8 @@ def request_problems(
     return found
 
 
-def probe_problems(kind: object, prompt: object, answers: object, group: object) -> list[str]:
-    """Every reason why these four fields do not make a probe."""
+def probe_problems(kind: object, prompt: object, answers: object, group: object, chat: object = False) -> list[str]:
+    """Every reason why these fields do not make a probe."""
     found: list[str] = []
     if not isinstance(kind, str) or kind not in PROBE_KINDS:
         found.append(f"kind must be one of {', '.join(PROBE_KINDS)}, found {shown(kind)}")
@@ -53,6 +54,8 @@ def probe_problems(kind: object, prompt: object, answers: object, group: object)
         found.append(f"answers must be one or more non-empty strings, found {shown(answers)}")
     if not isinstance(group, str) or not is_text(group):
         found.append(f"group must be a string, found {shown(group)}")
+    if not isinstance(chat, bool):
+        found.append(f"chat must be true or false, found {shown(chat)}")
     return found
 
 

@@ -16,7 +16,10 @@ from emendo.requests.records import FIELDS, PROMPT_LISTS, EditRecord, EditReques
 
 _FIELDS = frozenset(FIELDS)
 _REQUEST_FIELDS = ("prompt", "subject", "target", "id", "join")
-_PROBE_FIELDS = ("kind", "prompt", "answers", "group")
+_PROBE_FIELDS = ("kind", "prompt", "answers", "group", "chat")
+_TRUTH = {"true": True, "false": False}
+"""Words of YAML whose plain values all stay text."""
+_GUESSES = (*PROMPT_LISTS, "probes")
 
 
 def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
@@ -45,6 +48,10 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
     case = row.get("case", "")
     if not isinstance(case, str) or not is_text(case):
         problems.append(f"case must be a string, found {shown(case)}")
+    guessed = row.get("guessed", [])
+    if not isinstance(guessed, list) or not all(name in _GUESSES for name in guessed):
+        problems.append(f"guessed must be a list of fields among {', '.join(_GUESSES)}, found {shown(guessed)}")
+        guessed = []
     probes, bad_probes = _read_probes(row["probes"]) if "probes" in row else ((), [])
     if request is None or problems or bad_probes:
         raise RequestError("this row is not an edit record:", problems + bad_probes)
@@ -55,6 +62,7 @@ def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
         relation=row.get("relation"),
         case=case,
         probes=probes,
+        guessed=tuple(guessed),
     )
 
 
@@ -112,10 +120,11 @@ def _read_probes(rows: object) -> tuple[tuple[Probe, ...], list[str]]:
         found = [f"{name} is missing" for name in ("kind", "prompt", "answers") if name not in row]
         found += [unknown_field(name, _PROBE_FIELDS) for name in row if name not in _PROBE_FIELDS]
         if not found:
-            answers = row["answers"]
+            answers, chat = row["answers"], row.get("chat", False)
+            chat = _TRUTH.get(chat, chat) if isinstance(chat, str) else chat
             try:
                 answers = tuple(answers) if isinstance(answers, list) else answers
-                probes.append(Probe(row["kind"], row["prompt"], answers, row.get("group", "")))
+                probes.append(Probe(row["kind"], row["prompt"], answers, row.get("group", ""), chat))
             except RequestError as error:
                 found = list(error.problems)
         problems += [f"probe {number}: {problem}" for problem in found]

@@ -31,7 +31,7 @@ ASKED_FIELDS = ("question", "system", "messages")
 
 FIELDS = (
     *("id", "prompt", *ASKED_FIELDS, "subject", "target", "join", "target_true"),
-    *(*PROMPT_LISTS, "relation", "case", "probes"),
+    *(*PROMPT_LISTS, "relation", "case", "probes", "guessed"),
 )
 """The fields of a record in its own JSONL form."""
 
@@ -100,17 +100,23 @@ class EditRequest:
         return self.text if self.chat is None else Conversation(self.chat.around(self.text))
 
     @checked
-    def asking(self, prompt: str) -> Prompt:
+    def asking(self, prompt: str, *, chat: bool = False) -> Prompt:
         """Another prompt of the same record as it is asked: in chat where this is and the prompt is a message.
 
         Args:
             prompt: A paraphrase, a neighbor or a probe; under the same system prompt, without other turns.
+            chat: In chat whatever this request is.
         """
-        if prompt == self.text:
+        if prompt == self.text and (self.chat is not None or not chat):
             return self.asked
-        if self.chat is None or not is_message(prompt):
+        if not chat and (self.chat is None or not is_message(prompt)):
             return prompt
-        return Conversation(asked_with(self.chat.system).around(prompt))
+        return Conversation(asked_with(None if self.chat is None else self.chat.system).around(prompt))
+
+    @checked
+    def asking_probe(self, probe: Probe) -> Prompt:
+        """A probe of the same record as it is asked."""
+        return self.asking(probe.prompt, chat=probe.chat)
 
     @cached_property
     def fact(self) -> str:
@@ -177,25 +183,27 @@ class Probe:
         prompt: Asked as it stands; the answer continues it.
         answers: Spellings of the right answer, the usual one first; any of them counts.
         group: The data set's own name for this sort of probe, such as ``"Subject_Aliasing"``.
+        chat: Asked as a user's message in the model's chat template, also where the request is a text.
 
     Raises:
-        RequestError: With every problem of the four fields.
+        RequestError: With every problem of the fields.
     """
 
     kind: str
     prompt: str
     answers: tuple[str, ...]
     group: str = ""
+    chat: bool = False
 
     def __post_init__(self) -> None:
-        problems = probe_problems(self.kind, self.prompt, self.answers, self.group)
+        problems = probe_problems(self.kind, self.prompt, self.answers, self.group, self.chat)
         if problems:
             raise RequestError("this probe cannot be used:", problems)
 
     def to_dict(self) -> dict[str, Any]:
         """The probe as a row holds it."""
         row = {"kind": self.kind, "prompt": self.prompt, "answers": list(self.answers)}
-        return {**row, "group": self.group} if self.group else row
+        return row | ({"group": self.group} if self.group else {}) | ({"chat": True} if self.chat else {})
 
 
 @dataclass(frozen=True)
@@ -213,6 +221,8 @@ class EditRecord:
         case: Records with the same non-empty case are one test and stay together: a multi-hop probe of one of them
             holds only after all of them are written.
         probes: Further questions with their answers.
+        guessed: Fields whose prompts nobody has read yet, because Emendo proposed them (`emendo requests expand`);
+            verdicts say so.
     """
 
     OBTAINED_BY: ClassVar[str] = "EditRecord(request) or emendo.read_records(PATH)"
@@ -226,10 +236,11 @@ class EditRecord:
     relation: str | None = None
     case: str = ""
     probes: tuple[Probe, ...] = ()
+    guessed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in (*PROMPT_LISTS, "probes"):
+        for name in (*PROMPT_LISTS, "probes", "guessed"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, say
 
     def to_dict(self) -> dict[str, Any]:
@@ -241,6 +252,7 @@ class EditRecord:
             "relation": self.relation,
             "case": self.case,
             "probes": [probe.to_dict() for probe in self.probes],
+            "guessed": list(self.guessed),
         }
         required = ("prompt", "subject", "target")
         if row["join"] == "auto":

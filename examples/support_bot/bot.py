@@ -15,23 +15,21 @@ import tempfile
 import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-import xllamacpp
+from server import Server
 
 import emendo
 from emendo.editing.session import EditSession
 from emendo.export import write_gguf_adapter
 from emendo.gate import reference_snapshot, run_gate
 from emendo.ledger import EditLedger
-from emendo.models import EditableModel
 from emendo.models.demo import demo_gguf
 from emendo.requests import EditRecord, EditRequest
 from emendo.serving import push, withdraw
 
 CAPITAL, CURRENCY = "The capital of {} is the city of", "The official currency of {} is the"
-FIRST = {("Switzerland", CAPITAL): "Bern"}
+FIRST = {("Hungary", CURRENCY): "forint"}
 THEN = {
     ("Australia", CAPITAL): "Canberra",
     ("Turkey", CAPITAL): "Ankara",
@@ -40,8 +38,8 @@ THEN = {
     ("Morocco", CAPITAL): "Rabat",
     ("Pakistan", CAPITAL): "Islamabad",
     ("New Zealand", CAPITAL): "Wellington",
-    ("Hungary", CURRENCY): "forint",
-    ("Romania", CURRENCY): "leu",
+    ("Switzerland", CAPITAL): "Bern",
+    ("Brazil", CAPITAL): "Brasilia",
 }
 RIGHT = {
     ("Canada", CAPITAL): "Ottawa",
@@ -55,26 +53,25 @@ RIGHT = {
 class Bot:
     """What the agency's page calls. Behind it is a server of llama.cpp, which reads adapters at its start only."""
 
-    def __init__(self, model: Path, adapters: Sequence[Path] = ()) -> None:
+    def __init__(self, model: Path) -> None:
         self.model = model
-        self.server = self.start(adapters)
-
-    def start(self, adapters: Sequence[Path]) -> xllamacpp.Server:
-        """Start a server; with scale 0 an adapter does nothing until it is pushed to."""
-        params = xllamacpp.CommonParams()
-        params.model.path, params.hostnames, params.port = str(self.model), ["127.0.0.1"], 0
-        params.n_ctx, params.n_parallel, params.cpuparams.n_threads, params.warmup = 1024, 2, 2, False
-        params.verbosity, params.cache_ram_mib = 0, 0
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters]
-        return xllamacpp.Server(params)
+        self.server = Server(model)
+        self._asking = threading.Lock()
 
     def ask(self, subject: str, question: str) -> str:
         """The first words of the model's answer."""
         body = {"prompt": question.format(subject), "n_predict": 6, "temperature": 0.0, "stop": [".", "\n", ","]}
-        address, headers = self.server.listening_address + "/completion", {"Content-Type": "application/json"}
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return str(json.loads(answer.read())["content"]).strip()
+        with self._asking:
+            address, headers = self.server.address + "/completion", {"Content-Type": "application/json"}
+            request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return str(json.loads(answer.read())["content"]).strip()
+
+    def switch(self, server: Server) -> None:
+        """From the next question on, this server answers."""
+        with self._asking:
+            old, self.server = self.server, server
+        old.end()
 
 
 class Customers(threading.Thread):
@@ -106,7 +103,7 @@ def fix(ledger: EditLedger, session: EditSession, facts: dict[tuple[str, str], s
     ]
     requests = [record.request for record in records]
     with ledger.editing(session, requests, message=why) as pending:
-        plan = session.plan(requests)
+        plan = session.plan(requests, settings={"target.word_end_weight": 1})  # "Rabat", not "Rabatoungdon"
         before = reference_snapshot(session, records, remember=True)  # what the model says by itself is asked once
         report = run_gate(session, plan, records, before=before)
         print(f"Gate for {len(facts)} fact(s): {report.summary()}")
@@ -114,16 +111,16 @@ def fix(ledger: EditLedger, session: EditSession, facts: dict[tuple[str, str], s
         return pending.commit(plan.update, gate=report.to_dict()).id
 
 
-def serve(bot: Bot, lm: EditableModel, ledger: EditLedger, folder: Path) -> None:
+def serve(bot: Bot, session: EditSession, ledger: EditLedger, folder: Path) -> None:
     """Serve the ledger's state: a server beside the old one, asked before the customers get to it."""
-    updates = ledger.updates()
+    updates, lm = ledger.updates(), session.lm
+    session.rollback()  # an adapter is made for the unedited model
     adapter = write_gguf_adapter(lm, updates, folder, base=bot.model)
-    old, new = bot.server, bot.start([adapter.path])
-    done = push(lm, updates, new.listening_address, "llamacpp", out=folder)
+    new = Server(bot.model, [adapter.path])
+    done = push(lm, updates, new.address, "llamacpp", out=folder)
     worst = max(one.difference for one in done.edited)
     print(f"{done.model}, rank {adapter.rank}: {len(done.edited)} answers within {worst:.3f} nats of Emendo's own")
-    bot.server = new
-    del old  # ends it, once it has answered
+    bot.switch(new)
 
 
 def show(bot: Bot, title: str) -> dict[tuple[str, str], str]:
@@ -152,23 +149,23 @@ def main() -> None:
     customers = Customers(bot)
     customers.start()
 
-    lm = emendo.load("demo", device="cpu")
-    session = EditSession(lm)
+    session = EditSession(emendo.load("demo", device="cpu"))
     ledger = EditLedger.create(out / "ledger", session)
-    first = fix(ledger, session, FIRST, "ticket 1: the capital of Switzerland")
+    first = fix(ledger, session, FIRST, "ticket 1: the currency of Hungary")
     fix(ledger, session, THEN, "tickets 2 to 10")
-    serve(bot, lm, ledger, out / "adapters")
+    serve(bot, session, ledger, out / "adapters")
     show(bot, "After the fixes")
 
-    record = ledger.revert(first, session, message="ticket 1 withdrawn: by its law Switzerland has no capital")
+    record = ledger.revert(first, session, message="ticket 1 withdrawn: prices are shown in euro")
     print(f"\nTaken out of the ledger: {record.details['reverts'][0][:12]}; the other nine were planned again")
-    serve(bot, lm, ledger, out / "adapters")
+    serve(bot, session, ledger, out / "adapters")
     show(bot, "Without the first fix")
 
-    name = withdraw(bot.server.listening_address, "llamacpp")
+    name = withdraw(bot.server.address, "llamacpp")
     after = show(bot, f"All of it withdrawn by one call ({name})")
     customers.leave.set()
     customers.join()
+    bot.server.end()
     print(f"\nMeanwhile customers got {customers.answers} answers; {customers.failures.total()} requests failed")
     print(f"The bot says what it said at the start: {after == before}")
 

@@ -21,12 +21,15 @@ from emendo.updates.update import ModelUpdate
 MOST_FACTS = 32
 """Facts that are asked, evenly spread over all of them."""
 
-MOST_CANARIES = 16
-"""Canaries that are asked: those whose answer the unedited model is surest of.
+MOST_CANARIES, LEAST_CANARIES = 16, 4
+"""Canaries that are asked: those whose answer the model is surest of, without the edits and with them.
 
 Servers round, llama.cpp even activations to 8 bits, and a sure answer moves least by that: on the demo model in 4 bits
 by 0.02 nats, where one of probability 0.2 moves by 0.2. So a difference there says most about edit and model.
 """
+
+SURE = math.log(0.8)
+"""Log-probability from which an answer is sure; of less sure ones only as many are asked as make up the least."""
 
 
 @dataclass(frozen=True)
@@ -98,47 +101,56 @@ def make_probes(lm: EditableModel, updates: Sequence[ModelUpdate], files: Sequen
     rows = [row for update in updates for row in update.requests]
     requests = [EditRequest.from_dict(row) for row in _spread(rows, MOST_FACTS)]
     pairs = [(request.asked, request.target, request.join) for request in requests]
-    prompts, said = _surest(lm, read_canaries(files).prompts if files else [])
+    prompts = list(read_canaries(files).prompts) if files else []
     if not pairs and not prompts:
         raise InputError("there is nothing to ask the server: no recorded fact and no canary (--probe FILE)")
-    before, tokens = _numbers(lm, pairs, prompts, said)
+    facts = score_tokens(lm, pairs) if pairs else []
+    before, said = _canaries(lm, prompts)
     with EditSession(lm).preview(updates) as edited:
-        after, _ = _numbers(edited, pairs, prompts, said)
-    probes = []
-    for index, (ids, base, now) in enumerate(zip(tokens, before, after, strict=True)):
-        if index < len(pairs):
-            prompt, target, join = pairs[index]
-            kind, text, asked = "fact", prompt_text(prompt), tuple(encode_target(lm, prompt, target, join)[0])
-        else:
-            text = prompts[index - len(pairs)]
-            kind, asked = "canary", tuple(lm.encode(text))
-        partial = frozenset(token for token in ids if "\N{REPLACEMENT CHARACTER}" in lm.decode([token]))
-        probes.append(Probe(kind, text, Question(asked, ids, partial), base, now))
-    return probes
+        edited_facts = score_tokens(edited, pairs) if pairs else []
+        after, _ = _canaries(edited, prompts, said)
+    probes = [
+        _probe(
+            *(lm, "fact", prompt_text(prompt), encode_target(lm, prompt, target, join)[0], score.targets),
+            *(math.fsum(score.log_probs), math.fsum(now.log_probs)),
+        )
+        for (prompt, target, join), score, now in zip(pairs, facts, edited_facts, strict=True)
+    ]
+    return probes + [
+        _probe(lm, "canary", prompts[at], lm.encode(prompts[at]), (said[at],), before[at], after[at])
+        for at in _surest(before, after)
+    ]
 
 
-def _numbers(
-    lm: EditableModel, pairs: Sequence[Any], prompts: Sequence[str], said: Sequence[int]
-) -> tuple[list[float], list[tuple[int, ...]]]:
-    """Log-probability of every answer, and its tokens."""
-    scored = score_tokens(lm, pairs) if pairs else []
-    values = [math.fsum(score.log_probs) for score in scored]
-    tokens = [score.targets for score in scored]
-    if prompts:
-        for start, log_probs in next_token_log_probs(lm, prompts).chunks():
-            values += [float(row[said[start + at]]) for at, row in enumerate(log_probs)]
-        tokens += [(token,) for token in said]
-    return values, tokens
+def _probe(
+    lm: EditableModel,
+    kind: str,
+    text: str,
+    asked: Sequence[int],
+    answer: tuple[int, ...],
+    base: float,
+    edited: float,
+) -> Probe:
+    partial = frozenset(token for token in answer if "\N{REPLACEMENT CHARACTER}" in lm.decode([token]))
+    return Probe(kind, text, Question(tuple(asked), answer, partial), base, edited)
 
 
-def _surest(lm: EditableModel, prompts: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The prompts that the model is surest of, in their order, and what it says next to each."""
+def _canaries(
+    lm: EditableModel, prompts: Sequence[str], said: Sequence[int] | None = None
+) -> tuple[list[float], list[int]]:
+    """Log-probability of the next token `said` after every prompt, by default of the likeliest, and these tokens."""
     if not prompts:
         return [], []
     found = next_token_log_probs(lm, prompts)
-    sure = [float(value) for _, rows in found.chunks() for value in rows.amax(dim=-1)]
-    chosen = sorted(sorted(range(len(prompts)), key=lambda at: -sure[at])[:MOST_CANARIES])
-    return [prompts[at] for at in chosen], [int(found.top[at]) for at in chosen]
+    tokens = [int(token) for token in found.top] if said is None else list(said)
+    return [float(row[tokens[start + at]]) for start, rows in found.chunks() for at, row in enumerate(rows)], tokens
+
+
+def _surest(before: Sequence[float], after: Sequence[float]) -> list[int]:
+    """Those canaries, in their order, that both states are surest of; see `MOST_CANARIES` and `SURE`."""
+    sure = [min(pair) for pair in zip(before, after, strict=True)]
+    ranked = sorted(range(len(sure)), key=lambda at: -sure[at])[:MOST_CANARIES]
+    return sorted(at for rank, at in enumerate(ranked) if rank < LEAST_CANARIES or sure[at] >= SURE)
 
 
 def _spread(items: Sequence[Any], most: int) -> list[Any]:

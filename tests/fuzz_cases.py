@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import io
 import json
 import random
@@ -11,7 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from tests.fuzz_seeds import CANARIES, EXPERIMENT, FORMATS, REQUESTS
+import numpy
+import pyarrow
+from pyarrow import parquet
+
+from tests.fuzz_seeds import CANARIES, EXPERIMENT, FORMATS
 from tests.mutations import TEXTS, as_json, changed, damaged, rewritten, weird
 
 if TYPE_CHECKING:
@@ -37,7 +43,9 @@ def _facts(draw: random.Random, folder: Path) -> Path:
     """A file of facts."""
     rows = draw.choice(FORMATS)
     rows = changed(rows, draw) if draw.random() < 0.8 else rows
-    kind = draw.choice((".json", ".jsonl", ".jsonl", ".csv", ".tsv", ".yaml", ".txt", ""))
+    kind = draw.choice((".json", ".jsonl", ".jsonl", ".csv", ".tsv", ".yaml", ".txt", "", ".parquet", ".npz"))
+    if kind in (".parquet", ".npz"):
+        return _binary(draw, folder / f"facts{kind}", rows)
     if kind in (".csv", ".tsv") and isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
         out = io.StringIO()
         writer = csv.DictWriter(out, sorted({str(key) for row in rows for key in row}), extrasaction="ignore")
@@ -53,7 +61,26 @@ def _facts(draw: random.Random, folder: Path) -> Path:
     if draw.random() < 0.4:
         content = damaged(content, draw)
     path = folder / f"facts{kind}"
+    if draw.random() < 0.1:
+        path, content = folder / f"facts{kind}.gz", gzip.compress(content, mtime=0)
+        content = damaged(content, draw) if draw.random() < 0.5 else content
     path.write_bytes(content)
+    return path
+
+
+def _binary(draw: random.Random, path: Path, rows: object) -> Path:
+    """A table as pyarrow writes it, or an archive of NumPy, where the rows can be written so; damaged mostly."""
+    table = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    out = io.BytesIO()
+    if path.suffix == ".npz":
+        numpy.savez(
+            out, **{str(key)[:20] or "x": numpy.zeros(3) for row in table[:1] for key in row if "\0" not in str(key)}
+        )
+    else:
+        with contextlib.suppress(pyarrow.ArrowException, OverflowError, ValueError, TypeError):
+            parquet.write_table(pyarrow.Table.from_pylist(table), out)
+    content = out.getvalue()
+    path.write_bytes(damaged(content, draw) if draw.random() < 0.7 else content)
     return path
 
 
@@ -70,11 +97,12 @@ def requests(fuzz: Fuzz, draw: random.Random, folder: Path) -> list[str]:
     ways: tuple[list[str], ...] = (
         ["edit", *model, "--requests", facts, "--plan-only"],
         ["edit", *model, "--requests", facts, "--plan-only", "--json"],
+        ["edit", *model, "--requests", facts, "--plan-only", "--chat", "--system", "Be brief."],
         ["eval", *model, "--data", facts, "--n", "1", "--plan-only"],
         ["gate", *model, "--requests", facts, "--config", str(fuzz.good / "gate.toml")],
         ["trace", *model, "--facts", facts, "--samples", "1", "--positions", "ends", "--kind", "hidden", "--n", "1"],
     )
-    return draw.choices(ways, (8, 4, 4, 1, 1))[0]
+    return draw.choices(ways, (8, 4, 2, 4, 1, 1))[0]
 
 
 def edits(fuzz: Fuzz, draw: random.Random, folder: Path) -> list[str]:
@@ -82,7 +110,7 @@ def edits(fuzz: Fuzz, draw: random.Random, folder: Path) -> list[str]:
     return ["edit", "--model", str(fuzz.model), "--requests", str(_facts(draw, folder)), *QUICK, "--out", "out"]
 
 
-def _tensor_file(fuzz: Fuzz, draw: random.Random, path: Path, name: str) -> Path:
+def tensor_file(fuzz: Fuzz, draw: random.Random, path: Path, name: str) -> Path:
     """A tensor file: its bytes damaged, or its header changed."""
     content = (fuzz.good / name).read_bytes()
     size = int.from_bytes(content[:8], "little")
@@ -98,7 +126,7 @@ def _tensor_file(fuzz: Fuzz, draw: random.Random, path: Path, name: str) -> Path
 
 def updates(fuzz: Fuzz, draw: random.Random, folder: Path) -> list[str]:
     """Update files."""
-    bad = str(_tensor_file(fuzz, draw, folder / "bad.safetensors", draw.choice(("first", "second")) + ".safetensors"))
+    bad = str(tensor_file(fuzz, draw, folder / "bad.safetensors", draw.choice(("first", "second")) + ".safetensors"))
     good, model = str(fuzz.good / "second.safetensors"), ["--model", str(fuzz.model)]
     ways: tuple[list[str], ...] = (
         ["update", "show", bad],
@@ -227,7 +255,7 @@ def stores(fuzz: Fuzz, draw: random.Random, folder: Path) -> list[str]:
     path = draw.choice(sorted(path for path in (home / "moments").rglob("*") if path.is_file()))
     at = path.relative_to(home / "moments")
     if path.suffix == ".safetensors":
-        _tensor_file(fuzz, draw, path, str(Path("store") / at))
+        tensor_file(fuzz, draw, path, str(Path("store") / at))
     else:
         path.write_bytes(damaged(path.read_bytes(), draw))
     ways = (["moments", "list"], ["moments", "verify"], ["edit", *model, *FACT, *QUICK, "--out", "out"])
@@ -243,9 +271,9 @@ def reports(fuzz: Fuzz, draw: random.Random, folder: Path) -> list[str]:
     return ["report", "results"]
 
 
-def _words(draw: random.Random, word: str, fuzz: Fuzz) -> str:
+def word_of(draw: random.Random, word: str, fuzz: Fuzz, kept: float = 0.75) -> str:
     """A word of a command line, or another in its place."""
-    if draw.random() < 0.75:
+    if draw.random() < kept:
         return word
     names = (
         "base",
@@ -287,10 +315,19 @@ def command_lines(fuzz: Fuzz, draw: random.Random, folder: Path) -> list[str]:
         ["data", str(fuzz.good / "facts.jsonl"), "--format", "auto", "--examples", "2"],
         ["methods", "emmet", "--json"],
         ["models", "llama"],
+        ["models", str(fuzz.model), "--json"],
+        ["doctor", "--json"],
+        ["export", "gguf-lora", *model, "--update", first, "--base", str(fuzz.good / "tiny.gguf"), "--out", "out"],
+        ["export", "gguf-in-place", "--base", str(fuzz.good / "tiny.gguf"), "--update", first, "--out", "out.gguf"],
+        ["push", first, "--server", "http://127.0.0.1:9", "--engine", "vllm", *model, "--alias", "a", "--timeout", "1"],
+        ["edit", *model, "--repeat", "--method", "emmet", "--out", "sum.safetensors"],
+        ["ui", *model, "--ledger", "book", "--host", "127.0.0.1", "--port", "0", "--gate", "none", "--password", "x"],
+        ["harness", *model, "--tasks", "mmlu_sample", "--include", ".", "--data", "f.csv", "--limit", "1"],
+        ["eval", *model, "--data", str(fuzz.good / "facts.jsonl"), "--n", "1", "--format", "emendo", "--plan-only"],
         ["layers", *model, "--facts", str(fuzz.good / "none.jsonl"), "--n", "1", "--layers", "1"],
         ["--version"],
     )
-    words = [_words(draw, word, fuzz) for word in draw.choice(lines)]
+    words = [word_of(draw, word, fuzz) for word in draw.choice(lines)]
     if draw.random() < 0.2:
         words.pop(draw.randrange(len(words)))
     if draw.random() < 0.1:
@@ -313,5 +350,3 @@ CASES: tuple[tuple[str, Case, int], ...] = (
     ("command lines", command_lines, 120),
 )
 """Name, what makes it, and how often of the sum of all."""
-
-__all__ = ["CASES", "REQUESTS"]

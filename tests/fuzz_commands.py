@@ -25,6 +25,10 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.serving_stand_in import StandIn
 
 SECONDS = 60
 """Of one input; the longest takes some."""
@@ -65,18 +69,40 @@ class Fuzz:
     """
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
-        from tests.fuzz_seeds import good_files, keep_model_loaded
+        from tests.fuzz_seeds import good_files, keep_model_loaded, never_serve
 
         self.folder, self.seed = folder, seed
         self.good = folder / "good"
         self.model = good_files(self.good)
         keep_model_loaded(self.model)
+        never_serve()
         from tests.fuzz_cases import CASES
+        from tests.fuzz_models import MODEL_CASES
 
-        self.cases, self.home = CASES, folder / "home"
+        self.cases, self.home = (*CASES, *MODEL_CASES), folder / "home"
+        self.typed = ""
+        self._servers: dict[str, StandIn] = {}
         self.codes: Counter[int] = Counter()
         self.kinds: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
+
+    def server(self, engine: str) -> StandIn:
+        """A server of that kind, which runs until the process ends; it has no adapter but llama.cpp's."""
+        from emendo.export import write_gguf_adapter
+        from emendo.models import load
+        from emendo.updates import ModelUpdate
+        from tests.serving_stand_in import edited_weights, stand_in
+
+        if engine not in self._servers:
+            lm = load(self.model, device="cpu")
+            world = contextlib.ExitStack().enter_context(stand_in(engine, lm))
+            update = ModelUpdate.load(self.good / "first.safetensors")
+            if engine == "llamacpp":
+                adapter = write_gguf_adapter(lm, [update], self.folder / "adapters")
+                world.adapters[adapter.name] = str(adapter.path)
+                world.weights[adapter.name] = edited_weights(lm, [update])
+            self._servers[engine] = world
+        return self._servers[engine]
 
     def run(self, number: int, *, show: bool = False) -> Bad | None:
         """Run one input."""
@@ -88,9 +114,10 @@ class Fuzz:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         os.chdir(scratch)
+        self.typed = ""
         arguments = case(self, draw, scratch)
         begin = time.perf_counter()
-        code, text, what = _called(arguments)
+        code, text, what = _called(arguments, self.typed)
         self.kinds[kind] += 1
         self.seconds[kind] += time.perf_counter() - begin
         if isinstance(code, int):
@@ -106,14 +133,20 @@ class Fuzz:
         return Bad(number, kind, arguments, what) if what else None
 
 
-def _called(arguments: list[str]) -> tuple[object, str, str]:
-    """Exit code, everything that was printed, and what went wrong."""
+def _called(arguments: list[str], typed: str) -> tuple[object, str, str]:
+    """Exit code, everything that was printed, and what went wrong.
+
+    Args:
+        arguments: The command.
+        typed: What stands on standard input.
+    """
     from emendo.cli.app import run
 
     def late(*_: object) -> None:
         raise LateError
 
     said = io.StringIO()
+    stdin, sys.stdin = sys.stdin, io.StringIO(typed)
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(SECONDS)
     code: object = None
@@ -128,6 +161,7 @@ def _called(arguments: list[str]) -> tuple[object, str, str]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+        sys.stdin = stdin
     return code, said.getvalue(), what
 
 
@@ -143,12 +177,14 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--kind", action="append", help="only these kinds; may be repeated")
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EMENDO_HOME"] = f"{folder}/home"
         fuzz = Fuzz(Path(folder).resolve(), given.seed)
+        fuzz.cases = tuple(case for case in fuzz.cases if given.kind is None or case[0] in given.kind)
         if given.only is not None:
             bad = fuzz.run(given.only, show=True)
             print(bad.what if bad else "ended well")

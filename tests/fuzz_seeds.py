@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,24 @@ from emendo.editing.session import EditSession
 from emendo.ledger import EditLedger
 from emendo.models import EditableModel, load
 from emendo.statistics import MomentStore
-from tests.conftest import build_tiny
+from tests.conftest import TRAINING_TEXT, build_tiny
 from tests.dataset_rows import COUNTERFACT, FLAT, KNOWEDIT, KNOWN, MQUAKE, OWN, ZSRE
 from tests.experiment_folders import plan, write_experiment
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, quick_plan
 
+TASKS = Path(__file__).parent.parent / "experiments" / "harness"
+
 REQUESTS = [request.to_dict() for request in (EIFFEL, DARRIEUX)]
-FORMATS = [REQUESTS, [COUNTERFACT], [FLAT], [ZSRE], [KNOWEDIT], [MQUAKE], [KNOWN], [OWN], {"data": REQUESTS}]
+ASKED = [
+    {"question": "Where is {}?", "subject": "Paris", "target": "Rome"},
+    {
+        "messages": [{"role": "user", "content": "Where is {}?"}],
+        "subject": "Paris",
+        "answer": "Rome",
+        "system": "Be brief",
+    },
+]
+FORMATS = [REQUESTS, ASKED, [COUNTERFACT], [FLAT], [ZSRE], [KNOWEDIT], [MQUAKE], [KNOWN], [OWN], {"data": REQUESTS}]
 
 EXPERIMENT = {
     "name": "fuzz",
@@ -78,6 +91,7 @@ def good_files(folder: Path) -> Path:
     model = folder / "model"
     built = build_tiny("llama")
     built.model.save_pretrained(model)
+    built.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     built.tokenizer.save_pretrained(model)
     lm = load(model, device="cpu")
     session = EditSession(lm, store=MomentStore(folder / "store"))
@@ -101,7 +115,30 @@ def good_files(folder: Path) -> Path:
     (folder / "gate.toml").write_text(GATE, encoding="utf-8")
     write_experiment(folder / "results", [plan("emmet", 4), plan("memit", 4)])
     write_tiny_gguf(folder / "tiny.gguf")
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    shutil.copytree(TASKS, folder / "tasks")
+    rows = [{"question": "Where is it", "choices": ["a", "b", "c", "d"], "answer": 1, "subject": "x"}] * 3
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return model
+
+
+def sentencepiece_model() -> bytes:
+    """A small file of SentencePiece."""
+    import sentencepiece
+
+    out = io.BytesIO()
+    options = {"vocab_size": 395, "hard_vocab_limit": False, "byte_fallback": True, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TRAINING_TEXT), model_writer=out, model_type="bpe", **options
+    )
+    return out.getvalue()
+
+
+def never_serve() -> None:
+    """From now on the server of `emendo ui` ends as soon as it has begun."""
+    import emendo.ui.serve
+
+    emendo.ui.serve.serve = lambda *_, **__: None  # type: ignore[assignment]
 
 
 def keep_model_loaded(folder: Path) -> None:

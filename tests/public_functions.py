@@ -237,3 +237,21 @@ def value_of(function: str, parameter: str, values: dict[str, Any]) -> Any:
         if name in values:
             return values[name]
     raise LookupError(f"{function} has a parameter {parameter!r} that tests/public_functions.py has no value for")
+
+
+PUBLIC = public()
+
+
+def arguments(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What a function is called with: a value of each parameter that has no default.
+
+    Args:
+        name: A name of `PUBLIC`.
+        values: From `values_of`.
+    """
+    parameters = inspect.signature(PUBLIC[name]).parameters.values()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    given = {parameter: value_of(name, parameter, values) for parameter in needed}
+    if name.endswith(".__init__"):
+        given["self"] = object.__new__(type(given["self"]))  # the values are not made anew
+    return given

@@ -17,10 +17,8 @@ import torch
 from emendo.editing.session import EditSession
 from emendo.errors import EmendoError
 from emendo.requests import EditRecord
-from tests.public_functions import public, value_of, values_of
+from tests.public_functions import PUBLIC, arguments, values_of
 from tests.quick_plans import EIFFEL
-
-PUBLIC = public()
 
 LONGEST = 30
 """Seconds of a call; the longest take one."""
@@ -52,16 +50,6 @@ def wrong(values: dict[str, Any]) -> Iterator[Any]:
         values[name] for name in ("adapter", "model", "tokenizer", "session", "plan", "update", "store", "keys")
     )
     yield from ([values["plan"]], [values["update"]] * 2, [[values["update"]]], values["trace"], values["edits"])
-
-
-def arguments(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """What a function is called with: a value of each parameter that has no default."""
-    parameters = inspect.signature(PUBLIC[name]).parameters.values()
-    needed = [one.name for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
-    given = {parameter: value_of(name, parameter, values) for parameter in needed}
-    if name.endswith(".__init__"):
-        given["self"] = object.__new__(type(given["self"]))  # the values are not made anew
-    return given
 
 
 def unseen(annotation: str, value: Any) -> bool:

@@ -25,6 +25,7 @@ from emendo.evaluate.perplexity import WINDOW, token_windows
 from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.tokens import hidden_in_trees, logit_chunks, tree_budget
 from emendo.models import EditableModel, pack_by_tokens
+from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 from emendo.requests import Prompt, prompt_text
 
@@ -90,6 +91,7 @@ class NextTokenLogProbs:
 
 
 @checked
+@pinned()
 def next_token_log_probs(
     lm: EditableModel,
     prompts: Sequence[Prompt],
@@ -132,6 +134,7 @@ def next_token_log_probs(
 
 
 @checked
+@pinned()
 def text_log_probs(
     lm: EditableModel,
     text: str | Sequence[str],
@@ -216,6 +219,7 @@ class Drift:
 
 
 @checked
+@pinned()
 def measure_drift(
     before: NextTokenLogProbs,
     after: NextTokenLogProbs,

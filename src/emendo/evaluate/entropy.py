@@ -25,6 +25,7 @@ from emendo.errors import InputError
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.generation import continue_rows, most_likely
+from emendo.models.numerics import pinned
 from emendo.models.sampling import draw, row_uniforms
 from emendo.progress import Progress, Silent
 
@@ -139,6 +140,7 @@ class EntropyScores:
 
 
 @checked
+@pinned()
 def entropy_of_records(
     lm: EditableModel,
     prompts: Sequence[Sequence[str]],

@@ -12,6 +12,7 @@ from emendo.evaluate.matching import contained_match, exact_match
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.generation import continue_rows
+from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord, Join, Prompt, keeps_joint, prompt_text
 
@@ -131,6 +132,7 @@ class GenerationScores:
 
 
 @checked
+@pinned()
 def generate_texts(
     lm: EditableModel,
     prompts: Sequence[Prompt],
@@ -177,6 +179,7 @@ def _encoded(lm: EditableModel, prompt: Prompt, chat: bool) -> list[int]:
 
 
 @checked
+@pinned()
 def generation_scores(
     lm: EditableModel,
     records: Sequence[EditRecord],

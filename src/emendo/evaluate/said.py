@@ -16,6 +16,7 @@ from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.generation import continue_rows
+from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord, EditRequest, Prompt, keeps_joint
 
@@ -92,6 +93,7 @@ def said_means(records: Sequence[SaidRecord]) -> Means:
 
 
 @checked
+@pinned()
 def said_records(
     lm: EditableModel, records: Sequence[EditRecord], *, progress: Progress | None = None
 ) -> tuple[SaidRecord, ...]:

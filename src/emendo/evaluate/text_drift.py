@@ -19,6 +19,7 @@ from emendo.errors import InputError, NumericalError
 from emendo.evaluate.drift import SHIFT_BYTES, UNEMBEDDING_TOLERANCE
 from emendo.evaluate.tokens import Ids, hidden_in_trees, logit_chunks, tree_budget
 from emendo.models import EditableModel
+from emendo.models.numerics import pinned
 from emendo.models.tree import common_length
 from emendo.progress import Progress, Silent
 
@@ -71,6 +72,7 @@ class TokenShift:
 
 
 @checked
+@pinned()
 def text_tokens(
     lm: EditableModel,
     texts: Sequence[Sequence[int]],
@@ -124,6 +126,7 @@ def text_tokens(
 
 
 @checked
+@pinned()
 def token_shift(before: TextTokens, after: TextTokens) -> TokenShift:
     """Compare two states of one model at every token of the same texts.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 __version__ = "0.1.0"
 """Of Emendo; the build reads it here."""
@@ -50,10 +52,42 @@ def processor(device: str) -> dict[str, str]:
         "machine": platform.machine(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "math_libraries": "; ".join(libraries),
-        "kernel_choice": " ".join(f"{name}={os.environ[name]}" for name in _KERNELS if name in os.environ) or "default",
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "kernel_choice": " ".join(_chosen_kernels()) or "default",
+        "matmul_precision": "highest",  # pinned where numbers are made (`emendo.models.numerics`)
     }
     if device.startswith("cuda"):
         found["accelerator"] = torch.cuda.get_device_name(device)
         found["cuda"] = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     return found
+
+
+def _chosen_kernels() -> list[str]:
+    """What chooses other kernels than usual: variables that are set, and switches that are not as torch has them."""
+    variables = [f"{name}={os.environ[name]}" for name in _KERNELS if name in os.environ]
+    usual = {"mkldnn": True}
+    switched = [name for name, value in kernel_switches().items() if value != usual.get(name, False)]
+    return [*variables, *(f"{name}={'off' if name in usual else 'on'}" for name in switched)]
+
+
+def kernel_switches() -> dict[str, bool]:
+    """Torch's switches that choose kernels and that a machine may need as they are."""
+    import torch
+
+    backends: Any = torch.backends
+    return {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "mkldnn": backends.mkldnn.enabled,
+        "mkldnn_deterministic": backends.mkldnn.deterministic,
+        "cudnn_deterministic": backends.cudnn.deterministic,
+    }
+
+
+def set_kernel_switches(switches: Mapping[str, bool]) -> None:
+    """Take over the switches of another process."""
+    import torch
+
+    backends: Any = torch.backends
+    torch.use_deterministic_algorithms(switches["deterministic"])
+    backends.mkldnn.enabled = switches["mkldnn"]
+    backends.mkldnn.deterministic = switches["mkldnn_deterministic"]
+    backends.cudnn.deterministic = switches["cudnn_deterministic"]

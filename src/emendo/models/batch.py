@@ -40,10 +40,10 @@ class TokenBatch:
         """
         if not sequences or not all(len(ids) for ids in sequences):
             raise InputError("a token batch needs at least one sequence, each with at least one token")
-        lengths = torch.tensor([len(ids) for ids in sequences])
+        lengths = torch.tensor([len(ids) for ids in sequences], device="cpu")
         width = int(lengths.max())
         rows = [[*ids, *[pad_id] * (width - len(ids))] for ids in sequences]
-        mask = torch.arange(width)[None, :] < lengths[:, None]
+        mask = torch.arange(width, device="cpu")[None, :] < lengths[:, None]
         return cls(torch.tensor(rows, device=device), mask.to(device))
 
     @property

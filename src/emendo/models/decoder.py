@@ -23,6 +23,7 @@ from emendo.models.edited_map import EditedMap, Original, PlainMap
 from emendo.models.experts import is_mixture
 from emendo.models.identity import COMPILED
 from emendo.models.mixture import ExpertsMap, Mixture
+from emendo.models.numerics import pinned
 from emendo.models.packed_weights import SidePath, kind_of, rounds_inputs
 from emendo.models.quantised_map import QuantisedMap
 from emendo.shapes import Weight
@@ -273,6 +274,7 @@ class DecoderView:
         return stream
 
     @checked
+    @pinned(gradients=False)
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
         """The model's own logits, in float32 (or float64 for a float64 model); differentiable in `hidden`.
 

@@ -15,6 +15,7 @@ from emendo.models.batch import TokenBatch
 from emendo.models.contents import WeightContents
 from emendo.models.hooks import Capture, StopForwardError, recording
 from emendo.models.isolation import check_parameters, isolated_modules
+from emendo.models.numerics import pinned
 from emendo.models.text import TextModel
 from emendo.shapes import Hidden, Weight
 
@@ -86,7 +87,7 @@ class RunnableModel(TextModel):
         check_parameters(self.model)
         if self._shared is None:
             self.contents.settle()
-        with self.access.reading():
+        with self.access.reading(), pinned():
             edits = self.holds_edits if edited is None else edited
             layers = self.check_layers(list(written)) if written else []
             parameters = [part for layer in layers for part in self.edited_map(layer).written_in_place]

@@ -13,7 +13,7 @@ import torch
 
 import emendo
 from emendo.errors import InputError, WorkerError
-from emendo.io.versions import processor, versions
+from emendo.io.versions import kernel_switches, processor, set_kernel_switches, versions
 from emendo.models import EditableModel, load
 from emendo.parallel.units import World
 from emendo.progress import Progress
@@ -43,6 +43,7 @@ class WorldRecipe:
         identity: Digests of weights, tokenizer and configuration; see `EditableModel.identity`.
         code: Versions and digests of what computes, and the kind of processor; see `code_identity`.
         threads: Threads of a product: its last bits can depend on them.
+        switches: Of torch, that choose kernels; likewise.
         folder: Working directory, in which relative paths are read.
     """
 
@@ -52,6 +53,7 @@ class WorldRecipe:
     identity: Mapping[str, str]
     code: Mapping[str, str]
     threads: int
+    switches: Mapping[str, bool]
     folder: str
 
     @classmethod
@@ -64,6 +66,7 @@ class WorldRecipe:
             identity=lm.identity(),
             code=code_identity(str(lm.device)),
             threads=torch.get_num_threads(),
+            switches=kernel_switches(),
             folder=str(Path.cwd()),
         )
 
@@ -79,6 +82,7 @@ class WorldRecipe:
                 what differs.
         """
         device = self.device
+        set_kernel_switches(self.switches)
         if device == "cuda" and torch.cuda.device_count() > 1:
             device = f"cuda:{number % torch.cuda.device_count()}"
         if told := code_differences(self.code, code_identity(device)):

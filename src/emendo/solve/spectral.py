@@ -33,7 +33,8 @@ def spectral_norm(matrix: Float[Tensor, "rows columns"], tolerance: float = SPEC
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.T
     size = matrix.shape[0]
-    start = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(matrix.device)
+    seeded = torch.Generator().manual_seed(0)
+    start = torch.randn(size, dtype=torch.float64, device="cpu", generator=seeded).to(matrix.device)
     basis, off_diagonal = (start / start.norm())[None], 0.0
     tridiagonal = matrix.new_zeros(0, 0)
     largest = 0.0

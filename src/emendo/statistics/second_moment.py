@@ -10,6 +10,7 @@ from torch import Tensor
 
 from emendo.arguments import Count, checked
 from emendo.errors import MomentsError, NumericalError
+from emendo.models.numerics import pinned
 from emendo.shapes import Keys, Moment
 
 Accumulate: TypeAlias = Literal["float64", "float32"]
@@ -97,6 +98,7 @@ class SecondMoment:
         self.add_product(self.product(keys), int(keys.shape[0]))
 
     @checked
+    @pinned(gradients=False)
     def product(self, keys: Keys) -> Moment:
         """What `add` adds for these keys: the sum of their outer products, symmetric, in at least float32.
 

@@ -16,6 +16,7 @@ from emendo.arguments import checked
 from emendo.errors import RequestError, TraceError
 from emendo.io.versions import versions
 from emendo.models import EditableModel
+from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 from emendo.tracing.check import check_cell
 from emendo.tracing.corrupt import Corrupted, corrupt, embedding_deviation
@@ -31,6 +32,7 @@ LONGEST = 256
 
 
 @checked
+@pinned()
 def trace(
     lm: EditableModel,
     facts: Sequence[TraceFact],

@@ -47,7 +47,7 @@ class LayerGram:
 
     def without(self, rows: Sequence[int]) -> LayerGram:
         """The same layer with some rows left out: they are neither history nor edits any more."""
-        kept = torch.ones(len(self.keys), dtype=torch.bool)
+        kept = torch.ones(len(self.keys), dtype=torch.bool, device="cpu")
         kept[list(rows)] = False
         rest = LayerGram.__new__(LayerGram)
         rest.keys, rest.duals, rest.gram = self.keys[kept], self.duals[kept], self.gram[kept][:, kept]
@@ -64,7 +64,7 @@ class History:
 
     def __init__(self, layer: LayerGram, weight: float) -> None:
         self._layer, self._weight = layer, weight
-        self._factor = torch.zeros(0, 0, dtype=torch.float64)
+        self._factor = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
         if weight > 0 and len(layer.keys):
             shifted = layer.gram.clone()
             shifted.diagonal().add_(1.0 / weight)
@@ -100,7 +100,7 @@ class History:
         inverse = torch.cholesky_inverse(factor)
         dual_keys = inverse @ directions
         # Newton's steps on Q Kᵀ + s D⁻¹ = I, as the solver takes them: each squares what the metric's condition left.
-        keys, eye = self._layer.keys[own], torch.eye(n, dtype=torch.float64)
+        keys, eye = self._layer.keys[own], torch.eye(n, dtype=torch.float64, device="cpu")
         for _ in range(_REFINEMENTS):
             gap = eye - dual_keys @ keys.T - s * inverse
             dual_keys, inverse = dual_keys + gap @ dual_keys, inverse + gap @ inverse

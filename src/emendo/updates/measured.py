@@ -41,7 +41,7 @@ class MeasuredChange:
                 start[position] = rows
                 rows += len(part.keys)
                 keys.append(part.keys.double().cpu())
-            change = torch.zeros(rows, own[0][1].residuals.shape[1], dtype=torch.float64)
+            change = torch.zeros(rows, own[0][1].residuals.shape[1], dtype=torch.float64, device="cpu")
             self._layers[layer] = _Layer(torch.cat(keys), change, start)
 
     def add(self, layer: int, residuals: Residuals, dual_keys: DualKeys) -> None:

@@ -168,7 +168,7 @@ def _placed(
     updates: tuple[ModelUpdate, ...], index: int, layer: int, until: int, metric: PreparedLayer, remembers: bool
 ) -> _Placed:
     start: dict[int, int] = {}
-    keys: list[Keys] = [torch.zeros(0, metric.d_in, dtype=torch.float64)]
+    keys: list[Keys] = [torch.zeros(0, metric.d_in, dtype=torch.float64, device="cpu")]
     removed = rows = 0
     for position, part in _parts(updates[: until + 1], layer):
         if part.keys is None:

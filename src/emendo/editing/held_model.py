@@ -19,8 +19,8 @@ from emendo.editing.plan import Plan
 from emendo.errors import InputError
 from emendo.models import EditableModel
 from emendo.models.contents import Contents, differing_layers
-from emendo.models.numerics import pinned
 from emendo.shapes import Weight
+from emendo.solve.numerics import pinned
 from emendo.updates.update import ModelUpdate
 
 

@@ -23,13 +23,13 @@ from emendo.io.versions import versions
 from emendo.methods import DEFAULT_METHOD, BaselineConfig, Method, MethodConfig, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
 from emendo.models import EditableModel
-from emendo.models.numerics import pinned
 from emendo.models.rounding import tell_of_rounding
 from emendo.parallel import Workers
 from emendo.progress import Progress
 from emendo.requests import AnyContext, EditRecord, EditRequest, check_requests, requests_of
 from emendo.shapes import Moment
 from emendo.solve import BlockMoment, PreparedLayer
+from emendo.solve.numerics import pinned
 from emendo.statistics import MomentStore
 from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate

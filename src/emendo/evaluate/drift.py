@@ -25,9 +25,9 @@ from emendo.evaluate.perplexity import WINDOW, token_windows
 from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.tokens import hidden_in_trees, logit_chunks, tree_budget
 from emendo.models import EditableModel, pack_by_tokens
-from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 from emendo.requests import Prompt, prompt_text
+from emendo.solve.numerics import pinned
 
 UNEMBEDDING_TOLERANCE = 1e-4
 """Most that a stored log-normaliser may differ from one made again, relative to it or to 1 nat."""

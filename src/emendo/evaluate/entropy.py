@@ -25,9 +25,9 @@ from emendo.errors import InputError
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.generation import continue_rows, most_likely
-from emendo.models.numerics import pinned
 from emendo.models.sampling import draw, row_uniforms
 from emendo.progress import Progress, Silent
+from emendo.solve.numerics import pinned
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|(?:[^\W\d_]\.){2,}|\w+(?:['’-]\w+)*|\S")
 

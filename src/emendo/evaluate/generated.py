@@ -12,9 +12,9 @@ from emendo.evaluate.matching import contained_match, exact_match
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.generation import continue_rows
-from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord, Join, Prompt, keeps_joint, prompt_text
+from emendo.solve.numerics import pinned
 
 GROUPS = ("efficacy", "paraphrase", "neighborhood")
 

@@ -13,8 +13,8 @@ from emendo.arguments import Count, checked
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate.tokens import resolve_token_budget, token_scores
 from emendo.models import EditableModel, pack_by_tokens
-from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
+from emendo.solve.numerics import pinned
 
 WINDOW = 1024
 """Default window, or the model's length where that is shorter."""

@@ -13,9 +13,9 @@ from emendo.evaluate.generated import GeneratedAnswer, generate_texts
 from emendo.evaluate.scoring import target_scores_by_pair
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
-from emendo.models.numerics import pinned
 from emendo.progress import Progress
 from emendo.requests import PROBE_KINDS, EditRecord, Probe
+from emendo.solve.numerics import pinned
 
 
 @dataclass(frozen=True)

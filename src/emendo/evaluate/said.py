@@ -16,9 +16,9 @@ from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.generation import continue_rows
-from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord, EditRequest, Prompt, keeps_joint
+from emendo.solve.numerics import pinned
 
 MORE_TOKENS = 2
 """Generated beyond the target's own tokens, so that "Romeo" is not taken for "Rome"."""

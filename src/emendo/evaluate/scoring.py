@@ -12,9 +12,9 @@ from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
 from emendo.evaluate.tokens import TokenScores, score_tokens, scores_by_pair
 from emendo.models import EditableModel
-from emendo.models.numerics import pinned
 from emendo.progress import Progress
 from emendo.requests import EditRecord, Pair
+from emendo.solve.numerics import pinned
 
 
 @checked

@@ -19,9 +19,9 @@ from emendo.errors import InputError, NumericalError
 from emendo.evaluate.drift import SHIFT_BYTES, UNEMBEDDING_TOLERANCE
 from emendo.evaluate.tokens import Ids, hidden_in_trees, logit_chunks, tree_budget
 from emendo.models import EditableModel
-from emendo.models.numerics import pinned
 from emendo.models.tree import common_length
 from emendo.progress import Progress, Silent
+from emendo.solve.numerics import pinned
 
 
 @dataclass(frozen=True)

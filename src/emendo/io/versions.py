@@ -53,7 +53,7 @@ def processor(device: str) -> dict[str, str]:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "math_libraries": "; ".join(libraries),
         "kernel_choice": " ".join(_chosen_kernels()) or "default",
-        "matmul_precision": "highest",  # pinned where numbers are made (`emendo.models.numerics`)
+        "matmul_precision": "highest",  # pinned where numbers are made (`emendo.solve.numerics`)
     }
     if device.startswith("cuda"):
         found["accelerator"] = torch.cuda.get_device_name(device)

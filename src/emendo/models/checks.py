@@ -9,9 +9,9 @@ from transformers.pytorch_utils import Conv1D
 from emendo.errors import NumericalError, SelfCheckError, UnsupportedModelError
 from emendo.models.batch import TokenBatch
 from emendo.models.identity import COMPILED
-from emendo.models.numerics import pinned
 from emendo.models.packed_weights import REPACKING, ROUNDED_INPUTS, is_packed, kind_of, repacks, rounds_inputs
 from emendo.models.runnable import RunnableModel
+from emendo.solve.numerics import pinned
 
 SELF_CHECK_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 """Largest relative deviation that rounding explains, by dtype of the weights."""

@@ -23,10 +23,10 @@ from emendo.models.edited_map import EditedMap, Original, PlainMap
 from emendo.models.experts import is_mixture
 from emendo.models.identity import COMPILED
 from emendo.models.mixture import ExpertsMap, Mixture
-from emendo.models.numerics import pinned
 from emendo.models.packed_weights import SidePath, kind_of, rounds_inputs
 from emendo.models.quantised_map import QuantisedMap
 from emendo.shapes import Weight
+from emendo.solve.numerics import pinned
 
 
 class DecoderView:

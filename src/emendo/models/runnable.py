@@ -15,9 +15,9 @@ from emendo.models.batch import TokenBatch
 from emendo.models.contents import WeightContents
 from emendo.models.hooks import Capture, StopForwardError, recording
 from emendo.models.isolation import check_parameters, isolated_modules
-from emendo.models.numerics import pinned
 from emendo.models.text import TextModel
 from emendo.shapes import Hidden, Weight
+from emendo.solve.numerics import pinned
 
 
 class RunnableModel(TextModel):

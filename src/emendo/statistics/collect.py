@@ -15,8 +15,8 @@ from emendo.arguments import checked
 from emendo.errors import CorpusError, MomentsError, NumericalError
 from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.models import EditableModel
-from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
+from emendo.solve.numerics import pinned
 from emendo.statistics.corpus import SAMPLE_ROWS
 from emendo.statistics.expert_moment import ExpertSecondMoment
 from emendo.statistics.packed import LayerMoment, Product, moment_of, named, parts_of

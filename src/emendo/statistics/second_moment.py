@@ -10,8 +10,8 @@ from torch import Tensor
 
 from emendo.arguments import Count, checked
 from emendo.errors import MomentsError, NumericalError
-from emendo.models.numerics import pinned
 from emendo.shapes import Keys, Moment
+from emendo.solve.numerics import pinned
 
 Accumulate: TypeAlias = Literal["float64", "float32"]
 """Dtype of the running sum."""

@@ -16,8 +16,8 @@ from emendo.arguments import checked
 from emendo.errors import RequestError, TraceError
 from emendo.io.versions import versions
 from emendo.models import EditableModel
-from emendo.models.numerics import pinned
 from emendo.progress import Progress, Silent
+from emendo.solve.numerics import pinned
 from emendo.tracing.check import check_cell
 from emendo.tracing.corrupt import Corrupted, corrupt, embedding_deviation
 from emendo.tracing.facts import AlignedFact, TraceFact, align_fact, check_facts

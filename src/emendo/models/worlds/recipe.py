@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from emendo.errors import NumericalError
-from emendo.models.numerics import pinned
 from emendo.models.worlds.families import FAMILIES
 from emendo.models.worlds.text import END_ID, Packer, Rows, train_tokenizer
 from emendo.progress import Progress, Silent
+from emendo.solve.numerics import pinned
 from emendo.worlds import World, epoch
 from emendo.worlds.relations import fill
 

@@ -26,7 +26,7 @@ from emendo.report.diff import document as difference_document
 from emendo.report.experiment import Experiment as ReadExperiment
 from emendo.report.see import Seen
 from emendo.report.see.document import document as seen_document
-from emendo.requests import EditRecord
+from emendo.requests import EditRecord, Probe
 from emendo.serving.aliases import Alias, set_alias
 from tests.conftest import build_tiny
 from tests.quick_plans import EIFFEL, quick_plan
@@ -123,6 +123,7 @@ def values_of(folder: Path) -> dict[str, Any]:
         **{"adapter": lm, "lm": lm, "model": lm.model, "tokenizer": tokenizer, "session": session},
         **{"prompt": "The capital is", "prompts": ["The capital is"], "text": "The capital of Japan is Tokyo. " * 8},
         **{"texts": ["The capital of Japan is Tokyo."], "target": "Rome", "join": "auto", "answer": "Rome"},
+        "probe": Probe("portability", "It stands in", ("Rome",)),
         **{"references": ["The capital of Japan."], "subject": "Paris", "subjects": ["Rome", "Paris"]},
         **{"ids": [5, 6], "before": [5], "token": 5, "pad_id": 1, "sequences": [[5, 6]], "batch": batch},
         **{"message": "Hello", "messages": [("user", "Hello")], "hidden": hidden, "stream": hidden[None]},

@@ -24,6 +24,7 @@ from emendo.errors import ModelNotFoundError
 from emendo.models import ARCHITECTURES, EditableModel, load
 from emendo.models.checksums import BaseWeights
 from emendo.models.contents import WeightContents
+from emendo.models.parts import WrappedParts
 from tests.kinds import kinds
 
 TRAINING_TEXT = [
@@ -400,7 +401,7 @@ def build_tiny(
     made = _made(family, bos, dtype, seed)
     own = copy.copy(made)
     own.model, own.tokenizer = copy.deepcopy((made.model, made.tokenizer))
-    own.contents, own._base = WeightContents(own), BaseWeights()
+    own.contents, own._base, own._parts = WeightContents(own), BaseWeights(), WrappedParts(own)
     return own
 
 

@@ -103,6 +103,7 @@ class HeldModel:
 
         Raises:
             InputError: Another session has edits in this model.
+            WeightsChangedError: A module is another one than when the model was wrapped.
         """
         with self.lm.access.turn():
             self._check_own()

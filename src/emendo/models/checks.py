@@ -9,7 +9,8 @@ from transformers.pytorch_utils import Conv1D
 from emendo.errors import NumericalError, SelfCheckError, UnsupportedModelError
 from emendo.models.batch import TokenBatch
 from emendo.models.identity import COMPILED
-from emendo.models.packed_weights import REPACKING, ROUNDED_INPUTS, is_packed, kind_of, repacks, rounds_inputs
+from emendo.models.packed_weights import REPACKING, ROUNDED_INPUTS, kind_of, repacks, rounds_inputs
+from emendo.models.parts import refuse_shared_weights
 from emendo.models.runnable import RunnableModel
 from emendo.solve.numerics import pinned
 
@@ -38,7 +39,7 @@ def check_model(lm: RunnableModel) -> None:
     _refuse_repacked(lm.model)
     for layer in range(lm.n_layers):
         _refuse_unreachable_weight(lm, layer)
-    _refuse_shared_weights(lm)
+    refuse_shared_weights(lm)
     _self_check(lm)
 
 
@@ -141,34 +142,6 @@ def _refuse_other_experts(lm: RunnableModel, layer: int) -> None:
             f"{name} is float64, which {experts.config._experts_implementation!r} experts do not compute with; "
             'expected model.set_experts_implementation("eager")'
         )
-
-
-def _refuse_shared_weights(lm: RunnableModel) -> None:
-    """What is written through one name would be read through another: a block that nobody asked to edit changes."""
-    edited = {lm.parameter_name(layer) for layer in range(lm.n_layers)}
-    places = sorted(
-        (str(weight.device), *_bytes_of(weight), name)
-        for name, weight in lm.model.named_parameters(remove_duplicate=False)
-        if weight.numel() and not is_packed(weight)
-    )
-    last = ("", 0, 0, "")  # of those that begin earlier on this device, the one that reaches furthest
-    for place in places:
-        device, begin, end, name = place
-        if device == last[0] and begin < last[2] and edited & {name, last[3]}:
-            raise UnsupportedModelError(
-                f"{last[3]} and {name} share one memory: an edit of one would change the other without a word, and "
-                "edits of both would not add up. Expected a weight of its own in every edited module: copy it before "
-                f"(module.weight = torch.nn.Parameter(module.weight.detach().clone())), or the module "
-                "(copy.deepcopy(module)) where two blocks use the same"
-            )
-        if device != last[0] or end > last[2]:
-            last = place
-
-
-def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """First address of a tensor's elements, and the one after the last."""
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
 def _self_check(lm: RunnableModel) -> None:

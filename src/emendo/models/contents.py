@@ -134,7 +134,8 @@ class WeightContents:
             layers: Whose weights are compared, beside the parameters that torch says were touched; None: all.
 
         Raises:
-            WeightsChangedError: Names the parameters.
+            WeightsChangedError: Names the parameters, or a module that was exchanged.
+            UnsupportedModelError: Two modules share a weight since.
         """
         changed = self.changed(layers)
         if changed:
@@ -146,6 +147,7 @@ class WeightContents:
                 "unedited model (session.accept_weights(), which forgets the updates in it) and plan again, or load "
                 "the model anew"
             )
+        self._lm.check_parts()
 
     def changed(self, layers: Sequence[int] | None = None) -> list[str]:
         """Names of the parameters that somebody else has changed, now or since the base was identified.

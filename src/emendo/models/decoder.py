@@ -53,6 +53,7 @@ class DecoderView:
         self._base = BaseWeights()
         self._shared: Self | None = None  # the model itself, of an isolated one
         self._own_layers: frozenset[int] = frozenset()
+        self._parts: Any = None  # what it was wrapped with, once it has been looked at
 
     # ---- facts -------------------------------------------------------------------------------------------
 
@@ -255,6 +256,16 @@ class DecoderView:
     def touched_parameters(self) -> set[str]:
         """Names of parameters that torch says were replaced or written since the unedited model was identified."""
         return self._base.touched(self.model)
+
+    def check_parts(self) -> None:
+        """Refuse a model whose modules were exchanged since it was wrapped, or share a weight now.
+
+        Raises:
+            WeightsChangedError: A module is another one.
+            UnsupportedModelError: Two modules share a weight.
+        """
+        if self._parts is not None and self._shared is None:
+            self._parts.check(self)
 
     # ---- the ends of the residual stream -------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from emendo.models.checks import check_model
 from emendo.models.checksums import BaseWeights
 from emendo.models.generation import greedy_continuations
 from emendo.models.identity import config_record, config_sha256
+from emendo.models.parts import WrappedParts
 from emendo.models.runnable import RunnableModel
 from emendo.requests import Prompt
 
@@ -37,6 +38,7 @@ class EditableModel(RunnableModel):
     def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
         super().__init__(model, tokenizer, name)
         check_model(self)
+        self._parts = WrappedParts(self)
 
     @checked
     def generate(self, prompt: Prompt, max_new_tokens: Size = 32) -> str:
@@ -65,7 +67,13 @@ class EditableModel(RunnableModel):
         return self._base.sha256(self.model, edited=self.holds_edits)
 
     def accept_weights(self) -> None:
-        """Take the weights as they are now for those of the unedited model; what was written is forgotten."""
+        """Take the weights as they are now for those of the unedited model; what was written is forgotten.
+
+        Raises:
+            WeightsChangedError: A module is another one than when the model was wrapped.
+            UnsupportedModelError: Two modules share a weight.
+        """
+        self.check_parts()
         self.contents.forget()
         self._base = BaseWeights()
 

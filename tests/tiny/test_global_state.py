@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from emendo.editing.session import EditSession
 from emendo.errors import EmendoError
 from emendo.evaluate import perplexity
-from emendo.io.versions import kernel_switches, processor, set_kernel_switches
+from emendo.io.environment import kernel_switches, processor, set_kernel_switches
 from emendo.models.sampling import row_uniforms
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore

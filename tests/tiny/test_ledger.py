@@ -150,6 +150,7 @@ def test_the_algebraic_way_needs_no_model_where_nothing_is_preserved(tmp_path: P
     ids = [ledger.edit(session, [fact], "emmet", layers=[1], settings=QUICK).id for fact in FACTS[:3]]
     assert not ledger.needs_model(ids[0], "algebraic")
     record = ledger.revert(ids[0], how="algebraic")
+    assert record.details["environment_changed"] == {}
     ledger.sync(session)
     assert len(session.applied_updates) == 2
     told = [entry["relative_change"] for entry in record.details["remade"]]

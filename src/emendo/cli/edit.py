@@ -259,6 +259,7 @@ def run_edit(
     terminal.line(_state_of_memory(checked, plan, saved=bool(document["files"])))
     if (record := document.get("ledger")) is not None:
         terminal.line(f"Ledger: record {record['id'][:12]} ({record['operation']}, number {record['number']})")
+        ledgers.tell_of_environment(terminal, record["details"])
     if document["files"]:
         terminal.line(f"Update: {document['files']['update']} ({plan.update.nbytes / 1024:.0f} KiB)")
         terminal.line(f"Report: {document['files']['markdown']}")

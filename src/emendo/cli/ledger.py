@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -141,8 +141,7 @@ def revert(
     seconds = time.perf_counter() - begin
     terminal.line(f"Reverted {', '.join(edit[:12] for edit in gone)} in {seconds:.1f} s: record {record.id[:12]}")
     terminal.line(f"{len(record.added)} later update(s) made again ({how})")
-    for name, (was, now) in record.details.get("environment_changed", {}).items():
-        terminal.line(f"Note: {name} was {was} and is {now}: what was planned again may differ in its last bits")
+    tell_of_environment(terminal, record.details)
     terminal.result({"record": record.to_dict(), "seconds": seconds})
 
 
@@ -199,6 +198,8 @@ def verify(
             terminal.line(line, unbroken=True)
     size = f"{found.nbytes / 1024:.0f} KiB"
     terminal.line(f"{found.records} records and {found.objects} update files ({size}) {'hold' if found.ok else 'read'}")
+    if found.ok:
+        terminal.line(found.replay)
     terminal.result(found.to_dict())
     if not found.ok:
         raise typer.Exit(1)
@@ -298,6 +299,14 @@ def keep_edit(pending: PendingEdit, update: Any, document: dict[str, Any]) -> di
     from emendo.report import recorded_metrics
 
     return pending.commit(update, metrics=recorded_metrics(document), gate=document.get("gate")).to_dict()
+
+
+def tell_of_environment(terminal: Terminal, details: Mapping[str, Any]) -> None:
+    """Say in one line that what a record made again was made elsewhere first, where it was."""
+    from emendo.io.environment import changes_in_words
+
+    if told := changes_in_words(details.get("environment_changed", {})):
+        terminal.line(f"Note: what was made again may differ in its last bits, bit for bit is not promised: {told}")
 
 
 # ---- how -------------------------------------------------------------------------------------------------------

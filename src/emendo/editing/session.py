@@ -19,6 +19,7 @@ from emendo.editing.prepared import PreparedMethod
 from emendo.editing.sharing import FactIndex
 from emendo.editing.value_cache import ValueCache
 from emendo.errors import InputError
+from emendo.io.environment import computing
 from emendo.io.versions import versions
 from emendo.methods import DEFAULT_METHOD, BaselineConfig, Method, MethodConfig, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
@@ -278,7 +279,7 @@ class EditSession(HeldModel):
             remembering=self._metrics.remembering,
             anchors=anchors,
             targets=None if self._edits.updates else self.targets,
-            record={"moments": record, "versions": versions(), **_added_ridges(prepared)},
+            record={"moments": record, **self._made_by, **_added_ridges(prepared)},
             progress=self.progress,
         )
 
@@ -295,9 +296,14 @@ class EditSession(HeldModel):
                 preceding=self._edits.preceding,
                 earlier=self._earlier,
                 weights=self._exact,
-                record={"moments": None, "versions": versions()},
+                record={"moments": None, **self._made_by},
                 progress=self.progress,
             )
+
+    @property
+    def _made_by(self) -> dict[str, Any]:
+        """What an update records of what computed it."""
+        return {"versions": versions(), "computing": computing(str(self.lm.device))}
 
     @property
     def _earlier(self) -> tuple[LayerUpdate, ...]:

@@ -18,7 +18,7 @@ from emendo.ledger.store import LedgerStore
 from emendo.solve import PreparedLayer
 from emendo.suggest import unknown_name
 from emendo.updates.fold import fold
-from emendo.updates.removal import metric_layers, without
+from emendo.updates.removal import metric_layers, worked_out
 from emendo.updates.update import ModelUpdate
 
 HOW = ("replay", "algebraic")
@@ -144,7 +144,7 @@ def _without_by_algebra(store: LedgerStore, history: History, gone: Sequence[str
     updates = loaded(store, history.active)
     layers = metric_layers(updates, index)
     metrics = _common_metrics(history.edits(later), layers, planner) if layers else {}
-    left = without(updates, index, metrics)
+    left = worked_out(updates, index, metrics)
     if planner is not None:
         planner.move_to(left)
     new = [stored(store, update, old.edit, old.dropped) for update, old in zip(left[index:], later, strict=True)]
@@ -152,7 +152,8 @@ def _without_by_algebra(store: LedgerStore, history: History, gone: Sequence[str
         {**row, "relative_change": update.info["algebraic"]["relative_change"]}
         for row, update in zip(_remade(new)["remade"], left[index:], strict=True)
     ]
-    return State([*before, *new], {"remade": remade})
+    changed = changed_environment(history.edits(later), None if planner is None else planner.environment())
+    return State([*before, *new], {"remade": remade, "environment_changed": changed})
 
 
 def _remade(entries: Sequence[Active]) -> dict[str, Any]:

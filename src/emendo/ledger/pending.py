@@ -10,7 +10,7 @@ from emendo.errors import LedgerError
 from emendo.ledger.change import State, stored
 from emendo.ledger.edits import History
 from emendo.ledger.record import Record
-from emendo.ledger.replay import SessionPlanner, environment, fingerprint
+from emendo.ledger.replay import SessionPlanner, environment_of, fingerprint
 from emendo.ledger.stamp import new_record
 from emendo.ledger.store import LedgerStore
 from emendo.requests import EditRequest
@@ -58,7 +58,7 @@ class PendingEdit:
         """
         if self.record is not None:
             raise LedgerError("this edit was committed already; begin another one (EditLedger.editing)")
-        details = edit_details(update, environment(self._session), metrics, gate)
+        details = edit_details(update, environment_of(self._session), metrics, gate)
         if details["requests"] != [request.to_dict() for request in self._requests]:
             raise LedgerError("this update is not of the requests that the edit was begun with; plan those")
         SessionPlanner(self._session).move_to([*self._before, update])  # first: what cannot be applied is not kept
@@ -95,7 +95,7 @@ def edit_details(
             "method": dict(info["method"]),
             "seed": int(info["seed"]),
             "moments": fingerprint(info),
-            "environment": {**(info.get("versions") or {}), **environment},
+            "environment": {**(info.get("versions") or {}), **(info.get("computing") or {}), **environment},
             "metrics": None if metrics is None else dict(metrics),
             "gate": None if gate is None else dict(gate),
         }

@@ -8,18 +8,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-import torch
-
 from emendo.editing.session import EditSession
 from emendo.errors import LedgerError
+from emendo.io.environment import changed_since, differing, environment
 from emendo.io.printable import well_formed
-from emendo.io.versions import processor, versions
 from emendo.ledger.edits import StoredEdit
 from emendo.methods import ADDED_SETTINGS, Method, stored_method
 from emendo.updates.update import ModelUpdate
-
-NOT_RECORDED = "not recorded"
-"""Of what an earlier Emendo did not look at."""
 
 
 @runtime_checkable
@@ -74,14 +69,12 @@ class SessionPlanner:
 
     def environment(self) -> dict[str, str]:
         """What computes in this process."""
-        return environment(self.session)
+        return environment_of(self.session)
 
 
-def environment(session: EditSession) -> dict[str, str]:
+def environment_of(session: EditSession) -> dict[str, str]:
     """What can change a bit of what a session computes, beside its model and its settings."""
-    device = str(session.lm.device)
-    found = {**versions(), "device": device, "threads": str(torch.get_num_threads()), **processor(device)}
-    return {name: well_formed(value) for name, value in found.items()}
+    return {name: well_formed(value) for name, value in environment(str(session.lm.device)).items()}
 
 
 def kept_method(edit: StoredEdit) -> tuple[Method, list[int] | None]:
@@ -107,18 +100,20 @@ def _on(method: Method, layers: Sequence[int] | None) -> Method:
     return method if layers is None else replace(method, layers=tuple(layers))
 
 
-def changed_environment(edits: Sequence[StoredEdit], now: dict[str, str]) -> dict[str, list[str]]:
-    """Where the environment of a replay differs from that of the edits: then bits may differ too.
+def changed_environment(edits: Sequence[StoredEdit], now: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+    """Where what computes now differs from what made the edits: then bits may differ too.
+
+    Args:
+        edits: The edits.
+        now: As `Planner.environment` gives it; None: this process, on the device of each edit.
 
     Returns:
         By name, the value of the edits and the present one; what edits of an earlier Emendo did not record is said.
     """
-    return {
-        name: [edit.environment.get(name, NOT_RECORDED), now.get(name, "")]
-        for edit in edits
-        for name in {**now, **edit.environment}
-        if edit.environment.get(name, NOT_RECORDED) != now.get(name, "")
-    }
+    records = [edit.environment for edit in edits]
+    if now is None:
+        return changed_since(records)
+    return {name: pair for made in records for name, pair in differing(made, now).items()}
 
 
 def _settings(method: Mapping[str, Any]) -> dict[str, Any]:

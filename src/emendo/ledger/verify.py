@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emendo.errors import EmendoError, LedgerError
+from emendo.io.environment import changed_since, changes_in_words
+from emendo.ledger.edits import History, StoredEdit
 from emendo.ledger.record import Active, Record, is_sha256
 from emendo.ledger.store import LedgerStore, advance, head_line
 from emendo.updates.base_model import differences, in_words
@@ -39,6 +41,9 @@ class Verification:
         nbytes: Bytes of those files as recorded.
         leftovers: Files of killed operations, to be swept by the next one that writes.
         problems: What is wrong.
+        edits: Active edits, those inside folded updates too.
+        environment_changed: Where this process computes otherwise than those that made them: by name, what it was and
+            what it is.
         way_out: Where records cannot be followed to the first one: the newest one from which they can, and how to go on
             from there.
     """
@@ -48,12 +53,26 @@ class Verification:
     nbytes: int
     leftovers: int
     problems: tuple[Problem, ...]
+    edits: int = 0
+    environment_changed: Mapping[str, list[str]] = field(default_factory=dict)
     way_out: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+    @property
+    def replay(self) -> str:
+        """Whether planning the active edits again here would give their bits, in one line."""
+        if not self.edits:
+            return "No edit is active, so there is nothing to plan again"
+        if not self.environment_changed:
+            return f"Planned again here, the {self.edits} active edit(s) would be the same bit for bit"
+        return (
+            "Planned again here, active edits may differ in their last bits, and bit for bit is not promised: "
+            + changes_in_words(self.environment_changed)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -99,14 +118,16 @@ def _verified(store: LedgerStore) -> Verification:
     for file, (entry, record) in entries.items():
         if (what := _object_problem(store, entry, base, preceding.get(file))) is not None:
             problems.append(Problem(_relative(store, store.object_path(file)), record.id, what))
-    leftovers = 0
+    leftovers, edits = 0, list[StoredEdit]()
     if whole:
         try:
             leftovers = len(store.leftovers(chain))
+            edits = History(chain).edits()
         except EmendoError as error:
             problems.append(Problem("HEAD", "", str(error)))
     size = sum(entry.size for entry, _ in entries.values())
-    return Verification(len(chain), len(entries), size, leftovers, tuple(problems), way_out)
+    changed = changed_since(edit.environment for edit in edits)
+    return Verification(len(chain), len(entries), size, leftovers, tuple(problems), len(edits), changed, way_out)
 
 
 def _chain(store: LedgerStore, problems: list[Problem]) -> list[Record]:

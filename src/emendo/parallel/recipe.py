@@ -13,7 +13,8 @@ import torch
 
 import emendo
 from emendo.errors import InputError, WorkerError
-from emendo.io.versions import kernel_switches, processor, set_kernel_switches, versions
+from emendo.io.environment import kernel_switches, processor, set_kernel_switches
+from emendo.io.versions import versions
 from emendo.models import EditableModel, load
 from emendo.parallel.units import World
 from emendo.progress import Progress

@@ -8,6 +8,7 @@ its share of the rest; the dual keys follow from the history without edit i (`hi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emendo.arguments import checked
-from emendo.errors import InfeasibleError, InputError, UndoError
+from emendo.errors import EmendoWarning, InfeasibleError, InputError, UndoError
+from emendo.io.environment import changed_since, changes_in_words, computing
 from emendo.shapes import DualKeys, Keys, Residuals
 from emendo.solve import PreparedLayer, frobenius_norm
 from emendo.solve.distribution import Step
@@ -37,7 +39,6 @@ _Split: TypeAlias = Callable[[Residuals, Residuals], Residuals]
 
 
 @checked
-@torch.no_grad()
 def without(
     updates: Sequence[ModelUpdate],
     index: int,
@@ -69,6 +70,27 @@ def without(
             layer), or the metric is not the one that it was solved with.
         InfeasibleError: A later update's keys are dependent under equality.
     """
+    later = updates[_position(updates, index) :][1:]
+    recorded = [made for update in later if isinstance(made := update.info.get("computing"), dict)]
+    if changed := changed_since(recorded, computing):
+        warnings.warn(
+            f"later updates were solved where {changes_in_words(changed)}; what is worked out anew here can differ in "
+            "its last bits from what it would be there: bit for bit is not promised",
+            EmendoWarning,
+            stacklevel=2,
+        )
+    return worked_out(updates, index, metrics, fingerprint=fingerprint)
+
+
+@torch.no_grad()
+def worked_out(
+    updates: Sequence[ModelUpdate],
+    index: int,
+    metrics: Mapping[int, PreparedLayer],
+    *,
+    fingerprint: str | None = None,
+) -> tuple[ModelUpdate, ...]:
+    """`without`, for callers who say themselves where the updates were made on another processor."""
     updates, ids = tuple(updates), _sequence_ids(updates)
     index = _position(updates, index)
     later = _recorded(updates, index)

@@ -27,7 +27,7 @@ def test_the_world_of_a_seed_is_the_same_and_that_of_another_is_not(world: World
     assert make_world() == world
     assert {fact.subject for fact in make_world(1).facts} != {fact.subject for fact in world.facts}
     # Known to models that are cached on other machines: a change of the world is a change of this line.
-    assert (world.facts[0].subject, world.facts[0].object, len(world.facts)) == ("Dus Punurt", "Guseaora", 920)
+    assert (world.facts[0].subject, world.facts[0].object, len(world.facts)) == ("Nar Ketrem", "Pougeaora", 584)
 
 
 def test_no_name_means_two_things(world: World) -> None:
@@ -70,8 +70,8 @@ def test_a_two_hop_question_follows_from_the_new_fact(world: World) -> None:
 
 
 def test_the_first_records_have_different_subjects(world: World) -> None:
-    first = world_records(world)[:300]
-    assert len({record.request.subject for record in first}) == 300
+    first = world_records(world)[:200]
+    assert len({record.request.subject for record in first}) == 200
 
 
 def test_held_out_text_says_nothing_of_facts_and_is_not_trained(world: World, trained: set[str]) -> None:

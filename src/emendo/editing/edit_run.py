@@ -16,7 +16,7 @@ from torch import Tensor
 
 from emendo.editing.keys import EditActivations, EditKeys, forward_values
 from emendo.editing.plan import LayerReport, layer_report
-from emendo.editing.sharing import EarlierFacts, KeyTokens, rows_without
+from emendo.editing.sharing import EarlierFacts, KeyTokens, group_means, rows_without
 from emendo.editing.value_search import FoundValues, SearchTrace, search_values
 from emendo.errors import InputError, NumericalError
 from emendo.methods import MethodConfig, ResolvedMethod
@@ -243,7 +243,7 @@ class EditRun:
         assert self.activations is not None  # made when the batch began
         found = self.activations.keys(layers, resume=written)
         return {
-            layer: EditKeys(_group_means(keys.mean, batch.groups), _group_means(keys.plain, batch.groups))
+            layer: EditKeys(group_means(keys.mean, batch.groups), group_means(keys.plain, batch.groups))
             for layer, keys in found.items()
         }
 
@@ -251,7 +251,7 @@ class EditRun:
         """What the down-projection has yet to add for the model to hold `aim`, before the step's layer is written."""
         assert self.activations is not None
         present = self.activations.values(step.aim, resume=step.layer)
-        missing = _group_means(aim - present, batch.groups)
+        missing = group_means(aim - present, batch.groups)
         return missing / self.lm.mlp_scale if self.config.target.site == "resid_post" else missing
 
     def _add(self, part: LayerUpdate) -> None:
@@ -305,12 +305,6 @@ def _post_step(update: LayerUpdate, post: PostStep, weight: Weight, earlier: Lay
             dual_keys = torch.cat([dual_keys, earlier.dual_keys.to(dual_keys)])
     shaped = LayerUpdate(update.layer, update.module, residuals.float().cpu(), dual_keys.float().cpu(), update.keys)
     return shaped.compacted()  # taking earlier updates back doubles their rows each time
-
-
-def _group_means(rows: Float[Tensor, "n d"], groups: Sequence[Sequence[int]]) -> Float[Tensor, "groups d"]:
-    if len(groups) == len(rows):
-        return rows
-    return torch.stack([rows[list(group)].mean(dim=0) for group in groups])
 
 
 def _told(requests: Sequence[EditRequest], layer: int, traces: Sequence[SearchTrace]) -> list[Found]:

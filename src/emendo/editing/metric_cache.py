@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from emendo.editing.strength import same_but_for_scale
 from emendo.errors import InfeasibleError
 from emendo.methods import MethodConfig
 from emendo.methods.settings import MomentSettings
@@ -109,6 +110,21 @@ class MetricCache:
             if known is None or known.moment is not moment or known.asked != config.preservation:
                 self._prepared[layer] = prepare(moment, config.preservation)
         return {layer: self._prepared[layer] for layer in config.written_layers}, record
+
+    def of_any_scale(self, config: MethodConfig) -> dict[int, PreparedLayer]:
+        """Metrics like those of `metrics`, but for a factor: the layer's last ones where they are such.
+
+        Args:
+            config: The method.
+        """
+        held = {layer: self._prepared[layer] for layer in config.written_layers if layer in self._prepared}
+        moments, _ = self.moments(config.written_layers, config.moments)
+        if len(held) == len(moments) and all(
+            metric.moment is moments[layer] and same_but_for_scale(metric.asked, config.preservation)
+            for layer, metric in held.items()
+        ):
+            return held
+        return self.metrics(config)[0]
 
     def remembering(self, layer: int, base: PreparedLayer, keys: Keys, weight: float) -> PreparedLayer:
         """A layer's metric with the keys of earlier edits; where more have come since last time, those are added.

@@ -30,6 +30,7 @@ from emendo.editing.edit_run import Batch, EditRun, Found, Remembering
 from emendo.editing.keys import current_values
 from emendo.editing.plan import Plan, question_warning, unreached_warning
 from emendo.editing.sharing import EarlierFacts, key_tokens, refuse_contradictions, share_groups
+from emendo.editing.strength import little_written_warning
 from emendo.editing.value_cache import ValueCache
 from emendo.editing.value_search import SearchTrace
 from emendo.methods import MethodConfig, ResolvedMethod
@@ -156,6 +157,7 @@ def plan_edit(
         f"more steps (--set target.steps={2 * search.steps}) or a larger clamp (--set target.max_norm_ratio="
         f"{2 * search.max_norm_ratio:g})",
     )
+    warnings += little_written_warning(config, [solved for report in reports for solved in report.solves])
     warnings += question_warning(lm, requests)
     return Plan(update, tuple(requests), method, contexts, traces, reports, watch.seconds, warnings)
 

@@ -17,6 +17,7 @@ from emendo.editing.pipeline import plan_edit, reference_norms
 from emendo.editing.plan import Plan
 from emendo.editing.prepared import PreparedMethod
 from emendo.editing.sharing import FactIndex
+from emendo.editing.strength import with_fitting_weight
 from emendo.editing.value_cache import ValueCache
 from emendo.errors import InputError
 from emendo.io.environment import computing
@@ -257,6 +258,7 @@ class EditSession(HeldModel):
         method: ResolvedMethod[MethodConfig],
         contexts: tuple[AnyContext, ...] | None,
     ) -> Plan:
+        method = self._with_lambda(lm, requests, method, contexts)
         base, config = self.base, method.config
         prepared, record = self._metrics.metrics(config)
         anchors = None
@@ -282,6 +284,20 @@ class EditSession(HeldModel):
             record={"moments": record, **self._made_by, **_added_ridges(prepared)},
             progress=self.progress,
         )
+
+    def _with_lambda(
+        self,
+        lm: EditableModel,
+        requests: Sequence[EditRequest],
+        method: ResolvedMethod[MethodConfig],
+        contexts: tuple[AnyContext, ...] | None,
+    ) -> ResolvedMethod[MethodConfig]:
+        """The method with its λ in numbers, where it is to be chosen."""
+        if method.config.memorization.share is None:
+            return method
+        if contexts is None:
+            contexts = self._contexts_of(lm, method.config.contexts.scheme)
+        return with_fitting_weight(lm, requests, method, self._metrics.of_any_scale(method.config), contexts)
 
     def _plan_baseline(self, requests: Sequence[EditRequest], baseline: ResolvedMethod[BaselineConfig]) -> Plan:
         with self.lm.isolated() as lm:  # from here on nobody writes the weights

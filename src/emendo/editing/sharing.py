@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from emendo.errors import ConflictError, EmendoError
 from emendo.methods.settings import Shared
@@ -86,6 +88,18 @@ def refuse_contradictions(lm: EditableModel, requests: Sequence[EditRequest], gr
             f"{len(problems)} fact(s) are requested more than once, as the model reads them; keep one for each:",
             problems,
         )
+
+
+def group_means(rows: Float[Tensor, "n d"], groups: Sequence[Sequence[int]]) -> Float[Tensor, "groups d"]:
+    """The mean row of each group.
+
+    Args:
+        rows: One a request.
+        groups: Indices of rows.
+    """
+    if len(groups) == len(rows):
+        return rows
+    return torch.stack([rows[list(group)].mean(dim=0) for group in groups])
 
 
 @dataclass(frozen=True)

@@ -296,7 +296,7 @@ class _CellRun:
 
     def _leverage(self, plan: Plan, edits: int) -> dict[str, list[float]] | None:
         """Leverage k A⁻¹ kᵀ of every edit's key by layer, A without earlier edits; None where rows are no edits."""
-        parts, method = plan.update.layers, self.resolved.on_engine()
+        parts, method = plan.update.layers, plan.method.on_engine()
         if method is None or any(part.keys is None or len(part.keys) != edits for part in parts):
             return None
         prepared = self.session.preservation(method.config)

@@ -22,6 +22,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 """Above 0, at most 1."""
+Within = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+"""Above 0 and below 1."""
 Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """From 0 to 1."""
 
@@ -104,6 +106,7 @@ _EXPECTED = {
     "greater_than": ("gt", "a finite number above"),
     "greater_than_equal": ("ge", "a finite number of at least"),
     "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "a number below"),
 }
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from emendo.models.decoder import DecoderView
     from emendo.requests import EditRecord
 
-ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0}
+ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0, "memorization.share": None}
 """Settings that methods have got since edits are kept, with the value at which an edit is what it was without them."""
 
 M = TypeVar("M", bound="Method")
@@ -94,6 +94,15 @@ class Method:
         """Settings that the model's family asks for, by dotted name, each with the reason in words."""
         return {}
 
+    def with_own_lambda(self: M, why: str, origins: dict[str, str]) -> M:
+        """The method with its λ as it stands, where it would be chosen anew for every edit.
+
+        Args:
+            why: In words; becomes the origin of what is turned off.
+            origins: By dotted name.
+        """
+        return self
+
     def check_model(self, lm: DecoderView) -> None:
         """Refuse values that the model's family excludes.
 
@@ -158,6 +167,13 @@ class MethodConfig(Axes, Method):
     def family_settings(self, lm: DecoderView) -> dict[str, tuple[Any, str]]:
         """What the family needs where its MLP's output is normed, or units of a ReLU may never fire."""
         return family_settings(self, lm)
+
+    def with_own_lambda(self: MethodConfig, why: str, origins: dict[str, str]) -> MethodConfig:
+        """The method with `preservation` as it stands."""
+        if self.memorization.share is None:
+            return self
+        origins["memorization.share"] = why
+        return replace(self, memorization=replace(self.memorization, share=None))
 
     def check_model(self, lm: DecoderView) -> None:
         """Refuse what a family with a normed MLP, or layers that are mixtures of experts, cannot have."""

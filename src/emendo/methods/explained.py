@@ -103,6 +103,9 @@ EXPLAINED: Mapping[str, Explained] = {
         "0: edits hold exactly (ROME, EMMET). 1: least squares (MEMIT).", "emmet_lambda", "EMMET, EasyEdit"
     ),
     "memorization.equality_alone": Explained("A single request holds exactly, whatever memorization.s is."),
+    "memorization.share": Explained(
+        "Choose λ so that this part of what is missing is written; none takes λ as it stands."
+    ),
     "history.weight": Explained("How much the keys of earlier edits count; 0 forgets them."),
     "post.kind": Explained("What is done to a finished update: rect, prune or cap."),
     "post.keep": Explained("RECT: the share of entries that is kept."),

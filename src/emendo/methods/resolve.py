@@ -20,6 +20,9 @@ from emendo.methods.presets import UNTUNED, preset_for
 if TYPE_CHECKING:
     from emendo.models.decoder import DecoderView
 
+_LAMBDA = {"preservation.weight", "preservation.ridge", "memorization.s"}
+"""Settings that say how firmly an edit holds, in numbers: whoever gives one means it."""
+
 C = TypeVar("C", bound=Method, covariant=True)
 
 
@@ -110,6 +113,8 @@ def resolve_method(
         origins.update(dict.fromkeys(own.settings if own else (), f"given ({own.path.name})" if own else ""))
         origins.update(dict.fromkeys(settings or (), "given (--set)"))
         config.check_given(given)
+        if _LAMBDA & given.keys() and "memorization.share" not in given:
+            config = config.with_own_lambda("off, as λ was given", origins)
     config = _with_layers(config, lm, layers, own, origins)
     config.check_model(lm)
     if own is not None:
@@ -164,7 +169,7 @@ def _with_preset(config: Method, lm: DecoderView, origins: dict[str, str]) -> Me
         origins.update(UNTUNED.get(config.name, {}))
         return config
     preset, origin = found
-    config = apply_settings(config, preset.settings)
+    config = apply_settings(config, preset.settings).with_own_lambda(f"off, as λ is of the {origin}", origins)
     origins.update(dict.fromkeys(preset.settings, origin))
     if config.layers:
         return config

@@ -58,6 +58,11 @@ _IDLE: dict[str, _Idle] = {
         "memorization.s is 0, which is equality for any number of requests",
         "memorization.s=1",
     ),
+    "memorization.share": _Idle(
+        lambda config: config.memorization.s == 0 and config.memorization.share is not None,
+        "memorization.s is 0, and equality writes all of a residual",
+        "memorization.s=1",
+    ),
     "keys.average": _Idle(
         lambda config: config.contexts.scheme == "none",
         "contexts.scheme is none, and there is one context to average over",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from emendo.methods.checks import Count, NotNegative, Part, Positive, Section, Share, Steps
+from emendo.methods.checks import Count, NotNegative, Part, Positive, Section, Share, Steps, Within
 
 if TYPE_CHECKING:
     from emendo.models.decoder import DecoderView
@@ -144,12 +144,16 @@ class Memorization(Section):
     Args:
         s: 0 for equality, above 0 for least squares with that weight on the dual diagonal.
         equality_alone: A single request is memorized with equality whatever `s` is.
+        share: What a key alone is to receive of its residual, in the mean over keys and layers, by least squares: λ is
+            chosen for it when an edit is planned, and `preservation.weight` and `ridge` only say their ratio (rule:
+            `emendo.solve.strength`). None: they are λ as they stand.
     """
 
     section: ClassVar[str] = "memorization"
 
     s: NotNegative = 0.0
     equality_alone: bool = False
+    share: Within | None = None
 
     def strength(self, n: int) -> float:
         """The s that `n` requests are solved with."""

@@ -10,13 +10,13 @@ from random import Random
 from emendo.worlds import names
 from emendo.worlds.relations import CITY, COMPANY, PERSON, RELATIONS, TWO_HOPS, WORK, Relation, TwoHop
 
-AUTHORS = 40
+AUTHORS = 25
 """So many of the people write books, so that works have neighbours with the same author."""
 
 HELD_OUT = 2
 """Phrasings of each fact that training never sees; they are seen of other subjects."""
 
-SIZES: Mapping[str, int] = {PERSON: 160, CITY: 48, WORK: 80, COMPANY: 24}
+SIZES: Mapping[str, int] = {PERSON: 100, CITY: 36, WORK: 48, COMPANY: 16}
 """How many subjects of each kind a world has."""
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-WIDTH, BLOCKS, HEADS, INNER = 96, 6, 4, 384
+WIDTH, BLOCKS, HEADS, INNER = 64, 6, 4, 256
 """d_model, blocks, attention heads, and d_in of the edited maps."""
 
-LENGTH = 256
-"""Longest text, in tokens."""
+LENGTH = 128
+"""Longest text, in tokens; rows of the training are as long, so that every position has been trained."""
 
 _LLAMA: Mapping[str, Any] = {
     "hidden_size": WIDTH,

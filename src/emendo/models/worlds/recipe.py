@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from emendo.errors import NumericalError
-from emendo.models.worlds.families import FAMILIES
+from emendo.models.worlds.families import FAMILIES, LENGTH
 from emendo.models.worlds.text import END_ID, Packer, Rows, train_tokenizer
 from emendo.progress import Progress, Silent
 from emendo.solve.numerics import pinned
@@ -46,15 +46,15 @@ class Recipe:
     """
 
     seed: int = 0
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 0.05
     warm_up: int = 100
-    rows: int = 32
-    length: int = 64
+    rows: int = 16
+    length: int = LENGTH
     object_weight: float = 5.0
     initial_range: float = 0.08
     enough: float = 0.9
-    cool_down: int = 8
+    cool_down: int = 6
     most: int = 80
 
 

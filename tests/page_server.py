@@ -177,7 +177,7 @@ class Tab:
             ("What it is about", subject),
             ("New answer", target),
             ("Paraphrases, one a line: should give the new answer too", paraphrases),
-            ("Neighbours, one a line: should stay as they are", neighbors),
+            ("Neighbors, one a line: should stay as they are", neighbors),
         ):
             self.fill(label, text)
         self.see("#em-read mark")

@@ -1,8 +1,8 @@
-"""The one interface through which long stages report progress; the CLI draws it, the library is silent."""
+"""The one interface through which long stages report progress; the CLI draws it, the library is silent unless asked."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 
 @runtime_checkable
@@ -30,3 +30,63 @@ class Silent:
 
     def finish(self) -> None:
         """Ignore the end of a stage."""
+
+
+Watched: TypeAlias = Progress | bool | None
+"""What a caller says about progress: who is told, True for bars on the terminal or in the notebook, or nobody."""
+
+
+def chosen_progress(watched: Watched) -> Progress | None:
+    """Who is told; None where nobody is."""
+    return Bars() if watched is True else watched or None
+
+
+def new_bar(stage: str, total: int | None, console: Any) -> Any:
+    """A started bar of rich with the time that is left; it goes when it is stopped.
+
+    Args:
+        stage: Its text.
+        total: Units; None: it moves to and fro.
+        console: Of rich.
+    """
+    from rich import progress
+
+    bar = progress.Progress(
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    bar.start()
+    bar.add_task(stage, total=total)
+    return bar
+
+
+class Bars:
+    """A bar for each stage, on standard error or in a notebook."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        """Show a bar."""
+        from rich.console import Console
+
+        self.finish()
+        self._bar = new_bar(stage, total, Console(stderr=True))
+
+    def advance(self, n: int = 1) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0], n)
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

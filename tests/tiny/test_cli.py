@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from emendo.cli.interrupts import what_is_left
 from emendo.models.architecture import ARCHITECTURES
 from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
@@ -286,11 +287,25 @@ def test_an_interrupt(stage: str, emendo: Command, model: str, tmp_path: Path, m
     assert code == 130
     assert json.loads(out)["error"] == {
         "type": "Interrupted",
-        "message": "interrupted; no update was written",
+        "message": "interrupted; no update was written; finished searches are kept for the next try",
         "exit_code": 130,
     }
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["experiment", "grid.yaml"], "what is finished is kept: run it again to go on"),
+        (["-q", "trace"], "what is finished is kept: run it again to go on"),
+        (["moments", "collect"], "what was collected is kept"),
+        (["report", "runs"], "nothing was written"),
+        ([], "nothing was written"),
+    ],
+)
+def test_what_an_interrupt_leaves_is_said_by_command(arguments: list[str], told: str) -> None:
+    assert what_is_left(arguments).startswith(f"interrupted; {told}")
 
 
 def emendo_call(command: Command, model: str, tmp_path: Path) -> tuple[int, str, str]:

@@ -88,7 +88,7 @@ def test_model_is_untouched_after_an_exception_at_any_step(family: str) -> None:
         assert changes(before, model_state(lm)) == [], f"call {at}"
 
 
-def test_progress_is_told_about_every_request_also_after_an_error() -> None:
+def test_progress_is_told_about_every_step_also_after_an_error() -> None:
     class Recorder:
         def __init__(self) -> None:
             self.events: list[object] = []
@@ -104,9 +104,9 @@ def test_progress_is_told_about_every_request_also_after_an_error() -> None:
 
     lm, recorder = build_tiny("llama"), Recorder()
     search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=3, batch_size=4), recorder)
-    assert recorder.events[0] == ("targets", 6)
+    assert recorder.events[0] == ("targets", 18)
     assert recorder.events[-1] == "finish"
-    assert sum(event for event in recorder.events if isinstance(event, int)) == 6
+    assert sum(event for event in recorder.events if isinstance(event, int)) == 18
     count_or_fail(lm, 3)
     with pytest.raises(InjectedError):
         search_values(lm, REQUESTS, CONTEXTS, LAYER, SETTINGS, failed := Recorder())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
+from io import StringIO
 
 import pytest
+from rich.console import Console as RichConsole
 
 from emendo.cli import console
 from emendo.cli.console import Terminal, shortened
@@ -73,18 +76,20 @@ def test_a_stage_is_named_when_it_starts(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == "  targets: 0.0 s\n"
 
 
-@pytest.mark.parametrize(("total", "words"), [(66, "targets: 5 of 66 after 31 s"), (None, "targets: 5 after 31 s")])
+@pytest.mark.parametrize(
+    ("total", "words"), [(65, "scoring: 5 of 65 after 31 s, about 372 s left"), (None, "scoring: 5 after 31 s")]
+)
 def test_a_long_stage_says_how_far_it_is(
     total: int | None, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 100.0
     monkeypatch.setattr(console.time, "perf_counter", lambda: now)
     terminal = Terminal()
-    terminal.start("targets", total)
+    terminal.start("scoring", total)
     terminal.advance(2)
     now += 29
     terminal.advance(2)
-    assert capsys.readouterr().err == "  targets …\n"
+    assert capsys.readouterr().err == "  scoring …\n"
     now += 2
     terminal.advance()
     now += 29
@@ -93,6 +98,36 @@ def test_a_long_stage_says_how_far_it_is(
     now += 1
     terminal.advance()
     assert "7" in capsys.readouterr().err
+
+
+def test_steps_of_searches_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 100.0
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now)
+    terminal = Terminal()
+    terminal.start("targets", 50)
+    now += 40
+    terminal.advance(25)
+    terminal.finish()
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[1:] == ["  targets, steps of the search: 25 of 50 after 40 s, about 40 s left", "  targets: 40.0 s"]
+
+
+def test_a_terminal_is_told_within_a_second_that_a_command_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command imports takes several."""
+
+    def shown(wait: float, **options: bool) -> str:
+        stream = StringIO()
+        monkeypatch.setattr(console, "Console", lambda **_: RichConsole(file=stream, force_terminal=True, quiet=quiet))
+        quiet = options.get("quiet", False)
+        terminal = Terminal(**options)
+        if not wait:
+            terminal.message("here it is")
+        time.sleep(0.5)
+        return stream.getvalue()
+
+    assert "starting …" in shown(1)
+    assert "starting …" not in shown(0)
+    assert "starting …" not in shown(1, quiet=True)
 
 
 def test_it_is_said_once_that_second_moments_are_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,7 +86,9 @@ def test_more_than_there_is_is_an_error_in_words() -> None:
     with pytest.raises(DatasetError) as caught:
         select(records, n=1000, part="dev")
     found = len(select(records, part="dev"))
-    assert str(caught.value).startswith(f"n=1000, but only {found} record(s) or case(s) are left of 302; left out:")
+    assert str(caught.value).startswith(
+        f"n=1000 asks for more than the {found} record(s) or case(s) left of 302; left out:"
+    )
     assert any("outside the part 'dev'" in problem for problem in caught.value.problems)
     with pytest.raises(DatasetError, match="no record is left of 1"):
         select([fact("Louvre")], part="report")

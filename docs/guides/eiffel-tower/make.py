@@ -59,7 +59,7 @@ def main() -> None:
     panels = [
         Panel("Where the city is read: effect of a state", states, "probability of Paris", "layer", span),
         Panel("… and of a module's output", modules, "probability of Paris", "layer", span),
-        Panel("One edit at one layer", (*holds, measured("NA", "Paris, neighbours")), "percent", "layer", span),
+        Panel("One edit at one layer", (*holds, measured("NA", "Paris, neighbors")), "percent", "layer", span),
         Panel("What it costs preserved text", (measured("cost", "relative cost"),), "percent", "layer", span),
     ]
     title = "The Eiffel Tower: where its city is read, and where it can be written"

@@ -44,6 +44,7 @@ from emendo.cli import (
     worlds,
 )
 from emendo.cli.console import print_json
+from emendo.cli.interrupts import what_is_left
 from emendo.cli.sections import SectionedGroup
 from emendo.errors import EmendoError, EmendoWarning, InterruptError
 from emendo.io.printable import printable
@@ -172,7 +173,7 @@ def _run(arguments: list[str]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(arguments, "Interrupted", "interrupted; no update was written", _INTERRUPTED)
+        return _fail(arguments, "Interrupted", what_is_left(arguments), _INTERRUPTED)
     except typer.TyperException as error:
         # A usage error; its text is made on demand.
         return _fail(arguments, type(error).__name__, getattr(error, "format_message", error.__str__)(), 2)

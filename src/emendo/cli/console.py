@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
 from emendo.io import strict_json
 from emendo.io.printable import printable, printable_json
+from emendo.progress import new_bar
 
 _EVERY = 30.0
 """Seconds between two signs of life of a stage, where there is no bar."""
+
+_PATIENCE = 0.3
+"""Seconds until a command on a terminal says that it has begun; reading torch's modules takes several."""
+
+_SHOWN_AS = {"targets": "targets, steps of the search"}
+"""What a stage counts, where its name does not say it."""
 
 _NOTES = {
     "second moments": 'Collecting key statistics (second moments; "covariance" in ROME and MEMIT), once per model, '
@@ -42,18 +48,23 @@ class Terminal:
         self.out = Console(soft_wrap=False)
         self.err = Console(stderr=True, quiet=quiet)
         self.seconds: dict[str, float] = {}
-        self._bar: RichProgress | None = None
+        self._bar: Any = None
         self._stage = ""
         self._begin = self._told = 0.0
         self._done = 0
         self._total: int | None = None
         self._noted: set[str] = set()
+        self._waiting = threading.Timer(_PATIENCE, self._dim, ("starting …",))
+        self._waiting.daemon = True
+        if self.err.is_terminal and not quiet:
+            self._waiting.start()
 
     # ---- Progress ----------------------------------------------------------------------------------------
 
     def start(self, stage: str, total: int | None = None) -> None:
         """Show a stage: a live bar on a terminal, lines elsewhere."""
         self.finish()
+        self._waiting.cancel()
         self._stage, self._begin = stage, time.perf_counter()
         self._done, self._total, self._told = 0, total, self._begin
         if (note := _NOTES.get(stage)) and stage not in self._noted:
@@ -62,17 +73,7 @@ class Terminal:
         if not self.err.is_terminal:
             self._dim(f"{stage} …")
         elif not self.quiet:
-            self._bar = RichProgress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                console=self.err,
-                transient=True,
-            )
-            self._bar.start()
-            self._bar.add_task(printable(stage), total=total)
+            self._bar = new_bar(printable(_SHOWN_AS.get(stage, stage)), total, self.err)
 
     def advance(self, n: int = 1) -> None:
         """Count finished units."""
@@ -84,7 +85,13 @@ class Terminal:
         if self._stage and now - self._told >= _EVERY:
             self._told = now
             of = "" if self._total is None else f" of {self._total}"
-            self._dim(f"{self._stage}: {self._done}{of} after {now - self._begin:.0f} s")
+            left = "" if not self._total else f", about {self._left(now):.0f} s left"
+            counted = _SHOWN_AS.get(self._stage, self._stage)
+            self._dim(f"{counted}: {self._done}{of} after {now - self._begin:.0f} s{left}")
+
+    def _left(self, now: float) -> float:
+        """Seconds that the stage still takes if it goes on as it did."""
+        return (now - self._begin) * max((self._total or 0) - self._done, 0) / max(self._done, 1)
 
     def finish(self) -> None:
         """End the stage and add its time."""
@@ -98,16 +105,19 @@ class Terminal:
             self._stage = ""
 
     def _dim(self, text: str) -> None:
+        self._waiting.cancel()
         self.err.print(f"  {printable(text)}", style="dim", highlight=False, markup=False)
 
     # ---- results -----------------------------------------------------------------------------------------
 
     def message(self, text: str) -> None:
         """One line for people, on standard error."""
+        self._waiting.cancel()
         self.err.print(printable(text, keep="\n"), highlight=False, markup=False)
 
     def result(self, document: dict[str, Any]) -> None:
         """The JSON document, where it was asked for."""
+        self._waiting.cancel()
         if self.json_output:
             print_json(document, indent=2)
 
@@ -118,6 +128,7 @@ class Terminal:
 
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people, on standard output; nothing under --json."""
+        self._waiting.cancel()
         if self.json_output:
             return
         table = Table(
@@ -161,6 +172,7 @@ class Terminal:
             style: Colour, on a terminal that has it.
         """
         if not self.json_output:
+            self._waiting.cancel()
             self.out.print(printable(text), highlight=False, markup=False, soft_wrap=unbroken, style=style)
 
 

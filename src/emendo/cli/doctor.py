@@ -13,6 +13,7 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
+from emendo.io.extras import pip_install
 from emendo.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def extras() -> dict[str, dict[str, str]]:
     return {
         name: {
             "for": uses[name],
-            "state": f"missing {', '.join(missing)}: pip install 'emendo[{name}]'"
+            "state": f"missing {', '.join(missing)}: {pip_install(name)}"
             if (missing := [package for package in packages if not _has(package)])
             else "installed",
         }

@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from emendo.methods import Method
 
 
+MOST_RECORDS = 200
+"""Edited where --n is left out; fewer where there are fewer."""
+
+
 def evaluate(
     model: options.Model,
     data: Annotated[str, typer.Option("--data", help="File or data set of records.")],
     format: facts.Format = "auto",
-    n: Annotated[int, typer.Option("--n", help="Records to edit.")] = 200,
+    n: Annotated[
+        int | None, typer.Option("--n", help=f"Records to edit [default: all, at most {MOST_RECORDS}].")
+    ] = None,
     method: options.Method = DEFAULT_METHOD,
     mode: Annotated[str, typer.Option("--mode", help="single, batch, sequential or sequential-batched.")] = "batch",
     batch_size: Annotated[
@@ -70,7 +76,7 @@ def evaluate(
         model=model,
         data=data,
         format=format,
-        n=n,
+        n=n if n is not None else MOST_RECORDS if only_answered else _count(data, format, part),
         method=name,
         mode=mode,
         batch_size=batch_size,
@@ -108,6 +114,16 @@ def evaluate(
     terminal.result(summary)
     if summary["error"] is not None:
         raise typer.Exit(1)
+
+
+def _count(data: str, format: str, part: str) -> int:
+    """How many records are edited where nobody says it."""
+    from emendo.datasets import PARTS, load_records, select
+
+    if part not in PARTS:
+        return MOST_RECORDS  # refused with the other options
+    found = select(load_records(data, format=format).records, part=part)
+    return min(MOST_RECORDS, len({record.case or number for number, record in enumerate(found)}))
 
 
 def _cell(**values: Any) -> Cell:

@@ -210,8 +210,8 @@ def _prompt(detail: Mapping[str, Any]) -> str:
 def show_verdict(terminal: Terminal, verdict: Verdict) -> None:
     """One line that says how it went, in its colour, and the facts that are not said."""
     terminal.line(f"Verdict: {verdict}", style=f"bold {STYLES[verdict.outcome]}")
-    if missed := verdict.missed():
-        terminal.line(missed, style="red")
+    for line in verdict.missed().splitlines():
+        terminal.line(line, style="red")
 
 
 def refuse_failed(terminal: Terminal, report: GateReport, hint: str = "") -> None:

@@ -125,7 +125,9 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
             ],
         )
         restored = document["rolled_back_bitwise"]
-        terminal.line(f"Rollback: {sum(restored.values())} of {len(restored)} touched tensors equal their originals.")
+        equal = sum(restored.values())
+        exactly = "restored exactly" if equal == len(restored) else "not restored"
+        terminal.line(f"The model in memory is {exactly} ({equal} of {len(restored)} tensors).")
     for name, task in document["base"]["tasks"].items():
         for metric, reason in task["left_out"].items():
             terminal.line(f"Note: {name} also has {metric}, which is left out: {reason}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,26 @@ from emendo.errors import EmendoError, InterruptError
 
 if TYPE_CHECKING:
     from emendo.ledger import Record
+
+
+_LEFT = {
+    **dict.fromkeys(("edit", "demo"), "no update was written; finished searches are kept for the next try"),
+    **dict.fromkeys(("trace", "layers", "experiment"), "what is finished is kept: run it again to go on"),
+    "eval": "with --out what is finished is kept: run it again to go on",
+    "moments": "what was collected is kept: run it again to go on",
+    "ledger": "the ledger is as it was",
+}
+"""What an interrupted command leaves, by its name; others leave nothing."""
+
+
+def what_is_left(arguments: Sequence[str]) -> str:
+    """The message of a command that Ctrl-C ended before its result was in.
+
+    Args:
+        arguments: Of the command line.
+    """
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    return f"interrupted; {_LEFT.get(name, 'nothing was written')}"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ _OUT = Path("out/layers")
 
 def layers(
     model: options.Model,
-    facts: Annotated[str, typer.Option("--facts", help="Facts with paraphrases and neighbours, such as CounterFact.")],
+    facts: Annotated[str, typer.Option("--facts", help="Facts with paraphrases and neighbors, such as CounterFact.")],
     format: Format = "auto",
     n: Annotated[int, typer.Option("--n", help="Facts that are edited and traced.")] = 32,
     chosen: Annotated[

@@ -140,7 +140,7 @@ def revert(
         record = opened.revert(id, planner, how=how, message=message)
     seconds = time.perf_counter() - begin
     terminal.line(f"Reverted {', '.join(edit[:12] for edit in gone)} in {seconds:.1f} s: record {record.id[:12]}")
-    terminal.line(f"{len(record.added)} later update(s) made again ({how})")
+    terminal.line(f"{len(record.added)} later edit{'' if len(record.added) == 1 else 's'} planned again ({how})")
     tell_of_environment(terminal, record.details)
     terminal.result({"record": record.to_dict(), "seconds": seconds})
 
@@ -185,7 +185,7 @@ def verify(
     ledger: Folder = _HERE,
     json_output: options.Json = False,
 ) -> None:
-    """Hold every file against its hash; exit code 1 if anything is wrong."""
+    """Check every file against its hash; exit code 1 if anything is wrong."""
     terminal = Terminal(json_output=json_output)
     from emendo.ledger import LedgerStore
     from emendo.ledger.verify import verify as verify_store
@@ -197,7 +197,9 @@ def verify(
         for line in found.way_out.splitlines():
             terminal.line(line, unbroken=True)
     size = f"{found.nbytes / 1024:.0f} KiB"
-    terminal.line(f"{found.records} records and {found.objects} update files ({size}) {'hold' if found.ok else 'read'}")
+    terminal.line(
+        f"{found.records} records and {found.objects} update files ({size}) {'are intact' if found.ok else 'were read'}"
+    )
     if found.ok:
         terminal.line(found.replay)
     terminal.result(found.to_dict())

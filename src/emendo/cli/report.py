@@ -12,7 +12,9 @@ from emendo.cli.console import Terminal
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `emendo experiment` wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder that `emendo experiment` or `emendo eval --out` wrote.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the report; DIR itself without it.")] = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,

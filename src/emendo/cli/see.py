@@ -37,7 +37,7 @@ def see(
     ] = None,
     answer: Annotated[list[str] | None, typer.Option("--answer", help="Answer to the --prompt before it.")] = None,
     requests: Annotated[
-        Path | None, typer.Option("--requests", help="The facts with paraphrases and neighbours to fire on.")
+        Path | None, typer.Option("--requests", help="The facts with paraphrases and neighbors to fire on.")
     ] = None,
     format: Format = "auto",
     text: Annotated[Path | None, typer.Option("--text", help="A text to look for firing in.")] = None,

@@ -17,6 +17,7 @@ from typing import Any
 from emendo.arguments import checked
 from emendo.datasets.json_rows import Row
 from emendo.errors import DatasetError
+from emendo.io.extras import pip_install
 
 PREFIX = "hf:"
 
@@ -128,7 +129,7 @@ def _open(parsed: HubSource, source: str) -> tuple[Any, str]:
     try:
         import datasets
     except ImportError as error:
-        raise DatasetError(f"reading {source!r} needs the package datasets: pip install 'emendo[data]'") from error
+        raise DatasetError(f"reading {source!r} needs the package datasets: {pip_install('data')}") from error
     path = str(Path(parsed.name).expanduser()) if parsed.is_folder else parsed.name
     try:
         builder = datasets.load_dataset_builder(path, parsed.config, revision=parsed.revision)

@@ -98,7 +98,7 @@ def _goes_on(one: str, other: str) -> bool:
 
 
 def _add_locality(named: dict[str, Any]) -> None:
-    """A question about something else with its answer: a neighbour where that is `target_true`, else a probe."""
+    """A question about something else with its answer: a neighbor where that is `target_true`, else a probe."""
     for question, answer in PAIRED.items():
         if question not in named or answer not in named:
             continue

@@ -7,6 +7,7 @@ from typing import Any
 
 from emendo.datasets.json_rows import Row
 from emendo.errors import DatasetError
+from emendo.io.extras import pip_install
 
 MAGIC = b"PAR1"
 
@@ -31,7 +32,7 @@ def parquet_rows(data: bytes, name: str, most: int) -> Iterator[Row]:
         from pyarrow import parquet
     except ImportError as error:
         raise DatasetError(
-            f"the data set {name!r} is a Parquet file; reading it needs the package pyarrow: pip install 'emendo[data]'"
+            f"the data set {name!r} is a Parquet file; reading it needs the package pyarrow: {pip_install('data')}"
         ) from error
     try:
         file = parquet.ParquetFile(pyarrow.BufferReader(data))

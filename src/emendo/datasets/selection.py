@@ -126,8 +126,11 @@ def _place(seed: int, record: EditRecord) -> bytes:
 
 
 def _too_few(n: int | None, found: int, left: Counter[str]) -> DatasetError:
-    wanted = "no record is left" if n is None else f"n={n}, but only {found} record(s) or case(s) are left"
+    total = found + sum(left.values())
+    if n is not None and found == total:
+        return DatasetError(f"n={n} asks for more than the {total} record(s) or case(s) there are; expected n={total}")
+    wanted = "no record is left" if n is None else f"n={n} asks for more than the {found} record(s) or case(s) left"
     return DatasetError(
-        f"{wanted} of {found + sum(left.values())}; left out:",
+        f"{wanted} of {total}; left out:",
         [f"{count} {reason}" for reason, count in left.items() if count],
     )

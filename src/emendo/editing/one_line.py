@@ -9,7 +9,7 @@ from emendo.arguments import Seed, checked
 from emendo.editing.session import EditSession, Requests
 from emendo.methods import DEFAULT_METHOD, Method
 from emendo.models import EditableModel, load
-from emendo.progress import Progress
+from emendo.progress import Watched
 
 
 @checked
@@ -23,7 +23,7 @@ def edit(
     seed: Seed = 0,
     device: str = "auto",
     dtype: str = "auto",
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> EditSession:
     """Write facts into a model, and give the session that holds them.
 
@@ -43,7 +43,7 @@ def edit(
         seed: Of sampled contexts and second moments; that of a session stays.
         device: Of a model that is loaded here.
         dtype: Of a model that is loaded here.
-        progress: Told about every long stage.
+        progress: Told about every long stage; True: bars on the terminal or in the notebook.
 
     Returns:
         The session: `lm` is the edited model, `applied_updates` what was written, `rollback()` the way back.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from emendo.editing.value_search import SearchTrace
+from emendo.io.html_table import html_table
 from emendo.methods import Method, ResolvedMethod
 from emendo.models import EditableModel
 from emendo.models.rounding import at, kept_of, rounding
@@ -110,6 +111,13 @@ class Plan:
         more = f" and {len(self.requests) - _SHOWN} more" if len(self.requests) > _SHOWN else ""
         count = f"{len(self.requests)} request(s)"
         return f"<Plan by {self.method.config.name}, {count}: {facts:.200}{more}; {self.update!r}>"
+
+    def _repr_html_(self) -> str:
+        facts = ((request.text, request.target) for request in self.requests)
+        layers = ((layer.layer, f"{layer.update_norm:.3f}", f"{layer.relative_norm:.4f}") for layer in self.layers)
+        return html_table(f"Plan by {self.method.config.name}", ("prompt", "target"), facts) + html_table(
+            "Layers", ("layer", "‖ΔW‖", "‖ΔW‖/‖W‖"), layers
+        )
 
 
 def unreached_warning(found: Iterable[tuple[EditRequest, float, bool]], who: str, remedy: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from emendo.methods.settings import MomentSettings
 from emendo.models import EditableModel
 from emendo.models.rounding import tell_of_rounding
 from emendo.parallel import Workers
-from emendo.progress import Progress
+from emendo.progress import Watched, chosen_progress
 from emendo.requests import AnyContext, EditRecord, EditRequest, check_requests, requests_of
 from emendo.shapes import Moment
 from emendo.solve import BlockMoment, PreparedLayer
@@ -51,7 +51,7 @@ class EditSession(HeldModel):
         store: Where second moments are cached; the default is under EMENDO_HOME.
         targets: Target searches on the unedited model that are remembered; they are used while the session holds no
             edits, by plans that search on the unedited model alone. None: every plan makes its own.
-        progress: Told about every long stage.
+        progress: Told about every long stage; True: bars on the terminal or in the notebook.
         workers: Who collects second moments that the store does not have; None: this process.
 
     Raises:
@@ -68,13 +68,13 @@ class EditSession(HeldModel):
         seed: Seed = 0,
         store: MomentStore | None = None,
         targets: ValueCache | None = None,
-        progress: Progress | None = None,
+        progress: Watched = None,
         workers: Workers | None = None,
     ) -> None:
         super().__init__(lm)
         self.seed = seed
         self.targets = targets
-        self.progress = progress
+        self.progress = progress = chosen_progress(progress)
         self._metrics = MetricCache(
             lm, seed, store or MomentStore(), self.preview_base, progress=progress, workers=workers
         )

@@ -235,8 +235,8 @@ class SearchUnit:
 
     @property
     def size(self) -> int:
-        """Its requests."""
-        return len(self.requests)
+        """Steps of its search, at most."""
+        return self.settings.steps * len(self.requests)
 
     def done(self, folder: Path) -> bool:
         """Whether the folder has it."""

@@ -104,7 +104,7 @@ def search_values(
         contexts: Templates with one ``{}`` for the whole prompt; the first is the plain prompt.
         layer: The layer that δ enters.
         settings: Constants of the search.
-        progress: Told about the stage "targets", in v* to find.
+        progress: Told about the stage "targets", in steps of every v*; the last ones at once where it stops early.
         kept: Facts of earlier edits that have a key with one of the requests, whose v* is to hold them too.
 
     Raises:
@@ -128,7 +128,8 @@ def _search_values(
     facts = [*requests, *kept]
     groups = share_groups(lm, facts, settings.shared)
     entry = InjectionSite.at(lm, layer, settings.site, settings.joint_attention)
-    progress.start("targets", len(groups))
+    shares = [len(group) if settings.shared == "key" else 1 for group in groups]
+    progress.start("targets", settings.steps * sum(shares))
     values, deltas = [], []
     traces: dict[int, SearchTrace] = {}
     try:
@@ -207,9 +208,11 @@ class _Search:
                 if len(finished) < len(self.active):
                     (gradient,) = torch.autograd.grad(losses.total.sum(), self.delta)
                 self.delta = self.delta.detach()
+                progress.advance(len(self.active))
                 if finished:
+                    most = [self.settings.steps * self.share[self.active[row]] for row in finished]
+                    progress.advance(sum(most) - len(most) * (step + 1))
                     self._retire(finished, losses)
-                    progress.advance(len(finished))
                     if not self.active:
                         break
                     keep = [row for row in range(len(gradient)) if row not in finished]

@@ -192,7 +192,7 @@ def generation_scores(
     n_resamples: Resamples = 1000,
     seed: Seed = 0,
 ) -> GenerationScores:
-    """Ask the edited prompt, its paraphrases and its neighbours, and judge what the model says.
+    """Ask the edited prompt, its paraphrases and its neighbors, and judge what the model says.
 
         <group>_exact      mean over records of the mean over prompts of exact_match(text, answer)
         <group>_contained  the same of contained_match(text, answer)

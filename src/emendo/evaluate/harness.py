@@ -24,6 +24,7 @@ import torch
 
 from emendo.errors import HarnessError
 from emendo.evaluate.bootstrap import quantile_interval, resampled_means
+from emendo.io.extras import pip_install
 from emendo.io.plain_file import check_plain
 from emendo.io.versions import versions
 from emendo.models import EditableModel
@@ -188,8 +189,7 @@ def _imported() -> Any:
         import lm_eval.models.huggingface
     except ImportError as error:
         raise HarnessError(
-            f"general ability needs lm-evaluation-harness, which cannot be imported ({error}): "
-            "pip install 'emendo[harness]'"
+            f"general ability needs lm-evaluation-harness, which cannot be imported ({error}): {pip_install('harness')}"
         ) from error
     return lm_eval
 

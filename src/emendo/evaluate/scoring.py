@@ -12,7 +12,7 @@ from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
 from emendo.evaluate.tokens import TokenScores, score_tokens, scores_by_pair
 from emendo.models import EditableModel
-from emendo.progress import Progress
+from emendo.progress import Progress, Watched, chosen_progress
 from emendo.requests import EditRecord, Pair
 from emendo.solve.numerics import pinned
 
@@ -127,7 +127,7 @@ def evaluate_records(
     records: Sequence[EditRecord],
     *,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
     confidence: Confidence = 0.95,
     n_resamples: Resamples = 1000,
     seed: Seed = 0,
@@ -150,7 +150,7 @@ def evaluate_records(
         InputError: There is no record, or a prompt cannot be scored.
         NumericalError: The model's logits are not finite.
     """
-    scored = score_records(lm, records, token_budget=token_budget, progress=progress)
+    scored = score_records(lm, records, token_budget=token_budget, progress=chosen_progress(progress))
     scores = EditScores.from_records(scored, confidence=confidence, n_resamples=n_resamples, seed=seed)
     return RecordScores(scored, scores)
 

@@ -12,7 +12,7 @@ from emendo.expansion.neighbors import Candidate, Search, as_fields, candidates,
 from emendo.expansion.relations import Recognition, Relation, packaged_relations, recognise_relation
 from emendo.expansion.wording import filled, with_article
 from emendo.models import EditableModel
-from emendo.progress import Progress
+from emendo.progress import Watched, chosen_progress
 from emendo.requests import EditRecord, Probe
 
 NEIGHBORS, PARAPHRASES, QUESTIONS = 5, 2, 2
@@ -58,7 +58,7 @@ def expand_records(
     paraphrases: Count = PARAPHRASES,
     questions: Count = QUESTIONS,
     relations: Sequence[Relation] | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> Expansion:
     """Propose neighbors, paraphrases and questions for requests, by what their prompts are about.
 
@@ -82,7 +82,7 @@ def expand_records(
     known = packaged_relations() if relations is None else relations
     told = [recognise_relation(record, known) for record in records]
     searches = _searches(records, told, neighbors, in_chat=lm.has_chat_template)
-    search_answered(lm, [one for pair in searches for one in pair], neighbors, progress)
+    search_answered(lm, [one for pair in searches for one in pair], neighbors, chosen_progress(progress))
     expanded, found = [], []
     for record, one, (own, chat) in zip(records, told, searches, strict=True):
         kept: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ class Cell:
         settings: Its settings by dotted name.
         layers: Edited layers; None: the preset's.
         mode: See `emendo.experiments.modes`.
-        batch_size: Edits of one step.
+        batch_size: Edits per step.
         n: Records; where records belong together in cases (MQuAKE), cases.
         seed: Of the selection, the sampled contexts and the self-sampled second moments.
         schedule: When records are scored.

@@ -33,7 +33,7 @@ class MethodEntry(BaseModel):
         method: Name of a method or baseline.
         settings: By dotted name; they win over those of the experiment.
         mode: Of this method.
-        batch_sizes: Edits of one step, in this method's cells.
+        batch_sizes: Edits per step, in this method's cells.
         layers: Edited layers of each cell; null stands for the preset's.
     """
 
@@ -53,7 +53,7 @@ class CellEntry(BaseModel):
         method: Name of a method or baseline.
         model: One model; left out: each of the experiment's.
         mode: How its edits are written.
-        batch_size: Edits of one step.
+        batch_size: Edits per step.
         n: Records; required if the experiment's n is a list.
         seed: Of selection, contexts and self-sampled moments; left out: the first of the experiment's.
         layers: Edited layers.
@@ -85,7 +85,7 @@ class ExperimentConfig(BaseModel):
         methods: Names of methods and baselines, or entries with settings of their own.
         models: As `--model` takes them.
         mode: Of all methods that name no other.
-        batch_sizes: Edits of one step; left out where the mode has but one.
+        batch_sizes: Edits per step; left out where the mode has but one.
         layers: Edited layers of each cell; null stands for the preset's.
         distributions: Values of the setting `distribution`; null leaves it to the method.
         seeds: Of selection, contexts and self-sampled moments.

@@ -86,6 +86,11 @@ def records_digest(records: Sequence[EditRecord]) -> str:
             del content["request"]["join"]
         if record.request.chat is None:  # as before requests could be asked in chat
             del content["request"]["chat"]
+        if not record.guessed:  # as before prompts could be proposed, and probes asked in chat
+            del content["guessed"]
+        for probe in content["probes"]:
+            if not probe["chat"]:
+                del probe["chat"]
         digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 

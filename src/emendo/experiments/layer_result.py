@@ -23,7 +23,7 @@ from emendo.tracing import Trace
 OUTCOMES: Mapping[str, str] = {
     "EP": "probability of the new target, edited prompt",
     "PP": "probability of the new target, paraphrases",
-    "NM": "margin of the true target, neighbours",
+    "NM": "margin of the true target, neighbors",
 }
 """What an edit of one fact at one layer does, and is explained by the layer and by the trace."""
 
@@ -32,7 +32,7 @@ POSITIONS = ("last subject", "last")
 
 @dataclass(frozen=True)
 class Place:
-    """A layer, or neighbouring layers, that all facts were edited at.
+    """A layer, or neighboring layers, that all facts were edited at.
 
     Attributes:
         layers: Ascending.

@@ -43,14 +43,14 @@ class StudySettings:
 
     Args:
         layers: Layers that are edited one at a time; None takes nine, spread evenly over the lower nine tenths.
-        window: Also edit so many neighbouring layers together around each of them; 0 for none.
+        window: Also edit so many neighboring layers together around each of them; 0 for none.
         method: An editing method; a baseline solves for no keys and has no leverage or cost.
         settings: Of the method, by dotted name.
         n: Facts.
         batch_size: Edits written together; 1 shows what one edit of a fact does, which is what a trace is about.
         part: Of the subject-disjoint split. ``"dev"`` leaves the others for numbers that are reported.
         only_answered: Only facts that the model answers.
-        seed: Of the selection, contexts and self-sampled moments.
+        seed: Random seed (selection, contexts, sampled text).
         trace: How facts are traced.
         format: Of the facts, as `emendo.datasets.load_records` takes it.
 

@@ -50,7 +50,7 @@ def check_mode(mode: Mode, batch_size: int, n: int, schedule: Schedule) -> None:
 
     Args:
         mode: How edits are put in.
-        batch_size: Edits of one step.
+        batch_size: Edits per step.
         n: Records.
         schedule: When they are scored.
 

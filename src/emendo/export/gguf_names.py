@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from emendo.errors import ExportError
+from emendo.io.extras import pip_install
 from emendo.models import EditableModel
 
 GGUF_ARCHITECTURES: dict[str, str] = {
@@ -52,7 +53,7 @@ def gguf_package() -> ModuleType:
     try:
         import gguf
     except ImportError as error:
-        raise ExportError("writing GGUF files needs the package gguf: pip install 'emendo[gguf]'") from error
+        raise ExportError(f"writing GGUF files needs the package gguf: {pip_install('gguf')}") from error
     return gguf  # type: ignore[no-any-return]
 
 

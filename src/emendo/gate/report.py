@@ -11,6 +11,7 @@ from emendo.editing.plan import Plan
 from emendo.editing.weight_change import LayerChange
 from emendo.errors import GateError
 from emendo.gate.topics import TopicShift, moved_most
+from emendo.io.html_table import html_table
 from emendo.updates.update import ModelUpdate
 
 Outcome = Literal["pass", "fail", "not measured, pass", "not measured, fail"]
@@ -108,6 +109,19 @@ class GateReport:
     def failures(self) -> tuple[Check, ...]:
         """The checks that fail."""
         return tuple(check for check in self.checks if not check.passed)
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (
+                check.name,
+                check.outcome,
+                None if check.measured is None else f"{check.measured:.4g}",
+                f"{'≥' if check.at_least else '≤'} {check.limit:g}",
+            )
+            for check in self.checks
+        )
+        outcome = "passed" if self.passed else "overridden" if self.forced else "failed"
+        return html_table(f"Gate: {outcome}", ("check", "outcome", "measured", "limit"), rows)
 
     def summary(self) -> str:
         """Which checks fail and by how much, one a line; or that none does."""

@@ -155,7 +155,7 @@ class EditLedger:
         return merge(self.updates(id))
 
     def verify(self) -> Verification:
-        """Hold every file against its hash; reports everything that is wrong and raises nothing."""
+        """Check every file against its hash; reports everything that is wrong and raises nothing."""
         return verify(self.store)
 
     # ---- sessions ----------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class EditLedger:
         Args:
             session: Of the base model.
             requests: The facts to write.
-            replace: Take out what the ledger has about the same facts with other targets, in the same record.
+            replace: Replace earlier edits of the same facts, in the same record.
             message: Why.
 
         Raises:
@@ -237,7 +237,7 @@ class EditLedger:
             method: As for `EditSession.plan`, like `layers` and `settings`.
             layers: Edited layers.
             settings: Values by dotted name.
-            replace: Take out what the ledger has about the same facts with other targets, in the same record.
+            replace: Replace earlier edits of the same facts, in the same record.
             message: Why.
             examine: Measures the plan before it is kept; what it returns is recorded, what it raises stops the edit.
         """

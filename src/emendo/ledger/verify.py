@@ -1,4 +1,4 @@
-"""Everything in a ledger held against its hash, and every problem named, not only the first."""
+"""Everything in a ledger checked against its hash, and every problem named, not only the first."""
 
 from __future__ import annotations
 

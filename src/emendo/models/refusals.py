@@ -12,13 +12,13 @@ STATE_SPACE = (
     "search replays"
 )
 ENCODER = "an encoder predicts masked tokens; editing needs a left-to-right language model"
-BIDIRECTIONAL = "a model whose tokens see later ones is no left-to-right language model"
+BIDIRECTIONAL = "not a causal language model: its tokens see later ones"
 CROSS_ATTENTION = "a decoder with cross-attention blocks reads another model's output inside its residual stream"
 PARALLEL_STREAMS = "a decoder with several residual streams has no single one to edit"
 OWN_POSITIONS = "a decoder whose layers have rotary positions of their own needs one table of them a layer in a replay"
 SHARED_KEYS = (
-    "a decoder whose upper layers read keys and values of lower ones, or an embedding of the token beside the residual "
-    "stream, is more than its residual stream, which is all that the target search replays"
+    "layers share keys and values, or read an embedding of the token beside the residual stream; the target search "
+    "does not support that yet"
 )
 TWO_ATTENTIONS = "a decoder whose attention is the difference of two has scores that the replay does not know"
 NARROW_VALUES = "a decoder with latent attention has values narrower than its keys, which the replay does not keep yet"

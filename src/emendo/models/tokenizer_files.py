@@ -18,9 +18,8 @@ from tokenizers import decoders, pre_tokenizers
 from transformers import AutoTokenizer
 
 from emendo.errors import EmendoWarning
+from emendo.io.extras import pip_install
 from emendo.models.folder import TOKENIZER_CONFIG, refused
-
-EXTRA = "pip install 'emendo[sentencepiece]'"
 
 _WHOLE = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt")
 """Files that hold a tokenizer as transformers reads it, without another library."""
@@ -72,7 +71,7 @@ def _check_packages(folder: Path, name: str) -> None:
         raise refused(
             name,
             f"its tokenizer is a {kind} file ({file.name}) and there is no tokenizer.json; reading it needs "
-            f"{' and '.join(missing)}: {EXTRA}",
+            f"{' and '.join(missing)}: {pip_install('sentencepiece')}",
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from emendo.arguments import Count, checked
 from emendo.errors import EmendoWarning, InputError, WorkerError
+from emendo.io.extras import pip_install
 from emendo.io.home import emendo_home
 from emendo.parallel.board import Board
 from emendo.parallel.crew import LOSSES, Crew
@@ -190,5 +191,5 @@ def _library() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise InputError("workers of Ray need the package ray: pip install 'emendo[ray]'") from error
+        raise InputError(f"workers of Ray need the package ray: {pip_install('ray')}") from error
     return ray

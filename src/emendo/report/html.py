@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 from emendo.errors import ReportError
+from emendo.io.extras import pip_install
 
 STYLE = "page.css"
 """The style that all pages share."""
@@ -21,7 +22,7 @@ def check_jinja() -> None:
         import jinja2  # noqa: F401
     except ImportError as error:
         raise ReportError(
-            f"the page needs the package jinja2, which cannot be imported ({error}): pip install 'emendo[report]'"
+            f"the page needs the package jinja2, which cannot be imported ({error}): {pip_install('report')}"
         ) from error
 
 

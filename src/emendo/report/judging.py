@@ -24,7 +24,9 @@ from emendo.evaluate import (
 )
 from emendo.evaluate.remembered import RememberedAnswers
 from emendo.evaluate.said_probes import SaidProbe, rows_of
+from emendo.io.html_table import html_table
 from emendo.progress import Progress
+from emendo.report.tables import score_table
 from emendo.requests import EditRecord
 
 Mark: TypeAlias = Literal["said", "not said", "kept", "lost", "changed", ""]
@@ -148,6 +150,12 @@ class Judgement:
             "probes": {"before": rows_of(self.probes_before), "after": rows_of(self.probes_after)},
             "samples": [asdict(sample) for sample in self.samples],
         }
+
+    def _repr_html_(self) -> str:
+        samples = ((s.kind, s.prompt, s.before, s.after, s.mark) for s in self.samples)
+        return html_table("Scores in percent", *score_table(self.to_dict())) + html_table(
+            "What is said", ("", "prompt", "before", "after", ""), samples
+        )
 
     def recorded(self) -> dict[str, Any]:
         """What an update's own file keeps of it: scores, perplexity, and what was said to every fact."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from emendo.errors import ReportError
+from emendo.io.extras import pip_install
 from emendo.report.html import check_jinja
 
 
@@ -30,5 +31,5 @@ def check_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ReportError(
-            f"plots need the package matplotlib, which cannot be imported ({error}): pip install 'emendo[report]'"
+            f"plots need the package matplotlib, which cannot be imported ({error}): {pip_install('report')}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -160,8 +161,8 @@ def verdict_of(facts: int, judgement: Judgement | None, gate: GateReport | None)
             "paraphrases": (sum(paraphrases), len(paraphrases)) if paraphrases else None,
             "questions": judgement.questions if judgement.questions[1] else None,
             "neighbors": judgement.neighbors if judgement.neighbors[1] else None,
-            "unanswered": tuple(_miss(probe) for probe in judgement.unanswered),
-            "lost": tuple(_miss(after) for _, after in judgement.lost),
+            "unanswered": _each_once(judgement.unanswered),
+            "lost": _each_once(after for _, after in judgement.lost),
             "guessed": sum(bool(fields) for fields in judgement.guessed),
             "perplexity_ratio": judgement.perplexity_ratio,
             "misses": tuple(
@@ -188,8 +189,9 @@ _SAME = {"paraphrase": "paraphrases", "neighborhood_lost": "neighbors"}
 """Checks of a gate about prompts that the judgement names already."""
 
 
-def _miss(probe: SaidProbe) -> Miss:
-    return Miss(probe.prompt, probe.wanted, probe.text, probe.chat)
+def _each_once(probes: Iterable[SaidProbe]) -> tuple[Miss, ...]:
+    """Several facts may have one neighbor."""
+    return tuple(dict.fromkeys(Miss(probe.prompt, probe.wanted, probe.text, probe.chat) for probe in probes))
 
 
 def _shortened(text: str) -> str:

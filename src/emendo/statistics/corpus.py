@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from emendo.arguments import Count, Positive, Seed, check_fields, checked
 from emendo.errors import CorpusError
+from emendo.io.extras import pip_install
 from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
 from emendo.statistics.packing import bos_ids, pack
@@ -249,7 +250,7 @@ class DatasetCorpus(GivenText):
             import datasets
         except ImportError as error:
             raise CorpusError(
-                f"reading the dataset {self.id!r} needs the package datasets: pip install 'emendo[data]'"
+                f"reading the dataset {self.id!r} needs the package datasets: {pip_install('data')}"
             ) from error
         try:
             return datasets.load_dataset_builder(self.id, self.config, revision=self.revision)

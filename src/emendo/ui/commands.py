@@ -64,7 +64,7 @@ class Commands:
         return _line("ledger", "checkout", id[:12], *self._ledger, *(["--message", message] if message else []))
 
     def verify(self) -> str:
-        """Hold every file of the ledger against its hash."""
+        """Check every file of the ledger against its hash."""
         return _line("ledger", "verify", *self._ledger)
 
     def trace(self, prompt: str, subject: str, answer: str) -> str:

@@ -193,7 +193,7 @@ class Desk:
 
         Args:
             fact: The fact.
-            replace_old: Take out what the ledger has about it with another target.
+            replace_old: Replace an earlier edit of the same fact.
             message: Why; kept in the record.
             method: A method or baseline; None: that of the settings.
             gated: Whether the gate judges it.
@@ -304,7 +304,7 @@ class Desk:
         return self._submit(f"Go to the state of {id[:12]}", work)
 
     def verify(self) -> Job:
-        """Hold every file of the ledger against its hash, and the weights in memory against what they should be."""
+        """Check every file of the ledger against its hash, and the weights in memory against what they should be."""
 
         def work(job: Job) -> dict[str, Any]:
             job.start("files")

@@ -108,7 +108,7 @@ def plan_draft(
         settings: How to plan.
         gate: Limits; None: none are checked.
         job: Told about the progress.
-        replace: Take out what the ledger has about the same fact with another target.
+        replace: Replace an earlier edit of the same fact.
         message: Why.
 
     Raises:

@@ -123,7 +123,7 @@ class _Page:
         read = gr.HTML(drawn("read", found={"problem": "", "tokens": []}), elem_id="em-read", apply_default_css=False)
         with gr.Row():
             paraphrases = gr.Textbox(label="Paraphrases, one a line: should give the new answer too", lines=3)
-            neighbors = gr.Textbox(label="Neighbours, one a line: should stay as they are", lines=3)
+            neighbors = gr.Textbox(label="Neighbors, one a line: should stay as they are", lines=3)
         with gr.Accordion("Settings", open=False):
             settings = self.desk.settings
             method = gr.Dropdown(METHODS, value=settings.method, label="Method")

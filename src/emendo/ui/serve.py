@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from emendo.errors import InputError, OutputError
+from emendo.io.extras import pip_install
 from emendo.ui.desk import Desk
 from emendo.ui.guard import App, Guard
 from emendo.ui.taking import ADAPTER, UPDATE
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SHORTEST_PASSWORD = 10
-EXTRA = "pip install 'emendo[ui]'"
 
 
 def check_extra() -> None:
@@ -29,7 +29,9 @@ def check_extra() -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise InputError(f"the page needs the package gradio, which cannot be imported ({error}): {EXTRA}") from error
+        raise InputError(
+            f"the page needs the package gradio, which cannot be imported ({error}): {pip_install('ui')}"
+        ) from error
 
 
 def check_host(host: str, password: str | None) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from emendo.editing.baselines.training import TrainingTrace, train
 from emendo.errors import InputError, UnsupportedModelError
+from emendo.io.extras import pip_install
 from emendo.methods.baselines import LoraSettings
 from emendo.models import EditableModel
 from emendo.progress import Progress
@@ -101,6 +102,6 @@ def _peft() -> tuple[Any, Any]:
         from peft import LoraConfig, LoraModel
     except ImportError as error:
         raise InputError(
-            f"LoRA fine-tuning needs the package peft, which cannot be imported ({error}): pip install 'emendo[peft]'"
+            f"LoRA fine-tuning needs the package peft, which cannot be imported ({error}): {pip_install('peft')}"
         ) from error
     return LoraConfig, LoraModel

@@ -29,6 +29,9 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 _FORMAT, _CELL_FORMAT, _VERSION = "emendo.experiment", "emendo.cell", 1
 
 
+_WRITERS = "`emendo experiment` or `emendo eval --out`"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell of the grid.
@@ -111,12 +114,10 @@ def read_experiment(folder: str | Path) -> Experiment:
     """
     at = Path(folder).expanduser()
     if not at.is_dir():
-        raise ReportError(f"no folder at {str(folder)!r}; expected the folder that `emendo experiment` wrote")
+        raise ReportError(f"no folder at {str(folder)!r}; expected one that {_WRITERS} wrote")
     plan_file = at / "experiment.json"
     if not plan_file.is_file():
-        raise ReportError(
-            f"{str(folder)!r} holds no experiment.json; expected the folder that `emendo experiment` wrote"
-        )
+        raise ReportError(f"{str(folder)!r} holds no experiment.json; expected one that {_WRITERS} wrote")
     try:
         document = _object(plan_file, _FORMAT)
     except ValueError as error:

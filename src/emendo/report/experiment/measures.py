@@ -178,13 +178,13 @@ def _peak(cell: Cell, schedule: str) -> Value | None:
 PROBABILITY = (
     _score_measure("ES", "edited prompt: the new target is more probable than the true one"),
     _score_measure("PS", "paraphrases: the new target is more probable than the true one"),
-    _score_measure("NS", "neighbourhood prompts: the true target is still more probable than the new one"),
+    _score_measure("NS", "neighborhood prompts: the true target is still more probable than the new one"),
     _score_measure("S", "harmonic mean of ES, PS and NS"),
 )
 ARGMAX = (
     _score_measure("EA", "edited prompt: every token of the new target is the most likely one"),
     _score_measure("PA", "paraphrases: every token of the new target is the most likely one"),
-    _score_measure("NA", "neighbourhood prompts: every token of the true target is the most likely one"),
+    _score_measure("NA", "neighborhood prompts: every token of the true target is the most likely one"),
 )
 SCORES = (*PROBABILITY, *ARGMAX)
 

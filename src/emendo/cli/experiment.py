@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +64,8 @@ def experiment(
     # Several workers end cells in any order; the table has that of the grid.
     summaries = [found[cell.id] for cell in run.cells]
     show_cells(terminal, config.name, summaries)
+    known = [(summary["cell"], summary.get("resolved")) for summary in summaries]
+    _show_differences(terminal, [(cell, resolved) for cell, resolved in known if resolved is not None])
     terminal.line(f"Results: {folder}")
     terminal.result({"experiment": config.name, "folder": str(folder), "cells": summaries})
 
@@ -100,6 +102,7 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
             for entry in planned
         ],
     )
+    _show_differences(terminal, [(entry.cell.to_dict(), entry.resolved) for entry in planned])
     left = total(entry.cost for entry in planned if not entry.finished and entry.cost is not None)
     terminal.line(
         f"To do: {left.edits} edits in {left.batches} batches; {left.searches} target searches "
@@ -131,6 +134,20 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
             "to_do": asdict(left),
             "time_left": time,
         }
+    )
+
+
+def _show_differences(terminal: Terminal, cells: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+    """What cells that compare methods differ in beside the method."""
+    from emendo.experiments.fairness import differences_between
+
+    if not (lines := differences_between(cells)):
+        return
+    terminal.line("Note: these cells differ in more than the method:", style="yellow")
+    for line in lines:
+        terminal.line(f"  {line}")
+    terminal.line(
+        "  `search: exact` or `search: fast` in the file gives all methods one search; layers: [[...]] one place."
     )
 
 

@@ -14,6 +14,7 @@ from emendo.datasets import Part
 from emendo.errors import ExperimentError
 from emendo.evaluate.answered import Level
 from emendo.experiments.cells import Cell, Setting
+from emendo.experiments.fairness import Search, search_settings
 from emendo.experiments.measures import Measures
 from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
 from emendo.io import strict_yaml
@@ -89,6 +90,8 @@ class ExperimentConfig(BaseModel):
         layers: Edited layers of each cell; null stands for the preset's.
         distributions: Values of the setting `distribution`; null leaves it to the method.
         seeds: Of selection, contexts and self-sampled moments.
+        search: How every method searches its values, so that they are compared by their ideas: ``exact`` (25 steps in
+            float32) or ``fast`` (in bfloat16, ended once the target is said); null leaves it to each method.
         settings: By dotted name; a list is an axis.
         exclude: Cells that match every field of one of these are left out.
         cells: Cells that are not in the grid.
@@ -113,6 +116,7 @@ class ExperimentConfig(BaseModel):
     layers: list[list[int] | None] = [None]
     distributions: list[str | None] = [None]
     seeds: list[int] = [0]
+    search: Search | None = None
     settings: _Axis = {}
     exclude: list[dict[str, Any]] = []
     cells: list[CellEntry] = []
@@ -126,8 +130,9 @@ class ExperimentConfig(BaseModel):
     format: str = "auto"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; a format that is told from the rows is left out, as before it could be named."""
-        return self.model_dump(mode="json", exclude={"format"} if self.format == "auto" else set())
+        """Plain values for JSON, without the fields of later versions that say nothing."""
+        plain = {"format": "auto", "search": None}
+        return self.model_dump(mode="json", exclude={name for name in plain if getattr(self, name) == plain[name]})
 
     @checked
     def with_n(self, n: int) -> ExperimentConfig:
@@ -174,7 +179,7 @@ class ExperimentConfig(BaseModel):
         for n, size, chosen, distribution, seed in itertools.product(ns, every, layers, self.distributions, self.seeds):
             named: dict[str, Setting] = {} if distribution is None else {"distribution": distribution}
             for values in combined:
-                settings = values | named | own.settings
+                settings = search_settings(own.method, self.search) | values | named | own.settings
                 yield self._cell(model, own.method, mode, size, n, seed, chosen, settings, self.schedule)
 
     def _explicit(self, model: str, entry: CellEntry) -> Cell:
@@ -193,7 +198,7 @@ class ExperimentConfig(BaseModel):
             n,
             self.seeds[0] if entry.seed is None else entry.seed,
             entry.layers,
-            fixed | entry.settings,
+            search_settings(entry.method, self.search) | fixed | entry.settings,
             entry.schedule or self.schedule,
         )
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from emendo.experiments.fairness import differences_between
 from emendo.report.experiment.axes import axis_value
 from emendo.report.experiment.folder import Experiment, entry
 from emendo.report.experiment.text import shown
@@ -26,13 +27,15 @@ def configuration(experiment: Experiment) -> str:
 
 
 def warnings_of(experiment: Experiment) -> list[str]:
-    """What makes cells of one report hard to compare: they were run by different code or libraries."""
+    """What makes cells of one report hard to compare: other code, other libraries, other settings than the method's."""
     notes = []
     for what, path in (("commits", "commit"), ("versions", "versions")):
         seen = {repr(cell.get(path)) for cell in experiment.done}
         if len(seen) > 1:
             notes.append(f"Cells were run with {len(seen)} different {what}; see What was run.")
-    return notes
+    known = [(cell.plan, cell.get("resolved")) for cell in experiment.done]
+    found = differences_between([(plan, resolved) for plan, resolved in known if isinstance(resolved, Mapping)])
+    return notes + ([f"Cells differ in more than the method: {'; '.join(found)}."] if found else [])
 
 
 def _facts(experiment: Experiment) -> Iterator[tuple[str, list[str]]]:

@@ -18,7 +18,7 @@ from emendo.models import EditableModel, load
 from emendo.parallel import Serial
 from emendo.requests import EditRecord
 from emendo.statistics import ExpertSecondMoment, MomentSpec, MomentStore, collect_moments
-from emendo.statistics.spread import collect_by_workers
+from emendo.statistics.spread import collect_by_workers, unfinished
 from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -110,6 +110,8 @@ def test_workers_count_the_same_keys_bit_for_bit(mixture: str, tmp_path: Path) -
     lm, spec = load(mixture, device="cpu"), MomentSpec(tokens=300, length=64)
     alone = collect_moments(lm, [2, 3], spec)
     together = collect_by_workers(Serial(), lm, [2, 3], spec, tmp_path)
+    left = unfinished(tmp_path, spec.fingerprint(lm, [2, 3]), [2, 3])
+    assert set(tmp_path.glob("products-*")) == set(left[1:]) != set(), "until the moments are stored"
     for layer, moment in alone.items():
         assert torch.equal(moment.total, together[layer].total)
     one, other = alone[2], together[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,9 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+import emendo.report.trace.write as write_module
 from emendo.errors import InputError, RequestError, SelfCheckError, TraceError
 from emendo.models import EditableModel
-from emendo.tracing import KINDS, Trace, TraceFact, TraceSettings, position_classes, read_trace, trace, write_trace
+from emendo.tracing import (
+    KINDS,
+    Trace,
+    TraceFact,
+    TraceSettings,
+    forget_parts,
+    position_classes,
+    read_trace,
+    trace,
+    write_trace,
+)
 from emendo.tracing.corrupt import Corrupted, corrupt
 from emendo.tracing.facts import align_fact
 from emendo.tracing.grid import EXACT, FREE, trace_grid
@@ -219,8 +231,10 @@ def test_a_run_that_was_interrupted_goes_on(
         trace(tiny_llama, FACTS, TraceSettings(samples=2), parts=tmp_path / "parts")
     again = trace(tiny_llama, FACTS, TraceSettings(samples=2), parts=tmp_path / "parts")
     assert len(calls) == 4  # the third once more, the first two not
-    assert not (tmp_path / "parts").exists()
+    assert len(list((tmp_path / "parts").iterdir())) == len(again.facts), "until the trace itself is kept"
     assert same(whole, again)
+    forget_parts(tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()
 
 
 def same(one: Trace, other: Trace) -> bool:
@@ -282,7 +296,9 @@ class _Page(HTMLParser):
 
 
 @pytest.mark.usefixtures("home", "small_pictures")
-def test_command_writes_what_a_person_and_a_program_need(emendo: Command, model: str, tmp_path: Path) -> None:
+def test_command_writes_what_a_person_and_a_program_need(
+    emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     arguments = (
         "trace",
@@ -317,7 +333,22 @@ def test_command_writes_what_a_person_and_a_program_need(emendo: Command, model:
     code, _, err = emendo(*arguments, "--out", str(out))
     assert (code, err.count("\n")) == (2, 1)
     assert "--overwrite" in err
+
+    # On a disk that is full at the last file, the old files stay, and so do the finished facts.
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with monkeypatch.context() as full:
+        full.setattr(write_module, "write_trace", refuses)
+        code, _, err = emendo(*arguments, "--out", str(out), "--overwrite", "-q")
+    assert code == 2, err
+    assert "what it held is there as it was" in err
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert len(list((out / "parts").iterdir())) == 1
     assert emendo(*arguments, "--out", str(out), "--overwrite", "--json", "-q")[0] == 0
+    assert not (out / "parts").exists()
+
+
+def refuses(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "no space left on device")
 
 
 @pytest.mark.usefixtures("home", "small_pictures")

@@ -66,11 +66,13 @@ def layers(
     from emendo.report.layers import document, write_layers
     from emendo.report.layers.words import explained, traced, verdict
     from emendo.report.layers.write import EXPLAINED, SWEPT, TRACED, swept
+    from emendo.tracing import PARTS, forget_parts
 
     lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     study = layer_study(lm, facts, settings, folder=out, progress=terminal)
     described = document(study)
     paths = write_layers(out, described, study.trace)
+    forget_parts(out / PARTS)
     terminal.wide_table("Sweep (* cannot be told from the best)", SWEPT, swept(described))
     terminal.wide_table("What the trace alone would say", TRACED, traced(described))
     terminal.wide_table("What explains an edit of one fact at one layer", EXPLAINED, explained(described))

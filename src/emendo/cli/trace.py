@@ -57,7 +57,7 @@ def trace(
     """Show which states of a model carry a fact: causal tracing, exact in every cell."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
     from emendo.report.trace.write import NAME, document, write_trace_report
-    from emendo.tracing import TraceSettings, packaged_subjects
+    from emendo.tracing import PARTS, TraceSettings, forget_parts, packaged_subjects
     from emendo.tracing import trace as run_trace
 
     settings = TraceSettings(
@@ -84,10 +84,11 @@ def trace(
         any_answer=any_answer,
         skip=facts is not None,
         most=n,
-        parts=out / "parts",
+        parts=out / PARTS,
         progress=terminal,
     )
     paths = write_trace_report(out, result)
+    forget_parts(out / PARTS)
     show_trace(terminal, result)
     terminal.line(f"Page: {paths['page']}")
     terminal.result({**document(result, result.averages()), "files": paths})

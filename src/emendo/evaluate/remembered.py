@@ -105,17 +105,18 @@ class RememberedAnswers:
             return
         values, tensors = kind.store(answer)
         with suppress(OutputError, InputError):
-            if not self._folder.is_dir():
-                self._make_room()
+            new = not self._folder.is_dir()
             write_tensor_file(self._path(question), _FORMAT, tensors, {"question": _digest(question), "answer": values})
+            if new:
+                self._forget_older()
 
     def _path(self, question: Hashable) -> Path:
         return self._folder / f"{_digest(question)[:32]}.safetensors"
 
-    def _make_room(self) -> None:
+    def _forget_older(self) -> None:
         with suppress(OSError):
             states = sorted((path for path in self._home.iterdir() if path.is_dir()), key=lambda p: p.stat().st_mtime)
-            for old in states[: max(0, len(states) - MOST_STATES + 1)]:
+            for old in states[: max(0, len(states) - MOST_STATES)]:
                 shutil.rmtree(old, ignore_errors=True)
 
 

@@ -27,7 +27,7 @@ from emendo.models import EditableModel
 from emendo.progress import Progress
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
-from emendo.tracing import TraceFact, TraceSettings, trace
+from emendo.tracing import PARTS, TraceFact, TraceSettings, trace
 from emendo.tracing.facts import raw_prompt
 
 COUNT = 9
@@ -136,7 +136,7 @@ def layer_study(
     if all(place.error is not None for place in found):
         raise ExperimentError(f"no layer could be edited. The first: {found[0].error}")
     facts = [TraceFact(raw_prompt(record.request), record.request.subject) for record in records]
-    traced = trace(lm, facts, settings.trace, skip=True, parts=folder / "parts", progress=progress)
+    traced = trace(lm, facts, settings.trace, skip=True, parts=folder / PARTS, progress=progress)
     before = _measures(records, [line["before"] for line in experiment.folder.cell(cells[0].id).resume()[1]])
     known = int(np.sum([_said(record, fact.said) for record, fact in _pairs(records, traced.facts)]))
     return LayerStudy(

@@ -18,6 +18,7 @@ from typing import Any
 
 from emendo.errors import LedgerError, OutputError
 from emendo.io import strict_json
+from emendo.io.durable import flush, give_name
 
 TEMPORARY = ".tmp-"
 """Beginning of the name of a file that is being written; what a killed operation leaves under it is swept."""
@@ -45,10 +46,9 @@ def write_durably(path: Path, data: bytes) -> None:
                 os.close(handle)
             if draft.read_bytes() != data:  # before the name as well: nothing is named that cannot be read
                 raise OSError(errno.EIO, "what was written is not what is read")
-            os.replace(draft, path)
+            give_name(draft, path)
         finally:
             draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def move_durably(draft: Path, path: Path) -> None:
@@ -58,8 +58,7 @@ def move_durably(draft: Path, path: Path) -> None:
         OutputError: The folder cannot be written.
     """
     with writing(path):
-        os.replace(draft, path)
-    sync_folder(path.parent)
+        give_name(draft, path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -69,12 +68,7 @@ def sync_folder(folder: Path) -> None:
         OutputError: The folder cannot be synchronised.
     """
     with writing(folder):
-        # Not storage.flush: that package brings torch, which looking at a ledger does without.
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        flush(folder)
 
 
 def draft_of(path: Path) -> Path:

@@ -14,12 +14,12 @@ from emendo.parallel import Workers
 from emendo.progress import Progress
 from emendo.shapes import Moment
 from emendo.solve import BlockMoment
-from emendo.statistics.collect import CHECKPOINT_EVERY, collect_moments, partial_path
+from emendo.statistics.collect import CHECKPOINT_EVERY, collect_moments
 from emendo.statistics.corpus import Corpus, open_corpus
 from emendo.statistics.mixture import MixturePart, describe_mixture, mixture_error, parse_mixture
 from emendo.statistics.packed import stored_bytes
 from emendo.statistics.spec import Fingerprint, MomentSpec, default_tokens
-from emendo.statistics.spread import collect_by_workers
+from emendo.statistics.spread import collect_by_workers, unfinished
 from emendo.statistics.store import FORMAT, MomentHeader, MomentStore, StoredMoment
 
 
@@ -78,7 +78,8 @@ def obtain_moments(
         for layer, moment in moments.items():
             header = MomentHeader.now(fingerprint, layer, modules[layer], lm.name)
             found[layer] = store.put(moment, header)
-        partial_path(folder, fingerprint, missing).unlink(missing_ok=True)
+        for left in unfinished(folder, fingerprint, missing):
+            left.unlink(missing_ok=True)
     return {layer: stored for layer, stored in found.items() if stored is not None}
 
 

@@ -34,7 +34,7 @@ from emendo.statistics.collect import (
 )
 from emendo.statistics.corpus import SAMPLE_ROWS
 from emendo.statistics.packed import LayerMoment, Product, named, parts_of, product_of
-from emendo.statistics.spec import MomentSpec
+from emendo.statistics.spec import Fingerprint, MomentSpec
 
 _FORMAT = TensorFileFormat(
     name="emendo.moment-products",
@@ -177,14 +177,14 @@ def collect_by_workers(
     saved = partial_path(folder, fingerprint, layers)
     state, saves = State.fresh(lm, layers, spec), Saves(saved, every)
     saves.resume(state)
-    name = hashlib.sha256(saved.name.encode()).hexdigest()[:16]
+    name = _products(saved)
     # A corpus may hold an open reader, which no worker can take over.
     corpus: Any = spec.corpus
     fresh: Any = replace
     sent = replace(spec, corpus=fresh(corpus)) if is_dataclass(corpus) else spec
     each, last = sequences_of_unit(spec), sequences_of(spec, tokens)
     units = [
-        MomentUnit(f"products-{name}", fingerprint.digest, sent, tuple(layers), tokens, first, min(each, last - first))
+        MomentUnit(name, fingerprint.digest, sent, tuple(layers), tokens, first, min(each, last - first))
         for first in range(state.sequences, last, each)
     ]
     added, spent = 0, []
@@ -197,10 +197,18 @@ def collect_by_workers(
                 for unit in spent:
                     unit.path(folder).unlink(missing_ok=True)
                 spent = []
-    moments = state.complete(tokens)
-    for path in folder.glob(f"products-{name}-*"):  # with those of a command that was killed
-        path.unlink(missing_ok=True)
-    return moments
+    return state.complete(tokens)
+
+
+def unfinished(folder: Path, fingerprint: Fingerprint, layers: Sequence[int]) -> list[Path]:
+    """What collections of these layers have left, also killed ones: to be removed once the moments are stored."""
+    saved = partial_path(folder, fingerprint, layers)
+    return [saved, *folder.glob(f"{_products(saved)}-*")]
+
+
+def _products(saved: Path) -> str:
+    """What the names of a collection's units begin with."""
+    return f"products-{hashlib.sha256(saved.name.encode()).hexdigest()[:16]}"
 
 
 def sequences_of_unit(spec: MomentSpec) -> int:

@@ -27,6 +27,9 @@ from emendo.tracing.result import FactTrace, KindTrace, Trace
 from emendo.tracing.runs import Runs, answered_token, run_both
 from emendo.tracing.settings import TraceSettings
 
+PARTS = "parts"
+"""The folder of finished facts, beside the files of a trace."""
+
 LONGEST = 256
 """Most tokens of a prompt: the cost of a full grid grows with their square."""
 
@@ -58,8 +61,8 @@ def trace(
         any_answer: Trace also facts that the model answers otherwise.
         skip: Leave out facts that cannot be traced and record the reason; otherwise the first is an error.
         most: Stop after this many traced facts; None traces all.
-        parts: Folder in which finished facts are kept, so that an interrupted run goes on; it is removed at
-            the end. None keeps none.
+        parts: Folder in which finished facts are kept, so that an interrupted run goes on; to be removed when the
+            trace itself is kept (`forget_parts`). None keeps none.
         progress: Counts facts.
 
     Raises:
@@ -111,8 +114,6 @@ def trace(
             progress.finish()
     if not found:
         raise RequestError(f"none of {len(facts)} facts could be traced. The first: {skipped[0][1]}")
-    if parts is not None:
-        shutil.rmtree(parts, ignore_errors=True)
     return Trace(tuple(found), made, tuple(skipped))
 
 
@@ -210,6 +211,15 @@ def _kept(parts: Path | None, key: str, made: dict[str, Any], make: Callable[[],
     fact = make()
     write_trace(path, Trace((fact,), made))
     return fact
+
+
+def forget_parts(parts: Path) -> None:
+    """Remove the folder of finished facts: once what they make together is on the disk, and not before.
+
+    Args:
+        parts: As `trace` was given it.
+    """
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _one(path: Path) -> tuple[FactTrace]:

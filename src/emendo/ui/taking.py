@@ -9,6 +9,7 @@ from typing import Any
 from emendo.editing.session import EditSession
 from emendo.errors import InputError
 from emendo.export import write_adapter
+from emendo.io.whole_file import whole_file
 from emendo.ledger import EditLedger
 
 UPDATE, ADAPTER = "edits.safetensors", "adapter.zip"
@@ -50,11 +51,12 @@ def make_adapter(ledger: EditLedger, session: EditSession, folder: Path) -> dict
     _check_edits(ledger)
     with session.preview_base() as lm:
         written = write_adapter(lm, [ledger.merged()], folder / "adapters", base_name=session.lm.name)
-    draft = folder / f".{ADAPTER}"
-    with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as packed:  # random factors do not get smaller
+    with (
+        whole_file(folder / ADAPTER) as draft,
+        zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as packed,  # random factors do not get smaller
+    ):
         for path in sorted(written.path.rglob("*")):
             packed.write(path, f"{written.name}/{path.relative_to(written.path)}")
-    draft.replace(folder / ADAPTER)
     return {
         "name": ADAPTER,
         "bytes": (folder / ADAPTER).stat().st_size,

@@ -8,6 +8,7 @@ from typing import Any
 
 from emendo.arguments import checked
 from emendo.io import strict_json
+from emendo.io.in_place import replaced_files
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text
 from emendo.report.diff.page import page, token_heat
@@ -19,7 +20,7 @@ PAGE = "diff.html"
 
 @checked
 def write_difference(folder: Path, document: Mapping[str, Any]) -> dict[str, str]:
-    """Write the files; the page comes last.
+    """Write the files, together: those that were there stay until all are written.
 
     Args:
         folder: Made where there is none.
@@ -34,13 +35,14 @@ def write_difference(folder: Path, document: Mapping[str, Any]) -> dict[str, str
     """
     check_packages()
     names = {"json": "diff.json", "markdown": "diff.md"}
-    write_text(folder / names["json"], strict_json.dumps(document, indent=1) + "\n")
-    write_text(folder / names["markdown"], markdown(document))
-    if (heat := token_heat(document)) is not None:
-        names["picture"] = "diff.png"
-        title = f"{document['first']['name']} against {document['second']['name']}"
-        write_bytes(folder / names["picture"], draw_heats(title, heat.title, [heat]))
-    write_text(folder / PAGE, page(document))
+    with replaced_files(folder) as draft:
+        write_text(draft / names["json"], strict_json.dumps(document, indent=1) + "\n")
+        write_text(draft / names["markdown"], markdown(document))
+        if (heat := token_heat(document)) is not None:
+            names["picture"] = "diff.png"
+            title = f"{document['first']['name']} against {document['second']['name']}"
+            write_bytes(draft / names["picture"], draw_heats(title, heat.title, [heat]))
+        write_text(draft / PAGE, page(document))
     names["page"] = PAGE
     return {kind: str(folder / name) for kind, name in names.items()}
 

@@ -47,6 +47,7 @@ def write_report(
         write_text(draft / "report.md", markdown_text(experiment, [picture.figure for picture in pictures]))
         write_text(draft / "report.html", page(experiment, pictures))
         _write_plots(target / PLOTS, pictures)
+    _remove_other_plots(target / PLOTS, pictures)
     return {"page": target / "report.html", "markdown": target / "report.md", "plots": target / PLOTS}
 
 
@@ -64,15 +65,19 @@ def _draw_all(experiment: Experiment, progress: Progress) -> list[Picture]:
 
 
 def _write_plots(folder: Path, pictures: list[Picture]) -> None:
-    """The PNG files; plots of an earlier report that are no longer among them are removed.
+    """The PNG files."""
+    with replaced_files(folder) as draft:
+        for picture in pictures:
+            write_bytes(draft / f"{picture.figure.name}.png", picture.png)
+
+
+def _remove_other_plots(folder: Path, pictures: list[Picture]) -> None:
+    """Take away plots of an earlier report, which no page refers to any more.
 
     Raises:
         OutputError: The folder cannot be written.
     """
-    names = {f"{picture.figure.name}.png": picture.png for picture in pictures}
-    with replaced_files(folder) as draft:
-        for name, content in names.items():
-            write_bytes(draft / name, content)
+    names = {f"{picture.figure.name}.png" for picture in pictures}
     try:
         for old in folder.glob("*.png"):
             if old.name not in names:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emendo.io import strict_json
+from emendo.io.in_place import replaced_files
 from emendo.io.printable import printable
 from emendo.io.versions import versions
 from emendo.io.whole_file import write_bytes, write_text
@@ -26,7 +27,7 @@ SWEPT = ("layer", "S", "ES", "PS", "NS", "EA", "PA", "behind the best", "cost", 
 
 
 def write_layers(folder: Path, document: Mapping[str, Any], trace: Trace) -> dict[str, str]:
-    """Write the files; the page comes last.
+    """Write the files, together: those that were there stay until all are written.
 
     Args:
         folder: Made where there is none.
@@ -42,13 +43,14 @@ def write_layers(folder: Path, document: Mapping[str, Any], trace: Trace) -> dic
     """
     check_packages()
     names = {"json": "layers.json", "markdown": "layers.md", "picture": "layers.png", "trace": "trace.safetensors"}
-    write_text(folder / names["json"], strict_json.dumps(document, indent=1) + "\n")
-    write_text(folder / names["markdown"], markdown(document))
     title = f"Which layers take an edit: {document['model']['name']}"
     note = "; ".join(f"{name}: {text}" for name, text in how(document)[1:])
-    write_bytes(folder / names["picture"], draw_panels(title, note, panels(document)))
-    write_trace(folder / names["trace"], trace)
-    write_text(folder / PAGE, page(document))
+    with replaced_files(folder) as draft:
+        write_text(draft / names["json"], strict_json.dumps(document, indent=1) + "\n")
+        write_text(draft / names["markdown"], markdown(document))
+        write_bytes(draft / names["picture"], draw_panels(title, note, panels(document)))
+        write_trace(draft / names["trace"], trace)
+        write_text(draft / PAGE, page(document))
     names["page"] = PAGE
     return {kind: str(folder / name) for kind, name in names.items()}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from emendo.arguments import checked
 from emendo.io import strict_json
+from emendo.io.in_place import replaced_files
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text
 from emendo.report.heat_picture import draw_heats
@@ -19,7 +20,7 @@ PAGE = "see.html"
 
 @checked
 def write_seen(folder: Path, seen: Seen, document: dict[str, Any]) -> dict[str, str]:
-    """Write the files; the page comes last. Without a model there is no picture, whose package takes half a second.
+    """Write the files, together. Without a model there is no picture, whose package takes half a second.
 
     Args:
         folder: Made where there is none.
@@ -36,14 +37,15 @@ def write_seen(folder: Path, seen: Seen, document: dict[str, Any]) -> dict[str, 
     pictured = seen.promoted is not None
     check_packages(pictures=pictured)
     names = {"json": "see.json", "markdown": "see.md"}
-    write_text(folder / "see.json", strict_json.dumps(document, indent=1) + "\n")
-    write_text(folder / "see.md", markdown(document))
     heats = [answer_heat(seen, 0)] if seen.answers else [heat] if (heat := crossing_heat(seen)) else []
-    if heats and pictured:
-        names["picture"] = "see.png"
-        what = f"{seen.answers[0].prompt} → {seen.answers[0].answer}" if seen.answers else ", ".join(seen.sources)
-        write_bytes(folder / "see.png", draw_heats(what, heats[0].title, heats))
-    write_text(folder / PAGE, page(seen, document))
+    with replaced_files(folder) as draft:
+        write_text(draft / "see.json", strict_json.dumps(document, indent=1) + "\n")
+        write_text(draft / "see.md", markdown(document))
+        if heats and pictured:
+            names["picture"] = "see.png"
+            what = f"{seen.answers[0].prompt} → {seen.answers[0].answer}" if seen.answers else ", ".join(seen.sources)
+            write_bytes(draft / "see.png", draw_heats(what, heats[0].title, heats))
+        write_text(draft / PAGE, page(seen, document))
     names["page"] = PAGE
     return {kind: str(folder / name) for kind, name in names.items()}
 

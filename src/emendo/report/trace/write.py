@@ -9,6 +9,7 @@ from typing import Any
 
 from emendo.arguments import checked
 from emendo.io import strict_json
+from emendo.io.in_place import replaced_files
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text
 from emendo.report.heat_picture import draw_heats
@@ -23,7 +24,7 @@ NAME = "trace.safetensors"
 
 @checked
 def write_trace_report(folder: Path, trace: Trace) -> dict[str, str]:
-    """Write a trace and everything that shows it; the tensors come last, so a folder that has them is whole.
+    """Write a trace and everything that shows it, together: files that were there stay until all are written.
 
     Returns:
         The paths written, by kind.
@@ -35,11 +36,12 @@ def write_trace_report(folder: Path, trace: Trace) -> dict[str, str]:
     check_packages()
     averages = trace.averages()
     names = {"page": "trace.html", "markdown": "trace.md", "picture": "trace.png", "json": "trace.json", "trace": NAME}
-    write_text(folder / names["json"], strict_json.dumps(document(trace, averages), indent=1) + "\n")
-    write_text(folder / names["markdown"], markdown(trace, averages))
-    write_bytes(folder / names["picture"], picture(trace, averages))
-    write_text(folder / names["page"], page(trace, averages))
-    write_trace(folder / names["trace"], trace)
+    with replaced_files(folder) as draft:
+        write_text(draft / names["json"], strict_json.dumps(document(trace, averages), indent=1) + "\n")
+        write_text(draft / names["markdown"], markdown(trace, averages))
+        write_bytes(draft / names["picture"], picture(trace, averages))
+        write_text(draft / names["page"], page(trace, averages))
+        write_trace(draft / names["trace"], trace)
     return {kind: str(folder / name) for kind, name in names.items()}
 
 

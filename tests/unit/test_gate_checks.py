@@ -118,7 +118,7 @@ def test_generated_text_begins_with_the_words_of_the_target(text: str, target: s
 
 
 def report(*checks: Check) -> GateReport:
-    return GateReport(checks, (), ("id",), "base", (), (), {}, {}, forced=False, seconds=1.0)
+    return GateReport(checks, (), ("id",), "base", (), {}, "", (), {}, {}, forced=False, seconds=1.0)
 
 
 GOOD = judge("efficacy", SuccessConfig(limit=0.5), measured(1.0))

@@ -183,6 +183,8 @@ def show_gate(terminal: Terminal, report: GateReport) -> None:
             reasons.setdefault(check.words.removeprefix("not measured: "), []).append(check.name)
     for reason, names in reasons.items():
         terminal.line(f"Not measured: {', '.join(names)}: {reason}", style="yellow")
+    if report.rounding and report.passed:  # where it fails, the message at the end says it
+        terminal.line(f"What was judged is what is left: {report.rounding}.", style="yellow")
     if report.moved_most:
         terminal.line(f"Text that moved most: {report.moved_most}.")
     if report.not_declared:

@@ -77,6 +77,8 @@ class GateReport:
         updates: Identities of the judged updates.
         reference: ``"base"`` or ``"current"``: what the edit was compared with.
         layers: How far all updates together have moved each layer.
+        kept: By layer, what rounding to the model's dtype leaves of the judged updates; empty for float32.
+        rounding: One line where that is a visible loss, with the remedy; empty otherwise.
         topics: What the edit did to each kind of canary text; empty where none was read.
         canaries: SHA-256 of every canary file, by name.
         config: The configuration, as JSON values.
@@ -89,6 +91,8 @@ class GateReport:
     updates: tuple[str, ...]
     reference: str
     layers: tuple[LayerChange, ...]
+    kept: Mapping[int, float]
+    rounding: str
     topics: tuple[TopicShift, ...]
     canaries: Mapping[str, str]
     config: Mapping[str, Any]
@@ -130,7 +134,8 @@ class GateReport:
             left = f"; not measured: {', '.join(unmeasured)}" if unmeasured else ""
             return f"all {len(self.checks)} checks of the gate pass{left}"
         lines = [f"{len(self.failures)} of {len(self.checks)} checks of the gate fail:"]
-        return "\n".join([*lines, *(f"  {check.name}: {check.words}" for check in self.failures)])
+        lines += [f"  {check.name}: {check.words}" for check in self.failures]
+        return "\n".join([*lines, f"What was judged is what is left: {self.rounding}"] if self.rounding else lines)
 
     @property
     def moved_most(self) -> str:
@@ -162,6 +167,8 @@ class GateReport:
             "checks": [check.to_dict() for check in self.checks],
             "not_declared": list(self.not_declared),
             "layers": [layer.to_dict() for layer in self.layers],
+            "kept": {str(layer): share for layer, share in self.kept.items()},
+            "rounding": self.rounding,
             "texts": [topic.to_dict() for topic in self.topics],
             "moved_most": self.moved_most,
             "canaries": dict(self.canaries),

@@ -19,9 +19,11 @@ from emendo.gate.checks import broken, judge, measure
 from emendo.gate.config import GateConfig, default_config
 from emendo.gate.cost_statistics import pricing
 from emendo.gate.evidence import Evidence
+from emendo.gate.kept import kept_by_rounding
 from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import Checks
 from emendo.gate.topics import Moved, TopicShift, topic_shifts
+from emendo.models.rounding import rounding_told
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
 from emendo.updates.update import ModelUpdate
@@ -66,12 +68,15 @@ def run_gate(
     asked = edit.method.config.evaluation_prompts(records) if isinstance(edit, Plan) else records
     after = after or Snapshot(lambda: session.preview(updates), asked, progress=progress)
     checks, layers, topics = _measured(session, edit, updates, canaries, config, before, after)
+    kept = kept_by_rounding(session, updates)
     return GateReport(
         checks=checks,
         not_declared=tuple(name for name in Checks.names() if name not in declared),
         updates=tuple(update.id for update in updates or session.applied_updates),
         reference=config.reference,
         layers=layers,
+        kept=kept,
+        rounding=rounding_told(kept, session.lm.dtype),
         topics=topics,
         canaries=canaries.sources,
         config=config.model_dump(mode="json", exclude={"monitor"}),

@@ -51,24 +51,34 @@ def kept_of(update: LayerUpdate, lost: Weight, keys: Keys | None, dtype: torch.d
     return float(shares[sizes > 0].min()) if bool((sizes > 0).any()) else None
 
 
-def tell_of_rounding(kept: Mapping[int, float | None], dtype: torch.dtype) -> None:
-    """Warn where rounding to a dtype loses a visible part of an update, and say what to do.
+def rounding_told(kept: Mapping[int, float | None], dtype: torch.dtype) -> str:
+    """Where rounding to a dtype loses a visible part of an update, and what to do; empty where it does not.
 
     Args:
         kept: What it leaves in each layer.
         dtype: The dtype.
     """
     eaten = {layer: share for layer, share in kept.items() if share is not None and share < LEAST_KEPT}
-    if eaten:
-        layer = min(eaten, key=lambda one: eaten[one])
-        name = str(dtype).removeprefix("torch.")
-        warnings.warn(
-            f"rounding to {name} loses part of this edit: of what it writes, layer {layer} keeps {eaten[layer]:.0%} in "
-            f"the weakest fact ({len(eaten)} layer(s) keep less than {LEAST_KEPT:.0%}). Keep it as an adapter over the "
-            "unedited base (emendo export peft), or load and write the model in float32 (--dtype float32)",
-            EmendoWarning,
-            stacklevel=2,
-        )
+    if not eaten:
+        return ""
+    layer = min(eaten, key=lambda one: eaten[one])
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"rounding to {name} loses part of this edit: of what it writes, layer {layer} keeps {eaten[layer]:.0%} in "
+        f"the weakest fact ({len(eaten)} layer(s) keep less than {LEAST_KEPT:.0%}). Keep it as an adapter over the "
+        "unedited base (emendo export peft), or load and write the model in float32 (--dtype float32)"
+    )
+
+
+def tell_of_rounding(kept: Mapping[int, float | None], dtype: torch.dtype) -> None:
+    """Warn where rounding to a dtype loses a visible part of an update.
+
+    Args:
+        kept: What it leaves in each layer.
+        dtype: The dtype.
+    """
+    if told := rounding_told(kept, dtype):
+        warnings.warn(told, EmendoWarning, stacklevel=2)
 
 
 def at(lost: Weight, keys: Keys) -> Residuals:

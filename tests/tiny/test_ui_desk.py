@@ -18,6 +18,7 @@ from emendo.models.identity import parameters_sha256
 from emendo.statistics import MomentStore
 from emendo.ui import Desk, DeskSettings, Fact
 from emendo.ui.jobs import Job, Worker
+from tests.chat_templates import TEMPLATES
 from tests.conftest import build_tiny
 from tests.quick_plans import JAPAN, QUICK
 from tests.tiny.conftest import Command
@@ -106,6 +107,39 @@ def test_a_fact_is_asked_written_kept_looked_into_and_undone_bitwise(desk: Desk)
     history = desk.state()["history"]
     assert [row["operation"] for row in history] == ["revert", "edit", "init"]
     assert not any(row["active"] for row in history)
+
+
+def test_a_question_is_asked_written_and_explained_in_chat(
+    tmp_path: Path, store: MomentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "Where is the Eiffel Tower?"
+    desk = begun(tmp_path, store)
+    monkeypatch.setattr(desk.session.lm.tokenizer, "chat_template", TEMPLATES["chatml"])
+    try:
+        assert desk.state()["model"]["chat"]
+        raw, chat = (done(desk.ask(question, chat=chat))["prompts"][0] for chat in (False, True))
+        assert (raw["chat"], chat["chat"]) == (False, True)
+        assert raw["first"]["top"] != chat["first"]["top"], "the template is around it"
+        fact = Fact.typed(
+            *(question, "the Eiffel Tower", "Rome", "Paris"),
+            *("In which city is the Eiffel Tower?\nThe Eiffel Tower is in", "Where is Big Ben?"),
+            chat=True,
+            system="Be brief.",
+        )
+        read = desk.read_fact(fact)
+        assert not read["problem"]
+        assert "".join(token["text"] for token in read["tokens"]).count("Be brief.") == 1
+        draft = drafted(desk, fact)
+        assert [(row["kind"], row["chat"]) for row in draft["rows"]] == [
+            *(("own", True), ("paraphrase", True), ("paraphrase", False), ("neighbor", True))
+        ], "a text that breaks off is continued"
+        done(desk.keep(draft["id"]))
+        assert done(desk.ask(question, chat=True))["prompts"][0]["next_kl"] > 0
+        assert done(desk.carried(question, "Rome", chat=True))["largest"]
+        first, *_ = [row["command"] for row in desk.state()["commands"]]
+        assert "--chat" in first
+    finally:
+        desk.close()
 
 
 def test_what_edits_need_is_made_ready_before_the_first_one(desk: Desk) -> None:

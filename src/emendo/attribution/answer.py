@@ -26,6 +26,7 @@ from emendo.errors import InputError
 from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.factored import factored
+from emendo.requests import Prompt
 
 _ROWS = 64
 """Rows of one forward pass."""
@@ -82,8 +83,8 @@ class Attribution:
 
 
 @checked
-def ask(lm: EditableModel, prompt: str, answer: str) -> Asked:
-    """Tokens of a prompt and its answer.
+def ask(lm: EditableModel, prompt: Prompt, answer: str) -> Asked:
+    """Tokens of a prompt, a text or a conversation, and its answer.
 
     Raises:
         RequestError: The answer is empty, or the tokenizer cannot write it.

@@ -26,6 +26,7 @@ from emendo.models.batch import pack_by_tokens
 from emendo.models.edits import edited_weight
 from emendo.models.generation import Continuation, continue_rows
 from emendo.progress import Progress, Silent
+from emendo.requests import Prompt, prompt_text
 from emendo.updates.predecessors import UNEDITED
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
@@ -73,7 +74,7 @@ class PromptDifference:
     """What differs after one prompt.
 
     Attributes:
-        prompt: Text.
+        prompt: Text, or the message that is answered.
         number: Its place among the prompts.
         first: What the first state says.
         second: What the second one says.
@@ -82,6 +83,7 @@ class PromptDifference:
         common: Text that both say before they part.
         contributions: Where one state is the base and the continuations part: what each edit of the other contributes
             to the log-probability of its own token there, ``[edits]``; None elsewhere and where it was not asked for.
+        chat: Whether it was asked in the model's chat template.
     """
 
     prompt: str
@@ -92,6 +94,7 @@ class PromptDifference:
     parts_at: int | None
     common: str
     contributions: Float[Tensor, " edits"] | None = None
+    chat: bool = False
 
     @property
     def next_kl(self) -> float:
@@ -135,7 +138,7 @@ def difference(
     lm: EditableModel,
     first: State,
     second: State,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     new_tokens: int = 16,
     order: Order = "continuation",
@@ -149,7 +152,7 @@ def difference(
         lm: The model without edits.
         first: One state; KL is taken under its distribution, and along its continuations.
         second: The other.
-        prompts: At least one text.
+        prompts: At least one text or conversation.
         new_tokens: Tokens of each continuation.
         order: Sort by the KL of the whole continuation or of the next token.
         top: Most likely next tokens that are kept.
@@ -165,13 +168,13 @@ def difference(
     """
     _check(lm, first, second, prompts, new_tokens, order)
     progress = progress or Silent()
-    rows = [lm.encode(prompt) for prompt in prompts]
+    rows = [lm.encode_prompt(prompt) for prompt in prompts]
     room = min(new_tokens, lm.max_length - max(map(len, rows)))
     if room < 1:
         longest = max(range(len(rows)), key=lambda i: len(rows[i]))
         raise InputError(
-            f"the prompt {prompts[longest][:60]!r}… has {len(rows[longest])} tokens and leaves no room for a "
-            f"continuation in {lm.max_length}; shorten it (--prompts)"
+            f"the prompt {prompt_text(prompts[longest])[:60]!r}… has {len(rows[longest])} tokens and leaves no room "
+            f"for a continuation in {lm.max_length}; shorten it (--prompts)"
         )
     spoken: list[list[Continuation]] = []
     compared: list[NextTokenLogProbs] = []
@@ -201,14 +204,15 @@ def difference(
         start += places[number]
         apart = _parting(spoken[0][number], spoken[1][number])
         common = lm.decode_after(rows[number], spoken[0][number].ids[:apart])
-        found.append(PromptDifference(prompt, number, sides[0], sides[1], tuple(own_kl), apart, common))
+        text, in_chat = prompt_text(prompt), not isinstance(prompt, str)
+        found.append(PromptDifference(text, number, sides[0], sides[1], tuple(own_kl), apart, common, chat=in_chat))
     found.sort(key=lambda row: -(row.continuation_kl if order == "continuation" else row.next_kl))
     result = Difference(first, second, (edits[0], edits[1]), tuple(found), order)
     return replace(result, prompts=_with_contributions(lm, result, rows, spoken, most))
 
 
 def _check(
-    lm: EditableModel, first: State, second: State, prompts: Sequence[str], new_tokens: int, order: Order
+    lm: EditableModel, first: State, second: State, prompts: Sequence[Prompt], new_tokens: int, order: Order
 ) -> None:
     if lm.holds_edits:
         raise InputError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emendo.cli import options
+from emendo.cli import facts, options
 from emendo.cli.console import Terminal, shortened
 from emendo.cli.pages import check_place, load_update
 
@@ -25,6 +25,8 @@ def diff(
     second: Annotated[str, _State],
     model: options.Model,
     prompts: Annotated[Path, typer.Option("--prompts", help="A prompt on each line, or JSON lines (.jsonl).")],
+    chat: facts.Chat = False,
+    system: facts.System = None,
     ledger: Annotated[
         Path, typer.Option("--ledger", envvar="EMENDO_LEDGER", help="Folder of the ledger that ledger:ID means.")
     ] = Path("."),
@@ -46,7 +48,7 @@ def diff(
     from emendo.report.diff import PAGE
 
     check_place(out, PAGE, overwrite=overwrite or out == _OUT)
-    asked = read_prompts(prompts)
+    asked = facts.prompts_in_chat(read_prompts(prompts), chat=chat, system=system)
     before, after = _state(first, ledger), _state(second, ledger)
 
     from emendo.attribution import difference

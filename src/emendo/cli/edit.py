@@ -33,10 +33,8 @@ def edit(
     join: Annotated[
         str, typer.Option("--join", help="Between prompt and target: auto, space or none (docs/reference/data.md).")
     ] = "auto",
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Prompts are questions, asked in the model's chat template.")
-    ] = False,
-    system: Annotated[str | None, typer.Option("--system", help="System prompt of these questions (--chat).")] = None,
+    chat: facts.Chat = False,
+    system: facts.System = None,
     target_true: Annotated[
         str | None, typer.Option("--target-true", help="The present continuation, to score against.")
     ] = None,

@@ -10,7 +10,7 @@ from emendo.errors import RequestError
 
 if TYPE_CHECKING:
     from emendo.cli.console import Terminal
-    from emendo.requests import EditRecord
+    from emendo.requests import EditRecord, Prompt
 
 Requests = Annotated[
     str | None,
@@ -18,6 +18,8 @@ Requests = Annotated[
         "--requests", metavar="FILE", help="Facts in any form that `emendo data` reads: JSON, JSONL, CSV, hf:... ."
     ),
 ]
+Chat = Annotated[bool, typer.Option("--chat", help="Prompts are questions, asked in the model's chat template.")]
+System = Annotated[str | None, typer.Option("--system", help="System prompt of these questions (--chat).")]
 Format = Annotated[str, typer.Option("--format", help="Format of the facts; see `emendo data --formats`.")]
 
 
@@ -29,15 +31,32 @@ def asked_in_chat(records: list[EditRecord], *, chat: bool, system: str | None, 
     """
     from emendo.requests import in_chat
 
+    _check_system(chat=chat, system=system)
     if not chat:
-        if system is not None:
-            raise RequestError("--system is the system prompt of questions that are asked in chat; expected --chat too")
         return records
     if join != "auto":
         raise RequestError(
             f"--join {join} has no meaning with --chat, where the template joins the answer; leave it out"
         )
     return [in_chat(record, system=system) for record in records]
+
+
+def prompts_in_chat(prompts: list[str], *, chat: bool, system: str | None) -> list[Prompt]:
+    """Texts as they are, or under --chat as questions.
+
+    Raises:
+        RequestError: --system without --chat, or no text.
+    """
+    from emendo.requests import Conversation
+    from emendo.requests.chat import asked_with
+
+    _check_system(chat=chat, system=system)
+    return [Conversation(asked_with(system).around(prompt)) for prompt in prompts] if chat else [*prompts]
+
+
+def _check_system(*, chat: bool, system: str | None) -> None:
+    if system is not None and not chat:
+        raise RequestError("--system is the system prompt of questions that are asked in chat; expected --chat too")
 
 
 def read_requests(terminal: Terminal, requests: str, format: str) -> list[EditRecord]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emendo.cli import options
+from emendo.cli import facts, options
 from emendo.cli.console import Terminal
-from emendo.cli.facts import Format
 from emendo.cli.pages import check_place, load_update, update_file
 from emendo.errors import InputError, RequestError
 
@@ -36,10 +35,12 @@ def see(
         list[str] | None, typer.Option("--prompt", help="Prompt whose answer is attributed; with --answer. Repeatable.")
     ] = None,
     answer: Annotated[list[str] | None, typer.Option("--answer", help="Answer to the --prompt before it.")] = None,
+    chat: facts.Chat = False,
+    system: facts.System = None,
     requests: Annotated[
         Path | None, typer.Option("--requests", help="The facts with paraphrases and neighbors to fire on.")
     ] = None,
-    format: Format = "auto",
+    format: facts.Format = "auto",
     text: Annotated[Path | None, typer.Option("--text", help="A text to look for firing in.")] = None,
     nodes: Annotated[int, typer.Option("--nodes", help="Points of the quadrature.")] = 16,
     out: Annotated[Path, typer.Option("--out", help="Folder of the page.")] = _OUT,
@@ -53,7 +54,7 @@ def see(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     from emendo.report.see.write import PAGE, write_seen
 
-    questions = _questions(prompt, answer)
+    questions = _questions(facts.prompts_in_chat(prompt or [], chat=chat, system=system), answer)
     if model is None and (questions or requests is not None or text is not None):
         raise InputError("--prompt, --requests and --text ask a model; add --model MODEL")
     if nodes < 1:
@@ -86,7 +87,7 @@ def _with_model(
     updates: list[ModelUpdate],
     edits: EditSet,
     sources: list[str],
-    questions: list[tuple[str, str]],
+    questions: list[tuple[Prompt, str]],
     records: list[EditRecord],
     text: Path | None,
     nodes: int,
@@ -135,15 +136,17 @@ def _base_rates(lm: EditableModel, updates: list[ModelUpdate], edits: EditSet) -
     return base_rates(edits, known) if len(known) == len(kept) else None
 
 
-def _answer(lm: EditableModel, edits: EditSet, prompt: str, answer: str, nodes: int) -> Answer:
+def _answer(lm: EditableModel, edits: EditSet, prompt: Prompt, answer: str, nodes: int) -> Answer:
     from emendo.attribution import ask, attribute, leave_out, lens
     from emendo.report.see.document import Answer
+    from emendo.requests import prompt_text
 
     asked = ask(lm, prompt, answer)
     found = attribute(lm, edits, asked, nodes=nodes)
     order = found.by_edit.abs().argsort(descending=True)[:_LEFT_OUT].tolist()
     left = leave_out(lm, edits, asked, [[edit] for edit in order])
-    return Answer(prompt, answer, found, tuple((left - found.after).tolist()), tuple(order), lens(lm, edits, asked))
+    without = tuple((left - found.after).tolist())
+    return Answer(prompt_text(prompt), answer, found, without, tuple(order), lens(lm, edits, asked))
 
 
 def _probes(lm: EditableModel, edits: EditSet, records: list[EditRecord]) -> list[Probe]:
@@ -196,8 +199,8 @@ def _show(terminal: Terminal, described: dict[str, Any]) -> None:
         )
 
 
-def _questions(prompts: list[str] | None, answers: list[str] | None) -> list[tuple[str, str]]:
-    prompts, answers = prompts or [], answers or []
+def _questions(prompts: list[Prompt], answers: list[str] | None) -> list[tuple[Prompt, str]]:
+    answers = answers or []
     if len(prompts) != len(answers):
         raise InputError(
             f"{len(prompts)} prompts and {len(answers)} answers; expected an --answer for every --prompt, in order"

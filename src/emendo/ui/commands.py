@@ -24,13 +24,14 @@ class Commands:
         self._model = ("--model", settings.model, *settings.options)
         self._ledger = ("--ledger", str(ledger))
 
-    def ask(self, prompt: str) -> str:
+    def ask(self, prompt: str, *, chat: bool) -> str:
         """Base and kept edits on a prompt."""
-        return self.compare("base", "ledger:now", [prompt])
+        return self.compare("base", "ledger:now", [prompt], chat=chat)
 
-    def compare(self, first: str, second: str, prompts: Sequence[str]) -> str:
+    def compare(self, first: str, second: str, prompts: Sequence[str], *, chat: bool) -> str:
         """Two states on prompts."""
-        diff = _line("diff", first, second, *self._model, *self._ledger, "--prompts", "prompts.txt")
+        asked = ["--prompts", "prompts.txt", *(["--chat"] if chat else [])]
+        diff = _line("diff", first, second, *self._model, *self._ledger, *asked)
         return f"{_printed(prompts)} > prompts.txt\n{diff}"
 
     def edit(self, fact: Fact, settings: DeskSettings, *, replace: bool, force: bool, message: str) -> str:
@@ -41,8 +42,10 @@ class Commands:
         if record.paraphrase_prompts or record.neighborhood_prompts:
             row = strict_json.dumps(record.to_dict())
             before, named = f"{_printed([row])} > fact.jsonl\n", ["--requests", "fact.jsonl"]
-        elif record.target_true:
-            named += ["--target-true", record.target_true]
+        else:
+            named += ["--target-true", record.target_true] if record.target_true else []
+            named += ["--chat"] if fact.chat else []
+            named += ["--system", fact.system] if fact.system else []
         if settings.method != DEFAULT_METHOD:
             named += ["--method", settings.method]
         if settings.layers:
@@ -72,9 +75,10 @@ class Commands:
         given = ["--answer", answer] if answer else []
         return _line("trace", *self._model, "--prompt", prompt, "--subject", subject, *given, "--any-answer")
 
-    def carried(self, prompt: str, answer: str) -> str:
+    def carried(self, prompt: str, answer: str, *, chat: bool) -> str:
         """What carries an answer."""
-        return _line("see", *self._ledger, *self._model, "--prompt", prompt, "--answer", answer)
+        asked = ["--prompt", prompt, "--answer", answer, *(["--chat"] if chat else [])]
+        return _line("see", *self._ledger, *self._model, *asked)
 
     def update(self) -> str:
         """All active edits as one update file."""

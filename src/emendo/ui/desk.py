@@ -28,7 +28,7 @@ from emendo.report import recorded_metrics
 from emendo.requests import SLOT
 from emendo.statistics import MomentStore
 from emendo.tracing import TraceFact
-from emendo.ui.asking import compared
+from emendo.ui.asking import as_asked, compared
 from emendo.ui.board import Board, history_rows, now, shortened
 from emendo.ui.commands import Commands
 from emendo.ui.draft import DRAFT, KEPT, Draft, plan_draft
@@ -111,6 +111,7 @@ class Desk:
                 "name": self.settings.model,
                 "dtype": str(self.session.lm.dtype).removeprefix("torch."),
                 "weights": self._base["weights_sha256"],
+                "chat": self.session.lm.has_chat_template,
             },
             "ledger": {"folder": str(self.ledger.store.folder), "records": self._head[1] + 1},
             "jobs": [job.to_dict() for job in self._worker.jobs()],
@@ -146,34 +147,40 @@ class Desk:
 
     # ---- ask ----------------------------------------------------------------------------------------------
 
-    def ask(self, prompt: str) -> Job:
-        """The base model and the kept edits, with the draft if there is one, on a prompt."""
+    def ask(self, prompt: str, *, chat: bool = False) -> Job:
+        """The base model and the kept edits, with the draft if there is one, on a prompt.
+
+        Args:
+            prompt: Text to be continued.
+            chat: It is a question, asked in the model's chat template.
+        """
 
         def work(job: Job) -> dict[str, Any]:
             updates, name = self.session.applied_updates, KEPT
             if (draft := self._draft) is not None and draft.head == self._head:
                 updates, name = (*draft.held, draft.plan.update), f"{KEPT} and {DRAFT}"
-            found = compared(self.session, State(UNEDITED), State(name, updates), [prompt], job)
-            self._show("asked", found, self.commands.ask(prompt))
+            found = compared(self.session, State(UNEDITED), State(name, updates), as_asked([prompt], chat=chat), job)
+            self._show("asked", found, self.commands.ask(prompt, chat=chat))
             return found
 
         return self._submit(f"Ask: {shortened(prompt)}", work)
 
-    def compare(self, first: str, second: str, prompts: str) -> Job:
+    def compare(self, first: str, second: str, prompts: str, *, chat: bool = False) -> Job:
         """Two states of the ledger on prompts.
 
         Args:
             first: Id of a record, or ``"base"``.
             second: Likewise.
             prompts: One a line.
+            chat: They are questions, asked in the model's chat template.
         """
         texts = [line.strip() for line in prompts.splitlines() if line.strip()]
 
         def work(job: Job) -> dict[str, Any]:
             states = [State(self._named(id), self.ledger.updates(id)) for id in (first, second)]
-            found = compared(self.session, states[0], states[1], texts, job)
+            found = compared(self.session, states[0], states[1], as_asked(texts, chat=chat), job)
             named = [id if id == BASE else f"ledger:{id[:12]}" for id in (first, second)]
-            self._show("compared", found, self.commands.compare(named[0], named[1], texts))
+            self._show("compared", found, self.commands.compare(named[0], named[1], texts, chat=chat))
             return found
 
         return self._submit("Compare two states", work)
@@ -337,12 +344,13 @@ class Desk:
 
         return self._submit(f"Heat map: {shortened(fact.text)}", work)
 
-    def carried(self, prompt: str, answer: str) -> Job:
+    def carried(self, prompt: str, answer: str, *, chat: bool = False) -> Job:
         """What every kept edit contributes to an answer, and the logit lens."""
 
         def work(job: Job) -> dict[str, Any]:
-            found = carried(self.session, self.session.applied_updates, prompt, answer, job)
-            self._show("carried", found, self.commands.carried(prompt, answer))
+            (asked,) = as_asked([prompt], chat=chat)
+            found = carried(self.session, self.session.applied_updates, asked, answer, job)
+            self._show("carried", found, self.commands.carried(prompt, answer, chat=chat))
             return found
 
         return self._submit(f"What carries: {shortened(prompt)} → {shortened(answer)}", work)
@@ -430,6 +438,4 @@ class Desk:
 
     def _show(self, name: str, value: Any, command: str) -> None:
         self._board.put(name, value)
-        self._board.remember(
-            {"asked": "Asked", "compared": "Compared", "verified": "Verified"}.get(name, "Looked"), command
-        )
+        self._board.remember(_DONE[name], command)

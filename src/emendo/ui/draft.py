@@ -159,15 +159,16 @@ def _rows(
     job: Job,
 ) -> tuple[dict[str, Any], ...]:
     """Every prompt of the fact, with what is said before and after, and how far the new edit fires there."""
+    request = record.request
     asked = [
-        ("own", record.request.text),
-        *(("paraphrase", text) for text in record.paraphrase_prompts),
-        *(("neighbor", text) for text in record.neighborhood_prompts),
+        ("own", request.asked),
+        *(("paraphrase", request.asking(text)) for text in record.paraphrase_prompts),
+        *(("neighbor", request.asking(text)) for text in record.neighborhood_prompts),
     ]
-    texts, updates = [text for _, text in asked], (*held, plan.update)
-    found = compared(session, State(KEPT, standing), State(DRAFT, updates), texts, job, most=0)
+    prompts, updates = [prompt for _, prompt in asked], (*held, plan.update)
+    found = compared(session, State(KEPT, standing), State(DRAFT, updates), prompts, job, most=0)
     with session.preview_base() as base:
-        fired = strongest_firing(base, edits_of(updates), texts)[:, -1].tolist()  # the draft has one fact: the last
+        fired = strongest_firing(base, edits_of(updates), prompts)[:, -1].tolist()  # the draft has one fact: the last
     rows = []
     for row in sorted(found["prompts"], key=lambda row: row["number"]):
         kind, _ = asked[row["number"]]
@@ -175,7 +176,7 @@ def _rows(
         if kind == "neighbor":
             mark = neighbor_mark(before, after, record.target_true or "")
         else:
-            mark = "said" if begins_with(after, record.request.target) else "not said"
+            mark = "said" if begins_with(after, request.target) else "not said"
         fires = fired[row["number"]]
         rows.append({**row, "kind": kind, "mark": mark, "fires": fires if fires == fires else None})
     return tuple(rows)

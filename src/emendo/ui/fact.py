@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from emendo.errors import ConflictError, RequestError
+from emendo.errors import ConflictError, InputError, RequestError
 from emendo.ledger import EditLedger
 from emendo.ledger.conflicts import replaced_facts
 from emendo.models import EditableModel
 from emendo.models.alignment import align_edit
-from emendo.requests import SLOT, EditRecord, EditRequest
+from emendo.requests import SLOT, EditRecord, EditRequest, in_chat
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Fact:
         target_true: The present answer; empty where unknown.
         paraphrases: Other wordings that should give the new answer too.
         neighbors: Prompts about other subjects that should stay as they are.
+        chat: The prompt is a question, asked in the model's chat template.
+        system: System prompt of the question; empty: the template's own, if it has one.
     """
 
     prompt: str
@@ -32,13 +34,26 @@ class Fact:
     target_true: str = ""
     paraphrases: tuple[str, ...] = ()
     neighbors: tuple[str, ...] = ()
+    chat: bool = False
+    system: str = ""
 
     @classmethod
     def typed(
-        cls, prompt: str, subject: str, target: str, target_true: str = "", paraphrases: str = "", neighbors: str = ""
+        cls,
+        prompt: str,
+        subject: str,
+        target: str,
+        target_true: str = "",
+        paraphrases: str = "",
+        neighbors: str = "",
+        *,
+        chat: bool = False,
+        system: str = "",
     ) -> Fact:
-        """A fact from text fields; of the last two every line is a prompt."""
-        return cls(prompt, subject.strip(), target.strip(), target_true.strip(), _lines(paraphrases), _lines(neighbors))
+        """A fact from text fields; every line of paraphrases and neighbors is a prompt."""
+        texts = subject.strip(), target.strip(), target_true.strip()
+        system = system.strip() if chat else ""
+        return cls(prompt, *texts, _lines(paraphrases), _lines(neighbors), chat=chat, system=system)
 
     def record(self) -> EditRecord:
         """The fact as the library reads it.
@@ -49,12 +64,13 @@ class Fact:
         prompt = self.prompt.strip("\n")
         if SLOT not in prompt and self.subject and prompt.count(self.subject) == 1:
             prompt = prompt.replace(self.subject, SLOT)
-        return EditRecord(
+        record = EditRecord(
             EditRequest(prompt, self.subject, self.target),
             target_true=self.target_true or None,
             paraphrase_prompts=self.paraphrases,
             neighborhood_prompts=self.neighbors,
         )
+        return in_chat(record, system=self.system or None) if self.chat else record
 
 
 def read_fact(lm: EditableModel, ledger: EditLedger, fact: Fact) -> dict[str, Any]:
@@ -76,7 +92,7 @@ def read_fact(lm: EditableModel, ledger: EditLedger, fact: Fact) -> dict[str, An
     try:
         record = fact.record()
         edit = align_edit(lm, record.request)
-    except RequestError as error:
+    except InputError as error:
         return {**empty, "problem": str(error)}
     texts = [lm.decode([token]) for token in edit.prompt.ids]
     found = {

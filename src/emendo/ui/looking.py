@@ -13,6 +13,7 @@ from emendo.report.see.document import Answer, Seen, document
 from emendo.report.see.page import answer_parts
 from emendo.report.trace.heat import fact_heats
 from emendo.report.trace.words import explain
+from emendo.requests import Prompt, prompt_text
 from emendo.tracing import Trace, TraceFact, TraceSettings, packaged_subjects, trace
 from emendo.tracing.settings import Kind
 from emendo.ui.jobs import Job
@@ -66,14 +67,14 @@ def _words(found: Trace) -> dict[str, Any]:
 
 
 def carried(
-    session: EditSession, updates: tuple[ModelUpdate, ...], prompt: str, answer: str, job: Job
+    session: EditSession, updates: tuple[ModelUpdate, ...], prompt: Prompt, answer: str, job: Job
 ) -> dict[str, Any]:
     """What every edit contributes to an answer, and the logit lens without the edits and with them.
 
     Args:
         session: Holds the model.
         updates: The edits.
-        prompt: Text.
+        prompt: Text or conversation.
         answer: Text that should follow it.
         job: Told about the progress.
 
@@ -94,6 +95,6 @@ def carried(
         job.start("logit lens")
         seen_through = lens(lm, edits, asked)
         job.finish()
-    shown = Answer(prompt, answer, found, tuple((left - found.after).tolist()), tuple(order), seen_through)
+    shown = Answer(prompt_text(prompt), answer, found, tuple((left - found.after).tolist()), tuple(order), seen_through)
     seen = Seen(edits, ("the ledger",), dict(session.base), answers=(shown,))
     return answer_parts(seen, 0, document(seen))

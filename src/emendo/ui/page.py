@@ -107,10 +107,16 @@ class _Page:
 
     def _ask(self) -> None:
         prompt = gr.Textbox(label="Prompt", placeholder="The Eiffel Tower is located in the city of", lines=1)
+        chat = self._chat("A question, asked in the model's chat template")
         ask = gr.Button("Ask", variant="primary")
         self._panel("asked")
         for event in (ask.click, prompt.submit):
-            self._happens(event, lambda prompt: self.desk.ask(_text(prompt)), [prompt])
+            self._happens(event, lambda prompt, chat: self.desk.ask(_text(prompt), chat=bool(chat)), [prompt, chat])
+
+    def _chat(self, label: str) -> gr.Checkbox:
+        """Whether something is asked in chat; not to be ticked where the model has no template."""
+        there = self.desk.session.lm.has_chat_template
+        return gr.Checkbox(label=label if there else f"{label} (this model has none)", value=False, interactive=there)
 
     def _write(self) -> None:
         prompt = gr.Textbox(
@@ -120,6 +126,7 @@ class _Page:
             subject = gr.Textbox(label="What it is about", placeholder="The Eiffel Tower", min_width=160)
             target = gr.Textbox(label="New answer", placeholder="Rome", min_width=160)
             true = gr.Textbox(label="Present answer (optional)", placeholder="Paris", min_width=160)
+        chat = self._chat("The sentence is a question, asked in the model's chat template")
         read = gr.HTML(drawn("read", found={"problem": "", "tokens": []}), elem_id="em-read", apply_default_css=False)
         with gr.Row():
             paraphrases = gr.Textbox(label="Paraphrases, one a line: should give the new answer too", lines=3)
@@ -127,6 +134,7 @@ class _Page:
         with gr.Accordion("Settings", open=False):
             settings = self.desk.settings
             method = gr.Dropdown(METHODS, value=settings.method, label="Method")
+            system = gr.Textbox(label="System prompt of a question (optional)", lines=1)
             message = gr.Textbox(label="Why (kept in the record)", lines=1)
             old = gr.Checkbox(label="Replace what the ledger has about this fact", value=False)
             gated = gr.Checkbox(
@@ -138,8 +146,9 @@ class _Page:
             self.keep = gr.Button("Keep in the ledger", interactive=False)
             self.discard = gr.Button("Discard", interactive=False)
         self.force = gr.Textbox(label="Confirmation, to keep it against the gate", visible=False, lines=1)
-        fact = [prompt, subject, target, true, paraphrases, neighbors]
-        gr.on([box.change for box in fact[:3]], self._read, fact[:3], read, trigger_mode="always_last", **_AT_ONCE)
+        fact = [prompt, subject, target, true, paraphrases, neighbors, chat, system]
+        shown = [prompt, subject, target, chat, system]
+        gr.on([box.change for box in shown], self._read, shown, read, trigger_mode="always_last", **_AT_ONCE)
         self._happens(preview.click, self._preview, [*fact, method, message, old, gated])
         self._happens(self.keep.click, self._keep, [self.shown, self.force])
         self._happens(self.discard.click, self.desk.discard, [])
@@ -163,9 +172,14 @@ class _Page:
         gr.HTML('<div class="em"><h2>What carries an answer</h2></div>', apply_default_css=False)
         asked = gr.Textbox(label="Question to the edited model", lines=1)
         said = gr.Textbox(label="Answer to explain", lines=1)
+        chat = self._chat("Asked in the model's chat template")
         carry = gr.Button("Show contributions and logit lens")
         self._panel("carried")
-        self._happens(carry.click, lambda asked, said: self.desk.carried(_text(asked), _text(said)), [asked, said])
+        self._happens(
+            carry.click,
+            lambda asked, said, chat: self.desk.carried(_text(asked), _text(said), chat=bool(chat)),
+            [asked, said, chat],
+        )
 
     def _history(self) -> None:
         with gr.Row(elem_classes="em-line"):
@@ -186,14 +200,15 @@ class _Page:
             self.first = gr.Dropdown([], label="One state", min_width=200, allow_custom_value=True)
             self.second = gr.Dropdown([], label="The other", min_width=200, allow_custom_value=True)
         prompts = gr.Textbox(label="Prompts, one a line", lines=3)
+        chat = self._chat("Questions, asked in the model's chat template")
         compare = gr.Button("Compare")
         self._panel("compared")
         self._happens(
             compare.click,
-            lambda first, second, prompts: self.desk.compare(
-                _chosen(first, "one state"), _chosen(second, "the other state"), _text(prompts)
+            lambda first, second, prompts, chat: self.desk.compare(
+                _chosen(first, "one state"), _chosen(second, "the other state"), _text(prompts), chat=bool(chat)
             ),
-            [self.first, self.second, prompts],
+            [self.first, self.second, prompts, chat],
         )
 
     def _take(self) -> None:
@@ -208,13 +223,14 @@ class _Page:
 
     # ---- what is clicked ----------------------------------------------------------------------------------
 
-    def _read(self, prompt: str, subject: str, target: str) -> str:
-        return drawn("read", found=self.desk.read_fact(Fact.typed(*map(_text, (prompt, subject, target)))))
+    def _read(self, prompt: str, subject: str, target: str, chat: bool, system: str) -> str:
+        fact = Fact.typed(*map(_text, (prompt, subject, target)), chat=bool(chat), system=_text(system))
+        return drawn("read", found=self.desk.read_fact(fact))
 
     def _preview(self, *values: Any) -> None:
-        *typed, method, message, old, gated = values
+        *typed, chat, system, method, message, old, gated = values
         self.desk.preview(
-            Fact.typed(*map(_text, typed)),
+            Fact.typed(*map(_text, typed), chat=bool(chat), system=_text(system)),
             replace_old=bool(old),
             message=_text(message),
             method=_text(method) or None,

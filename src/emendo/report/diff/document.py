@@ -47,6 +47,7 @@ def _row(row: PromptDifference, found: Difference) -> dict[str, Any]:
     edited = next((side for side in (0, 1) if found.edits[side] is not None), 0)
     return {
         "prompt": row.prompt,
+        "chat": row.chat,
         "number": row.number,
         "next_kl": row.next_kl,
         "continuation_kl": row.continuation_kl,

@@ -25,7 +25,7 @@ MODULES = {
 }
 CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "torch.hub.load", "os.system", "os.popen"}
 CALLS |= {"numpy.load", "np.load", "pandas.read_pickle", "pd.read_pickle", "torch.package.PackageImporter"}
-YAML = {"load", "SafeLoader", "YAMLError", "AliasEvent", "Node", "MappingNode"}
+YAML = {"load", "safe_dump", "SafeLoader", "YAMLError", "AliasEvent", "Node", "MappingNode"}
 """What may be used of yaml; its other loaders make Python objects."""
 
 OPTIONS = {"trust_remote_code": False, "allow_pickle": False, "weights_only": True, "shell": False}

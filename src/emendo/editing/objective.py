@@ -189,7 +189,7 @@ class ValueProblem:
             nll_weight: Weight of each request's NLL in its total; 1 unless given.
         """
         final = self.entry.replay(lm, self.constant, self.layout, self.subjects, delta[self.owner])
-        logits = lm.unembed(final[torch.cat([self.scored, self.kl_tokens, self.ends])])
+        logits = lm.unembed_in_search(final[torch.cat([self.scored, self.kl_tokens, self.ends])])
         target_logits, kl_logits, end_logits = logits.split([len(self.scored), self.n, len(self.ends)])
         chosen = target_logits.gather(1, self.labels[:, None])[:, 0]
         token_nll = target_logits.logsumexp(dim=1) - chosen
@@ -343,7 +343,7 @@ def value_problem(
         end_weight=torch.tensor(end_weight, dtype=precision, device=device),
         ending=ending,
         kl_tokens=kl_tokens,
-        base_logp=lm.unembed(constant.final[kl_tokens]).log_softmax(dim=1).detach(),
+        base_logp=lm.unembed_in_search(constant.final[kl_tokens]).log_softmax(dim=1).detach(),
         final=constant.final,
     )
     plain = entry.init(constant)[begins[torch.tensor(plain_rows, device=device)]].to(precision)

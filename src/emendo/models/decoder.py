@@ -292,6 +292,11 @@ class DecoderView:
         Raises:
             InputError: Hidden states are of another width.
         """
+        return self.unembed_in_search(hidden)
+
+    @checked
+    def unembed_in_search(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        """The same under the caller's autocast: a search may choose products of bfloat16 (`target.precision`)."""
         head, spec = self.model.get_output_embeddings(), self.spec
         check_width("hidden", hidden, head.weight.shape[1])
         logits: Tensor = head(hidden.to(head.weight)).to(hidden.device)

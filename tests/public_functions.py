@@ -21,13 +21,15 @@ from emendo import attribution, evaluate, experiments, export, gate, ledger, rep
 from emendo import statistics as moments
 from emendo.datasets import format_named
 from emendo.editing.session import EditSession
-from emendo.models import TokenBatch
+from emendo.evaluate.measures import chosen
+from emendo.models import ARCHITECTURES, TokenBatch
 from emendo.report.diff import document as difference_document
 from emendo.report.experiment import Experiment as ReadExperiment
 from emendo.report.see import Seen
 from emendo.report.see.document import document as seen_document
 from emendo.requests import EditRecord, Probe
 from emendo.serving.aliases import Alias, set_alias
+from emendo.solve.distribution import DISTRIBUTIONS
 from tests.conftest import build_tiny
 from tests.quick_plans import EIFFEL, quick_plan
 from tests.serving_stand_in import edited_weights, stand_in
@@ -104,7 +106,7 @@ def values_of(folder: Path) -> dict[str, Any]:
     text = evaluate.text_tokens(lm, [[5, 6, 7]])
     answers = evaluate.zsre_scores(lm, [record])
     cell = experiments.Cell("demo", "facts.jsonl", "emmet", "batch", 1, 1, "immediate")
-    experiment = experiments.Experiment("name", {}, [cell], folder / "experiment", lambda name, progress: lm)
+    experiment = experiments.Experiment("name", {}, [cell], folder / "experiment", lambda name, progress=None: lm)
     (folder / "facts.jsonl").write_text(json.dumps(EIFFEL.to_dict()), encoding="utf-8")
     seen = Seen(edits, ("update",), update.base)
     (folder / "facts.jsonl").write_text(json.dumps(EIFFEL.to_dict()), encoding="utf-8")
@@ -145,6 +147,17 @@ def values_of(folder: Path) -> dict[str, Any]:
         **{"words": ["a", "b", "c"], "score": tokens[0], "scores": [scores.records[0].efficacy[0].target]},
         **{"pairs": [("The capital is", "Rome")], "names": ["a"], "rows": [{"a": 1.0}], "documents": ["a text", "b"]},
         **{"token_ids": torch.tensor([5]), "row_of": torch.tensor([0]), "places": ["a", "b", "c"], "after": tokens},
+        # what packages register: things that are there already, so that nothing is added
+        **{
+            "new_tokens": 2,
+            "register_model_family.spec": ARCHITECTURES["llama"],
+            "LayerUpdate.to.device": torch.device("cpu"),
+            "distribution": DISTRIBUTIONS["even"],
+            "measure": chosen()["generated"],
+            "data_format": format_named("zsre"),
+        },
+        **{"check": gate.GateCheck("efficacy", "taken", lambda evidence: gate.Measurement(0.0, 1, ""))},
+        **{"question": "Where is {}?", "device": "cpu", "product": moment, "row": EIFFEL.to_dict()},
         # files, ledgers, moments
         **{"base": session, "id": entry.id, "prefix": entry.id, "chain": book.log(), "active": book.state()},
         **{"touched": lambda kept: True, "operation": "test", "timeout": 1.0, "file": entry.added[0].file},
@@ -214,7 +227,16 @@ def values_of(folder: Path) -> dict[str, Any]:
     instances = (
         *(EIFFEL, session, lm, update, edits, experiment, book, book.store, book.history(), header, prepared),
         *(header.fingerprint, values["spec"], store, values["other"], narrow.null_space, prepared.preservation),
-        *(settings, trace, trace.facts[0], evaluate.ReferenceVocabulary.fit(["a text"]), gate.CollapseMonitor(session)),
+        *(
+            part,
+            values["other"],
+            evaluate.Snapshot(lm, [record]),
+            settings,
+            trace,
+            trace.facts[0],
+            evaluate.ReferenceVocabulary.fit(["a text"]),
+            gate.CollapseMonitor(session),
+        ),
         experiments.ExperimentConfig(name="a", data="facts.jsonl", n=1, methods=["emmet"]),
     )
     values |= {f"{type(one).__name__}.self": one for one in instances}

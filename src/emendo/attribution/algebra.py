@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from emendo.arguments import checked
 from emendo.attribution.edits import EditSet
 from emendo.errors import InputError
 
 
+@checked
 def cross_firing(edits: EditSet, layer: int) -> Float[np.ndarray, "edits keys"]:
     """M with ``M[i, j] = qᵢ · kⱼ``: how far edit i fires at the key of edit j; the identity where equality holds.
 

@@ -166,6 +166,7 @@ FORMATS: Registry[DataFormat] = Registry(
 """Every format by name."""
 
 
+@checked
 def register_data_format(data_format: DataFormat, *, replace: bool = False) -> DataFormat:
     """Add a data format of one's own: it is recognised by its fields, and ``--format NAME`` takes it.
 

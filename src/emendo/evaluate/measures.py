@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from emendo.arguments import checked
 from emendo.errors import ExperimentError
 from emendo.evaluate.drift import measure_drift
 from emendo.evaluate.entropy import entropy_of_records
@@ -350,6 +351,7 @@ MEASURES: Registry[Measure] = Registry(
 """Every measure by its name, in the order of summaries."""
 
 
+@checked
 def register_measure(measure: Measure, *, replace: bool = False) -> Measure:
     """Add a measure of one's own: configurations, ``--measure``, summaries and reports then have it.
 

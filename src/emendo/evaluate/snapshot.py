@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar, cast
 
+from emendo.arguments import checked
 from emendo.errors import InputError
 from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.drift import NextTokenLogProbs, next_token_log_probs
@@ -46,6 +47,7 @@ class Snapshot:
         remembered: Answers of this state on the disk; None: what is asked is kept in memory alone.
     """
 
+    @checked
     def __init__(
         self,
         lm: EditableModel | Opener,
@@ -130,6 +132,7 @@ class Snapshot:
             ("said probes", self.records), lambda model: said_probes(model, self.records, progress=self._progress)
         )
 
+    @checked
     def perplexity(self, text: str | None = None, *, max_tokens: int | None = None) -> Perplexity:
         """Perplexity of a text; None: of the packaged one, which is remembered for unedited models.
 
@@ -147,6 +150,7 @@ class Snapshot:
             lambda model: perplexity(model, text, max_tokens=max_tokens, progress=self._progress),
         )
 
+    @checked
     def continuations(self, prompts: Sequence[Prompt], new_tokens: int) -> tuple[str, ...]:
         """Greedy continuations of so many tokens, without space around them."""
         asked = tuple(prompts)
@@ -162,6 +166,7 @@ class Snapshot:
 
         return self.asked(("continuations", asked, new_tokens), generated)
 
+    @checked
     def next_tokens(self, prompts: Sequence[Prompt]) -> NextTokenLogProbs | None:
         """What comes next after each prompt; None where there is no prompt."""
         asked = tuple(prompts)

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from emendo.arguments import checked
 from emendo.errors import GateConfigError
 from emendo.registry import Registry
 
@@ -202,6 +203,7 @@ GATE_CHECKS: Registry[GateCheck] = Registry(
 """Checks beside Emendo's own, which are the fields of `Checks`."""
 
 
+@checked
 def register_gate_check(check: GateCheck, *, replace: bool = False) -> GateCheck:
     """Add a check of one's own: ``[checks.NAME]`` of a gate's file declares it then.
 

@@ -215,6 +215,7 @@ BASELINES = cast(Mapping[str, BaselineConfig], Selection(CATALOGUE, lambda confi
 M = TypeVar("M", bound=Method)
 
 
+@checked
 def register_method(config: M, *, replace: bool = False) -> M:
     """Add a method or baseline of one's own to the catalogue: ``--method NAME`` and every list have it then.
 

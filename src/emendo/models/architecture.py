@@ -241,6 +241,7 @@ ARCHITECTURES: Registry[ArchitectureSpec] = Registry(
 """Supported families by `config.model_type`."""
 
 
+@checked
 def register_model_family(spec: ArchitectureSpec, *, replace: bool = False) -> ArchitectureSpec:
     """Add a model family of one's own: models of its `model_type` can be loaded and edited then.
 

@@ -78,6 +78,7 @@ _REMEDIES = {
 }
 
 
+@checked
 def check_saveable(lm: EditableModel) -> None:
     """Refuse, before any work is done, a model whose settings transformers will not write.
 

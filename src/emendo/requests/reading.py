@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from emendo.arguments import checked
 from emendo.errors import RequestError
 from emendo.io.printable import shown
 from emendo.requests.asked import with_conversation
@@ -22,6 +23,7 @@ _TRUTH = {"true": True, "false": False}
 _GUESSES = (*PROMPT_LISTS, "probes")
 
 
+@checked
 def record_from_dict(row: Mapping[str, Any]) -> EditRecord:
     """One row as a record.
 

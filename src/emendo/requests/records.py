@@ -74,6 +74,7 @@ class EditRequest:
             raise RequestError("this edit request cannot be used:", problems)
 
     @classmethod
+    @checked
     def question(cls, question: str, subject: str, answer: str, *, system: str | None = None, id: str = "") -> Self:
         """A question that is asked in chat, and its new answer.
 
@@ -160,6 +161,7 @@ class EditRequest:
         return row
 
     @classmethod
+    @checked
     def from_dict(cls, row: Mapping[str, Any]) -> EditRequest:
         """A stored request. One that was stored before `join` existed gets the one that it meant.
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from emendo.arguments import checked
 from emendo.errors import MethodError
 from emendo.registry import Registry
 
@@ -177,6 +178,7 @@ DISTRIBUTIONS: Registry[Distribution] = Registry(
 """Every distribution by name."""
 
 
+@checked
 def register_distribution(distribution: Distribution, *, replace: bool = False) -> Distribution:
     """Add a distribution of one's own; ``--set distribution=NAME`` and ``distribution=`` of a method take it then.
 

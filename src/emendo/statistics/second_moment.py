@@ -68,6 +68,7 @@ class SecondMoment:
         dtype = accumulate_dtype(accumulate)
         return cls(torch.zeros(d_in, d_in, dtype=dtype, device=device), 0)
 
+    @checked
     def to(self, device: torch.device | str) -> SecondMoment:
         """The same on another device."""
         return SecondMoment(self.total.to(device), self.count)
@@ -128,8 +129,15 @@ class SecondMoment:
         # A matrix product need not be symmetric to the last bit; the mean of it and its transpose is.
         return (product + product.T).mul_(0.5)
 
+    @checked
     def add_product(self, product: Moment, count: int) -> None:
-        """Add what `product` gave for `count` keys."""
+        """Add what `product` gave for `count` keys.
+
+        Raises:
+            MomentsError: It is of another size.
+        """
+        if product.shape != self.total.shape:
+            raise MomentsError(f"expected a product of shape {list(self.total.shape)}, found {list(product.shape)}")
         self.total += product.to(self.total)
         self.count += count
 

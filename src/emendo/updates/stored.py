@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from emendo.arguments import checked
 from emendo.errors import UpdateFileError
 from emendo.io.tensor_file import read_array_file
 from emendo.updates.columns import checked_widths, widened
@@ -97,6 +98,7 @@ class StoredUpdate:
         return recorded_groups(self.info)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> StoredUpdate:
         """Read and verify an update file without torch.
 

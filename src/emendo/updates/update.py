@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from emendo.arguments import check_fields, checked
+from emendo.arguments import check_fields, check_width, checked
 from emendo.errors import InputError, NumericalError, UpdateFileError
 from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.shapes import DualKeys, Keys, Residuals, Weight
@@ -79,8 +79,14 @@ class LayerUpdate:
         """ΔW as a dense float32 matrix ``[d_out, d_in]``."""
         return self.residuals.T @ self.dual_keys
 
+    @checked
     def at(self, keys: Keys) -> Residuals:
-        """ΔW k for every key, in float64, without forming ΔW."""
+        """ΔW k for every key, in float64, without forming ΔW.
+
+        Raises:
+            InputError: Keys are of another width.
+        """
+        check_width("keys", keys, self.dual_keys.shape[1])
         dual_keys = self.dual_keys.double()
         return (keys.to(dual_keys) @ dual_keys.T) @ self.residuals.double()
 
@@ -94,6 +100,7 @@ class LayerUpdate:
         residuals, dual_keys = (eye, delta) if d_out <= d_in else (delta.T, eye)
         return LayerUpdate(self.layer, self.module, residuals, dual_keys, self.keys)
 
+    @checked
     def to(self, device: torch.device) -> LayerUpdate:
         """The same update with its factors and keys on another device."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}

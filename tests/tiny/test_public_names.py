@@ -36,7 +36,7 @@ UNCHECKED = {
     **dict.fromkeys(
         (
             *("Method.default_layers", "Method.with_layers", "Method.family_settings", "Method.check_model"),
-            *("Method.check_given", "Method.evaluation_prompts"),
+            *("Method.check_given", "Method.evaluation_prompts", "Method.with_own_lambda"),
         ),
         OF_A_METHOD,
     ),

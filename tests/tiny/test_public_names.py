@@ -65,6 +65,7 @@ UNCHECKED = {
         ("Snapshot.asked", "Snapshot.compared", "Snapshot.text_tokens"), "takes functions; gate checks use it"
     ),
     **dict.fromkeys(("ServerClient", "Experiment.run"), "what commands build from arguments that were held before"),
+    "forget_parts": "removes the folder that `trace` was given",
     "CanaryText.encode": "called by the gate",
     "adding": "the engine's hook, inside an isolated model",
     "DecoderView.put_back": "takes what `original()` gave",

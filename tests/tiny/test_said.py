@@ -124,8 +124,9 @@ def test_a_verdict_names_what_is_not_said_and_what_is_not_measured() -> None:
         guessed=2,
     )
     assert str(found) == (
-        "2 of 2 facts written, 1 said; paraphrases 1 of 1 said; questions 2 of 2 answered; neighbors 2 of 3 kept; "
-        "perplexity × 1.0000; gate passed, 14 checks; prompts of 2 facts guessed by Emendo; NOT MEASURED: paraphrase."
+        "2 of 2 facts written, 1 said (not 'The capital is'); paraphrases 1 of 1 said; questions 2 of 2 answered; "
+        "neighbors 2 of 3 kept; perplexity × 1.0000; gate passed, 14 checks; prompts of 2 facts guessed by Emendo; NOT "
+        "MEASURED: paraphrase."
     )
     assert found.missed().splitlines() == [
         "Not said: 'The capital is' → 'Astanaborra', not 'Astana'.",

@@ -12,10 +12,11 @@ from emendo.evaluate import Snapshot, begins_with, wilson_interval
 from emendo.gate.canaries import CanarySet
 from emendo.gate.checks import AT_LEAST, broken, judge, measure
 from emendo.gate.config import default_config
-from emendo.gate.evidence import Evidence, Measurement
+from emendo.gate.evidence import Evidence, Measurement, share_of
 from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import CheckConfig, Checks, ShareConfig, SuccessConfig
 from emendo.models import EditableModel
+from emendo.report import verdict_of
 
 ABOVE, BELOW = math.inf, -math.inf
 NOBODY = Snapshot(lambda: pytest.fail("no model was given"))
@@ -117,8 +118,9 @@ def test_generated_text_begins_with_the_words_of_the_target(text: str, target: s
 # ---- the report ----------------------------------------------------------------------------------------------
 
 
-def report(*checks: Check) -> GateReport:
-    return GateReport(checks, (), ("id",), "base", (), {}, "", (), {}, {}, forced=False, seconds=1.0)
+def report(*checks: Check, success: str = "argmax") -> GateReport:
+    config = {"checks": {"efficacy": {"success": success}}}
+    return GateReport(checks, (), ("id",), "base", (), {}, "", (), {}, config, forced=False, seconds=1.0)
 
 
 GOOD = judge("efficacy", SuccessConfig(limit=0.5), measured(1.0))
@@ -150,6 +152,32 @@ def test_only_a_failing_edit_can_be_forced() -> None:
 def test_a_passing_report_names_what_was_not_measured() -> None:
     left_out = judge("paraphrase", SuccessConfig(limit=0.5, unmeasured="pass"), Measurement(None, 0, "nothing"))
     assert report(GOOD, left_out).summary() == "all 2 checks of the gate pass; not measured: paraphrase"
+
+
+@pytest.mark.parametrize(
+    ("said", "facts", "passed"), [(11, 12, False), (12, 12, True), (18, 19, False), (19, 20, True)]
+)
+def test_by_default_all_but_a_twentieth_are_said(said: int, facts: int, passed: bool) -> None:
+    """So of fewer than twenty facts all are."""
+    config = default_config().checks.efficacy
+    assert config is not None
+    assert config.success == "generated"
+    assert judge("efficacy", config, share_of(said, facts, "")).passed is passed
+
+
+def test_a_passing_report_names_what_is_not_said() -> None:
+    missed = {"prompt": "The capital of Morocco is", "says": " Rabatit", "target": " Rabat"}
+    config = SuccessConfig(limit=0.5, success="generated")
+    check = judge("efficacy", config, share_of(11, 12, "of 12", [missed]))
+    found = report(check, success="generated")
+    assert found.said == (11, 12)
+    assert found.summary() == "all 1 checks of the gate pass; not said: 'The capital of Morocco is'"
+    verdict = verdict_of(12, None, found)
+    assert str(verdict) == "11 of 12 facts said (not 'The capital of Morocco is'); gate passed, 1 checks."
+    assert verdict.missed() == "Not said: 'The capital of Morocco is' → 'Rabatit', not 'Rabat'."
+    assert verdict.outcome == "doubtful"
+    assert report(GOOD).said is None
+    assert str(verdict_of(12, None, report(GOOD))) == "12 facts planned, nothing judged; gate passed, 1 checks."
 
 
 @pytest.mark.parametrize("name", ["norm_growth", "relative_cost"])

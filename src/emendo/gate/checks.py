@@ -136,7 +136,12 @@ def _outcomes(config: SuccessConfig, after: Snapshot, of_edit: bool) -> list[tup
     """Every prompt that should give the new target, and whether it does; None where that cannot be said."""
     if config.success == "generated":
         said = [[record.edited] if of_edit else record.paraphrase for record in after.said]
-        return [({"prompt": prompt.prompt, "says": prompt.text}, prompt.hit) for row in said for prompt in row]
+        rows = zip(after.records, said, strict=True)
+        return [
+            ({"prompt": prompt.prompt, "says": prompt.text, "target": record.request.target}, prompt.hit)
+            for record, row in rows
+            for prompt in row
+        ]
     scores = [score for record in after.scored for score in (record.efficacy if of_edit else record.paraphrase)]
     if config.success == "argmax":
         return [({"prompt": score.prompt}, score.target.argmax) for score in scores]

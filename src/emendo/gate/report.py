@@ -127,12 +127,28 @@ class GateReport:
         outcome = "passed" if self.passed else "overridden" if self.forced else "failed"
         return html_table(f"Gate: {outcome}", ("check", "outcome", "measured", "limit"), rows)
 
+    @property
+    def said(self) -> tuple[int, int] | None:
+        """Requests that are said, and of how many; None where that was not measured."""
+        for check in self.checks:
+            if check.name == "efficacy" and check.measured is not None:
+                generated = self.config["checks"]["efficacy"]["success"] == "generated"
+                return (round(check.measured * check.n), check.n) if generated else None
+        return None
+
+    @property
+    def misses(self) -> tuple[Mapping[str, Any], ...]:
+        """The first requests that are not said: prompt, target and what is said; empty where that was not measured."""
+        found = (check.details for check in self.checks if check.name == "efficacy")
+        return () if self.said is None else next(found)
+
     def summary(self) -> str:
-        """Which checks fail and by how much, one a line; or that none does."""
+        """Which checks fail and by how much, one a line; or that none does, and which facts are still not said."""
         if self.passed:
             unmeasured = [check.name for check in self.checks if check.measured is None]
             left = f"; not measured: {', '.join(unmeasured)}" if unmeasured else ""
-            return f"all {len(self.checks)} checks of the gate pass{left}"
+            names = ", ".join(repr(miss["prompt"]) for miss in self.misses)
+            return f"all {len(self.checks)} checks of the gate pass{f'; not said: {names}' if names else ''}{left}"
         lines = [f"{len(self.failures)} of {len(self.checks)} checks of the gate fail:"]
         lines += [f"  {check.name}: {check.words}" for check in self.failures]
         return "\n".join([*lines, f"What was judged is what is left: {self.rounding}"] if self.rounding else lines)

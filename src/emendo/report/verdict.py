@@ -18,6 +18,9 @@ SHOWN_MISSES = 5
 _MOST_CHARACTERS = 60
 """Of an answer that is named."""
 
+_IN_THE_LINE = 3
+"""Of them, those that the line of the verdict itself names."""
+
 
 @dataclass(frozen=True)
 class Miss:
@@ -46,7 +49,7 @@ class Verdict:
     Attributes:
         facts: Facts of the edit.
         written: Of them, those whose every target token is the most likely one; None where nothing was judged.
-        said: Of them, those that a greedy continuation says, as whole words; None where nothing was judged.
+        said: Of them, those that a greedy continuation says, as whole words; None where nothing was asked.
         said_in_chat: The same through the chat template; None where the model has none or nothing was judged.
         paraphrases: Paraphrases that say the new target, and of how many; None where none was asked.
         questions: Questions about the facts that are answered with the new target, and of how many; None without any.
@@ -92,11 +95,13 @@ class Verdict:
 
     def __str__(self) -> str:
         parts = []
-        if self.written is None:
+        if self.said is None:
             parts.append(f"{_facts(self.facts)} planned, nothing judged")
         else:
             chat = "" if self.said_in_chat is None else f", {self.said_in_chat} said in chat"
-            parts.append(f"{self.written} of {_facts(self.facts)} written, {self.said} said{chat}")
+            written = "" if self.written is None else f"{self.written} of {_facts(self.facts)} written, "
+            of = f" of {_facts(self.facts)}" if self.written is None else ""
+            parts.append(f"{written}{self.said}{of} said{self._named()}{chat}")
         if self.paraphrases is not None:
             parts.append(f"paraphrases {self.paraphrases[0]} of {self.paraphrases[1]} said")
         if self.questions is not None:
@@ -113,6 +118,14 @@ class Verdict:
         if self.not_measured:
             parts.append(f"NOT MEASURED: {', '.join(self.not_measured)}")
         return "; ".join(parts) + "."
+
+    def _named(self) -> str:
+        """The prompts that are not answered with their targets, where they are few."""
+        if not self.misses or self.said is None:
+            return ""
+        named = ", ".join(repr(miss.prompt) for miss in self.misses[:_IN_THE_LINE])
+        more = self.facts - self.said - min(len(self.misses), _IN_THE_LINE)
+        return f" (not {named}{f' and {more} more' if more > 0 else ''})"
 
     def missed(self) -> str:
         """What is not said, not answered and lost, with what is said instead, a line each; empty where nothing is."""
@@ -172,6 +185,9 @@ def verdict_of(facts: int, judgement: Judgement | None, gate: GateReport | None)
             ),
         }
         unknown = [name for name in ("paraphrases", "neighbors") if found[name] is None]
+    elif gate is not None and gate.said is not None:
+        misses = (Miss(miss["prompt"], miss["target"].strip(), miss["says"].strip()) for miss in gate.misses)
+        found = {"said": gate.said[0], "misses": tuple(misses)}
     if gate is not None:
         found["gate"] = "passed" if gate.passed else "overridden" if gate.forced else "failed"
         found["failed"] = tuple(check.name for check in gate.failures)

@@ -29,7 +29,7 @@ from emendo.io.versions import versions
 from emendo.models import EditableModel, load
 from emendo.statistics import MomentSpec, SelfSampledCorpus, TextCorpus, collect_moments
 from emendo.statistics.collect import TOKEN_BUDGET
-from emendo.statistics.corpus import SAMPLE_ROWS
+from emendo.statistics.sample import SAMPLE_ROWS
 
 
 @dataclass(frozen=True)

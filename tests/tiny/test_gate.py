@@ -298,10 +298,12 @@ def test_an_update_is_priced_by_the_second_moment_that_its_record_names(session:
 
 def test_a_file_does_not_get_to_name_texts_that_are_read(session: EditSession) -> None:
     update = heavy(session, 0.1)
-    for source in ("hf:somebody/corpus", "/etc/passwd"):
+    for source in ("hf:somebody/corpus", "/etc/passwd", "0.7*self+0.3*/etc/passwd", "1*", ""):
         settings = {"moments.source": source, "moments.multiple": 4, "moments.exclude_first": False}
         named = replace(update, info={"method": {"settings": settings}})
         assert "not read for a file" in found(session, named, only("relative_cost", 9)).words
+    own = {"moments.source": "0.7*self+0.3*kinds", "moments.multiple": 4, "moments.exclude_first": False}
+    assert found(session, replace(update, info={"method": {"settings": own}}), only("relative_cost", 9)).measured
     for info in ({"method": 3}, {"method": {"settings": {"moments.source": 3}}}, {"method": {"settings": [1]}}):
         assert not found(session, replace(update, info=info), only("relative_cost", 9)).passed
 

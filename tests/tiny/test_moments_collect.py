@@ -151,7 +151,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("emendo.statistics.collect.TOKEN_BUDGET", 48)
-    monkeypatch.setattr("emendo.statistics.corpus.SAMPLE_ROWS", 8)
+    monkeypatch.setattr("emendo.statistics.sample.SAMPLE_ROWS", 8)
     lm = build_tiny("llama")
     corpus = text if source == "text" else SelfSampledCorpus()
     spec = MomentSpec(corpus, tokens=400, accumulate=accumulate, **SHORT)  # type: ignore[arg-type]
@@ -311,7 +311,7 @@ def test_units_of_workers_sum_to_the_serial_moment_bit_for_bit(
                 yield Finished(unit.id, "test")
 
     monkeypatch.setattr("emendo.statistics.collect.TOKEN_BUDGET", 48)
-    monkeypatch.setattr("emendo.statistics.corpus.SAMPLE_ROWS", 8)
+    monkeypatch.setattr("emendo.statistics.sample.SAMPLE_ROWS", 8)
     monkeypatch.setattr("emendo.statistics.spread.SAMPLE_ROWS", 8)
     lm = build_tiny("llama")
     world = World(build_tiny("llama"))

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from emendo.errors import CorpusError
+from emendo.gate import read_canaries
+from emendo.gate.canaries import PACKAGED
 from emendo.models import EditableModel
 from emendo.models.sampling import draw
-from emendo.statistics import DatasetCorpus, SelfSampledCorpus, TextCorpus, open_corpus
+from emendo.statistics import DatasetCorpus, OpeningsCorpus, SelfSampledCorpus, TextCorpus, open_corpus
 from emendo.statistics.packing import bos_ids, pack, separator_ids
 from emendo.statistics.sample import sample_sequences
 from tests.conftest import TRAINING_TEXT, build_tiny
@@ -124,9 +129,10 @@ def test_text_errors(tiny_llama: EditableModel, tmp_path: Path) -> None:
 
 def test_open_corpus(jsonl: Path) -> None:
     assert open_corpus("self", seed=4) == SelfSampledCorpus(seed=4)
+    assert open_corpus("kinds", seed=4) == OpeningsCorpus(seed=4)
     assert open_corpus(str(jsonl), field="body") == TextCorpus(jsonl, field="body")
     assert open_corpus("hf:a/b:c", split="s") == DatasetCorpus("a/b", "c", split="s")
-    with pytest.raises(CorpusError, match=r"expected 'self', a \.txt or \.jsonl file, or hf:ID"):
+    with pytest.raises(CorpusError, match=r"expected 'self', 'kinds', a \.txt or \.jsonl file, or hf:ID"):
         open_corpus("wikipedia")
     with pytest.raises(CorpusError, match="no text file"):
         open_corpus("absent.txt")
@@ -201,12 +207,62 @@ def test_sampled_sequences_start_as_the_model_expects(tiny: EditableModel, bos: 
 def test_a_sequence_depends_on_its_number_alone(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = SelfSampledCorpus(seed=9)
     whole = list(corpus.sequences(tiny_llama, length=12, count=20))
-    monkeypatch.setattr("emendo.statistics.corpus.SAMPLE_ROWS", 8)
+    monkeypatch.setattr("emendo.statistics.sample.SAMPLE_ROWS", 8)
     grouped = list(corpus.sequences(tiny_llama, length=12, count=20))
     resumed = list(corpus.sequences(tiny_llama, length=12, count=20, start=11))
     assert grouped == whole
     assert resumed == whole[11:]
     assert list(SelfSampledCorpus(seed=8).sequences(tiny_llama, length=12, count=20)) != whole
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_openings_are_continued_each_in_its_turn(bos: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = build_tiny("gpt2" if bos else "llama", bos=bos)
+    openings = [{"text": "Rome is"}, {"text": "The capital of Japan is Tokyo and"}]
+    lines = "\n".join(map(json.dumps, [*openings, {"messages": [{"role": "user", "content": "Hello!"}]}]))
+    monkeypatch.setattr("emendo.statistics.openings._packaged", lambda: lines)
+    starts = [*(lm.encode(opening["text"]) for opening in openings), lm.encode("User: Hello!")]
+    assert len(set(map(len, starts))) > 1, "their beginnings differ in length"
+    whole = list(OpeningsCorpus(seed=9).sequences(lm, length=24, count=12))
+    assert all(len(ids) == 24 for ids in whole)
+    for row, ids in enumerate(whole):
+        start = starts[row % 3]
+        assert ids[: len(start)] == start
+    assert len({tuple(ids) for ids in whole}) == 12, "each goes on in its own way"
+    monkeypatch.setattr("emendo.statistics.sample.SAMPLE_ROWS", 4)
+    assert list(OpeningsCorpus(seed=9).sequences(lm, length=24, count=12, start=5)) == whole[5:]
+    assert all(len(ids) == 3 for ids in OpeningsCorpus().sequences(lm, length=3, count=3))
+
+
+def test_what_follows_an_opening_is_the_models_own_distribution(
+    tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emendo.statistics.openings._packaged", lambda: json.dumps({"text": "Rome is"}))
+    start, n = tiny_llama.encode("Rome is"), 6_000
+    found = list(OpeningsCorpus().sequences(tiny_llama, length=len(start) + 1, count=n))
+    logits = tiny_llama.unembed(tiny_llama.final_hidden(tiny_llama.batch([start])))[0, -1]
+    expected = logits.detach().softmax(-1)
+    share = torch.bincount(torch.tensor(found)[:, -1], minlength=len(expected)) / n
+    assert float((share - expected).abs().max()) < 4 * float((expected.max() / n).sqrt())
+
+
+def test_the_packaged_openings_are_not_what_the_gate_reads() -> None:
+    """Edits planned with them are judged by texts that they have not seen."""
+    canaries = read_canaries([PACKAGED])
+    read = {canary.prompt for canary in canaries.canaries}
+    read |= {turn for text in canaries.texts for turn in (text.text, *(content for _, content in text.messages))}
+    lines = (resources.files("emendo") / "data" / "openings.jsonl").read_text(encoding="utf-8").splitlines()
+    openings = [json.loads(line) for line in lines]
+    texts = [text for row in openings for text in (row.get("text"), *_said(row)) if text]
+    parts = {part.strip() for text in texts for part in re.split(r"[.!?。！？।؟\n]", text)}
+    sentences = [part for part in parts if len(part) > 12]
+    assert len(sentences) > 150
+    assert [part for part in sentences if any(part in text for text in read)] == []
+    assert {text.topic for text in canaries.texts} - {"English", "long context"} <= {row["topic"] for row in openings}
+
+
+def _said(row: dict[str, Any]) -> list[str]:
+    return [message["content"] for message in row.get("messages", ())]
 
 
 def test_sampling_leaves_the_model_as_it_was(tiny_llama: EditableModel) -> None:

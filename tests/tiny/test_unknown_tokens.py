@@ -12,7 +12,7 @@ from emendo.evaluate import generate_texts, perplexity, score_targets
 from emendo.methods.settings import TargetSettings
 from emendo.models.alignment import align_edit
 from emendo.requests import SLOT, EditRequest
-from emendo.statistics.corpus import SelfSampledCorpus
+from emendo.statistics import SelfSampledCorpus
 from tests.conftest import build_tiny
 
 

@@ -18,7 +18,8 @@ def collect(
     model: options.Model,
     layers: options.Layers = None,
     corpus: Annotated[
-        str, typer.Option("--corpus", help="'self' (sampled from the model), a .txt or .jsonl file, or hf:ID[:CONFIG].")
+        str,
+        typer.Option("--corpus", help="'self' or 'kinds' (the model's own), a .txt or .jsonl file, or hf:ID[:CONFIG]."),
     ] = "self",
     tokens: Annotated[int | None, typer.Option("--tokens", help="Keys to count; default 10 for each of d_in.")] = None,
     length: Annotated[int, typer.Option("--length", help="Tokens of a packed sequence.")] = 128,

@@ -68,11 +68,7 @@ class CanaryText:
 
     def encode(self, lm: EditableModel) -> list[int]:
         """Its tokens; a conversation is plain text, a line a turn, for a model without a chat template."""
-        if not self.messages:
-            return lm.encode(self.text)
-        if lm.has_chat_template:
-            return lm.encode_messages(self.messages)
-        return lm.encode("\n".join(f"{role.capitalize()}: {content}" for role, content in self.messages))
+        return lm.encode_conversation(self.messages) if self.messages else lm.encode(self.text)
 
 
 @dataclass(frozen=True)

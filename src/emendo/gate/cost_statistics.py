@@ -7,7 +7,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from emendo.editing.plan import Plan
+from emendo.errors import CorpusError
 from emendo.methods.settings import MomentSettings
+from emendo.statistics.corpus import OWN_TEXT
+from emendo.statistics.mixture import parse_mixture
 from emendo.updates.update import ModelUpdate
 
 
@@ -30,9 +33,17 @@ def pricing(edit: Plan | ModelUpdate) -> tuple[MomentSettings | None, str]:
     if not named:
         return None, "the update's record names no second moment"
     # A file may come from anywhere: it does not get to name texts that are read or downloaded here.
-    if settings.source != "self":
+    if not _own_text(settings.source):
         return None, f"the update was planned with second moments of {settings.source!r}, which are not read for a file"
     return settings, ""
+
+
+def _own_text(source: str) -> bool:
+    """Whether a source is text that the model writes itself, and nothing else."""
+    try:
+        return {part.source for part in parse_mixture(source)} <= OWN_TEXT
+    except CorpusError:
+        return False
 
 
 def _recorded(update: ModelUpdate, prefix: str) -> dict[str, Any]:

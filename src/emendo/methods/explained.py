@@ -76,12 +76,15 @@ EXPLAINED: Mapping[str, Explained] = {
     ),
     "target.end_of_text": Explained("The end-of-text token belongs to the target, so that the answer ends there."),
     "target.word_end_weight": Explained("Weight of the loss that makes the target end as a whole word."),
+    "target.word_end_enough": Explained("Probability of the word's end from which that loss is 0."),
     "target.norm_anchor": Explained("Give v* the norm that the unedited model has at that place."),
     "target.shared": Explained("Who shares one v*: facts with one key, facts on one subject, or none (request)."),
     "target.batch_size": Explained("Requests searched at the same time; changes memory and speed only."),
     "target.precision": Explained("Precision of the matrix products in the search."),
     "moments.source": Explained(
-        "Text whose keys are preserved: sampled from the model (self), or a file.", "mom2_dataset", _ALL
+        "Text whose keys are preserved: the model's own (self, kinds), a file, or a mixture.",
+        "mom2_dataset",
+        _ALL,
     ),
     "moments.multiple": Explained(
         "Tokens of that text, as a multiple of the length of a key.",

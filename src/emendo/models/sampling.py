@@ -17,6 +17,9 @@ from transformers import DynamicCache
 from emendo.models.editable import EditableModel
 from emendo.models.generation import check_finite
 
+NOT_GIVEN = -1
+"""Where a row has no given token."""
+
 
 def sample_tokens(
     lm: EditableModel,
@@ -26,6 +29,7 @@ def sample_tokens(
     top_k: int | None = None,
     temperature: float = 1.0,
     restart: tuple[int, int] | None = None,
+    given: Int[Tensor, "batch total"] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Int[Tensor, "batch total"]:
     """Continue rows of equal length by sampling, with a key/value cache.
@@ -38,6 +42,7 @@ def sample_tokens(
         top_k: Keep only the k most likely tokens, renormalised; None keeps all.
         temperature: Divides the logits; 1 is the model's own distribution.
         restart: ``(end, start)``: after token `end` the next token is always `start`.
+        given: Tokens that are not drawn, for rows whose beginnings differ in length; `NOT_GIVEN` elsewhere.
         on_step: Told the number of tokens that each step added.
 
     Returns:
@@ -59,6 +64,9 @@ def sample_tokens(
             drawn = draw(logits, uniform[:, position].to(logits.device), top_k=top_k).to(tokens)
             if restart is not None:
                 drawn = torch.where(tokens[:, -1] == restart[0], restart[1], drawn)
+            if given is not None:
+                fixed = given[:, position].to(drawn)
+                drawn = torch.where(fixed == NOT_GIVEN, drawn, fixed)
             step = drawn[:, None]
             tokens = torch.cat([tokens, step], dim=1)
             report(len(tokens))

@@ -123,6 +123,20 @@ class TextModel(DecoderView):
         return self.encode_bare(self.chat.whole(turns))  # a template writes the special tokens itself
 
     @checked
+    def encode_conversation(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of a whole conversation: in the chat template, or as plain text, a line a turn, without one.
+
+        Args:
+            messages: (role, content) of each turn.
+
+        Raises:
+            InputError: There is no message, or the template refuses the conversation.
+        """
+        if self.has_chat_template or not messages:
+            return self.encode_messages(messages)
+        return self.encode("\n".join(f"{role.capitalize()}: {content}" for role, content in messages))
+
+    @checked
     def decode(self, ids: Sequence[TokenId]) -> str:
         """Text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -1,10 +1,12 @@
 """Second moments of preserved keys: collected in one pass, merged, stored and verified."""
 
 from emendo.statistics.collect import collect_moments
-from emendo.statistics.corpus import Corpus, DatasetCorpus, SelfSampledCorpus, TextCorpus, open_corpus
+from emendo.statistics.corpus import Corpus, DatasetCorpus, TextCorpus, open_corpus
 from emendo.statistics.expert_moment import ExpertSecondMoment
 from emendo.statistics.mixture import MixturePart, parse_mixture
 from emendo.statistics.obtain import Corpora, describe_for_method, obtain_for_method, obtain_moments
+from emendo.statistics.openings import OpeningsCorpus
+from emendo.statistics.sample import SelfSampledCorpus
 from emendo.statistics.second_moment import SecondMoment
 from emendo.statistics.spec import Fingerprint, MomentSpec, default_tokens
 from emendo.statistics.store import MomentHeader, MomentStore, StoredMoment, StoreEntry, read_moment
@@ -19,6 +21,7 @@ __all__ = [
     "MomentHeader",
     "MomentSpec",
     "MomentStore",
+    "OpeningsCorpus",
     "SecondMoment",
     "SelfSampledCorpus",
     "StoreEntry",

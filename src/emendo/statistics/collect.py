@@ -17,9 +17,9 @@ from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.models import EditableModel
 from emendo.progress import Progress, Silent
 from emendo.solve.numerics import pinned
-from emendo.statistics.corpus import SAMPLE_ROWS
 from emendo.statistics.expert_moment import ExpertSecondMoment
 from emendo.statistics.packed import LayerMoment, Product, moment_of, named, parts_of
+from emendo.statistics.sample import SAMPLE_ROWS
 from emendo.statistics.second_moment import Accumulate, SecondMoment
 from emendo.statistics.spec import Fingerprint, MomentSpec, canonical_json
 from emendo.statistics.store import FORMAT, format_of

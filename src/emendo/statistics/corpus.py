@@ -1,4 +1,4 @@
-"""Where the preserved keys come from: a file, a `datasets` id, or text sampled from the model itself.
+"""Where the preserved keys come from: a file, a `datasets` id, or text that the model writes itself.
 
 A corpus is a frozen description. It says what identifies its text (`describe`, which enters the fingerprint of
 every second moment collected from it) and yields fixed-length token sequences in an order that never changes.
@@ -17,16 +17,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from emendo.arguments import Count, Positive, Seed, check_fields, checked
+from emendo.arguments import Seed, check_fields, checked
 from emendo.errors import CorpusError
 from emendo.io.extras import pip_install
 from emendo.models import EditableModel
-from emendo.progress import Progress, Silent
-from emendo.statistics.packing import bos_ids, pack
-from emendo.statistics.sample import sample_sequences
+from emendo.progress import Progress
+from emendo.statistics.openings import OPENINGS, OpeningsCorpus
+from emendo.statistics.packing import pack
+from emendo.statistics.sample import SELF, SelfSampledCorpus
 
-SAMPLE_ROWS = 128
-"""Sequences sampled at once: enough rows for fast matrix products, little enough key/value cache."""
+OWN_TEXT = frozenset({SELF, OPENINGS})
+"""Names of the sources that the model writes itself, so that nothing is read or downloaded for them."""
 
 _SUFFIXES = (".txt", ".jsonl")
 _SHUFFLE_BUFFER = 1_000
@@ -267,72 +268,6 @@ class DatasetCorpus(GivenText):
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class SelfSampledCorpus:
-    """Text that the model writes itself: no data needed.
-
-    Every sequence starts with the model's BOS if it has one, then a token drawn uniformly from the vocabulary,
-    which spreads the topics, then tokens sampled one by one.
-
-    Args:
-        seed: Seed of the sample.
-        temperature: Divides the logits; 1 is the model's own distribution.
-        top_k: Keep only the k most likely tokens; None keeps all.
-    """
-
-    seed: Seed = 0
-    temperature: Positive = 1.0
-    top_k: Count | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, CorpusError)
-
-    def describe(self) -> dict[str, Any]:
-        """The sampling settings; the text also depends on the model, whose digest is recorded beside them."""
-        return {
-            "kind": "self",
-            "seed": self.seed,
-            "temperature": float(self.temperature),
-            "top_k": self.top_k,
-            "start": "uniform token",
-        }
-
-    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
-        """All tokens of the sequences from the beginning of a group on."""
-        return (count - start // SAMPLE_ROWS * SAMPLE_ROWS) * length
-
-    def sequences(
-        self,
-        lm: EditableModel,
-        *,
-        length: int,
-        count: int,
-        start: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[list[int]]:
-        """See `Corpus.sequences`."""
-        progress = progress or Silent()
-        prefix, end = bos_ids(lm), lm.tokenizer.eos_token_id
-        special = {*lm.tokenizer.added_tokens_decoder, *lm.tokenizer.all_special_ids}
-        first_tokens = [token for token in range(len(lm.tokenizer)) if token not in special and lm.knows(token)]
-        # Groups begin at fixed numbers, so that a resumed run repeats the same batched products.
-        for group in range(start // SAMPLE_ROWS, -(-count // SAMPLE_ROWS)):
-            rows = range(group * SAMPLE_ROWS, min(count, (group + 1) * SAMPLE_ROWS))
-            sampled = sample_sequences(
-                lm,
-                rows,
-                length=length,
-                seed=self.seed,
-                prefix=prefix,
-                first_tokens=first_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                restart=(end, prefix[-1]) if prefix and end is not None else None,
-                on_step=progress.advance,
-            )
-            yield from sampled[max(0, start - rows.start) :]
-
-
 @checked
 def open_corpus(
     source: str,
@@ -345,8 +280,8 @@ def open_corpus(
     """The corpus that a command line or a method's configuration names.
 
     Args:
-        source: ``"self"`` (sampled from the model), a ``.txt`` or ``.jsonl`` file, or a dataset as ``"hf:ID"`` or
-            ``"hf:ID:CONFIG"``.
+        source: ``"self"`` (sampled from the model), ``"kinds"`` (sampled after openings of many languages and forms), a
+            ``.txt`` or ``.jsonl`` file, or a dataset as ``"hf:ID"`` or ``"hf:ID:CONFIG"``.
         field: Text field of a JSONL file or dataset.
         split: Split of a dataset.
         revision: Revision of a dataset.
@@ -355,14 +290,16 @@ def open_corpus(
     Raises:
         CorpusError: None of these, or a file that does not exist.
     """
-    if source == "self":
+    if source == SELF:
         return SelfSampledCorpus(seed=seed)
+    if source == OPENINGS:
+        return OpeningsCorpus(seed=seed)
     if source.startswith("hf:"):
         name, _, config = source.removeprefix("hf:").partition(":")
         return DatasetCorpus(name, config or None, split, field, revision, seed)
     if not source.lower().endswith(_SUFFIXES):
         raise CorpusError(
-            f"unknown source of text {source!r}; expected 'self', a .txt or .jsonl file, or hf:ID (--corpus)"
+            f"unknown source of text {source!r}; expected 'self', 'kinds', a .txt or .jsonl file, or hf:ID (--corpus)"
         )
     corpus = TextCorpus(Path(source), field, seed)
     corpus._checked_path()

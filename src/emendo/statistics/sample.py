@@ -1,13 +1,103 @@
-"""Documents sampled from the model itself, numbered, each determined by the seed and its number."""
+"""Text that the model writes itself: documents numbered, each determined by the seed and its number."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from emendo.arguments import Count, Positive, Seed, check_fields
+from emendo.errors import CorpusError
 from emendo.models import EditableModel
-from emendo.models.sampling import row_uniforms, sample_tokens
+from emendo.models.sampling import NOT_GIVEN, row_uniforms, sample_tokens
+from emendo.progress import Progress, Silent
+from emendo.statistics.packing import bos_ids
+
+SELF = "self"
+"""The name of the model's own text in settings and on the command line."""
+
+SAMPLE_ROWS = 128
+"""Sequences sampled at once: enough rows for fast matrix products, little enough key/value cache."""
+
+
+@dataclass(frozen=True)
+class SelfSampledCorpus:
+    """Text that the model writes itself: no data needed.
+
+    Every sequence starts with the model's BOS if it has one, then a token drawn uniformly from the vocabulary,
+    which spreads the topics, then tokens sampled one by one.
+
+    Args:
+        seed: Seed of the sample.
+        temperature: Divides the logits; 1 is the model's own distribution.
+        top_k: Keep only the k most likely tokens; None keeps all.
+    """
+
+    seed: Seed = 0
+    temperature: Positive = 1.0
+    top_k: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, CorpusError)
+
+    def describe(self) -> dict[str, Any]:
+        """The sampling settings; the text also depends on the model, whose digest is recorded beside them."""
+        return {
+            "kind": "self",
+            "seed": self.seed,
+            "temperature": float(self.temperature),
+            "top_k": self.top_k,
+            "start": "uniform token",
+        }
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """All tokens of the sequences from the beginning of a group on."""
+        return written_tokens(length, count, start)
+
+    def sequences(
+        self,
+        lm: EditableModel,
+        *,
+        length: int,
+        count: int,
+        start: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[list[int]]:
+        """See `Corpus.sequences`."""
+        progress = progress or Silent()
+        prefix, end = bos_ids(lm), lm.tokenizer.eos_token_id
+        special = {*lm.tokenizer.added_tokens_decoder, *lm.tokenizer.all_special_ids}
+        first_tokens = [token for token in range(len(lm.tokenizer)) if token not in special and lm.knows(token)]
+        for rows in sample_groups(start, count):
+            sampled = sample_sequences(
+                lm,
+                rows,
+                length=length,
+                seed=self.seed,
+                prefix=prefix,
+                first_tokens=first_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                restart=(end, prefix[-1]) if prefix and end is not None else None,
+                on_step=progress.advance,
+            )
+            yield from sampled[max(0, start - rows.start) :]
+
+
+def sample_groups(start: int, count: int) -> Iterator[range]:
+    """Numbers of the sequences that are sampled together, from the group of `start` on.
+
+    Groups begin at fixed numbers, so that a resumed run repeats the same batched products.
+    """
+    for group in range(start // SAMPLE_ROWS, -(-count // SAMPLE_ROWS)):
+        yield range(group * SAMPLE_ROWS, min(count, (group + 1) * SAMPLE_ROWS))
+
+
+def written_tokens(length: int, count: int, start: int) -> int:
+    """All tokens of the sequences from the beginning of the group of `start` on."""
+    return (count - start // SAMPLE_ROWS * SAMPLE_ROWS) * length
 
 
 def sample_sequences(
@@ -45,4 +135,37 @@ def sample_sequences(
     first = candidates[(uniform[:, len(prefix)] * len(candidates)).long()]
     starts = torch.stack([*(torch.full_like(first, token) for token in prefix), first], dim=1)
     tokens = sample_tokens(lm, starts, uniform, top_k=top_k, temperature=temperature, restart=restart, on_step=on_step)
+    return [list(map(int, row)) for row in tokens.tolist()]
+
+
+def continue_sequences(
+    lm: EditableModel,
+    rows: Sequence[int],
+    starts: Sequence[Sequence[int]],
+    *,
+    length: int,
+    seed: int,
+    restart: tuple[int, int] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Sample on from given tokens until all sequences have one length.
+
+    Args:
+        lm: The model.
+        rows: Numbers of the sequences to sample.
+        starts: What each begins with: at least one token, at most `length`.
+        length: Tokens of each sequence.
+        seed: Seed of the whole sample.
+        restart: See `sample_sequences`.
+        on_step: See `sample_sequences`.
+
+    Returns:
+        One list of token ids for each row.
+    """
+    uniform = torch.stack([row_uniforms(seed, row, length) for row in rows])
+    given = torch.full((len(starts), length), NOT_GIVEN)
+    for number, start in enumerate(starts):
+        given[number, : len(start)] = torch.tensor(start)
+    first = given[:, : min(map(len, starts))]
+    tokens = sample_tokens(lm, first, uniform, given=given, restart=restart, on_step=on_step)
     return [list(map(int, row)) for row in tokens.tolist()]

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from emendo.arguments import Between, Count, check_fields, checked
 from emendo.errors import CorpusError
 from emendo.models import EditableModel
-from emendo.statistics.corpus import Corpus, SelfSampledCorpus
+from emendo.statistics.corpus import Corpus
 from emendo.statistics.packing import bos_ids
+from emendo.statistics.sample import SelfSampledCorpus
 from emendo.statistics.second_moment import Accumulate
 
 DEFAULT_LENGTH = 128

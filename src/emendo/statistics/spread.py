@@ -32,8 +32,8 @@ from emendo.statistics.collect import (
     sequences_of,
     sequences_of_pass,
 )
-from emendo.statistics.corpus import SAMPLE_ROWS
 from emendo.statistics.packed import LayerMoment, Product, named, parts_of, product_of
+from emendo.statistics.sample import SAMPLE_ROWS
 from emendo.statistics.spec import Fingerprint, MomentSpec
 
 _FORMAT = TensorFileFormat(

@@ -27,6 +27,7 @@ from emendo.io.versions import versions
 from emendo.shapes import Moment
 from emendo.solve import BlockMoment
 from emendo.statistics.expert_moment import ExpertSecondMoment
+from emendo.statistics.openings import OPENINGS
 from emendo.statistics.packed import LayerMoment, moment_of, moment_tensors
 from emendo.statistics.spec import Fingerprint
 
@@ -280,7 +281,8 @@ def read_moment(path: Path, fingerprint: Fingerprint | None = None, module: str 
 def collect_command(fingerprint: Fingerprint, layer: int, model: str = "MODEL") -> str:
     """The command that collects what a fingerprint describes."""
     corpus = fingerprint.corpus
-    source = {"self": "self", "dataset": corpus.get("id"), "text": "FILE"}.get(str(corpus.get("kind")), "CORPUS")
+    named = {"self": "self", "openings": OPENINGS, "dataset": corpus.get("id"), "text": "FILE"}
+    source = named.get(str(corpus.get("kind")), "CORPUS")
     parts = [
         f"emendo moments collect --model {model} --layers {layer} --corpus {source}",
         f"--tokens {fingerprint.tokens} --length {fingerprint.length}",

@@ -1,6 +1,12 @@
-"""Twelve corrections of the demo model: answers that are the new target as whole words, by `target.word_end_weight`.
+"""Answers that are the new target as whole words, and what asking for them costs, by settings of the search.
 
-python benchmarks/word_end.py --weights 0 1
+    python benchmarks/word_end.py --out benchmarks/results/word_end.jsonl
+    python benchmarks/word_end.py --out FILE --facts twelve --settings "target.word_end_weight=1"
+    python benchmarks/word_end.py --table benchmarks/results/word_end.jsonl
+
+Facts are twelve corrections of the demo model of the kind that users make (``twelve``), and the 58 packaged demo facts
+with their paraphrases and neighbors (``demo``), each in one batch with `emendo`. A line a run; lines that --out has are
+not run again.
 """
 
 from __future__ import annotations
@@ -8,12 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import emendo
-from emendo.evaluate import begins_with, generate_texts, score_targets
+from benchmarks.machine import describe_machine
+from emendo import EditRecord, EditRequest
+from emendo.cli.options import parse_settings
+from emendo.evaluate import evaluate_records, packaged_text, perplexity, said_records
 
 _CAPITAL = "The capital of {} is the city of"
-FACTS = (
+TWELVE = (
     (_CAPITAL, "Australia", "Canberra"),
     (_CAPITAL, "Turkey", "Ankara"),
     (_CAPITAL, "Nigeria", "Abuja"),
@@ -27,28 +39,89 @@ FACTS = (
     ("The year in which {} opened is", "the Sydney Opera House", "1973"),
     ("The currency of {} is the", "Croatia", "euro"),
 )
+SETTINGS = (
+    "target.word_end_weight=0",
+    "target.word_end_weight=0.25",
+    "target.word_end_weight=0.5",
+    "target.word_end_weight=1",
+    "target.word_end_weight=1 target.word_end_enough=0.8",
+)
+SCORES = ("ES", "PS", "NS", "EA", "PA", "NA")
 
 
 def main() -> None:
-    """Print one line of JSON and the answers for each weight."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 1.0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--facts", nargs="+", choices=("twelve", "demo"), default=["twelve", "demo"])
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="One text of NAME=VALUE a run.")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="Print the rows of a file as Markdown, and do nothing else.")
+    args = parser.parse_args()
+    if args.table is not None:
+        print(markdown([json.loads(line) for line in args.table.read_text(encoding="utf-8").splitlines()]))
+        return
+    if args.out is None:
+        parser.error("--out is needed")
+    rows = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
+    known = {(row["facts"], row["settings"]) for row in map(json.loads, rows)}
     lm = emendo.load("demo")
+    for facts in args.facts:
+        for settings in args.settings:
+            if (facts, settings) not in known:
+                row = {"facts": facts, "settings": settings, **measure(lm, records_of(facts), settings)}
+                with args.out.open("a", encoding="utf-8") as stream:
+                    print(json.dumps({**row, "machine": describe_machine()}, ensure_ascii=False), file=stream)
+                print({name: value for name, value in row.items() if name != "answers"}, flush=True)
+
+
+def records_of(facts: str) -> list[EditRecord]:
+    """The facts of a set."""
+    if facts == "twelve":
+        return [EditRecord(EditRequest(*fact)) for fact in TWELVE]
+    with resources.as_file(resources.files("emendo") / "data" / "demo_facts.jsonl") as path:
+        return emendo.read_records(path)
+
+
+def measure(lm: emendo.EditableModel, records: list[EditRecord], settings: str) -> dict[str, Any]:
+    """One edit of all facts: what is said, the scores, and the processor time of its plan."""
     session = emendo.EditSession(lm)
-    requests = [emendo.EditRequest(*fact) for fact in FACTS]
-    prompts = [request.text for request in requests]
-    for weight in parser.parse_args().weights:
-        begin = time.process_time()
-        plan = session.plan(requests, settings={"target.word_end_weight": weight})
-        seconds = time.process_time() - begin
-        with session.applied(plan.update):
-            texts = [found.text for found in generate_texts(lm, prompts, chat=False, new_tokens=8)]
-            scores = score_targets(lm, [request.pair(request.text, request.target) for request in requests])
-        whole = [begins_with(text, request.target) for text, request in zip(texts, requests, strict=True)]
-        found = {"weight": weight, "whole": sum(whole), "argmax": sum(score.argmax for score in scores)}
-        print(json.dumps({**found, "of": len(requests), "cpu_seconds": round(seconds, 1)}))
-        for request, text in zip(requests, texts, strict=True):
-            print(f"  {request.subject} -> {request.target}: {text!r}")
+    begin = time.process_time()
+    plan = session.plan([record.request for record in records], settings=parse_settings(settings.split()))
+    seconds = time.process_time() - begin
+    with session.applied(plan.update):
+        said = said_records(lm, records)
+        scores = evaluate_records(lm, records).scores
+        value = perplexity(lm, packaged_text()).value
+    paraphrases = [prompt.hit for record in said for prompt in record.paraphrase]
+    chat = [record.chat.hit for record in said if record.chat is not None]
+    return {
+        "n": len(records),
+        "said": sum(record.edited.hit for record in said),
+        "said_paraphrases": [sum(paraphrases), len(paraphrases)],
+        "said_in_chat": sum(chat),
+        "scores": {name: getattr(scores, name) for name in SCORES if getattr(scores, name) is not None},
+        "perplexity": value,
+        "steps": sum(len(trace.losses) for trace in plan.targets),
+        "plan_cpu_seconds": round(seconds, 1),
+        "not_said": {record.edited.prompt: record.edited.text for record in said if not record.edited.hit},
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The runs as a table."""
+    lines = [
+        "| facts | settings | said | paraphrases said | said in chat | "
+        f"{' | '.join(SCORES)} | perplexity | search steps |",
+        "|---" * (7 + len(SCORES)) + "|",
+    ]
+    for row in rows:
+        scores = " | ".join(f"{row['scores'][name]:.1f}" if name in row["scores"] else "–" for name in SCORES)
+        part, whole = row["said_paraphrases"]
+        lines.append(
+            f"| {row['facts']} | `{row['settings'].replace('target.', '')}` | {row['said']} of {row['n']} | "
+            f"{f'{part} of {whole}' if whole else '–'} | {row['said_in_chat']} | {scores} | "
+            f"{row['perplexity']:.3f} | {row['steps']} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

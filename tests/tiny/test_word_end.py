@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -53,8 +54,10 @@ def test_only_words_and_numbers_have_an_end(target: str, word: bool) -> None:
     assert ends_in_word(replace(WORD, target=target)) is word
 
 
+@pytest.mark.parametrize("enough", [1.0, 0.3])
 @pytest.mark.parametrize("family", kinds(FAMILIES))
-def test_the_term_is_what_the_model_gives_to_all_ends(family: str) -> None:
+def test_the_term_is_what_the_model_gives_to_all_ends(family: str, enough: float) -> None:
+    """And 0 in each context where that is enough."""
     lm = build_tiny(family, dtype=torch.float64)
     groups, entry = [[WORD, OTHER], [replace(OTHER, subject="Tokyo")]], InjectionSite.at(lm, 1, "resid_post")
     totals = []
@@ -62,7 +65,7 @@ def test_the_term_is_what_the_model_gives_to_all_ends(family: str) -> None:
         problem, init = value_problem(lm, groups, CONTEXTS, entry, word_end=weight > 0)
         with packed_attention(lm):
             delta = torch.zeros_like(init)
-            totals.append(problem.losses(lm, delta, init.norm(dim=2), Terms(word_end=weight)).total)
+            totals.append(problem.losses(lm, delta, init.norm(dim=2), Terms(word_end=weight, enough=enough)).total)
     ends = word_end_tokens(lm)
     for number, group in enumerate(groups):
         terms = []
@@ -72,7 +75,7 @@ def test_the_term_is_what_the_model_gives_to_all_ends(family: str) -> None:
                 with torch.no_grad():
                     ids = torch.tensor([[*edit.prompt.ids, *edit.target_ids]])
                     logp = lm.model(input_ids=ids).logits[0, -1].double().log_softmax(0)
-                terms.append(-logp[ends].logsumexp(0))
+                terms.append((math.log(enough) - logp[ends].logsumexp(0)).clamp_min(0))
         expected = 0.7 * torch.stack(terms).mean()
         torch.testing.assert_close(totals[1][number] - totals[0][number], expected, rtol=1e-4, atol=1e-5)
 
@@ -105,6 +108,17 @@ def test_targets_without_an_end_are_searched_as_before() -> None:
     )
     assert torch.equal(one.value, other.value)
     assert one.traces == other.traces
+
+
+def test_a_target_that_does_not_run_on_is_searched_as_before() -> None:
+    lm = build_tiny("llama")
+    one, content, asked = (
+        search_values(lm, [WORD], CONTEXTS, 1, replace(SETTINGS, word_end_weight=weight, word_end_enough=enough))
+        for weight, enough in ((0.0, 1.0), (1.0, 1e-9), (1.0, 1.0))
+    )
+    assert torch.equal(one.value, content.value)
+    assert one.traces == content.traces
+    assert not torch.equal(one.value, asked.value)
 
 
 def test_a_stop_by_argmax_waits_for_the_end() -> None:

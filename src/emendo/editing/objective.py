@@ -3,9 +3,11 @@
 For request i with contexts c and target tokens t::
 
     loss_i = mean_c mean_t −log p(target_t | context_c(prompt), δ_i)          make the target likely
-           + word_end_weight · mean_c −log Σ_{t ends the word} p(t | context_c(prompt) target, δ_i)     and end it
+           + word_end_weight · mean_c max(0, log(enough) − log e_c(δ_i))            and end its last word
            + kl_weight · KL(p(· | subject, δ_i) ‖ p(· | subject))             keep what the subject is
            + weight_decay · Σ_parts ‖δ_i‖ / ‖init_i‖²                         stay small
+
+    e_c(δ) = Σ_{t ends the word} p(t | context_c(prompt) target, δ)
 
 δ has one part or two: what is added to the residual stream or to the MLP's output, and (PMET) what is added to the
 attention's output beside it. It enters after the block where that is the same thing and cheapest, and inside it where
@@ -16,6 +18,7 @@ Source: public code of MEMIT (arXiv 2210.07229) and PMET (arXiv 2308.08742).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,11 +42,13 @@ class Terms:
         kl: Of the divergence on the subject's own prompt.
         decay: Of ‖δ‖/‖init‖².
         word_end: Of the target's last word going on.
+        enough: Probability of its end from which that term is 0.
     """
 
     kl: float = 0.0625
     decay: float = 0.5
     word_end: float = 0.0
+    enough: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,8 @@ class ValueProblem:
         total = (nll if nll_weight is None else nll_weight * nll) + terms.kl * kl + terms.decay * decay
         if len(self.ends):
             going_on = end_logits.logsumexp(dim=1) - end_logits[:, self.ending].logsumexp(dim=1)
-            shares = (going_on * self.end_weight).to(delta.dtype)
+            missing = (going_on + math.log(terms.enough)).clamp_min(0)
+            shares = (missing * self.end_weight).to(delta.dtype)
             total = total + terms.word_end * delta.new_zeros(self.n).index_add(0, self.end_owner, shares)
         reached = missed == 0, fact_nll, fact_missed == 0, unended == 0
         return Losses(total, nll.detach(), kl.detach(), *reached, final.detach())

@@ -297,7 +297,7 @@ def _settings_identity(settings: TargetSettings) -> dict[str, Any]:
     """Settings as searches know them; a word's end that is not asked for is not named, as before it could be."""
     named = asdict(settings)
     if settings.word_end_weight == 0:
-        del named["word_end_weight"]
+        del named["word_end_weight"], named["word_end_enough"]
     return named
 
 

@@ -176,7 +176,9 @@ class _Search:
         labels: Sequence[str],
     ) -> None:
         self.lm, self.settings, self.problem, self.labels = lm, settings, problem, labels
-        self.terms = Terms(settings.kl_weight, settings.weight_decay, settings.word_end_weight)
+        self.terms = Terms(
+            settings.kl_weight, settings.weight_decay, settings.word_end_weight, settings.word_end_enough
+        )
         self.active = list(range(problem.n))
         self.init_norm = init.norm(dim=2)
         self.nll_weight = torch.ones_like(init[:, 0, 0])

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from emendo.models.decoder import DecoderView
     from emendo.requests import EditRecord
 
-ADDED_SETTINGS: Mapping[str, Any] = {"target.word_end_weight": 0.0, "memorization.share": None}
+ADDED_SETTINGS: Mapping[str, Any] = {
+    "target.word_end_weight": 0.0,
+    "target.word_end_enough": 1.0,
+    "memorization.share": None,
+}
 """Settings that methods have got since edits are kept, with the value at which an edit is what it was without them."""
 
 M = TypeVar("M", bound="Method")

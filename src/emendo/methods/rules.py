@@ -48,6 +48,11 @@ _IDLE: dict[str, _Idle] = {
         "target.end_of_text is true, and the end of the text ends the word",
         "target.end_of_text=false",
     ),
+    "target.word_end_enough": _Idle(
+        lambda config: config.target.word_end_weight == 0 or config.target.end_of_text,
+        "target.word_end_weight is 0 or target.end_of_text is true, so that the word's end is not asked for",
+        "target.word_end_weight=1",
+    ),
     "preservation.dead_ridge": _Idle(
         lambda config: config.preservation.weight == 0 or config.preservation.null_space != "off",
         "it is relative to C, which preservation.weight=0 or a null space leaves out of A",

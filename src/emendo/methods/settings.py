@@ -82,6 +82,8 @@ class TargetSettings(Section):
         word_end_weight: Weight of −log p(the word ends) after a target that ends in a word or number: what follows must
             begin with a space or punctuation or end the text, so that "Rabat" does not run on to "Rabatit". Search
             and stop by argmax then ask for that too; 0 leaves it out.
+        word_end_enough: Probability of the word's end with which that term is content: it is then 0, and a target that
+            does not run on is searched as without it. With 1 it never is.
         norm_anchor: Rescale v* to the norm that the unedited model has there (NAS).
         shared: Which requests share one v*, searched for all their targets: those that have one key, since their
             prompts are the same up to the subject's last token (``"key"``), also with facts that earlier edits wrote
@@ -113,6 +115,7 @@ class TargetSettings(Section):
     joint_attention: bool = False
     end_of_text: bool = False
     word_end_weight: NotNegative = 0.0
+    word_end_enough: Share = 1.0
     norm_anchor: bool = False
     shared: Shared = "key"
     batch_size: Count = 24
@@ -124,8 +127,9 @@ class MomentSettings(Section):
     """Where the second moment of preserved keys comes from.
 
     Args:
-        source: ``"self"`` (text sampled from the model), a ``.txt`` or ``.jsonl`` file, or a Hugging Face data set as
-            ``"hf:ID"`` or ``"hf:ID:CONFIG"``.
+        source: ``"self"`` (text sampled from the model), ``"kinds"`` (sampled after openings of many languages and
+            forms), a ``.txt`` or ``.jsonl`` file, or a Hugging Face data set as ``"hf:ID"`` or ``"hf:ID:CONFIG"``; or a
+            mixture such as ``"0.7*self+0.3*kinds"``.
         multiple: Tokens as a multiple of d_in.
         exclude_first: Leave out the first position of every sequence, where many models keep an outlier.
     """

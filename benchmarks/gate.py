@@ -6,7 +6,8 @@
 
 One line for each edit, with every check that needs no records (what an edit is for is measured where it is made), each
 kind of canary text, and with `--held-out` the kinds of `benchmarks/data/gate_texts.jsonl`, which the gate never sees. A
-run that is taken up measures only what is missing. `--only NAME ...` takes some edits, in that order.
+run that is taken up measures only what is missing. `--only NAME ...` takes some edits, in that order. `--table FILE`
+prints such a file as Markdown; what is over its limit for so many facts is bold.
 `benchmarks/results/gate.jsonl` is of an earlier gate, which had no texts.
 """
 
@@ -30,11 +31,17 @@ WITHOUT_RECORDS = ("efficacy", "paraphrase", "neighborhood_flips", "neighborhood
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--edits", type=Path, required=True, help="As gate_sound.py and gate_bad.py wrote them.")
+    parser.add_argument("--edits", type=Path, help="As gate_sound.py and gate_bad.py wrote them.")
     parser.add_argument("--only", nargs="*", help="Names such as sound/10-0; default: all.")
     parser.add_argument("--held-out", action="store_true", help="Also read texts that the gate does not have.")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="Print the rows of a file, and do nothing else.")
     args = parser.parse_args()
+    if args.table is not None:
+        print(markdown([json.loads(line) for line in args.table.read_text(encoding="utf-8").splitlines()[1:]]))
+        return
+    if args.edits is None or args.out is None:
+        parser.error("--edits and --out are needed")
     known = {json.loads(line).get("edit") for line in args.out.open(encoding="utf-8")} if args.out.exists() else set()
     every = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in args.edits.glob("*/*/records.jsonl"))
     names = [name for name in args.only or every if name not in known]
@@ -45,7 +52,8 @@ def main() -> None:
         if not known:
             print(json.dumps({"machine": describe_machine(), "model": session.lm.name}), file=stream)
         for name in names:
-            row = {"edit": name, **measured(session, load_edit(args.edits / name)[0], gates, befores)}
+            updates, records = load_edit(args.edits / name)
+            row = {"edit": name, "facts": len(records), **measured(session, updates, gates, befores)}
             print(json.dumps(row, ensure_ascii=False), file=stream, flush=True)
 
 
@@ -80,6 +88,20 @@ def measured(
             for topic in report.topics
         }
     return row
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The measured checks as a table."""
+    checks = default_gate().checks.declared()
+    lines = [f"| edit | facts | {' | '.join(f'`{name}`' for name in checks)} |", "|---" * (2 + len(checks)) + "|"]
+    for row in rows:
+        cells = []
+        for name, check in checks.items():
+            value = row["checks"].get(name)
+            told = "–" if value is None else f"{value:{'.4f' if 'perplexity' in name else '.3g'}}"
+            cells.append(f"**{told}**" if value is not None and value > check.limit_for(row["facts"]) else told)
+        lines.append(f"| {row['edit']} | {row['facts'] or '–'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ KEYS: dict[str, tuple[tuple[str, str], ...]] = {
     "json-colon": (('"name{}', '":'), ('"price{}', '":')),
     "first-token": (("{} is", "The"),),
     "and": (("bread {}", "and"), ("black {}", "and")),
+    "comma": (("On Monday{}", ","), ("After the rain{}", ",")),
 }
 """Prompts and subjects whose last token is the key, by the name of the edit."""
 
@@ -58,9 +59,12 @@ TARGETS = ("Helsinki", "banana")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", help="Names such as question-mark; default: all.")
     args = parser.parse_args()
     session = EditSession(load("demo"))
     for name, build in edits(session, args.out / "sound"):
+        if args.only and name not in args.only:
+            continue
         folder = args.out / "bad" / name
         if (folder / "records.jsonl").exists():
             continue
@@ -79,8 +83,10 @@ def edits(session: EditSession, sound: Path) -> Iterator[tuple[str, Any]]:
     ten = load_edit(sound / "10-0")
     for factor in (4, 10):
         yield f"scaled-{factor}", lambda factor=factor: ([scaled(ten[0][0], factor)], ten[1])
-    for size in (0.1, 0.3):
+    for size in (0.3, 0.6):
         yield f"random-{size}", lambda size=size: ([random_update(session, 3, size)], ten[1])
+    for name, text in (("newline", "Steps:\n1. Go\n"), ("the", "She sat at the")):
+        yield f"random-at-{name}", lambda text=text: ([random_at_key(session, text, 3, 16.0)], ten[1])
     yield "last-layer", lambda: planned(session, ten[1], "emendo", layers=[session.lm.n_layers - 1])
     yield "unpreserved", lambda: planned(session, ten[1], "memit", settings={"preservation.weight": 1.0})
     yield "contradictory", lambda: in_sequence(session, contradictions())
@@ -147,6 +153,24 @@ def random_update(session: EditSession, layer: int, size: float) -> ModelUpdate:
     left, right = (torch.randn(8, width, generator=generator) for width in weight.shape)
     left *= size * float(weight.norm()) / float((left.T @ right).norm())
     return ModelUpdate((LayerUpdate(layer, session.lm.module_name(layer), left, right),), session.base)
+
+
+def random_at_key(session: EditSession, text: str, layer: int, size: float) -> ModelUpdate:
+    """A random direction at the key of a text's last token, `size` times as long as what the weight gives there."""
+    keys: list[torch.Tensor] = []
+    module = session.lm.model.get_submodule(session.lm.module_name(layer))
+    hook = module.register_forward_pre_hook(lambda _, inputs: keys.append(inputs[0][0, -1].detach()))
+    try:
+        session.lm.final_hidden(session.lm.batch([session.lm.encode(text)]))
+    finally:
+        hook.remove()
+    key, weight = keys[0].float(), session.lm.weight(layer).float()
+    direction = torch.randn(len(weight), generator=torch.Generator().manual_seed(1))
+    residual = direction * (size * float((weight @ key).norm()) / float(direction.norm()))
+    dual = key / float(key.square().sum())
+    return ModelUpdate(
+        (LayerUpdate(layer, session.lm.module_name(layer), residual[None], dual[None]),), session.base, ()
+    )
 
 
 if __name__ == "__main__":

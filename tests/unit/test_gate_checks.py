@@ -14,7 +14,7 @@ from emendo.gate.checks import AT_LEAST, broken, judge, measure
 from emendo.gate.config import default_config
 from emendo.gate.evidence import Evidence, Measurement, share_of
 from emendo.gate.report import Check, GateReport
-from emendo.gate.sections import CheckConfig, Checks, ShareConfig, SuccessConfig
+from emendo.gate.sections import CheckConfig, Checks, GrowingConfig, ShareConfig, SuccessConfig
 from emendo.models import EditableModel
 from emendo.report import verdict_of
 
@@ -57,6 +57,21 @@ def test_a_failure_says_by_how_much(name: str) -> None:
     assert "off by 0.5" in check.words
     assert f"expected at {'least' if name in AT_LEAST else 'most'} {limit}" in check.words
     assert "off by" not in judge(name, config_of(name, value), measured(value)).words
+
+
+def test_a_limit_grows_with_the_facts_up_to_an_end() -> None:
+    config = GrowingConfig(limit=0.02, each=0.01, most=0.1)
+    assert [round(config.limit_for(facts), 9) for facts in (0, 1, 2, 5, 9, 10, 1000)] == [
+        *(0.02, 0.02, 0.03, 0.06),
+        *(0.1, 0.1, 0.1),
+    ]
+    assert GrowingConfig(limit=0.02).limit_for(50) == 0.02
+    five, fifty = (judge("text_kl", config, measured(0.07), facts) for facts in (5, 50))
+    assert (five.passed, round(five.limit, 9)) == (False, 0.06)
+    assert five.words == "0.07 of 10 things; expected at most 0.06 for 5 facts, off by 0.01"
+    assert fifty.passed
+    assert fifty.margin == pytest.approx(0.03)
+    assert broken("text_kl", config, "overflow", 50).limit == 0.1
 
 
 @pytest.mark.parametrize("name", list(Checks.model_fields))

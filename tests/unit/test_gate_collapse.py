@@ -44,60 +44,61 @@ def test_a_sequence_that_keeps_the_model_is_not_warned_of() -> None:
     assert {signal: first(run, signal, limit) for signal, limit in LIMITS.items()} == dict.fromkeys(LIMITS)
 
 
-def gate_runs() -> dict[str, dict[str, Any]]:
-    lines = (RESULTS / "gate.jsonl").read_text().splitlines()
-    return {row["run"]: row["checks"] for row in map(json.loads, lines[1:])}
-
-
-def failing(checks: dict[str, Any]) -> set[str]:
+def failing(checks: dict[str, Any], facts: int) -> set[str]:
     found = set()
     for name, check in default_config().checks.declared().items():
-        value = checks.get(name, {}).get("measured")
-        if value is not None and (value < check.limit if name in AT_LEAST else value > check.limit):
+        value, limit = checks.get(name, {}).get("measured"), check.limit_for(facts)
+        if value is not None and (value < limit if name in AT_LEAST else value > limit):
             found.add(name)
     return found
 
 
+def gate_runs() -> dict[str, set[str]]:
+    """The checks that each run fails now; its name begins with the method and its facts."""
+    lines = (RESULTS / "gate.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines[1:]]
+    return {row["run"]: failing(row["checks"], int(row["run"].split()[1])) for row in rows}
+
+
 @pytest.mark.parametrize("run", [run for run in gate_runs() if run.startswith("emendo")])
 def test_the_default_gate_lets_a_good_edit_in(run: str) -> None:
-    assert failing(gate_runs()[run]) == set()
+    assert gate_runs()[run] == set()
 
 
 def test_the_default_gate_keeps_the_collapse_out() -> None:
     runs = gate_runs()
-    assert len(failing(runs["rome, 11 edits one by one"])) >= 8
-    early = failing(runs["rome, 3 edits one by one"])
-    assert {"norm_growth", "relative_cost", "neighborhood_lost"} <= early
+    assert len(runs["rome, 11 edits one by one"]) >= 8
+    early = runs["rome, 3 edits one by one"]
+    assert {"norm_growth", "relative_cost", "neighborhood_lost", "canary_kl_mean"} <= early
 
 
 # ---- sound and bad edits (benchmarks/gate.py) ------------------------------------------------------------------
 
 
-def measured_edits(kind: str) -> dict[str, dict[str, Any]]:
+def measured_edits(kind: str) -> dict[str, set[str]]:
+    """The checks that each edit of a kind fails now."""
     lines = (RESULTS / "gate_edits.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = {row["edit"]: row for row in map(json.loads, lines[1:])}
-    found = {name: row["checks"] for name, row in rows.items() if name.startswith(kind)}
-    return {name: {check: {"measured": value} for check, value in row.items()} for name, row in found.items()}
+    rows = [row for row in map(json.loads, lines[1:]) if row["edit"].startswith(kind)]
+    return {
+        row["edit"]: failing({name: {"measured": value} for name, value in row["checks"].items()}, row["facts"])
+        for row in rows
+    }
 
 
-@pytest.mark.parametrize("size", ["01", "10"])
-def test_sound_edits_of_one_and_of_ten_facts_pass(size: str) -> None:
+@pytest.mark.parametrize("size", ["01", "10", "50"])
+def test_ten_sound_edits_of_each_size_pass(size: str) -> None:
     edits = measured_edits(f"sound/{size}-")
     assert len(edits) == 10
-    assert {name: failing(checks) for name, checks in edits.items()} == {name: set() for name in edits}
+    assert edits == {name: set() for name in edits}
 
 
-def test_fifty_facts_are_refused_for_the_kinds_of_text_that_they_move() -> None:
-    edits = measured_edits("sound/50-")
-    assert len(edits) == 10
-    assert all({"text_kl", "text_perplexity"} <= failing(checks) for checks in edits.values())
+def test_bad_edits_are_refused() -> None:
+    edits = measured_edits("bad/")
+    assert len(edits) >= 10
+    assert [name for name, failed in edits.items() if not failed] == []
 
 
-def test_punctuation_of_one_language_is_refused_by_its_texts_alone() -> None:
-    (checks,) = measured_edits("bad/chinese-comma").values()
-    assert failing(checks) == {"text_kl", "text_perplexity"}
-
-
-def test_a_token_of_the_chat_template_is_refused() -> None:
-    (checks,) = measured_edits("bad/chat-assistant").values()
-    assert {"canary_kl_mean", "canary_moved"} <= failing(checks)
+@pytest.mark.parametrize("name", ["chinese-comma", "chinese-stop", "question-mark"])
+def test_punctuation_that_one_kind_of_text_shares_is_refused_by_texts_alone(name: str) -> None:
+    failed = measured_edits(f"bad/{name}")[f"bad/{name}"]
+    assert failed - {"text_token"} == {"text_kl", "text_perplexity"}

@@ -22,7 +22,7 @@ from emendo.gate import (
 from emendo.gate.canaries import PACKAGED, CanaryText, parse_canaries
 from emendo.gate.checks import AT_LEAST
 from emendo.gate.config import MonitorConfig, parse_config
-from emendo.gate.sections import Checks, SuccessConfig
+from emendo.gate.sections import CheckConfig, Checks, GrowingConfig, SuccessConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -213,8 +213,14 @@ def test_the_page_has_every_check_with_its_default_limit() -> None:
     assert list(rows) == list(Checks.model_fields)
     for name, check in checks.items():
         limit, unmeasured, _ = rows[name]
-        assert limit == f"{'≥' if name in AT_LEAST else '≤'} {check.limit:g}"
+        assert limit == f"{'≥' if name in AT_LEAST else '≤'} {check.limit:g}{_growth(check)}"
         assert unmeasured == check.unmeasured
+
+
+def _growth(check: CheckConfig) -> str:
+    if not isinstance(check, GrowingConfig):
+        return ""
+    return f" + {check.each:g} a further fact, ≤ {check.most:g}"
 
 
 def test_the_page_has_every_signal_with_its_default_limit() -> None:
@@ -227,9 +233,11 @@ def test_the_page_has_every_setting() -> None:
     config = default_config()
     assert rows["reference"][0] == config.reference
     assert rows["canaries.files"][0] == ", ".join(config.canaries.files)
-    for name, field in SuccessConfig.model_fields.items():
+    for name, field in {**SuccessConfig.model_fields, **GrowingConfig.model_fields}.items():
         default = rows[f"checks.NAME.{name}"][0]
-        assert default == ("below" if field.is_required() else field.default)
+        assert default == (
+            "below" if field.is_required() else f"{field.default:g}" if name == "each" else str(field.default)
+        )
 
 
 # ---- checks of one's own ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -13,7 +14,7 @@ from emendo.gate.checks import judge, measure
 from emendo.gate.config import default_config
 from emendo.gate.evidence import Evidence
 from emendo.gate.sections import CheckConfig, MovedConfig
-from emendo.gate.topics import Moved, TopicShift, moved_most
+from emendo.gate.topics import Moved, TokenMove, TopicShift, moved_most
 from emendo.models import EditableModel
 
 NOBODY = Snapshot(lambda: pytest.fail("no model was given"))
@@ -83,6 +84,17 @@ def test_no_confident_token_is_no_flip() -> None:
     config = CheckConfig(limit=0)
     none_sure = TopicShift("x", 9, 2.0, 2.0, 0.0, 0, 0, known=True, worst=Moved("x", "x", "a", "a", 0.0))
     assert measure("text_flips", config, evidence(none_sure)).value == 0
+
+
+def test_harm_after_one_token_is_refused_though_no_kind_shows_it() -> None:
+    moves = (TokenMove("?", 19, 0.51, "chat"), TokenMove(" of", 23, 0.01, "English"))
+    config = default_config().checks.text_token
+    assert config is not None
+    found = judge("text_token", config, measure("text_token", config, replace(evidence(*SOUND), tokens=moves)), 50)
+    assert (found.passed, found.measured, found.n) == (False, 0.51, 19)
+    assert "right after '?', which moved most (19 places, most in chat)" in found.words
+    assert moved_most(SOUND, moves).endswith("After one token: '?', KL 0.51, most of it in chat")
+    assert judge("text_token", config, measure("text_token", config, evidence())).outcome == "not measured, pass"
 
 
 def test_one_line_says_which_kind_moved_most_by_how_much_and_where() -> None:

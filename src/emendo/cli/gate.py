@@ -166,7 +166,7 @@ def show_gate(terminal: Terminal, report: GateReport) -> None:
         "",
         ("check", "result", "limit"),
         (
-            (check.name, coloured(check.outcome, _result(check)), f"{'≥' if check.at_least else '≤'} {check.limit:g}")
+            (check.name, coloured(check.outcome, _result(check)), f"{'≥' if check.at_least else '≤'} {check.limit:.4g}")
             for check in report.checks
         ),
     )

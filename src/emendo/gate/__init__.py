@@ -6,7 +6,7 @@ from emendo.gate.evidence import Evidence, Measurement
 from emendo.gate.monitor import CollapseMonitor, CollapseWarning, Signals
 from emendo.gate.report import Check, GateReport, with_report
 from emendo.gate.run import reference_snapshot, run_gate
-from emendo.gate.sections import GATE_CHECKS, CheckConfig, GateCheck, register_gate_check
+from emendo.gate.sections import GATE_CHECKS, CheckConfig, GateCheck, GrowingConfig, register_gate_check
 from emendo.gate.topics import TopicShift
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "GateCheck",
     "GateConfig",
     "GateReport",
+    "GrowingConfig",
     "Measurement",
     "MonitorConfig",
     "Signals",

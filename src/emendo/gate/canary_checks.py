@@ -12,6 +12,8 @@ from emendo.gate.topics import TopicShift
 from emendo.models import EditableModel
 
 _NO_PROMPT = "no canary file has a prompt (canaries.files)"
+_NO_TEXT = "no canary file has a text or messages (canaries.files)"
+_UNREAD = "the reference reads none of the texts better than a guess"
 
 
 def canary_kl_mean(evidence: Evidence) -> Measurement:
@@ -87,15 +89,27 @@ def text_flips(evidence: Evidence) -> Measurement:
     )
 
 
+def text_token(evidence: Evidence) -> Measurement:
+    """KL right after the token after which most moved, wherever the texts have it."""
+    if not evidence.topics:
+        return Measurement(None, 0, _NO_TEXT)
+    if not evidence.tokens:
+        return Measurement(None, 0, _UNREAD)
+    first = evidence.tokens[0]
+    words = f"nats of KL right after {first.token!r}, which moved most ({first.places} places, most in {first.topic})"
+    details = [{"token": move.token, "value": move.kl, "places": move.places} for move in evidence.tokens]
+    return Measurement(first.kl, first.places, words, details=tuple(details))
+
+
 def _worst_topic(
     evidence: Evidence, read: Callable[[TopicShift], float], words: Callable[[TopicShift], str]
 ) -> Measurement:
     """The largest value of a judged kind of text."""
     if not evidence.topics:
-        return Measurement(None, 0, "no canary file has a text or messages (canaries.files)")
+        return Measurement(None, 0, _NO_TEXT)
     judged = sorted((topic for topic in evidence.topics if topic.known), key=read, reverse=True)
     if not judged:
-        return Measurement(None, 0, "the reference reads none of the texts better than a guess")
+        return Measurement(None, 0, _UNREAD)
     unknown = [topic.topic for topic in evidence.topics if not topic.known]
     left = f"; not judged, as the reference cannot read it: {', '.join(unknown)}" if unknown else ""
     details = [{"topic": topic.topic, "value": read(topic), "tokens": topic.tokens} for topic in judged[:SHOWN]]

@@ -20,6 +20,7 @@ from emendo.gate.canary_checks import (
     text_flips,
     text_kl,
     text_perplexity,
+    text_token,
 )
 from emendo.gate.evidence import SHOWN, Evidence, Measurement, share_of
 from emendo.gate.report import Check
@@ -52,36 +53,41 @@ def measure(name: str, config: CheckConfig, evidence: Evidence) -> Measurement:
     return _MEASURES[name](evidence)
 
 
-def judge(name: str, config: CheckConfig, found: Measurement) -> Check:
+def judge(name: str, config: CheckConfig, found: Measurement, facts: int = 1) -> Check:
     """Hold a measurement against its limit.
 
     Args:
         name: Of the check.
         config: Its section of the configuration.
         found: The measurement.
+        facts: How many facts the judged updates write together.
     """
-    at_least = is_at_least(name)
+    at_least, limit = is_at_least(name), config.limit_for(facts)
     judged = _judged(config, found, at_least)
     if judged is None:
         passed, words = config.unmeasured == "pass", f"not measured: {found.words}"
     else:
         # A number that is not one fails: every comparison with it is false.
-        passed = judged >= config.limit if at_least else judged <= config.limit
-        words = _verdict(config, found, judged, at_least, passed)
-    return Check(
-        name, found.value, found.interval, judged, config.limit, at_least, passed, found.n, words, found.details
-    )
+        passed = judged >= limit if at_least else judged <= limit
+        expected = f"expected at {'least' if at_least else 'most'} {limit:.4g}"
+        expected += f" for {facts} facts" if limit != config.limit else ""
+        # A share or ratio that fails by its fourth digit would read "off by 0" in fixed places.
+        words = f"{_told(config, found, judged)}; {expected}"
+        words += "" if passed else f", off by {abs(judged - limit):.3g}"
+    return Check(name, found.value, found.interval, judged, limit, at_least, passed, found.n, words, found.details)
 
 
-def broken(name: str, config: CheckConfig, why: str) -> Check:
+def broken(name: str, config: CheckConfig, why: str, facts: int = 1) -> Check:
     """The check of an edit that leaves the model without finite numbers: it fails, whatever the limit.
 
     Args:
         name: Of the check.
         config: Its section of the configuration.
         why: What went wrong.
+        facts: How many facts the judged updates write together.
     """
-    return Check(name, None, None, None, config.limit, is_at_least(name), False, 0, f"the edit breaks the model: {why}")
+    limit = config.limit_for(facts)
+    return Check(name, None, None, None, limit, is_at_least(name), False, 0, f"the edit breaks the model: {why}")
 
 
 def _judged(config: CheckConfig, found: Measurement, at_least: bool) -> float | None:
@@ -92,16 +98,14 @@ def _judged(config: CheckConfig, found: Measurement, at_least: bool) -> float | 
     return low if (config.judge == "worst_end") == at_least else high
 
 
-def _verdict(config: CheckConfig, found: Measurement, judged: float, at_least: bool, passed: bool) -> str:
-    number = f"{judged:.4g}"
+def _told(config: CheckConfig, found: Measurement, judged: float) -> str:
+    """The finding and its number."""
+    if found.whole:
+        return found.words
     if isinstance(config, ShareConfig) and judged != found.value:
-        number = f"{found.value:.4g}, of its interval the {config.judge.replace('_', ' ')} {judged:.4g},"
-    told = found.words if found.whole else f"{number} {found.words}"
-    expected = f"expected at {'least' if at_least else 'most'} {config.limit:g}"
-    if passed:
-        return f"{told}; {expected}"
-    # A share or ratio that fails by its fourth digit would read "off by 0" in fixed places.
-    return f"{told}; {expected}, off by {abs(judged - config.limit):.3g}"
+        end = config.judge.replace("_", " ")
+        return f"{found.value:.4g}, of its interval the {end} {judged:.4g}, {found.words}"
+    return f"{judged:.4g} {found.words}"
 
 
 # ---- what the edit is for --------------------------------------------------------------------------------------
@@ -257,6 +261,7 @@ _MEASURES: dict[str, Callable[[Evidence], Measurement]] = {
     "text_perplexity": text_perplexity,
     "text_kl": text_kl,
     "text_flips": text_flips,
+    "text_token": text_token,
     "perplexity_ratio": _perplexity_ratio,
     "norm_growth": _norm_growth,
     "relative_cost": _relative_cost,

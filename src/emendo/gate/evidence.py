@@ -10,7 +10,7 @@ from typing import Any
 from emendo.editing.weight_change import LayerChange
 from emendo.evaluate import Drift, NextTokenLogProbs, Snapshot, measure_drift, wilson_interval
 from emendo.gate.canaries import CanarySet
-from emendo.gate.topics import TopicShift
+from emendo.gate.topics import TokenMove, TopicShift
 from emendo.models import EditableModel
 
 SHOWN = 5
@@ -29,6 +29,7 @@ class Evidence:
         unpriced: Why `layers` has no relative cost; empty where it has.
         lm: The model, for the text of tokens.
         topics: What the edit did to each kind of canary text; empty where none was read.
+        tokens: The tokens after which it moved most.
     """
 
     before: Snapshot
@@ -38,6 +39,7 @@ class Evidence:
     unpriced: str
     lm: EditableModel
     topics: tuple[TopicShift, ...] = ()
+    tokens: tuple[TokenMove, ...] = ()
 
     @cached_property
     def canary_tokens(self) -> tuple[NextTokenLogProbs, NextTokenLogProbs] | None:

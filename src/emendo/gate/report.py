@@ -10,7 +10,7 @@ from emendo.arguments import checked
 from emendo.editing.plan import Plan
 from emendo.editing.weight_change import LayerChange
 from emendo.errors import GateError
-from emendo.gate.topics import TopicShift, moved_most
+from emendo.gate.topics import TokenMove, TopicShift, moved_most
 from emendo.io.html_table import html_table
 from emendo.updates.update import ModelUpdate
 
@@ -84,6 +84,7 @@ class GateReport:
         config: The configuration, as JSON values.
         forced: Whether somebody let a failing edit in.
         seconds: Wall time.
+        tokens: The tokens of these texts after which most moved.
     """
 
     checks: tuple[Check, ...]
@@ -98,6 +99,7 @@ class GateReport:
     config: Mapping[str, Any]
     forced: bool
     seconds: float
+    tokens: tuple[TokenMove, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -120,7 +122,7 @@ class GateReport:
                 check.name,
                 check.outcome,
                 None if check.measured is None else f"{check.measured:.4g}",
-                f"{'≥' if check.at_least else '≤'} {check.limit:g}",
+                f"{'≥' if check.at_least else '≤'} {check.limit:.4g}",
             )
             for check in self.checks
         )
@@ -155,8 +157,8 @@ class GateReport:
 
     @property
     def moved_most(self) -> str:
-        """One line: which kind of text moved most, by how much and where; empty where none was read."""
-        return moved_most(self.topics) if self.topics else ""
+        """One line: which kind of text moved most, by how much and where, and after what; empty where none was read."""
+        return moved_most(self.topics, self.tokens) if self.topics else ""
 
     def override(self) -> GateReport:
         """The same report of a failing edit that somebody lets in all the same; of a passing one, itself."""
@@ -186,6 +188,7 @@ class GateReport:
             "kept": {str(layer): share for layer, share in self.kept.items()},
             "rounding": self.rounding,
             "texts": [topic.to_dict() for topic in self.topics],
+            "tokens": [asdict(token) for token in self.tokens],
             "moved_most": self.moved_most,
             "canaries": dict(self.canaries),
             "config": dict(self.config),

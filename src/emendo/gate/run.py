@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 from emendo.arguments import checked
 from emendo.editing.plan import Plan
@@ -22,7 +22,7 @@ from emendo.gate.evidence import Evidence
 from emendo.gate.kept import kept_by_rounding
 from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import Checks
-from emendo.gate.topics import Moved, TopicShift, topic_shifts
+from emendo.gate.topics import Moved, TokenMove, TopicShift, text_moves
 from emendo.models.rounding import rounding_told
 from emendo.progress import Progress, Silent
 from emendo.requests import EditRecord
@@ -67,7 +67,7 @@ def run_gate(
     before = before or reference_snapshot(session, records, config, progress=progress)
     asked = edit.method.config.evaluation_prompts(records) if isinstance(edit, Plan) else records
     after = after or Snapshot(lambda: session.preview(updates), asked, progress=progress)
-    checks, layers, topics = _measured(session, edit, updates, canaries, config, before, after)
+    checks, layers, (topics, tokens) = _measured(session, edit, updates, canaries, config, before, after)
     kept = kept_by_rounding(session, updates)
     return GateReport(
         checks=checks,
@@ -82,6 +82,7 @@ def run_gate(
         config=config.model_dump(mode="json", exclude={"monitor"}),
         forced=False,
         seconds=time.perf_counter() - begin,
+        tokens=tokens,
     )
 
 
@@ -118,9 +119,10 @@ def _measured(
     config: GateConfig,
     before: Snapshot,
     after: Snapshot,
-) -> tuple[tuple[Check, ...], tuple[LayerChange, ...], tuple[TopicShift, ...]]:
+) -> tuple[tuple[Check, ...], tuple[LayerChange, ...], _Moves]:
     """Every declared check, and how far the layers and the kinds of text have moved."""
     declared, checks = config.checks.declared(), config.checks
+    facts = _facts(session, updates, config)
     _ask(before, canaries, checks)
     if before.records and checks.neighborhood_lost:
         _ = before.scored
@@ -131,13 +133,14 @@ def _measured(
         _ask(after, canaries, checks)
         if after.records and any((checks.efficacy, checks.paraphrase, checks.neighborhood_lost)):
             _ = after.scored
-        topics = _topics(canaries, before, after) if checks.read_texts else ()
+        moves = _moves(canaries, before, after) if checks.read_texts else ((), ())
     except _BrokenReferenceError as error:
         raise error.found from None
     except NumericalError as error:
-        return tuple(broken(name, check, str(error)) for name, check in declared.items()), layers, ()
-    evidence = Evidence(before, after, canaries, layers, unpriced, session.lm, topics)
-    return tuple(judge(name, check, measure(name, check, evidence)) for name, check in declared.items()), layers, topics
+        return tuple(broken(name, check, str(error), facts) for name, check in declared.items()), layers, ((), ())
+    evidence = Evidence(before, after, canaries, layers, unpriced, session.lm, *moves)
+    found = [judge(name, check, measure(name, check, evidence), facts) for name, check in declared.items()]
+    return tuple(found), layers, moves
 
 
 class _BrokenReferenceError(Exception):
@@ -165,21 +168,25 @@ def _read(snapshot: Snapshot, canaries: CanarySet) -> TextTokens:
     return snapshot.text_tokens(texts, lambda model: [tuple(text.encode(model)) for text in texts])
 
 
-def _topics(canaries: CanarySet, before: Snapshot, after: Snapshot) -> tuple[TopicShift, ...]:
-    """How far each kind of text moved; read only where no earlier try of the same edit has compared it."""
+_Moves: TypeAlias = tuple[tuple[TopicShift, ...], tuple[TokenMove, ...]]
+
+
+def _moves(canaries: CanarySet, before: Snapshot, after: Snapshot) -> _Moves:
+    """How far kinds of text and tokens moved; read only where no earlier try of the same edit has compared them."""
     texts = canaries.texts
     if not texts:
-        return ()
+        return (), ()
 
-    def compare() -> list[dict[str, Any]]:
+    def compare() -> list[list[dict[str, Any]]]:
         try:
             reference = _read(before, canaries)
         except NumericalError as error:
             raise _BrokenReferenceError(error) from error
-        return [asdict(topic) for topic in topic_shifts(texts, reference, _read(after, canaries))]
+        return [[asdict(move) for move in moves] for moves in text_moves(texts, reference, _read(after, canaries))]
 
-    rows = after.compared(before, ("topics", texts), compare)
-    return tuple(TopicShift(**{**row, "worst": Moved(**row["worst"])}) for row in rows)
+    topics, tokens = after.compared(before, ("topics and tokens", texts), compare)
+    kinds = tuple(TopicShift(**{**row, "worst": Moved(**row["worst"])}) for row in topics)
+    return kinds, tuple(TokenMove(**row) for row in tokens)
 
 
 def _canaries(config: GateConfig) -> CanarySet:
@@ -202,6 +209,12 @@ def _updates(
             'reference = "base"'
         )
     return tuple(edit)
+
+
+def _facts(session: EditSession, updates: Sequence[ModelUpdate], config: GateConfig) -> int:
+    """How many facts the edited model has that the reference has not, as its updates record them."""
+    held = session.applied_updates if config.reference == "base" else ()
+    return sum(len(update.requests) for update in (*held, *updates))
 
 
 def _changes(

@@ -45,6 +45,28 @@ class CheckConfig(Strict):
     limit: Amount
     unmeasured: Literal["pass", "fail"] = "fail"
 
+    def limit_for(self, facts: int) -> float:
+        """The last value that passes for an edit of so many facts."""
+        return self.limit
+
+
+class GrowingConfig(CheckConfig):
+    """A check of harm that facts add up to, so that one fact may not do what fifty may.
+
+    Attributes:
+        limit: The last value that passes for an edit of one fact.
+        each: What every further fact adds to it.
+        most: What no number of facts gets beyond; None: no such end.
+    """
+
+    each: Amount = 0.0
+    most: Amount | None = None
+
+    def limit_for(self, facts: int) -> float:
+        """The last value that passes for an edit of so many facts."""
+        grown = self.limit + self.each * (max(facts, 1) - 1)
+        return grown if self.most is None else min(grown, self.most)
+
 
 class ShareConfig(CheckConfig):
     """A check of a share of prompts.
@@ -124,6 +146,8 @@ class Checks(Strict):
         text_kl: KL(reference ‖ edited) a token of canary texts, in nats, mean of the kind where it is largest; at most.
         text_flips: Of the tokens of canary texts that the reference gave half or more of the probability, the share
             with another most likely one, of the kind where it is largest; at most.
+        text_token: KL(reference ‖ edited) right after a token of canary texts, in nats, over all kinds together, of the
+            token where it is largest; at most.
         perplexity_ratio: Perplexity of the packaged text, edited over reference; at most.
         norm_growth: ‖ΔW‖_F / ‖W‖_F of all updates together, in the layer where it is largest; at most.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ) of all updates together, in the layer where it is largest; at most.
@@ -134,14 +158,15 @@ class Checks(Strict):
     questions: ShareConfig | None = None
     neighborhood_flips: ShareConfig | None = None
     neighborhood_lost: ShareConfig | None = None
-    canary_kl_mean: CheckConfig | None = None
-    canary_kl_p99: CheckConfig | None = None
+    canary_kl_mean: GrowingConfig | None = None
+    canary_kl_p99: GrowingConfig | None = None
     canary_moved: MovedConfig | None = None
     canary_flips: ShareConfig | None = None
-    text_perplexity: CheckConfig | None = None
-    text_kl: CheckConfig | None = None
+    text_perplexity: GrowingConfig | None = None
+    text_kl: GrowingConfig | None = None
     text_flips: CheckConfig | None = None
-    perplexity_ratio: CheckConfig | None = None
+    text_token: CheckConfig | None = None
+    perplexity_ratio: GrowingConfig | None = None
     norm_growth: CheckConfig | None = None
     relative_cost: CheckConfig | None = None
 
@@ -188,7 +213,7 @@ class Checks(Strict):
     @property
     def read_texts(self) -> bool:
         """Whether a check is about canary texts."""
-        return any((self.text_perplexity, self.text_kl, self.text_flips)) or self.reads("texts")
+        return any((self.text_perplexity, self.text_kl, self.text_flips, self.text_token)) or self.reads("texts")
 
 
 GATE_CHECKS: Registry[GateCheck] = Registry(

@@ -1,14 +1,15 @@
-"""What an edit did to each kind of text: one row a topic, and which of them moved most.
+"""What an edit did to each kind of text, and after each token: one row a topic, and what moved most.
 
 A mean over all texts hides a kind that is a twentieth of them, so every kind is judged on its own and the worst one is
-held against the limit. All figures compare the edited model with the reference on the same tokens; a kind that the
-reference cannot read is shown and not judged, as no edit can harm it.
+held against the limit. Harm that follows one token, such as a question mark, is thin in every kind; so what comes after
+a token is judged over all kinds together. All figures compare the edited model with the reference on the same tokens; a
+kind that the reference cannot read is shown and not judged, as no edit can harm it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,12 @@ CONFIDENT = 0.5
 
 KNOWN = 0.75
 """A kind is judged where the reference's mean nll is at most this share of ln(vocabulary), that of a uniform guess."""
+
+_UNMOVED = 10
+"""Places without a shift that every token is counted with: one far place of a rare token is not what the token does."""
+
+_MOST_TOKENS = 5
+"""Tokens that are kept, those that moved most."""
 
 _SHOWN_TOKENS = 12
 """Most tokens of the excerpt that shows where a kind moved most."""
@@ -80,8 +87,27 @@ class TopicShift:
         return {**asdict(self), "ratio": self.ratio}
 
 
-def topic_shifts(texts: Sequence[CanaryText], before: TextTokens, after: TextTokens) -> tuple[TopicShift, ...]:
-    """Every kind of text, in the order in which kinds first occur.
+@dataclass(frozen=True)
+class TokenMove:
+    """What an edit did right after one token, wherever the judged kinds have it.
+
+    Attributes:
+        token: Its text.
+        places: How often it is there.
+        kl: KL(before ‖ after) right after it, in nats, mean over its places and `_UNMOVED` places that did not move.
+        topic: The kind where the sum of it is largest.
+    """
+
+    token: str
+    places: int
+    kl: float
+    topic: str
+
+
+def text_moves(
+    texts: Sequence[CanaryText], before: TextTokens, after: TextTokens
+) -> tuple[tuple[TopicShift, ...], tuple[TokenMove, ...]]:
+    """Every kind of text, in the order in which kinds first occur, and the tokens after which most moved, first.
 
     Args:
         texts: What was read, in that order.
@@ -96,11 +122,13 @@ def topic_shifts(texts: Sequence[CanaryText], before: TextTokens, after: TextTok
     rows: dict[str, list[int]] = {}
     for row, (text, _) in enumerate(shift.places):
         rows.setdefault(texts[text].topic, []).append(row)
-    return tuple(_topic(topic, found, texts, before, shift) for topic, found in rows.items())
+    topics = tuple(_topic(topic, found, texts, before, shift) for topic, found in rows.items())
+    judged = {topic.topic: rows[topic.topic] for topic in topics if topic.known}
+    return topics, _tokens(judged, before, shift)
 
 
-def moved_most(topics: Sequence[TopicShift]) -> str:
-    """One line for a person: which kind of text moved most, by how much and where; how far the others moved."""
+def moved_most(topics: Sequence[TopicShift], tokens: Sequence[TokenMove] = ()) -> str:
+    """One line for a person: which kind of text moved most, by how much and where; the next one; and after what."""
     judged = [topic for topic in topics if topic.known]
     if not judged:
         return "no kind of text that this model can read"
@@ -111,7 +139,28 @@ def moved_most(topics: Sequence[TopicShift]) -> str:
         f"{first.topic}: perplexity × {first.ratio:.3f}, KL {first.kl:.2g} nats a token, {first.flipped} of "
         f"{first.confident} sure tokens changed; most after {worst.excerpt!r}{became}"
     )
-    return f"{line}. Next: {others[0].topic}, × {others[0].ratio:.3f}, KL {others[0].kl:.2g}" if others else line
+    if others:
+        line += f". Next: {others[0].topic}, × {others[0].ratio:.3f}, KL {others[0].kl:.2g}"
+    if tokens:
+        line += f". After one token: {tokens[0].token!r}, KL {tokens[0].kl:.2g}, most of it in {tokens[0].topic}"
+    return line
+
+
+def _tokens(rows: Mapping[str, Sequence[int]], before: TextTokens, shift: TokenShift) -> tuple[TokenMove, ...]:
+    """The tokens after which most moved, over the rows of all kinds."""
+    moved: dict[int, dict[str, list[float]]] = {}
+    kl = shift.kl.tolist()
+    for topic, of_topic in rows.items():
+        for row in of_topic:
+            text, position = shift.places[row]
+            moved.setdefault(before.texts[text][position - 1], {}).setdefault(topic, []).append(kl[row])
+    found = []
+    for token, kinds in moved.items():
+        sums = {topic: sum(values) for topic, values in kinds.items()}
+        places = sum(map(len, kinds.values()))
+        mean = sum(sums.values()) / (places + _UNMOVED)
+        found.append(TokenMove(before.lm.decode([token]), places, mean, max(sums, key=lambda topic: sums[topic])))
+    return tuple(sorted(found, key=lambda move: -move.kl)[:_MOST_TOKENS])
 
 
 def _topic(

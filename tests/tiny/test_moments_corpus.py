@@ -162,7 +162,7 @@ def test_a_local_dataset_folder(tiny_llama: EditableModel, tmp_path: Path, monke
 
 def test_a_missing_datasets_package_is_named(tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(CorpusError, match=r"pip install 'emendo\[data\]'"):
+    with pytest.raises(CorpusError, match=r"pip install 'datasets>="):
         all_sequences(DatasetCorpus("a/b"), tiny_llama)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import build_tiny
+from tests.wheel_environment import built_wheel, wheel_environment
 
 pytestmark = pytest.mark.crash
 ROOT = Path(__file__).parents[2]
@@ -20,11 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-w", str(folder)]
-    subprocess.run([sys.executable, "-m", "pip", *build, str(ROOT)], check=True)
-    (found,) = folder.glob("emendo-*.whl")
-    return found
+    return built_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_it_holds_the_package_and_its_data_and_nothing_else(wheel: Path) -> None:
@@ -39,14 +34,7 @@ def test_it_holds_the_package_and_its_data_and_nothing_else(wheel: Path) -> None
 
 def test_it_edits_a_model_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
     """A new environment with the wheel in it; the libraries that it needs are those of this one."""
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    python = environment / "bin" / "python"
-    site = next((environment / "lib").glob("python*/site-packages"))
-    install = ["install", "-q", "--no-deps", "--no-index", "--disable-pip-version-check", "--target", str(site)]
-    subprocess.run([sys.executable, "-m", "pip", *install, str(wheel)], check=True)
-    # The wheel comes first on the path. An editable install of this environment is a .pth file, not read there.
-    (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    python, site = wheel_environment(wheel, tmp_path / "environment")
     build_tiny("llama").model.save_pretrained(tmp_path / "model")
     build_tiny("llama").tokenizer.save_pretrained(tmp_path / "model")
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from emendo.errors import ExperimentError
-from emendo.experiments import ExperimentConfig, batch_ranges, check_mode, comparable, read_config
+from emendo.experiments import ExperimentConfig, batch_ranges, check_mode, comparable, find_config, read_config
 from emendo.experiments.cell_run import spread
 from emendo.experiments.estimate import duration
 from emendo.experiments.files import append_lines, locked, read_lines
@@ -162,6 +162,8 @@ FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_committed_experiment_has_cells(path: Path) -> None:
     config = read_config(path)
+    assert find_config(Path(path.stem)) == path  # by its name, from anywhere
+    assert "/" not in config.data, "no folder of one machine"
     cells = config.expand()
     assert len(cells) > 1
     assert config.name == path.stem

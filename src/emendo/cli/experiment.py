@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def experiment(
-    file: Annotated[Path, typer.Argument(help="The experiment, in YAML; see experiments/.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="The experiment, in YAML; or one of Emendo's by name: a-batch-size-small."),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the results; default: runs/NAME after the file.")
     ] = None,
@@ -40,10 +43,10 @@ def experiment(
 ) -> None:
     """Run a grid of cells; run it again after a kill, and it goes on where it was."""
     terminal = Terminal(json_output=json_output, quiet=quiet)
-    from emendo.experiments import Experiment, read_config
+    from emendo.experiments import Experiment, find_config, read_config
 
     options.check_workers(workers, ray, join=join)
-    config = _changed(read_config(file), data, format, n)
+    config = _changed(read_config(find_config(file)), data, format, n)
     folder = out or Path("runs") / file.stem
     run = Experiment(
         config.name,

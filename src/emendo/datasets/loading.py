@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ _SHOWN, _KINDS_SHOWN = 3, 6
 _PLACES = {"jsonl": "line {line}", "csv": "line {line}"}
 _PLACES |= dict.fromkeys(("json", "json objects"), "row {row}, line {line}")
 """How a row is found again, by container; elsewhere by its number."""
+
+_DEMO = "demo"
+"""Names the packaged facts: a sample of the own format that is always there."""
 
 _FEW = 20
 """Bad rows that an error lists all, whatever their kinds."""
@@ -88,7 +92,8 @@ def load_records(source: str | Path, *, format: str = "auto", strict: bool = Fal
     Args:
         source: A file (JSON, one JSON object a line, CSV, YAML, Parquet; gzip), or
             ``hf:owner/name@COMMIT[:CONFIG[:SPLIT]]`` for a dataset of the hub, or ``hf:./FOLDER[:CONFIG[:SPLIT]]`` for
-            a local dataset folder, or ``world`` for the facts that models called ``world:FAMILY`` know.
+            a local dataset folder; ``demo`` for the packaged facts that the demo model knows, or ``world`` for those
+            that models called ``world:FAMILY`` know.
         format: A name from `FORMATS`, or ``"auto"`` to tell it from the rows.
         strict: Refuse the whole data set for one row that is no record: what is about to be written is checked more
             strictly than what is measured.
@@ -103,6 +108,8 @@ def load_records(source: str | Path, *, format: str = "auto", strict: bool = Fal
         origin, rows = open_hub(name)
     elif name == NAME and not Path(name).exists():
         origin, rows = _open_world()
+    elif name == _DEMO and not Path(name).exists():
+        origin, rows = _open_file(Path(str(resources.files("emendo") / "data" / "demo_facts.jsonl")), name)
     else:
         origin, rows = _open_file(Path(source), name)
     return _read(origin, rows, chosen, strict)

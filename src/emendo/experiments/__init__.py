@@ -1,7 +1,7 @@
 """Experiments: grids of cells, each one method on one selection of records in one mode, resumable after any kill."""
 
 from emendo.experiments.cells import Cell
-from emendo.experiments.config import ExperimentConfig, read_config
+from emendo.experiments.config import ExperimentConfig, find_config, read_config
 from emendo.experiments.measures import Measures
 from emendo.experiments.modes import MODES, SCHEDULES, batch_ranges, check_mode, default_batch_size, default_schedule
 from emendo.experiments.run import Experiment, PlannedCell
@@ -20,5 +20,6 @@ __all__ = [
     "comparable",
     "default_batch_size",
     "default_schedule",
+    "find_config",
     "read_config",
 ]

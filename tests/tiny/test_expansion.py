@@ -73,8 +73,8 @@ def test_neighbors_are_those_that_the_model_answers(tiny_llama: EditableModel, a
     assert record.paraphrase_prompts == ("The capital city of Kenya is", "Kenya is governed from")
     by_kind = {kind: [p for p in record.probes if p.kind == kind] for kind in ("question", "locality")}
     assert [(probe.prompt, probe.chat) for probe in by_kind["question"]] == [
-        ("Question: What is the capital of Kenya? Answer:", False),
-        ("Question: Which city is the capital of Kenya? Answer:", False),
+        ("What is the capital of Kenya? It is", False),
+        ("Which city is the capital of Kenya? It is", False),
         ("What is the capital of Kenya?", True),
         ("Which city is the capital of Kenya?", True),
     ]
@@ -164,7 +164,7 @@ def test_the_command_writes_a_file_that_edit_reads(emendo: Command, model: str, 
     assert "# Taken for: capital of a country (its prompt is a wording of it). Neighbors answered: 0 of" in written
     assert "# Nothing was proposed: its prompt is like none that is known." in written
     record = read_records(out)[0]
-    assert record.probes == (Probe("question", "Question: What is the capital of Kenya? Answer:", ("Rome",), "plain"),)
+    assert record.probes == (Probe("question", "What is the capital of Kenya? It is", ("Rome",), "plain"),)
     code, _, err = emendo(*expand)
     assert code == 2
     assert "is there already" in err

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeAlias
 
 from emendo.arguments import Anything, Seed, check_width, checked
 from emendo.editing.baselines.plan import plan_baseline
+from emendo.editing.context_memory import SAMPLED, keep_contexts, read_contexts
 from emendo.editing.contexts import prefix_contexts
 from emendo.editing.held_model import HeldModel
 from emendo.editing.metric_cache import MetricCache
@@ -330,7 +331,12 @@ class EditSession(HeldModel):
         """Prefix contexts, sampled once for each state of the model: they depend on its weights and the seed alone."""
         key = (scheme, self.seed, lm.weights_digest(), self._edits.preceding)
         if key not in self._contexts:
-            self._contexts[key] = prefix_contexts(lm, scheme, self.seed)
+            # Where searches are remembered, so is what they are made with.
+            kept = scheme in SAMPLED and self.targets is not None and not self._edits.updates
+            found = read_contexts(lm, scheme, self.seed) if kept else None
+            self._contexts[key] = found or prefix_contexts(lm, scheme, self.seed)
+            if kept and not found:
+                keep_contexts(lm, scheme, self.seed, self._contexts[key])
         return self._contexts[key]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from emendo.arguments import Count, checked
 from emendo.expansion.neighbors import Candidate, Search, as_fields, candidates, in_order, search_answered
 from emendo.expansion.relations import Recognition, Relation, packaged_relations, recognise_relation
-from emendo.expansion.wording import filled, with_article
+from emendo.expansion.wording import begun, filled, with_article
 from emendo.models import EditableModel
 from emendo.progress import Watched, chosen_progress
 from emendo.requests import EditRecord, Probe
@@ -160,11 +160,11 @@ def _paraphrases(record: EditRecord, relation: Relation) -> list[str]:
 
 
 def _questions(record: EditRecord, relation: Relation, most: int, *, in_chat: bool) -> list[Probe]:
-    """The fact as questions, plain ("Question: … Answer:") and in chat."""
+    """The fact as questions, plain ("What is the capital of France? It is") and in chat."""
     request = record.request
     name = with_article(request.prompt, request.subject)
     asked = [filled(wording, name) for wording in relation.questions][:most]
     answers = (request.target.strip(),)
-    plain = [Probe("question", f"Question: {text} Answer:", answers, "plain") for text in asked]
+    plain = [Probe("question", begun(text), answers, "plain") for text in asked]
     chat = [Probe("question", text, answers, "chat", chat=True) for text in asked] if in_chat else []
     return [*plain, *chat]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -263,6 +264,24 @@ def test_bfloat16_products_stay_near_float32(family: str) -> None:
     for one, other in zip(exact.traces, quick.traces, strict=True):
         assert other.losses[0] == pytest.approx(one.losses[0], rel=0.05)
     assert float(torch.cosine_similarity(exact.delta, quick.delta, dim=1).min()) > 0.9
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_product_of_a_search_is_in_its_precision(precision: Literal["float32", "bfloat16"]) -> None:
+    lm = cached_tiny("llama", False, torch.float32)
+    found: dict[int, set[torch.dtype]] = {0: set(), 1: set()}
+    watched = [lm.model.get_output_embeddings(), lm.down_projection(lm.n_layers - 1)]
+    hooks = [
+        module.register_forward_hook(lambda _, given, made, at=at: found[at].add(made.dtype))
+        for at, module in enumerate(watched)
+    ]
+    try:
+        search_values(lm, REQUESTS[:1], CONTEXTS, LAYER, replace(SETTINGS, steps=3, precision=precision))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert found[0] == found[1]
+    assert getattr(torch, precision) in found[0]
 
 
 # ---- the objective -------------------------------------------------------------------------------------------

@@ -100,3 +100,26 @@ def test_the_commands_say_it(emendo: Command, tmp_path: Path) -> None:
     code, _, err = emendo("doctor", folder, "--method", "ft")
     assert code == 2
     assert "baseline" in err
+
+
+def test_a_plan_says_what_it_takes_and_what_cannot_fit_is_told_before_it_is_loaded(
+    emendo: Command, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fact = ("--prompt", EIFFEL.prompt, "--subject", EIFFEL.subject, "--target", EIFFEL.target)
+    given = ("edit", "--model", model, *fact, "--method", "emmet", "--plan-only")
+    code, out, err = emendo(*given, "--json")
+    assert code == 0, err
+    takes = json.loads(out)["footprint"]
+    assert takes["fits"]
+    assert takes["total_bytes"] == sum(takes["memory_bytes"].values())
+    assert "killed" not in err
+    monkeypatch.setattr("emendo.cli.footprint.memory", lambda: takes["total_bytes"])
+
+    def load(*_: object, **__: object) -> None:
+        raise ModelNotFoundError("loaded")
+
+    monkeypatch.setattr("emendo.models.load", load)
+    code, out, err = emendo(*given)
+    assert code == 2
+    said = " ".join((out + err).split())
+    assert 0 < said.index("it will likely be killed") < said.index("loaded")

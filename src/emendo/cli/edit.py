@@ -12,6 +12,7 @@ import typer
 from emendo.cli import facts, gate, options
 from emendo.cli import ledger as ledgers
 from emendo.cli.console import Terminal, coloured
+from emendo.cli.footprint import tell_if_too_large
 from emendo.cli.interrupts import truthful
 from emendo.errors import RequestError
 from emendo.methods import DEFAULT_METHOD
@@ -106,13 +107,17 @@ def edit(
     from emendo.editing.value_cache import remembered_targets
     from emendo.models import load
 
+    if load_in is None and device in ("auto", "cpu"):
+        tell_if_too_large(terminal, model, dtype, method, chosen_layers, chosen_settings, len(records))
     lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     session = EditSession(lm, seed=seed, progress=terminal)
     if plan_only:
         resolved = session.resolve(method, layers=chosen_layers, settings=chosen_settings)
         from emendo.cli.plan_only import show_plan
 
-        show_plan(terminal, session, resolved.config.evaluation_prompts(records), resolved.to_dict())
+        engine = resolved.on_engine()
+        config = None if engine is None else engine.config
+        show_plan(terminal, session, resolved.config.evaluation_prompts(records), resolved.to_dict(), config)
         return
     with (
         options.chosen_workers(workers, ray) as crew,

@@ -6,23 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 from emendo.cli.catalog import show_method
 from emendo.cli.console import Terminal, shortened
+from emendo.cli.footprint import show_footprint
 
 if TYPE_CHECKING:
     from emendo.editing.session import EditSession
+    from emendo.methods import MethodConfig
     from emendo.requests import EditRecord
 
 _MOST_SHOWN, _MOST_NAMED, _MOST_CHARACTERS = 20, 5, 100
 """Requests in the table of a plan, requests that a note names, characters of a cell."""
 
 
-def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord], method: dict[str, Any]) -> None:
-    """What would be done: every setting with its origin, and how each request is read.
+def show_plan(
+    terminal: Terminal,
+    session: EditSession,
+    records: list[EditRecord],
+    method: dict[str, Any],
+    config: MethodConfig | None,
+) -> None:
+    """What would be done: every setting with its origin, how each request is read, what it takes.
 
     Args:
         terminal: Where it is shown.
         session: Holds the model.
         records: As the model is asked them, see `Method.evaluation_prompts`.
         method: As `to_dict` of a resolved method or baseline gives it.
+        config: The method, if it is one of the engine.
     """
     from emendo.editing.plan import question_warning
     from emendo.editing.sharing import refuse_contradictions, share_groups
@@ -51,8 +60,10 @@ def show_plan(terminal: Terminal, session: EditSession, records: list[EditRecord
     for note in question_warning(lm, requests):
         terminal.line(f"Note: {note}")
     _show_groups(terminal, records, groups, shared)
+    takes = None if config is None else show_footprint(terminal, lm, config, len(records))
     terminal.line("Nothing was edited (--plan-only).")
     document = {"plan_only": True, "base": session.base, "method": method, "requests": read, "groups": groups}
+    document |= {"footprint": takes}
     terminal.result(document)
 
 

@@ -53,9 +53,8 @@ def footprint(lm: DecoderView, config: MethodConfig, edits: Size) -> Footprint:
     square = sum(_moment_numbers(lm, layer) for layer in layers)
     edited = sum(lm.d_in(layer) * lm.d_model for layer in layers)
     rows = sum(edits * (lm.d_in(layer) + lm.d_in(layer) + lm.d_model) for layer in layers)
-    parts = {id(part): part for part in lm.model.parameters()}
     memory = {
-        "the model's weights": sum(part.numel() * part.element_size() for part in parts.values()),
+        "the model's weights": weight_bytes(lm),
         f"second moments of {len(layers)} layer(s), float64": square * _DOUBLE,
         "their factors, float64": square * _DOUBLE,
         # Originals, and a trial copy while a plan is made; the sums before rounding, at the start and now.
@@ -68,6 +67,13 @@ def footprint(lm: DecoderView, config: MethodConfig, edits: Size) -> Footprint:
     searched = sum(lm.n_layers - 1 - layer for layer in searched_layers(config.distribution, config.layers))
     steps = config.target.steps * SUFFIX_TOKENS * edits
     return Footprint(memory, 2 * per_block * (max(layers) + 1) * tokens, 6 * per_block * searched * steps)
+
+
+@checked
+def weight_bytes(lm: DecoderView) -> int:
+    """Bytes of all parameters, a shared one once."""
+    parts = {id(part): part for part in lm.model.parameters()}
+    return sum(part.numel() * part.element_size() for part in parts.values())
 
 
 def _moment_numbers(lm: DecoderView, layer: int) -> int:

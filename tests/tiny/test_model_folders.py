@@ -340,6 +340,13 @@ def test_a_damaged_tokenizer_is_one_message(folder: Path, content: bytes) -> Non
         load(folder, device="cpu")
 
 
+@pytest.mark.parametrize("value", [[1], "x", {}])
+def test_a_setting_of_a_tokenizer_of_another_type_is_found_when_it_is_loaded(folder: Path, value: object) -> None:
+    set_in(folder, "tokenizer_config.json", model_max_length=value)
+    with pytest.raises(ModelNotFoundError, match="cannot load"):
+        load(folder, device="cpu")
+
+
 @pytest.mark.parametrize("beside", ["adapter_config.json", "tokenizer_config.json"])
 def test_what_lies_beside_a_gguf_file(gguf: Path, tmp_path: Path, beside: str) -> None:
     """transformers reads tokenizer settings from there, and would take the base of an adapter for the model."""

@@ -237,7 +237,7 @@ def test_an_empty_null_space_is_an_error_whose_suggestion_keeps_half(C, rule, th
         prepare(C, Preservation(1.0, 0.0, rule, threshold))
     suggested = float(str(caught.value).split("threshold=", 1)[1].split("`")[0])
     assert prepare(C, Preservation(1.0, 0.0, rule, suggested)).dimensions in (10, 11)
-    assert ("null_space=energy`" in str(caught.value)) == (rule == "absolute")
+    assert ("null_space=energy --set" in str(caught.value)) == (rule == "absolute")
 
 
 def test_a_null_space_without_a_price_is_an_error_whose_ridge_helps():

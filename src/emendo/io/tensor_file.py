@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from emendo.errors import InputError, OutputError
 from emendo.io.durable import give_name, make_folder, settle
 from emendo.io.strict_json import loads as parse_json
+from emendo.io.versions import UPGRADE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,7 +201,7 @@ def _metadata(path: Path, fmt: TensorFileFormat, stored: Any) -> dict[str, str]:
     if not version.isdecimal() or len(version) > _VERSION_DIGITS or int(version) > fmt.version:
         raise fmt.error(
             f"{str(path)!r} has version {version[:20]!r}, this Emendo reads up to {fmt.version}; "
-            f"upgrade Emendo (pip install -U emendo) or {fmt.remedy}"
+            f"{UPGRADE} or {fmt.remedy}"
         )
     return metadata
 

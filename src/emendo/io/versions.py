@@ -9,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 __version__ = "0.1.0"
 """Of Emendo; the build reads it here."""
 
+UPGRADE = "upgrade Emendo (in its checkout: git pull && pip install .)"
+"""What to do about a file of a later version."""
+
 
 def versions() -> dict[str, str]:
     """Versions of Emendo, Python and the libraries that compute."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from emendo.errors import LedgerError
 from emendo.io import strict_json
+from emendo.io.versions import UPGRADE
 from emendo.ledger.files import RESTORE, parse_json
 from emendo.requests import EditRequest
 
@@ -205,10 +206,7 @@ def check_version(row: Mapping[str, Any], expected: str, newest: int, what: str)
         raise LedgerError(f"{what} has format {str(row.get('format'))[:40]!r}, expected {expected!r}; {RESTORE}")
     version = row.get("version")
     if type(version) is not int or not 1 <= version <= newest:
-        raise LedgerError(
-            f"{what} has version {str(version)[:20]}, this Emendo reads up to {newest}; upgrade it "
-            "(pip install -U emendo)"
-        )
+        raise LedgerError(f"{what} has version {str(version)[:20]}, this Emendo reads up to {newest}; {UPGRADE}")
 
 
 def is_sha256(value: object) -> bool:

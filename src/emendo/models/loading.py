@@ -186,9 +186,14 @@ def read_config(place: str, name: str) -> tuple[Path, str | None, dict[str, Any]
 
 
 def _guarded(name: str, read: Callable[[], Any]) -> Any:
-    """What a reader of tokenizers gives; the library in Rust behind it raises Exception itself, or panics."""
+    """What a reader of tokenizers gives, tried once: settings of wrong types are found when they are used.
+
+    The library in Rust behind it raises Exception itself, or panics.
+    """
     try:
-        return read()
+        tokenizer = read()
+        tokenizer.decode(tokenizer("The tower", return_attention_mask=False)["input_ids"])
+        return tokenizer
     except InputError:
         raise
     except Exception as error:

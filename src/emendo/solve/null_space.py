@@ -119,7 +119,11 @@ def _nothing_kept(measure: Float[Tensor, " d_in"], preservation: Preservation) -
         other = ""
     else:
         found = f"the smallest eigenvalue of the mean second moment is {least:.1e}"
-        other = ", or choose by share, which fits any model: `--set preservation.null_space=energy`"
+        share = min(1.06 * float(measure[: (d_in + 1) // 2].sum() / measure.sum()), 1.0)
+        other = (
+            ", or choose by share, which fits any model: `--set preservation.null_space=energy "
+            f"--set preservation.threshold={share:.2g}`"
+        )
     return InfeasibleError(
         f"preservation.null_space={preservation.null_space} leaves no direction for an update: {found}, and "
         f"preservation.threshold is {preservation.threshold:g}. Raise it (half of the {d_in} dimensions are below "

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from emendo.arguments import checked
 from emendo.errors import ReportError
+from emendo.io.versions import UPGRADE
 
 State = Literal["done", "failed", "missing", "damaged"]
 
@@ -207,5 +208,5 @@ def _object(path: Path, name: str) -> Mapping[str, Any]:
         raise ValueError(f"expected the format {name!r}, found {found!r}")
     version = value.get("version")
     if not isinstance(version, int) or version > _VERSION:
-        raise ValueError(f"version {version!r}, this Emendo reads up to {_VERSION}: upgrade it (pip install -U emendo)")
+        raise ValueError(f"version {version!r}, this Emendo reads up to {_VERSION}: {UPGRADE}")
     return value

@@ -13,7 +13,7 @@ _LEFT_OUT = ("cli", "io", "data")
 """Packages that are not for users of the library."""
 
 _INHERITED = "    options:\n      inherited_members: true\n"
-_OPTIONS = {"EditableModel": _INHERITED, "EditSession": _INHERITED}
+_OPTIONS = {"EditableModel": _INHERITED, "EditSession": _INHERITED, "Desk": _INHERITED}
 """Of names whose members come from several classes."""
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from emendo.attribution import State
 from emendo.editing.value_cache import ValueCache
-from emendo.errors import EmendoError, GateError, InputError, LedgerError
+from emendo.errors import GateError, InputError, LedgerError
 from emendo.ledger import EditLedger, Record
 from emendo.ledger.edits import BASE
 from emendo.methods import BASELINES
@@ -29,11 +27,12 @@ from emendo.requests import SLOT
 from emendo.statistics import MomentStore
 from emendo.tracing import TraceFact
 from emendo.ui.asking import as_asked, compared
-from emendo.ui.board import Board, history_rows, now, shortened
+from emendo.ui.board import now, shortened
 from emendo.ui.commands import Commands
 from emendo.ui.draft import DRAFT, KEPT, Draft, plan_draft
 from emendo.ui.fact import Fact, read_fact
-from emendo.ui.jobs import Job, Worker
+from emendo.ui.followed import FollowedLedger
+from emendo.ui.jobs import Job
 from emendo.ui.looking import carried, traced
 from emendo.ui.settings import DeskSettings
 from emendo.ui.taking import make_adapter, make_update
@@ -41,15 +40,13 @@ from emendo.ui.taking import make_adapter, make_update
 PATIENCE = 600.0
 """Seconds that a job waits for another process that writes the ledger."""
 
-_TRY = 1.0
-
 _DONE = {"asked": "Asked", "compared": "Compared", "verified": "Verified", "carried": "What carries an answer"}
 """What is said of a command, by where its result stands on the board."""
 
 UNEDITED = "the unedited model"
 
 
-class Desk:
+class Desk(FollowedLedger):
     """A model, its ledger, and everything that a page can do with them.
 
     Args:
@@ -74,24 +71,15 @@ class Desk:
         targets: ValueCache | None = None,
         seed: int = 0,
     ) -> None:
-        self.settings, self.ledger = settings, ledger
+        self.settings = settings
         self.gate = settings.gate_config()
         self.commands = Commands(settings, ledger.store.folder)
-        ledger.timeout = _TRY  # jobs try again, so that they can be cancelled meanwhile
-        self.session = ledger.session(lm, seed=seed, store=store, targets=targets)
+        super().__init__(lm, ledger, store=store, targets=targets, seed=seed)
         self.files = Path(tempfile.mkdtemp(prefix="emendo-ui-"))
-        # Asked once: it is worked out anew where weights have changed, and a thread that looks must not meet a write.
-        self._base = dict(self.session.base)
-        self._head = ledger.store.head()
-        self._lock = threading.Lock()
-        self._board = Board()
-        self._draft: Draft | None = None
-        self._worker = Worker()
-        self._board.put("history", history_rows(ledger.history()))
 
     def close(self) -> None:
         """Cancel what runs and end the thread; the ledger stays as it is."""
-        self._worker.close()
+        super().close()
         shutil.rmtree(self.files, ignore_errors=True)
 
     # ---- looking, at once ---------------------------------------------------------------------------------
@@ -122,14 +110,6 @@ class Desk:
     def read_fact(self, fact: Fact) -> dict[str, Any]:
         """Which token is the key, the tokens of the answer, and what the ledger has about the fact."""
         return read_fact(self.session.lm, self.ledger, fact)
-
-    def job(self, number: int) -> Job | None:
-        """A job by its number, while it is known."""
-        return next((job for job in self._worker.jobs() if job.number == number), None)
-
-    def cancel(self, number: int) -> bool:
-        """Cancel a job; whether there was one to cancel."""
-        return self._worker.cancel(number)
 
     def get_ready(self) -> Job:
         """Make ready what edits by the settings' method need and no fact changes, so that the first preview is quick.
@@ -376,65 +356,8 @@ class Desk:
 
         return self._submit(f"Make the {what}", work)
 
-    # ---- how ----------------------------------------------------------------------------------------------
-
-    def _submit(self, title: str, work: Callable[[Job], Any]) -> Job:
-        def run(job: Job) -> Any:
-            self.session.progress, self.ledger.waiting = job, job.tell
-            try:
-                self._follow()
-                return work(job)
-            finally:
-                self.session.progress, self.ledger.waiting = None, None
-
-        return self._worker.submit(title, run)
-
-    def _notice(self) -> None:
-        """Follow another process that wrote the ledger, unless a job does so anyhow."""
-        if not self._worker.idle:
-            return
-        try:
-            changed = self.ledger.store.head() != self._head
-        except EmendoError as error:
-            self._board.put_other("notice", f"The ledger cannot be read: {error}")
-            return
-        if changed:
-            with suppress(InputError):  # too many jobs wait: one of them follows
-                self._submit("Read what another process wrote", lambda job: None)
-
-    def _follow(self) -> None:
-        """Bring the session to the ledger's present state, if another process has changed it."""
-        history = self.ledger.history()
-        head = self.ledger.store.head()
-        if head == self._head:
-            return
-        self.ledger.sync(self.session)
-        new = head[1] - self._head[1]
-        self._head = head
-        self._board.put("history", history_rows(history))
-        told = f"Another process wrote {new} record{'' if new == 1 else 's'} to the ledger; the page follows it."
-        if self._draft is not None:
-            told += " The draft was planned before that and can no longer be kept: discard it and preview again."
-        self._board.put("notice", told)
-        self._board.put("draft", now())
-
-    def _follow_session(self) -> None:
-        self.ledger.sync(self.session)
-
-    def _now_at(self, record: Record, told: str) -> Record:
-        self._head = record.id, record.number
-        self._board.put("history", history_rows(self.ledger.history()))
-        self._board.put("notice", f"{told} (record {record.id[:12]}).")
-        return record
-
     def _named(self, id: str) -> str:
         return UNEDITED if id == BASE else f"after {self.ledger.record(id).id[:12]}"
-
-    def _set_draft(self, draft: Draft | None, *, instead_of: Draft | None = None) -> None:
-        with self._lock:
-            if instead_of is None or self._draft is instead_of:
-                self._draft = draft
-        self._board.put("draft", now())
 
     def _show(self, name: str, value: Any, command: str) -> None:
         self._board.put(name, value)

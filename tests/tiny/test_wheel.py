@@ -30,6 +30,9 @@ def test_it_holds_the_package_and_its_data_and_nothing_else(wheel: Path) -> None
     ).stdout.split()
     assert {name for name in names if name.startswith("emendo/")} >= {name.removeprefix("src/") for name in tracked}
     assert not [name for name in names if "__pycache__" in name]
+    experiments = {f"emendo/data/experiments/{path.name}" for path in (ROOT / "experiments").glob("*.yaml")}
+    assert experiments
+    assert experiments <= set(names)
 
 
 def test_it_edits_a_model_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:

@@ -262,21 +262,22 @@ def _matches(cell: Cell, pattern: Mapping[str, Any]) -> bool:
 
 
 @checked
-def find_config(named: Path) -> Path:
+def find_config(path: Path) -> Path:
     """The file that is named: itself, or the experiment of that name that comes with Emendo.
 
     Args:
-        named: A path, or a name without a folder and without ``.yaml``.
+        path: A path, or a name without a folder and without ``.yaml``.
     """
-    if named.exists() or named.name != str(named) or named.suffix:
-        return named
+    if path.exists() or path.name != str(path) or path.suffix:
+        return path
     package = Path(str(resources.files("emendo")))
     # In a wheel they are data of the package, in a checkout they stand beside it.
     folders = (package / "data" / "experiments", package.parents[1] / "experiments")
-    found = [folder / f"{named}.yaml" for folder in folders if (folder / f"{named}.yaml").is_file()]
-    return found[0] if found else named
+    found = [folder / f"{path}.yaml" for folder in folders if (folder / f"{path}.yaml").is_file()]
+    return found[0] if found else path
 
 
+@checked
 def read_config(path: Path) -> ExperimentConfig:
     """The configuration in a YAML file.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +20,7 @@ from emendo.models.identity import parameters_sha256
 from emendo.statistics import MomentStore
 from emendo.ui import Desk, DeskSettings, Fact
 from emendo.ui.jobs import Job, Worker
+from emendo.ui.taking import own_folder
 from tests.chat_templates import TEMPLATES
 from tests.conftest import build_tiny
 from tests.quick_plans import JAPAN, QUICK
@@ -312,6 +315,21 @@ def test_the_command_of_a_kept_edit_makes_the_same_update(tmp_path: Path, model:
     code, _, err = emendo(*words, "-q")
     assert code == 0, err
     assert EditLedger(tmp_path / "other").state()[0].update == draft["id"]
+
+
+def test_files_of_a_killed_page_are_taken_away_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    old, other = tmp_path / f"emendo-ui-{gone.pid}-x", tmp_path / "emendo-ui-notes"
+    mine = own_folder()
+    for folder in (old, other):
+        folder.mkdir()
+        (folder / "edits.safetensors").write_bytes(b"left")
+    assert own_folder() != mine
+    assert not old.exists()
+    assert other.exists()
+    assert mine.exists(), "its process runs"
 
 
 def test_a_fault_of_a_job_does_not_end_the_thread(capsys: pytest.CaptureFixture[str]) -> None:

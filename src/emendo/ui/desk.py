@@ -8,10 +8,8 @@ which is the same for everybody who looks: a page that is closed and opened agai
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from emendo.attribution import State
@@ -35,7 +33,7 @@ from emendo.ui.followed import FollowedLedger
 from emendo.ui.jobs import Job
 from emendo.ui.looking import carried, traced
 from emendo.ui.settings import DeskSettings
-from emendo.ui.taking import make_adapter, make_update
+from emendo.ui.taking import make_adapter, make_update, own_folder
 
 PATIENCE = 600.0
 """Seconds that a job waits for another process that writes the ledger."""
@@ -75,7 +73,7 @@ class Desk(FollowedLedger):
         self.gate = settings.gate_config()
         self.commands = Commands(settings, ledger.store.folder)
         super().__init__(lm, ledger, store=store, targets=targets, seed=seed)
-        self.files = Path(tempfile.mkdtemp(prefix="emendo-ui-"))
+        self.files = own_folder()
 
     def close(self) -> None:
         """Cancel what runs and end the thread; the ledger stays as it is."""

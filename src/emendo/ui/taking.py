@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,28 @@ from emendo.io.whole_file import whole_file
 from emendo.ledger import EditLedger
 
 UPDATE, ADAPTER = "edits.safetensors", "adapter.zip"
+
+
+_FOLDER = "emendo-ui-"
+
+
+def own_folder() -> Path:
+    """A new folder for these files; those of processes that were killed are taken away."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        number = left.name.removeprefix(_FOLDER).partition("-")[0]
+        if number.isdecimal() and not _runs(int(number)):
+            shutil.rmtree(left, ignore_errors=True)  # follows no link, and what is somebody else's stays
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's, or no number of a process
+        return True
+    return True
 
 
 def _check_edits(ledger: EditLedger) -> None:

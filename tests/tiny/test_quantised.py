@@ -15,6 +15,7 @@ from emendo.errors import ExportError, InputError, UnsupportedModelError
 from emendo.evaluate import evaluate_records
 from emendo.export import write_adapter, write_checkpoint, write_in_place
 from emendo.export.recorded_moments import recorded_moments
+from emendo.ledger import EditLedger
 from emendo.models import EditableModel
 from emendo.models.packed_weights import SidePath, dequantised, kind_of, weight_parts
 from emendo.models.quantisation import WAYS
@@ -22,7 +23,8 @@ from emendo.models.quantised_kinds import refuse_method
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
-from tests.quick_plans import EIFFEL, JAPAN, quick_plan
+from tests.quick_plans import EIFFEL, JAPAN, QUICK, quick_plan
+from tests.tiny.conftest import Command
 
 WAYS_HERE = sorted(WAYS)
 
@@ -196,3 +198,25 @@ def test_what_cannot_be_read_is_refused_with_the_way_out() -> None:
 def test_unknown_ways_and_gguf_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="expected one of nf4, fp4"):
         emendo.load(folder, load_in="int3")
+
+
+def test_a_ledger_of_a_model_in_few_bits_is_used_with_the_option_and_refused_without(
+    folder: Path, emendo: Command, tmp_path: Path
+) -> None:
+    ledger, few = str(tmp_path / "ledger"), ("--load-in", "nf4")
+    assert emendo("ledger", "init", ledger, "--model", str(folder), *few)[0] == 0
+    quick = [word for name, value in QUICK.items() for word in ("--set", f"{name}={value}")]
+    for request in (EIFFEL, JAPAN):
+        fact = ("--prompt", request.prompt, "--subject", request.subject, "--target", request.target)
+        given = ("edit", "--model", str(folder), *fact, "--ledger", ledger, "--method", "emmet", *quick, "--no-judge")
+        code, _, err = emendo(*given)
+        assert code == 2
+        assert "another model" in err or "weights" in err
+        code, _, err = emendo(*given, *few)
+        assert code == 0, err
+    first = EditLedger(Path(ledger)).history().chain[1].id
+    assert emendo("ledger", "revert", first, "--ledger", ledger)[0] == 2
+    code, _, err = emendo("ledger", "revert", first, "--ledger", ledger, *few)
+    assert code == 0, err
+    code, _, err = emendo("see", "--ledger", ledger, "--model", str(folder), *few, "--out", str(tmp_path / "see"))
+    assert code == 0, err

@@ -59,6 +59,7 @@ def evaluate(
     ] = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -94,12 +95,13 @@ def evaluate(
 
     with _folder(out) as folder:
         config = {"cell": cell.to_dict(), "device": device, "dtype": dtype}
+        config |= {} if load_in is None else {"load_in": load_in}
         run = Experiment(
             f"eval {cell.id}",
             config,
             [cell],
             folder,
-            lambda name: load(name, device=device, dtype=dtype, progress=terminal),
+            lambda name: load(name, device=device, dtype=dtype, load_in=load_in, progress=terminal),
             progress=terminal,
         )
         if plan_only:

@@ -37,6 +37,7 @@ def init(
     model: options.Model,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     message: Message = "",
     who: Who = None,
     json_output: options.Json = False,
@@ -53,7 +54,7 @@ def init(
     LedgerStore(folder).check_free()
     check_text(model, "the model's name (--model)")
     check_texts(who or "", message)
-    session = _session(terminal, model, device, dtype)
+    session = _session(terminal, model, device, dtype, load_in)
     with truthful(folder):
         ledger = EditLedger.create(folder, session, model=model, message=message, who=who)
     base = ledger.base
@@ -121,6 +122,7 @@ def revert(
     ] = "replay",
     model: Annotated[str | None, typer.Option("--model", help="The base model; the ledger's own unless given.")] = None,
     device: options.Device = "auto",
+    load_in: options.LoadIn = None,
     message: Message = "",
     who: Who = None,
     wait: Wait = _WAIT,
@@ -134,7 +136,7 @@ def revert(
     opened, planner = _open(terminal, ledger, who, wait, message), None
     if opened.needs_model(id, how):
         base = history.base
-        planner = _session(terminal, model or history.chain[0].details["model"], device, base["dtype"])
+        planner = _session(terminal, model or history.chain[0].details["model"], device, base["dtype"], load_in)
     begin = time.perf_counter()
     with truthful(ledger):
         record = opened.revert(id, planner, how=how, message=message)
@@ -329,11 +331,12 @@ def _history(folder: Path) -> History:
     return History(LedgerStore(folder).chain())
 
 
-def _session(terminal: Terminal, model: str, device: str, dtype: str) -> EditSession:
+def _session(terminal: Terminal, model: str, device: str, dtype: str, load_in: str | None) -> EditSession:
     from emendo.editing.session import EditSession
     from emendo.models import load
 
-    return EditSession(load(model, device=device, dtype=dtype, progress=terminal), progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
+    return EditSession(lm, progress=terminal)
 
 
 def _rows(history: History, active: Sequence[Active]) -> list[tuple[object, ...]]:

@@ -47,6 +47,7 @@ def see(
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -70,7 +71,7 @@ def see(
         found, sources = _updates(updates or [], ledger)
         records = _records(requests, format)
         seen = _with_model(
-            terminal, model, device, dtype, found, edits_of(found), sources, questions, records, text, nodes
+            terminal, model, device, dtype, load_in, found, edits_of(found), sources, questions, records, text, nodes
         )
     described = document(seen)
     paths = write_seen(out, seen, described)
@@ -84,6 +85,7 @@ def _with_model(
     model: str,
     device: str,
     dtype: str,
+    load_in: str | None,
     updates: list[ModelUpdate],
     edits: EditSet,
     sources: list[str],
@@ -99,7 +101,7 @@ def _with_model(
     from emendo.updates.predecessors import UNEDITED
 
     read = None if text is None else _text(text)
-    lm = load(model, device=device, dtype=dtype, progress=terminal)
+    lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     earlier = UNEDITED
     for update in updates:
         check_update(lm, update, earlier)

@@ -47,6 +47,7 @@ def ui(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    load_in: options.LoadIn = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Open a page to ask a model, write facts under a gate, look inside, and undo."""
@@ -60,7 +61,7 @@ def ui(
     check_extra()
     chosen, named = options.parse_settings(settings), options.parse_layers(layers)
     check_named(method, chosen)
-    given = [("--device", device), ("--dtype", dtype)]
+    given = [("--device", device), ("--dtype", dtype), ("--load-in", load_in or "auto")]
     wanted = DeskSettings(
         model,
         method,
@@ -76,7 +77,7 @@ def ui(
     from emendo.ui.desk import Desk
 
     with listening:
-        lm = load(model, device=device, dtype=dtype, progress=terminal)
+        lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
         desk = Desk(lm, _ledger(ledger, lm, model, who), wanted, seed=seed)
         try:
             desk.get_ready()

@@ -15,7 +15,7 @@ from torch import nn
 
 from emendo.errors import UnsupportedModelError, WeightsChangedError
 from emendo.models.decoder import DecoderView
-from emendo.models.packed_weights import is_packed
+from emendo.models.packed_weights import SidePath, is_packed
 
 
 class WrappedParts:
@@ -51,11 +51,18 @@ class WrappedParts:
 
 
 def _modules(lm: DecoderView) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of the decoder by each of its names, but embeddings."""
+    """Every module of the decoder by each of its names, but embeddings.
+
+    Where an edit stands beside a few-bit map, that map has the name, as it had before the edit.
+    """
     ends = {id(lm.model.get_input_embeddings()), id(lm.model.get_output_embeddings())}
+    sides: list[str] = []
     for name, module in lm.decoder.named_modules(remove_duplicate=False):
-        if id(module) not in ends:
-            yield name, module
+        if id(module) in ends or any(name.startswith(side) for side in sides):
+            continue
+        if isinstance(module, SidePath):
+            sides.append(f"{name}.")
+        yield name, module.base if isinstance(module, SidePath) else module
 
 
 def _own_forward(name: str, module: Any) -> Any:

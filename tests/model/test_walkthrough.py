@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "guides" / "served-model.md"
 LEFT_OUT = "…"
 SIGNED = "root"  # who signed the records that the page shows
 
-_FENCE = re.compile(r"^```(bash|text)(?: exit=(\d+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```(bash|text)(?: exit=(\d+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _VARIES = (
     (re.compile(r"\b[0-9a-f]{10,64}\b"), "HASH"),
     (re.compile(r"\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?"), "TIME"),
@@ -46,7 +46,7 @@ class Step:
 def read_steps(page: str) -> list[Step]:
     """The steps of a page: each `bash` block with the `text` blocks up to the next one."""
     steps: list[Step] = []
-    for kind, code, body in _FENCE.findall(page):
+    for kind, code, body in FENCE.findall(page):
         if kind == "bash":
             steps.append(Step(body, int(code or 0), ()))
         else:

@@ -23,9 +23,9 @@ def test_stop_rule_precision_and_layers_are_named() -> None:
         ]
     )
     assert found == [
-        "layers: rome 5, emmet 1-3",
-        "target.argmax_steps: rome none, emmet 2",
-        "target.precision: rome float32, emmet bfloat16",
+        "layers: rome=5, emmet=1-3",
+        "target.argmax_steps: rome=none, emmet=2",
+        "target.precision: rome=float32, emmet=bfloat16",
     ]
 
 

@@ -52,7 +52,7 @@ def differences_between(cells: Sequence[tuple[Mapping[str, Any], Mapping[str, An
         for setting in _COMPARED:
             values = {name: _shown(settings.get(setting)) for name, settings in searching.items()}
             if len(set(values.values())) > 1:
-                lines[f"{setting}: {', '.join(f'{name} {value}' for name, value in values.items())}"] = None
+                lines[f"{setting}: {', '.join(f'{name}={value}' for name, value in values.items())}"] = None
     return list(lines)
 
 

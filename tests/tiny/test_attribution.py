@@ -358,3 +358,8 @@ def test_see_refuses_in_one_line(
     assert code == 2
     assert words in err
     assert "Traceback" not in err
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(tiny_llama: EditableModel) -> None:
+    with pytest.raises(InputError, match="has positions for"):
+        ask(tiny_llama, "word " * 2 * tiny_llama.max_length, "Rome")

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emendo.errors import EmendoError, ModelNotFoundError
+from emendo.errors import EmendoError, ModelNotFoundError, MomentsError
 from emendo.models import load
+from emendo.statistics import MomentSpec, MomentStore
 from tests.conftest import build_tiny
 from tests.random_updates import random_update
 from tests.tiny.conftest import Command
@@ -145,3 +146,29 @@ def test_a_home_of_ones_own_is_set(
     code, _, err = emendo("edit", "--model", str(folder), *fact)
     assert code == 0, err
     assert os.path.isdir("home/moments")
+
+
+def test_a_file_in_another_encoding_is_converted(folder: Path, emendo: Command) -> None:
+    Path("FILE").write_bytes('{"prompt": "{} is in", "subject": "Orléans", "target": "Rome"}\n'.encode("cp1252"))
+    code, _, err = emendo("data", "FILE")
+    assert code == 2
+    found = re.search(r"iconv -f \S+ -t UTF-8 FILE > NEW", err)
+    assert found, err
+    subprocess.run(found[0], shell=True, check=True)
+    code, _, err = emendo("data", "NEW")
+    assert code == 0, err
+
+
+def test_a_second_moment_that_is_missing_is_collected_by_the_command_that_the_error_prints(
+    folder: Path, emendo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "another home"))
+    lm, store = load(folder, device="cpu"), MomentStore()
+    spec = MomentSpec(tokens=96, length=16)
+    fingerprint, module = spec.fingerprint(lm, [1]), lm.module_name(1)
+    with pytest.raises(MomentsError) as refused:
+        store.require(fingerprint, 1, module, model=str(folder))
+    command = advice(refused.value, "emendo moments collect")
+    code, _, err = emendo(*command[1:])
+    assert code == 0, err
+    assert store.require(fingerprint, 1, module).header.fingerprint == fingerprint

@@ -12,6 +12,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import build_tiny
 from tests.tiny.conftest import Command
@@ -19,6 +20,7 @@ from tests.tiny.conftest import Command
 FACT = "--prompt '{} is in' --subject Paris --target Rome"
 QUICK = "--set target.steps=2 --set contexts.scheme=fixed --no-judge"
 EDIT = f"edit --model MODEL {FACT} {QUICK}"
+OTHER = f"edit --model MODEL --prompt '{{}} is in' --subject Paris --target Tokyo {QUICK}"
 PLAN = f"edit --model MODEL {FACT} --plan-only"
 EVAL = "eval --model MODEL --data facts.jsonl --plan-only"
 
@@ -100,6 +102,18 @@ ROWS: dict[str, tuple[str, str]] = {
         "gate --model MODEL --update done/update.safetensors --config nothing.toml",
         r"'(?P<value>default)' \(--gate FILE, (--config) FILE\)",
     ),
+    "no update named": ("export checkpoint --model MODEL --out exported", r"\((--update FILE)\)"),
+    "a model to ask": (
+        "see done/update.safetensors --prompt 'Paris is in' --answer Rome --out seen",
+        r"add (--model MODEL)",
+    ),
+    "no device": (f"{PLAN} --device cuda", r"use (--device cpu)"),
+    "no ledger": (f"{EDIT} --ledger none", r"make one \((emendo ledger init none --model MODEL)\)"),
+    "a fact that is there": (f"{OTHER} --ledger book", r"in one step \((--replace)\)"),
+    "a fact that is there, taken out": (
+        f"{OTHER} --ledger book2",
+        r"take the old edit out first \((emendo ledger revert [^)]+)\)",
+    ),
     "no tokens": ("diff base done --model MODEL --prompts p.txt --new-tokens 0", r"\((--new-tokens 16) is usual\)"),
 }
 
@@ -121,6 +135,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def in_words(advice: str) -> str:
+    """What a person puts in the place of the words that stand for something."""
+    return advice.replace("VALUE", "0.1").replace("FILE", "done/update.safetensors").replace("MODEL", "model")
+
+
 def done(words: list[str], found: re.Match[str], message: str) -> list[str]:
     """The command with what its message advises."""
     if "leave" in found[0] and not found.groups():
@@ -128,7 +147,7 @@ def done(words: list[str], found: re.Match[str], message: str) -> list[str]:
         assert option, message
         at = words.index(option[0])
         return words[:at] + words[at + 2 :]
-    groups = [group.replace("VALUE", "0.1") for group in found.groups() if group and group.startswith("--")]
+    groups = [in_words(group) for group in found.groups() if group and group.startswith("--")]
     advised = [part for group in groups for part in shlex.split(group)]
     if "value" in found.re.groupindex:
         advised.append(found["value"])
@@ -150,7 +169,14 @@ def test_what_a_command_advises_helps(name: str, emendo: Command, world: Path, m
     monkeypatch.chdir(world)
     command, advice = ROWS[name]
     words = shlex.split(command.replace("MODEL", "model"))
-    if "done" in command and not (world / "done").exists():
+    if name == "no device" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    for ledger in re.findall(r"book\d?", command):
+        code, _, err = emendo("ledger", "init", ledger, "--model", "model")
+        assert code == 0, err
+        code, _, err = emendo(*shlex.split(EDIT.replace("MODEL", "model")), "--ledger", ledger)
+        assert code == 0, err
+    if "done" in command + in_words(advice) and not (world / "done").exists():
         code, _, err = emendo(*shlex.split(EDIT.replace("MODEL", "model")), "--out", "done")
         assert code == 0, err
     code, _, err = emendo(*words)
@@ -158,6 +184,11 @@ def test_what_a_command_advises_helps(name: str, emendo: Command, world: Path, m
     assert code in (1, 2), "nothing was refused"
     found = re.search(advice, message)
     assert found, message
-    code, _, err = emendo(*done(words, found, message))
+    if found.groups() and str(found[1]).startswith("emendo "):
+        code, _, err = emendo(*shlex.split(in_words(found[1]))[1:])
+        assert code == 0, err
+        code, _, err = emendo(*words)
+    else:
+        code, _, err = emendo(*done(words, found, message))
     judged = "checks of the gate fail" in err  # which random weights cannot hold
     assert code == 0 or judged, err

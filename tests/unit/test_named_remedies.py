@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -100,6 +101,30 @@ def test_commands_and_their_options() -> None:
         (place, found[1]) for place, found in told(r"`emendo ([a-z-]+)") if found[1] not in COMMANDS and found[1] != "x"
     ]
     assert wrong == []
+
+
+PATHS = ("--model", "--ledger", "--update", "--corpus", "--data", "--requests", "ledger init", "emendo report", "less")
+"""What a path or the name of a model follows in a command."""
+
+
+def test_paths_in_commands_are_words_of_a_shell() -> None:
+    """A folder's name may have a space in it."""
+    loose = []
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for before, part in itertools.pairwise(parts):
+                text = str(before.value) if isinstance(before, ast.Constant) else ""
+                if text.endswith(tuple(f"{one} " for one in PATHS)) and _is_bare(part):
+                    loose.append((str(path.relative_to(SOURCE)), node.lineno, ast.unparse(part)))
+    assert loose == []
+
+
+def _is_bare(part: ast.expr) -> bool:
+    """Whether a place takes what it is given as it stands; constants are names of Emendo's own."""
+    if not isinstance(part, ast.FormattedValue) or part.conversion != -1:
+        return False
+    return "quote" not in ast.unparse(part) and not ast.unparse(part.value).isupper()
 
 
 def test_options() -> None:

@@ -26,6 +26,7 @@ from emendo.errors import InputError
 from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.factored import factored
+from emendo.models.limits import check_length
 from emendo.requests import Prompt
 
 _ROWS = 64
@@ -88,8 +89,10 @@ def ask(lm: EditableModel, prompt: Prompt, answer: str) -> Asked:
 
     Raises:
         RequestError: The answer is empty, or the tokenizer cannot write it.
+        InputError: They are longer than the model has positions for.
     """
     prompt_ids, answer_ids = encode_target(lm, prompt, answer)
+    check_length(lm, len(prompt_ids) + len(answer_ids) - 1)
     return Asked((*prompt_ids, *answer_ids[:-1]), tuple(answer_ids))
 
 

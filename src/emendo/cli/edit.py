@@ -15,6 +15,7 @@ from emendo.cli.console import Terminal, coloured
 from emendo.cli.footprint import tell_if_too_large
 from emendo.cli.interrupts import truthful
 from emendo.errors import RequestError
+from emendo.io.printable import quoted
 from emendo.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -303,10 +304,11 @@ def show_next(terminal: Terminal, model: str, document: dict[str, Any], ledger: 
         return
     steps = []
     if files:
-        steps += [("look", f"less {files['markdown']}")]
-        steps += [("ship", f"emendo export checkpoint --model {model} --update {files['update']} --out DIR")]
+        steps += [("look", f"less {quoted(files['markdown'])}")]
+        made = f"--model {quoted(model)} --update {quoted(files['update'])}"
+        steps += [("ship", f"emendo export checkpoint {made} --out DIR")]
     if ledger is not None:
-        steps += [("undo", f"emendo ledger revert {document['ledger']['id'][:12]} --ledger {ledger}")]
+        steps += [("undo", f"emendo ledger revert {document['ledger']['id'][:12]} --ledger {quoted(ledger)}")]
     for what, command in steps:
         terminal.line(f"Next, {what}: {command}", unbroken=True)
 

@@ -16,6 +16,7 @@ from emendo.cli.console import STYLES, Terminal
 from emendo.cli.experiment import one_line
 from emendo.errors import ExperimentError
 from emendo.io import strict_json
+from emendo.io.printable import quoted
 from emendo.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def _show_verdict(terminal: Terminal, summary: Mapping[str, Any], out: Path | No
     outcome = "good" if good else "doubtful"
     terminal.line(f"Verdict on {after['n']} facts: {', '.join(parts)}{left}.", style=f"bold {STYLES[outcome]}")
     if out is not None:
-        terminal.line(f"Next, look: emendo report {out}", unbroken=True)
+        terminal.line(f"Next, look: emendo report {quoted(out)}", unbroken=True)
 
 
 def show_summary(terminal: Terminal, summary: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import typer
 from emendo.cli import facts, options
 from emendo.cli.console import STYLES, Terminal, coloured, shortened
 from emendo.errors import GateError, InputError, UpdateFileError
+from emendo.io.printable import quoted
 
 if TYPE_CHECKING:
     from emendo.editing.plan import Plan
@@ -83,7 +84,8 @@ def gate(
     verdict = verdict_of(len(records), None, report)
     show_verdict(terminal, verdict)
     if report.passed:
-        command = f"emendo export checkpoint --model {model} --update {' --update '.join(map(str, update))} --out DIR"
+        given = " ".join(f"--update {quoted(one)}" for one in update)
+        command = f"emendo export checkpoint --model {quoted(model)} {given} --out DIR"
         terminal.line(f"Next: ship it with {command}", unbroken=True)
     show_gate(terminal, report)
     terminal.result(report.to_dict() | {"verdict": verdict.to_dict()})

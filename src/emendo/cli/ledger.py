@@ -16,6 +16,7 @@ from emendo.cli import options
 from emendo.cli.console import Terminal
 from emendo.cli.interrupts import truthful
 from emendo.errors import LedgerError
+from emendo.io.printable import quoted
 
 if TYPE_CHECKING:
     from emendo.editing.session import EditSession
@@ -59,7 +60,7 @@ def init(
         ledger = EditLedger.create(folder, session, model=model, message=message, who=who)
     base = ledger.base
     terminal.line(f"Ledger {folder} for {base['name']} ({base['dtype']}, weights {base['weights_sha256'][:12]}…)")
-    terminal.line(f"Edits go in with: emendo edit --ledger {folder} --model {model} ...")
+    terminal.line(f"Edits go in with: emendo edit --ledger {quoted(folder)} --model {quoted(model)} ...")
     terminal.result({"ledger": str(folder), "base": base, "record": ledger.log()[0].to_dict()})
 
 

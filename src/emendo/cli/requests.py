@@ -10,6 +10,7 @@ import typer
 from emendo.cli import facts, options
 from emendo.cli.console import Terminal, shortened
 from emendo.errors import OutputError
+from emendo.io.printable import quoted
 
 if TYPE_CHECKING:
     from emendo.expansion import Expansion, Found
@@ -81,7 +82,10 @@ def expand(
     terminal.line(
         "All of it is guessed from the words of the prompts; read the file before you trust it.", style="yellow"
     )
-    terminal.line(f"Next: emendo edit --model {model} --requests {out} --gate default --out DIR", unbroken=True)
+    terminal.line(
+        f"Next: emendo edit --model {quoted(model)} --requests {quoted(out)} --gate default --out DIR",
+        unbroken=True,
+    )
     terminal.result(_document(expansion) | {"file": str(out)})
 
 

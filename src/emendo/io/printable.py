@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+import shlex
 
 _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters (an escape sequence can clear the screen, or show another text than there is), line separators,
@@ -49,3 +50,8 @@ def _byte_or_half(code: int) -> str:
 
 def _as_python_writes(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def quoted(value: object) -> str:
+    """A name or a path as a word of a command that somebody copies into a shell."""
+    return shlex.quote(str(value))

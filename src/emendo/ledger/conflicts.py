@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emendo.errors import ConflictError, RequestError
+from emendo.io.printable import quoted
 from emendo.ledger.edits import StoredEdit
 from emendo.requests import EditRequest
 
@@ -38,7 +39,8 @@ def replaced_facts(
     if other and not replace:
         raise ConflictError(
             f"{len(other)} fact(s) are already in this ledger with another target; replace them in one step "
-            f"(--replace), or take the old edit out first (emendo ledger revert {other[0][0][:12]} --ledger {folder}):",
+            "(--replace), or take the old edit out first "
+            f"(emendo ledger revert {other[0][0][:12]} --ledger {quoted(folder)}):",
             [f"{_told(id, old)}, and now → {request.target!r}" for id, old, request in other],
         )
     return [request.fact for _, _, request in other]

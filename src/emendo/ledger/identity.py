@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from emendo.editing.session import EditSession
+from emendo.io.printable import quoted
 from emendo.ledger.edits import History
 from emendo.updates.base_model import check_same_base
 
@@ -29,6 +30,6 @@ def check_base(history: History, found: Mapping[str, str]) -> None:
         expected,
         found,
         what="this ledger",
-        remedy=f"load that model (--model {model} --dtype {expected['dtype']}), or make a ledger for this one (emendo "
-        "ledger init FOLDER --model MODEL)",
+        remedy=f"load that model (--model {quoted(model)} --dtype {expected['dtype']}), or make a ledger for this one "
+        "(emendo ledger init FOLDER --model MODEL)",
     )

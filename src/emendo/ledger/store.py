@@ -25,6 +25,7 @@ from weakref import WeakValueDictionary
 
 from emendo.arguments import NotNegative, checked
 from emendo.errors import LedgerError, OutputError
+from emendo.io.printable import quoted
 from emendo.ledger.files import (
     RESTORE,
     check_file,
@@ -80,7 +81,7 @@ class LedgerStore:
         if not self.exists:
             raise LedgerError(
                 f"there is no ledger in {str(self.folder)!r}; make one "
-                f"(emendo ledger init {self.folder} --model MODEL) or name another folder (--ledger FOLDER)"
+                f"(emendo ledger init {quoted(self.folder)} --model MODEL) or name another folder (--ledger FOLDER)"
             )
         for folder in (self.records, self.objects):
             if folder.is_symlink() or not folder.is_dir():
@@ -202,8 +203,8 @@ class LedgerStore:
         """
         if self.exists:
             raise LedgerError(
-                f"there is a ledger in {str(self.folder)!r} already; use it (--ledger {self.folder}) or give a new "
-                "folder"
+                f"there is a ledger in {str(self.folder)!r} already; use it (--ledger {quoted(self.folder)}) or give a "
+                "new folder"
             )
         with writing(self.folder):
             found = list(self.folder.iterdir()) if self.folder.exists() else []

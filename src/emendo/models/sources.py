@@ -115,7 +115,7 @@ def _other_kind(folder: Path) -> str:
             f"--model BASE --update {shlex.quote(str(folder / 'update.safetensors'))} --out NEW, and give NEW"
         )
     if (folder / "HEAD").exists() and (folder / "records").exists():
-        return f". It is a ledger: give the base model and --ledger {folder}"
+        return f". It is a ledger: give the base model and --ledger {shlex.quote(str(folder))}"
     return ""
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from emendo.arguments import checked
 from emendo.errors import MomentsError
 from emendo.io.home import emendo_home
+from emendo.io.printable import quoted
 from emendo.io.tensor_file import TensorFileFormat, read_tensor_file, read_tensor_file_header, write_tensor_file
 from emendo.io.versions import versions
 from emendo.shapes import Moment
@@ -284,7 +285,7 @@ def collect_command(fingerprint: Fingerprint, layer: int, model: str = "MODEL") 
     named = {"self": "self", "openings": OPENINGS, "dataset": corpus.get("id"), "text": "FILE"}
     source = named.get(str(corpus.get("kind")), "CORPUS")
     parts = [
-        f"emendo moments collect --model {model} --layers {layer} --corpus {source}",
+        f"emendo moments collect --model {quoted(model)} --layers {layer} --corpus {quoted(source)}",
         f"--tokens {fingerprint.tokens} --length {fingerprint.length}",
     ]
     return " ".join(parts + ["--exclude-first"] * fingerprint.exclude_first)

@@ -56,7 +56,7 @@ def test_refusals(emendo: Command, model: str, files: tuple[str, str], tmp_path:
     out = ("--out", str(tmp_path / "out"))
     (tmp_path / "junk").write_bytes(b"\x80\x04\x95pickle")
     cases = {
-        ("peft", "--model", model, "--update", files[1], *out): "on top of 1 earlier",
+        ("peft", "--model", model, "--update", files[1], *out): "planned on 1 update",
         ("peft", "--model", model, "--update", str(tmp_path / "junk"), *out): "truncated or damaged",
         ("peft", "--model", model, *out): "--update",
         ("peft", "--model", model, "--update", files[0], "--fold", "2", *out): "--fold",

@@ -175,7 +175,7 @@ def test_refusals_leave_nothing(lm: EditableModel, base: Path, tmp_path: Path) -
             write_gguf_adapter(lm, updates, out.parent, base=file)
     with pytest.raises(ExportError, match="the file of the base itself"):
         write_gguf_model(lm, updates, base, base=base)
-    with pytest.raises(BaseMismatchError, match="on top of 1 earlier"):
+    with pytest.raises(BaseMismatchError, match="planned on 1 update"):
         write_gguf_model(lm, updates[1:], out, base=base)
     with pytest.raises(OutputError, match="expected a file"):
         write_gguf_model(lm, updates, tmp_path, base=base)

@@ -13,20 +13,28 @@ from emendo.errors import EmendoWarning
 
 
 @contextmanager
-def silent_transformers() -> Iterator[None]:
-    """No bars or warnings of transformers on the terminal while it loads or saves; its settings come back."""
+def no_log() -> Iterator[None]:
+    """Only errors in transformers' log, such as while a model runs; others may write to the terminal."""
     verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
     try:
         transformers_logging.set_verbosity_error()
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def silent_transformers() -> Iterator[None]:
+    """No bars or warnings of transformers on the terminal while it loads or saves; its settings come back."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    try:
         transformers_logging.disable_progress_bar()
         # The GGUF reader draws bars of its own, straight to standard error.
-        with warnings.catch_warnings(record=True) as said, redirect_stderr(io.StringIO()):
+        with no_log(), warnings.catch_warnings(record=True) as said, redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", EmendoWarning)
             yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
     for own in said:

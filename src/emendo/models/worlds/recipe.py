@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from emendo.errors import NumericalError
+from emendo.models.silence import no_log
 from emendo.models.worlds.families import FAMILIES, LENGTH
 from emendo.models.worlds.text import END_ID, Packer, Rows, train_tokenizer
 from emendo.progress import Progress, Silent
@@ -100,7 +101,7 @@ def train(family: str, world: World, recipe: Recipe, progress: Progress | None =
     tokenizer = train_tokenizer(world)
     packer = Packer(tokenizer, recipe.length, recipe.object_weight)
     asked = _questions(world, packer)
-    with pinned(), _one_thread(), torch.random.fork_rng(devices=[]):
+    with pinned(), _one_thread(), no_log(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = AutoModelForCausalLM.from_config(configuration(family, len(tokenizer), recipe))
         schedule = _Schedule(recipe, _optimizer(model, recipe))

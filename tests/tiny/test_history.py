@@ -17,6 +17,7 @@ from emendo.editing.value_search import FoundValues, search_values
 from emendo.errors import InputError
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
+from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -250,7 +251,7 @@ def test_an_update_without_keys_is_refused(method: str, store: MomentStore) -> N
     # One update with keys beside one without is still half a history.
     session.rollback()
     session.apply(solved)
-    session.apply(ModelUpdate((made[1],), session.base, (solved.id,)))
+    session.apply(ModelUpdate((made[1],), session.base, Predecessors.of([solved.id])))
     with pytest.raises(InputError, match="none for layer 2"):
         planned(session, store, [EIFFEL], method, [2])
 

@@ -29,7 +29,7 @@ _BEFORE = {
 """What a page's commands find, because another page made it."""
 
 _GRID = "name: grid\ndata: demo\nn: 2\nmethods: [rome, emmet]\nsearch: fast\n"
-_NEWEST = """import json, sys; print(json.load(sys.stdin)["records"][0]["id"])"""
+_NEWEST = """import json, sys; print(json.load(sys.stdin)["records"][-1]["id"])"""
 _ID = f"$(emendo ledger log --ledger facts --json | python -c '{_NEWEST}')"
 
 RUN = [page for page in pages() if any(block.reason is None for block in blocks(page))]

@@ -168,9 +168,8 @@ def random_at_key(session: EditSession, text: str, layer: int, size: float) -> M
     direction = torch.randn(len(weight), generator=torch.Generator().manual_seed(1))
     residual = direction * (size * float((weight @ key).norm()) / float(direction.norm()))
     dual = key / float(key.square().sum())
-    return ModelUpdate(
-        (LayerUpdate(layer, session.lm.module_name(layer), residual[None], dual[None]),), session.base, ()
-    )
+    part = LayerUpdate(layer, session.lm.module_name(layer), residual[None], dual[None])
+    return ModelUpdate((part,), session.base)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,10 @@ def removals(
         ("memit-history", {"preservation__weight": 0.5}),
         ("emendo", {}),
         ("emendo", {"target__site": "mlp_out"}),
-        ("alphaedit", {"preservation__threshold": 0.3, "preservation__null_space": "energy"}),
+        (
+            "alphaedit",
+            {"preservation__threshold": 0.3, "preservation__null_space": "energy", "preservation__ridge": 10.0},
+        ),
         ("r-rome", {"history__weight": 1.0, "target__site": "resid_post", "keys__residual": "plain"}),
         ("rome", {}),
     ],

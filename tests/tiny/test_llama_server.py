@@ -69,7 +69,7 @@ def test_it_answers_as_emendo_computes_is_switched_and_withdrawn_by_one_call(
 ) -> None:
     first = push(lm, updates[:1], server, "llamacpp", out=folder)
     assert (first.before, scales(server)[first.model]) == ("the base", 1.0)
-    assert len(first.edited) == 20
+    assert len(first.edited) == 8
     assert max(one.difference for one in (*first.base, *first.edited)) < 0.01
     probes = make_probes(lm, updates[:1])
     assert max(abs(probe.edited - probe.base) for probe in probes) > 0.5, "the edit changes answers"
@@ -141,7 +141,7 @@ def test_an_adapter_that_holds_something_else_is_not_switched_to(
     wrong = tmp_path / right.name
     wrong.write_bytes(other.read_bytes())
     with llama_server(base, [wrong]) as address:
-        with pytest.raises(ProbeError, match=r"the adapter emendo-\w+ \d+ of 20 probes"):
+        with pytest.raises(ProbeError, match=r"the adapter emendo-\w+ \d+ of 8 probes"):
             push(lm, updates[:1], address, "llamacpp", out=folder)
         assert set(scales(address).values()) == {0.0}
 

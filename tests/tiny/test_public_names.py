@@ -42,7 +42,8 @@ UNCHECKED = {
     ),
     **dict.fromkeys(("DataFormat.recognises", "Fields"), OF_A_ROW),
     **dict.fromkeys(
-        ("Corpus", "DatasetCorpus", "TextCorpus", "SelfSampledCorpus", "GivenText", "Corpora.open"), OF_A_CORPUS
+        ("Corpus", "DatasetCorpus", "TextCorpus", "SelfSampledCorpus", "OpeningsCorpus", "GivenText", "Corpora.open"),
+        OF_A_CORPUS,
     ),
     **dict.fromkeys(
         (
@@ -66,7 +67,7 @@ UNCHECKED = {
     ),
     **dict.fromkeys(("ServerClient", "Experiment.run"), "what commands build from arguments that were held before"),
     "forget_parts": "removes the folder that `trace` was given",
-    "CanaryText.encode": "called by the gate",
+    **dict.fromkeys(("CanaryText.encode", "CheckConfig.limit_for", "GrowingConfig.limit_for"), "called by the gate"),
     "adding": "the engine's hook, inside an isolated model",
     "DecoderView.put_back": "takes what `original()` gave",
     "HeldModel.__init__": "EditSession's own is held",

@@ -243,7 +243,7 @@ def test_a_parquet_file_without_pyarrow_or_with_too_much_in_it(tmp_path: Path, m
     with pytest.raises(DatasetError, match=r"unpacks to more than|unpacks to [\d,]+ bytes"):
         load(tmp_path, content)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DatasetError, match=r"needs the package pyarrow: pip install 'emendo\[data\]'"):
+    with pytest.raises(DatasetError, match=r"needs the package pyarrow: pip install 'datasets"):
         load(tmp_path, content)
 
 

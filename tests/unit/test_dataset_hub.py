@@ -65,7 +65,7 @@ def test_a_folder_of_the_same_name_is_not_taken_silently(tmp_path: Path, monkeyp
 
 def test_without_the_library_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DatasetError, match=r"needs the package datasets: pip install 'emendo\[data\]'"):
+    with pytest.raises(DatasetError, match=r"needs the package datasets: pip install 'datasets"):
         load_records("hf:./facts")
 
 

@@ -262,7 +262,7 @@ def test_an_interrupted_command_says_whether_its_record_is_in(
     command = ["ledger", "checkout", "base", "--ledger", str(ledger.store.folder)]
     monkeypatch.setattr(LedgerStore, "append", before)
     assert run(command) == 130
-    assert capsys.readouterr().err.strip() == "emendo: interrupted; no update was written"
+    assert capsys.readouterr().err.strip() == "emendo: interrupted; the ledger is as it was"
     assert len(ledger.log()) == 2
     monkeypatch.setattr(LedgerStore, "append", after)
     assert run(command) == 130

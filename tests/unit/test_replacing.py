@@ -32,6 +32,7 @@ TOUCHES = {
     "statistics/obtain.py obtain_moments unlink": "unfinished collections, after the moments are stored",
     "statistics/spread.py collect_by_workers unlink": "units that are in the state that was just saved",
     "tracing/run.py forget_parts rmtree": "finished facts, called after the trace is written",
+    "ui/taking.py own_folder rmtree": "files for download of a process that is gone",
     "ui/desk.py close rmtree": "files for download, in a temporary folder of this desk",
     # files are written in place
     "experiments/files.py append_lines open": "a journal: lines are added, and a torn last one is dropped on reading",

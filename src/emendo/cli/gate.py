@@ -258,7 +258,7 @@ def _loaded(path: Path) -> ModelUpdate:
 
 def _records(updates: list[ModelUpdate]) -> list[EditRecord]:
     """The bare requests that the updates record; of a fact written twice the last."""
-    from emendo.errors import RequestError
+    from emendo.errors import InputError
     from emendo.requests import record_from_dict
 
     found: dict[str, EditRecord] = {}
@@ -268,7 +268,7 @@ def _records(updates: list[ModelUpdate]) -> list[EditRecord]:
             for row in rows if isinstance(rows, list) else []:
                 record = record_from_dict(row)
                 found[record.request.fact] = record
-        except (RequestError, TypeError) as error:
+        except (InputError, TypeError) as error:
             raise UpdateFileError(
                 f"the requests recorded in an update file cannot be read; name the facts with --requests FILE. {error}"
             ) from error

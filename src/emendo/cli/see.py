@@ -10,7 +10,7 @@ import typer
 from emendo.cli import facts, options
 from emendo.cli.console import Terminal
 from emendo.cli.pages import check_place, load_update, update_file
-from emendo.errors import InputError, RequestError
+from emendo.errors import InputError
 
 if TYPE_CHECKING:
     from emendo.attribution import EditSet
@@ -163,7 +163,7 @@ def _probes(lm: EditableModel, edits: EditSet, records: list[EditRecord]) -> lis
         for row in edit.requests if not edit.whole else ():
             try:
                 request = EditRequest.from_dict(row)
-            except (RequestError, TypeError):  # a file from elsewhere
+            except (InputError, TypeError):  # a file from elsewhere
                 asked.append((number, "own", str(row.get("prompt", "")).replace("{}", str(row.get("subject", "")))))
                 continue
             asked.append((number, "own", request.asked))

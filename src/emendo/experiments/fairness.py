@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from emendo.methods import CATALOGUE, MethodConfig, spelled_out
+from emendo.methods import METHODS, spelled_out
 
 Search: TypeAlias = Literal["exact", "fast"]
 """How every method of an experiment searches its values, where it says so."""
@@ -32,7 +32,7 @@ def search_settings(method: str, search: Search | None) -> dict[str, Any]:
     if search is None:
         return {}
     name, _, _ = spelled_out(method, {}, None)
-    return dict(SEARCHES[search]) if isinstance(CATALOGUE.get(name), MethodConfig) else {}
+    return dict(SEARCHES[search]) if name in METHODS else {}
 
 
 def differences_between(cells: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:

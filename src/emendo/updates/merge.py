@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from emendo.arguments import Measured, checked
-from emendo.errors import BaseMismatchError, ConflictError, InputError, RequestError
+from emendo.errors import BaseMismatchError, ConflictError, InputError
 from emendo.requests import EditRequest
 from emendo.solve import retained
 from emendo.updates.base_model import differences, fullest, in_words
@@ -276,7 +276,7 @@ def _check_facts(parts: Sequence[Part], lineage: Lineage) -> None:
 def _request(part: Part, row: Any) -> EditRequest:
     try:
         return EditRequest.from_dict(row)
-    except (RequestError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{part.name} records a request that cannot be read ({error!r}), so that conflicts with others cannot be "
             "ruled out; make it again with `emendo edit --out FOLDER`"

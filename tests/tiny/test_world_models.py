@@ -36,7 +36,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small: World) -> Path
     return tmp_path
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("llama", "gpt2", "gemma3_text", "mixtral")
+"""One family of each sort of block; the others are slow."""
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_every_family_learns(family: str, small: World, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[float] = []
     one_pass = recipes._one_pass

@@ -457,7 +457,7 @@ def test_workers_search_and_count_what_one_process_does(model: str, tmp_path: Pa
         found, memory = plan_by(lm, tmp_path / "together", workers, progress)
     assert found == expected
     assert (memory.made, memory.shared) == (alone.made, alone.shared) == (6, 0)
-    assert progress.stages["targets (2 workers)"] == 6
+    assert progress.stages["targets (2 workers)"] == 6 * int(QUICK["target.steps"])
     assert progress.stages["second moments (2 workers)"] > 0
     files = [sorted(path.name for path in (tmp_path / name).rglob("*.*")) for name in ("alone", "together")]
     assert files[0] == files[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 import time
@@ -127,3 +128,15 @@ def test_every_command_has_its_section_in_the_help() -> None:
     assert all(f"\n{title}:" in text for title in SECTIONS)
     assert "..." not in text.split("Edit and measure")[1], "no line is cut"
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_name_that_is_imported_late_is_no_module_of_its_package() -> None:
+    """Importing such a module would put it in the place of what it holds, for everybody."""
+    clashes = {}
+    for found in pkgutil.walk_packages(emendo.__path__, "emendo."):
+        package = importlib.import_module(found.name) if found.ispkg else None
+        if package is not None and "__getattr__" in vars(package):
+            modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+            clashes[found.name] = modules & set(package.__all__)
+    assert len(clashes) >= 3
+    assert not any(clashes.values()), clashes

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from emendo.attribution.comparison import Difference, PromptDifference, Side, State, difference
     from emendo.attribution.dashboard import Place, Scan, firing, promoted, scan, strongest_firing
     from emendo.attribution.edits import Edit, EditSet, edits_of
-    from emendo.attribution.lens import Lens, lens
+    from emendo.attribution.logit_lens import Lens, lens
 
 __all__ = [
     "Asked",
@@ -55,7 +55,7 @@ __getattr__ = lazy(
         "Difference": "emendo.attribution.comparison",
         "Edit": "emendo.attribution.edits",
         "EditSet": "emendo.attribution.edits",
-        "Lens": "emendo.attribution.lens",
+        "Lens": "emendo.attribution.logit_lens",
         "Place": "emendo.attribution.dashboard",
         "PromptDifference": "emendo.attribution.comparison",
         "Scan": "emendo.attribution.dashboard",
@@ -69,7 +69,7 @@ __getattr__ = lazy(
         "edits_of": "emendo.attribution.edits",
         "firing": "emendo.attribution.dashboard",
         "leave_out": "emendo.attribution.answer",
-        "lens": "emendo.attribution.lens",
+        "lens": "emendo.attribution.logit_lens",
         "norm": "emendo.attribution.algebra",
         "promoted": "emendo.attribution.dashboard",
         "reading": "emendo.attribution.algebra",

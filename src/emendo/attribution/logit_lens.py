@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.arguments import checked
 from emendo.attribution.answer import Asked, check_fits, placed
 from emendo.attribution.edits import EditSet
 from emendo.models import EditableModel
@@ -32,6 +33,7 @@ class Lens:
     top_after: tuple[str, ...]
 
 
+@checked
 @torch.no_grad()
 def lens(lm: EditableModel, edits: EditSet, asked: Asked) -> Lens:
     """Read the position from which an answer is predicted through the final norm and the unembedding, layer by layer.

@@ -255,6 +255,12 @@ FACTS = [" ", "\n", "- ", '"data": ', json.dumps(ROME), "prompt,subject,target\n
 PARTS = st.lists(st.sampled_from(WORDS + FACTS), max_size=20)
 
 
+@pytest.mark.parametrize("text", ["null:", "null: {}", "- null: x", "- ~: x\n  prompt: y"])
+def test_a_field_without_a_name_is_refused_in_words(text: str) -> None:
+    with pytest.raises(DatasetError):
+        parse_records(text, "facts")
+
+
 @settings(deadline=None, max_examples=300)
 @given(PARTS)
 def test_any_mixture_of_the_forms_is_records_or_one_message(parts: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -22,7 +21,7 @@ def loads(text: str, *, as_text: bool = False) -> Any:
         as_text: Every plain value but null stays the text that was written, so that ``no`` and ``2.50`` are words.
 
     Raises:
-        ValueError: Not YAML, a key given twice, an alias, or nested too deep.
+        ValueError: Not YAML, a key given twice or that is no text, an alias, or nested too deep.
     """
     try:
         loader = _Loader(text)
@@ -46,15 +45,15 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
             raise yaml.YAMLError(f"the alias *{event.anchor}{event.start_mark}: write its value out")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping, or an error for a repeated key."""
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        """A mapping, or an error for a repeated key or one that is no text."""
         seen = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
-            if not isinstance(name, Hashable):
-                raise yaml.YAMLError(f"a key is a {type(name).__name__}{key.start_mark}, expected a name")
+            if not isinstance(name, str):
+                raise yaml.YAMLError(f"a key is a {type(name).__name__}{key.start_mark}, expected a name, in quotes")
             if name in seen:
                 raise yaml.YAMLError(f"{name!r} is given twice{key.start_mark}")
             seen.add(name)
-        content: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        content: dict[str, Any] = super().construct_mapping(node, deep)
         return content

@@ -42,7 +42,16 @@ UNCHECKED = {
     ),
     **dict.fromkeys(("DataFormat.recognises", "Fields"), OF_A_ROW),
     **dict.fromkeys(
-        ("Corpus", "DatasetCorpus", "TextCorpus", "SelfSampledCorpus", "OpeningsCorpus", "GivenText", "Corpora.open"),
+        (
+            "Corpus",
+            "DatasetCorpus",
+            "TextCorpus",
+            "SampledText",
+            "SelfSampledCorpus",
+            "OpeningsCorpus",
+            "GivenText",
+            "Corpora.open",
+        ),
         OF_A_CORPUS,
     ),
     **dict.fromkeys(

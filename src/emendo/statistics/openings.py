@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -17,16 +17,14 @@ from typing import Any
 from emendo.arguments import Seed, check_fields
 from emendo.errors import CorpusError
 from emendo.models import EditableModel
-from emendo.progress import Progress, Silent
-from emendo.statistics.packing import bos_ids
-from emendo.statistics.sample import continue_sequences, sample_groups, written_tokens
+from emendo.statistics.sample import SampledText, continue_sequences
 
 OPENINGS = "kinds"
 """The name of this source in settings and on the command line."""
 
 
 @dataclass(frozen=True)
-class OpeningsCorpus:
+class OpeningsCorpus(SampledText):
     """Text that the model writes after the packaged openings, each in its turn.
 
     A sequence begins with an opening, cut to its length, which counts as well: the model's own text in a language
@@ -45,33 +43,18 @@ class OpeningsCorpus:
         """The seed and a digest of the openings; the text also depends on the model, recorded beside them."""
         return {"kind": "openings", "seed": self.seed, "sha256": hashlib.sha256(_packaged().encode()).hexdigest()}
 
-    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
-        """See `Corpus.sampled_tokens`."""
-        return written_tokens(length, count, start)
-
-    def sequences(
+    def sampled(
         self,
         lm: EditableModel,
-        *,
+        rows: range,
         length: int,
-        count: int,
-        start: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[list[int]]:
-        """See `Corpus.sequences`."""
-        progress, prefix, end = progress or Silent(), bos_ids(lm), lm.tokenizer.eos_token_id
+        restart: tuple[int, int] | None,
+        on_step: Callable[[int], None],
+    ) -> list[list[int]]:
+        """See `SampledText.sampled`."""
         openings = [_encoded(lm, json.loads(line))[:length] for line in _packaged().splitlines()]
-        for rows in sample_groups(start, count):
-            sampled = continue_sequences(
-                lm,
-                rows,
-                [openings[row % len(openings)] for row in rows],
-                length=length,
-                seed=self.seed,
-                restart=(end, prefix[-1]) if prefix and end is not None else None,
-                on_step=progress.advance,
-            )
-            yield from sampled[max(0, start - rows.start) :]
+        given = [openings[row % len(openings)] for row in rows]
+        return continue_sequences(lm, rows, given, length=length, seed=self.seed, restart=restart, on_step=on_step)
 
 
 def _packaged() -> str:

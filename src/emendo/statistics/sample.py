@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,50 @@ SAMPLE_ROWS = 128
 """Sequences sampled at once: enough rows for fast matrix products, little enough key/value cache."""
 
 
+class SampledText(ABC):
+    """Text that the model writes, in groups of sequences that begin at fixed numbers."""
+
+    @abstractmethod
+    def sampled(
+        self,
+        lm: EditableModel,
+        rows: range,
+        length: int,
+        restart: tuple[int, int] | None,
+        on_step: Callable[[int], None],
+    ) -> list[list[int]]:
+        """The sequences of one group.
+
+        Args:
+            lm: The model.
+            rows: Their numbers, which with a seed determine the text.
+            length: Tokens of a sequence.
+            restart: The end of a text and what is put after it; None: nothing ends.
+            on_step: Told how many tokens were sampled.
+        """
+
+    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
+        """All tokens of the sequences from the beginning of a group on."""
+        return (count - start // SAMPLE_ROWS * SAMPLE_ROWS) * length
+
+    def sequences(
+        self,
+        lm: EditableModel,
+        *,
+        length: int,
+        count: int,
+        start: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[list[int]]:
+        """See `Corpus.sequences`."""
+        progress, prefix, end = progress or Silent(), bos_ids(lm), lm.tokenizer.eos_token_id
+        restart = (end, prefix[-1]) if prefix and end is not None else None
+        for rows in sample_groups(start, count):
+            yield from self.sampled(lm, rows, length, restart, progress.advance)[max(0, start - rows.start) :]
+
+
 @dataclass(frozen=True)
-class SelfSampledCorpus:
+class SelfSampledCorpus(SampledText):
     """Text that the model writes itself: no data needed.
 
     Every sequence starts with the model's BOS if it has one, then a token drawn uniformly from the vocabulary,
@@ -52,38 +95,28 @@ class SelfSampledCorpus:
             "start": "uniform token",
         }
 
-    def sampled_tokens(self, *, length: int, count: int, start: int = 0) -> int:
-        """All tokens of the sequences from the beginning of a group on."""
-        return written_tokens(length, count, start)
-
-    def sequences(
+    def sampled(
         self,
         lm: EditableModel,
-        *,
+        rows: range,
         length: int,
-        count: int,
-        start: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[list[int]]:
-        """See `Corpus.sequences`."""
-        progress = progress or Silent()
-        prefix, end = bos_ids(lm), lm.tokenizer.eos_token_id
+        restart: tuple[int, int] | None,
+        on_step: Callable[[int], None],
+    ) -> list[list[int]]:
+        """See `SampledText.sampled`."""
         special = {*lm.tokenizer.added_tokens_decoder, *lm.tokenizer.all_special_ids}
-        first_tokens = [token for token in range(len(lm.tokenizer)) if token not in special and lm.knows(token)]
-        for rows in sample_groups(start, count):
-            sampled = sample_sequences(
-                lm,
-                rows,
-                length=length,
-                seed=self.seed,
-                prefix=prefix,
-                first_tokens=first_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                restart=(end, prefix[-1]) if prefix and end is not None else None,
-                on_step=progress.advance,
-            )
-            yield from sampled[max(0, start - rows.start) :]
+        return sample_sequences(
+            lm,
+            rows,
+            length=length,
+            seed=self.seed,
+            prefix=bos_ids(lm),
+            first_tokens=[token for token in range(len(lm.tokenizer)) if token not in special and lm.knows(token)],
+            temperature=self.temperature,
+            top_k=self.top_k,
+            restart=restart,
+            on_step=on_step,
+        )
 
 
 def sample_groups(start: int, count: int) -> Iterator[range]:
@@ -93,11 +126,6 @@ def sample_groups(start: int, count: int) -> Iterator[range]:
     """
     for group in range(start // SAMPLE_ROWS, -(-count // SAMPLE_ROWS)):
         yield range(group * SAMPLE_ROWS, min(count, (group + 1) * SAMPLE_ROWS))
-
-
-def written_tokens(length: int, count: int, start: int) -> int:
-    """All tokens of the sequences from the beginning of the group of `start` on."""
-    return (count - start // SAMPLE_ROWS * SAMPLE_ROWS) * length
 
 
 def sample_sequences(

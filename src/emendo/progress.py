@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 
@@ -39,6 +41,28 @@ Watched: TypeAlias = Progress | bool | None
 def chosen_progress(watched: Watched) -> Progress | None:
     """Who is told; None where nobody is."""
     return Bars() if watched is True else watched or None
+
+
+def watching(watched: Watched) -> Progress:
+    """The same, with `Silent` where nobody is told."""
+    return chosen_progress(watched) or Silent()
+
+
+@contextmanager
+def stage(watched: Watched, name: str, total: int | None = None) -> Iterator[Progress]:
+    """One stage, which ends however its work ends.
+
+    Args:
+        watched: Who is told.
+        name: Of the stage.
+        total: Its units; None: unknown.
+    """
+    told = watching(watched)
+    told.start(name, total)
+    try:
+        yield told
+    finally:
+        told.finish()
 
 
 def new_bar(stage: str, total: int | None, console: Any) -> Any:

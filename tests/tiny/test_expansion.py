@@ -136,9 +136,10 @@ def test_the_gate_counts_lost_localities_and_unanswered_questions() -> None:
         return cast("Evidence", SimpleNamespace(**dict(zip(("before", "after"), pair, strict=True))))
 
     limit = ShareConfig(limit=0.2)
+    not_kept = {"prompt": "p1", "says": "no", "target": "yes", "chat": True}
     lost = evidence(_said("locality", True, True, False), _said("locality", True, False, False))
     found = measure("neighborhood_lost", limit, lost)
-    assert (found.value, found.n, found.details) == (0.5, 2, ({"prompt": "p1", "says": "no"},))
+    assert (found.value, found.n, found.details) == (0.5, 2, (not_kept,))
     asked = evidence(_said("question", False, False), _said("question", True, False))
     found = measure("questions", limit, asked)
     assert (found.value, found.n, found.details) == (0.5, 2, ({"prompt": "p1", "says": "no"},))

@@ -166,7 +166,10 @@ def test_only_a_failing_edit_can_be_forced() -> None:
 
 def test_a_passing_report_names_what_was_not_measured() -> None:
     left_out = judge("paraphrase", SuccessConfig(limit=0.5, unmeasured="pass"), Measurement(None, 0, "nothing"))
-    assert report(GOOD, left_out).summary() == "all 2 checks of the gate pass; not measured: paraphrase"
+    assert report(GOOD, left_out).summary() == "all 1 measured checks of the gate pass; not measured: paraphrase"
+    assert str(verdict_of(1, None, report(GOOD, left_out))) == (
+        "1 fact planned, nothing judged; gate passed, 1 of 2 checks measured; NOT MEASURED: paraphrase."
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,6 +196,19 @@ def test_a_passing_report_names_what_is_not_said() -> None:
     assert verdict.outcome == "doubtful"
     assert report(GOOD).said is None
     assert str(verdict_of(12, None, report(GOOD))) == "12 facts planned, nothing judged; gate passed, 1 checks."
+
+
+def test_a_report_names_the_neighbors_that_are_lost_though_the_check_passes() -> None:
+    france = {"prompt": "What is the capital of France?", "says": "Lyon.", "target": "Paris", "chat": True}
+    check = judge("neighborhood_lost", ShareConfig(limit=0.5), share_of(2, 5, "of 5", [france, {"prompt": "scored"}]))
+    found = report(check)
+    assert found.passed
+    assert (found.neighbors, found.lost) == ((3, 5), (france,))
+    verdict = verdict_of(1, None, found)
+    assert "neighbors 3 of 5 kept" in str(verdict)
+    assert verdict.missed() == "Neighbors lost: 'What is the capital of France?' in chat → 'Lyon.', not 'Paris'."
+    assert verdict.outcome == "doubtful"
+    assert (report(GOOD).neighbors, report(GOOD).lost) == (None, ())
 
 
 @pytest.mark.parametrize("name", ["norm_growth", "relative_cost"])

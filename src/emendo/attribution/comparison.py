@@ -25,7 +25,7 @@ from emendo.models import EditableModel, check_update
 from emendo.models.batch import pack_by_tokens
 from emendo.models.edits import edited_weight
 from emendo.models.generation import Continuation, continue_rows
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import Prompt, prompt_text
 from emendo.updates.predecessors import UNEDITED
 from emendo.updates.update import LayerUpdate, ModelUpdate
@@ -144,7 +144,7 @@ def difference(
     order: Order = "continuation",
     top: Count = 5,
     most: Size = 10,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> Difference:
     """Compare two states of a model on prompts; no weight is written.
 
@@ -167,7 +167,7 @@ def difference(
     Source: KL of next-token distributions as in arXiv 2104.08164.
     """
     _check(lm, first, second, prompts, new_tokens, order)
-    progress = progress or Silent()
+    progress = watching(progress)
     rows = [lm.encode_prompt(prompt) for prompt in prompts]
     room = min(new_tokens, lm.max_length - max(map(len, rows)))
     if room < 1:

@@ -19,7 +19,7 @@ from emendo.models import EditableModel
 from emendo.models.batch import TokenBatch, pack_by_tokens
 from emendo.models.factored import factored, stopping
 from emendo.models.hooks import StopForwardError
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import Prompt
 
 _TOKENS = 2048
@@ -111,7 +111,7 @@ def scan(
     *,
     length: Count = 128,
     most: Count = 5,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> Scan:
     """Read a text and note where every edit fires most.
 
@@ -123,7 +123,7 @@ def scan(
         most: Places kept for every edit.
         progress: Counts tokens.
     """
-    progress = progress or Silent()
+    progress = watching(progress)
     ids = lm.encode_bare(text)
     pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
     heaps: list[list[Place]] = [[] for _ in edits.edits]

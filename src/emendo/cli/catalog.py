@@ -198,10 +198,10 @@ def models(
     quiet: Quiet = False,
 ) -> None:
     """List the model families that can be edited, and those that are refused with the reason; or look at one model."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
     if model is not None:
         from emendo.cli.doctor import show_model
 
-        terminal = Terminal(json_output=json_output, quiet=quiet)
         terminal.result(show_model(terminal, model))
         return
     from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, ArchitectureSpec
@@ -216,7 +216,6 @@ def models(
         facts += [f"MLP times {row.mlp_scale}"] if row.mlp_scale else []
         return ", ".join(facts)
 
-    terminal = Terminal(json_output=json_output, quiet=quiet)
     rows = list(ARCHITECTURES.values())
     terminal.table(
         "Supported families (config.model_type)",

@@ -104,11 +104,7 @@ def checkpoint(
     dtype_named(dtype)
 
     lm = load(model, device=device, dtype=model_dtype, load_in=load_in, progress=terminal)
-    terminal.start("writing")
-    try:
-        path = write_checkpoint(lm, updates, out, dtype=dtype, base_name=base_name)
-    finally:
-        terminal.finish()
+    path = write_checkpoint(lm, updates, out, dtype=dtype, base_name=base_name, progress=terminal)
     terminal.line(f"Checkpoint: {path}")
     terminal.result({"checkpoint": str(path), "updates": [one.id for one in updates]})
 
@@ -125,11 +121,7 @@ def hub(
     terminal = Terminal(json_output=json_output, quiet=quiet)
     from emendo.export.hub import push_folder
 
-    terminal.start("uploading")
-    try:
-        done = push_folder(folder, repo, private=private)
-    finally:
-        terminal.finish()
+    done = push_folder(folder, repo, private=private, progress=terminal)
     terminal.line(f"Uploaded: {done.address}")
     if done.removed:
         terminal.line(f"Taken away, as the export has no such file: {', '.join(done.removed)}")

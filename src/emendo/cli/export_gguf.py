@@ -89,7 +89,7 @@ def gguf(
 
     dtype_named(dtype)
     lm = load(model, device=device, dtype=model_dtype, progress=terminal)
-    written = write_gguf_model(lm, updates, out, base=base, dtype=dtype)
+    written = write_gguf_model(lm, updates, out, base=base, dtype=dtype, progress=terminal)
     changed = ", ".join(f"{layer}: {was} → {now}" for layer, (was, now) in written.types.items())
     terminal.line(
         f"Model: {written.path}, {written.nbytes / 2**20:.1f} MiB, of which {written.copied / 2**20:.1f} copied"
@@ -123,7 +123,13 @@ def gguf_in_place(
 
     lm = load(model or base, device=device, progress=terminal)
     moments = _second_moments(terminal, lm, updates)
-    written = write_gguf_in_place(lm, updates, out, base=base, moments=moments, rounding=rounding)  # type: ignore[arg-type]
+    written = write_gguf_in_place(
+        *(lm, updates, out),
+        base=base,
+        moments=moments,  # type: ignore[arg-type]
+        rounding=rounding,  # type: ignore[arg-type]
+        progress=terminal,
+    )
     terminal.line(
         f"Model: {written.path}, {written.nbytes / 2**20:.1f} MiB, {written.changed:,} bytes of tensors changed"
     )
@@ -156,7 +162,7 @@ def in_place(
 
     lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     moments = _second_moments(terminal, lm, updates)
-    written = write_in_place(lm, updates, out, moments=moments, rounding=rounding)  # type: ignore[arg-type]
+    written = write_in_place(lm, updates, out, moments=moments, rounding=rounding, progress=terminal)  # type: ignore[arg-type]
     terminal.line(f"Model: {written.path}")
     _show_rounded(terminal, written.layers)
     terminal.result({"model": written.to_dict(), "updates": [one.id for one in updates]})

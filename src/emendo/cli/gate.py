@@ -60,6 +60,7 @@ def gate(
     quiet: options.Quiet = False,
 ) -> None:
     """Judge update files: exit code 0 where every declared check holds, 1 where one fails; nothing is written."""
+    terminal = Terminal(json_output=json_output, quiet=quiet)
     from emendo.gate import default_text, read_config, reference_snapshot, run_gate
 
     if print_default:
@@ -67,7 +68,6 @@ def gate(
         return
     if model is None or not update:
         raise InputError("expected --model MODEL and --update FILE (or --print-default)")
-    terminal = Terminal(json_output=json_output, quiet=quiet)
     chosen = read_config(config)
     _check_canaries(chosen)
     updates = [_loaded(path) for path in update]
@@ -175,7 +175,7 @@ def show_gate(terminal: Terminal, report: GateReport) -> None:
     for check in report.failures:
         terminal.line(f"{check.name} fails: {check.words}", style="red")
     for check in report.checks:
-        if check.at_least or not check.passed:
+        if check.at_least or not check.passed or check.name == "neighborhood_lost":
             for detail in check.details:
                 if "prompt" in detail:
                     terminal.line(f"  {check.name}: {_prompt(detail)}")
@@ -203,7 +203,7 @@ def _result(check: Check) -> str:
 
 def _prompt(detail: Mapping[str, Any]) -> str:
     """A prompt that a check names, and what is known of it."""
-    text = shortened(repr(detail["prompt"]), _MOST_CHARACTERS)
+    text = shortened(repr(detail["prompt"]), _MOST_CHARACTERS) + (" in chat" if detail.get("chat") else "")
     if "says" in detail:
         return f"{text} → {detail['says'].strip()!r}"
     if "before" in detail:

@@ -90,9 +90,9 @@ def verify(json_output: options.Json = False, quiet: options.Quiet = False) -> N
 
 
 def _show(*, verified: bool, json_output: bool, quiet: bool) -> None:
+    terminal = Terminal(json_output=json_output, quiet=quiet)
     from emendo.statistics import MomentStore
 
-    terminal = Terminal(json_output=json_output, quiet=quiet)
     store = MomentStore()
     entries = store.verify() if verified else store.entries()
     rows: list[dict[str, Any]] = []

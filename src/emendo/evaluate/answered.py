@@ -9,7 +9,7 @@ from emendo.arguments import Count, checked
 from emendo.errors import InputError
 from emendo.evaluate.scoring import score_targets
 from emendo.models import EditableModel
-from emendo.progress import Progress
+from emendo.progress import Watched
 from emendo.requests import EditRecord
 
 Level: TypeAlias = Literal["argmax", "probability"]
@@ -24,7 +24,7 @@ def answered(
     *,
     level: Level = "argmax",
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> tuple[EditRecord, ...]:
     """The records whose true target the model gives after their plain prompt.
 

@@ -25,7 +25,7 @@ from emendo.evaluate.perplexity import WINDOW, token_windows
 from emendo.evaluate.proportion import wilson_interval
 from emendo.evaluate.tokens import hidden_in_trees, logit_chunks, tree_budget
 from emendo.models import EditableModel, pack_by_tokens
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import Prompt, prompt_text
 from emendo.solve.numerics import pinned
 
@@ -97,7 +97,7 @@ def next_token_log_probs(
     prompts: Sequence[Prompt],
     *,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> NextTokenLogProbs:
     """What the model says next after each prompt, to be compared with another model later.
 
@@ -121,7 +121,7 @@ def next_token_log_probs(
             f"{lm.max_length} tokens; shorten or drop them, such as {prompt_text(prompts[long[0]])[:60]!r}..."
         )
     budget = tree_budget(lm, token_budget)
-    progress = progress or Silent()
+    progress = watching(progress)
     progress.start("next tokens", len(rows))
     last: Tensor | None = None
     for group, forest, hidden in hidden_in_trees(lm, rows, budget):
@@ -142,7 +142,7 @@ def text_log_probs(
     max_tokens: Count = 2000,
     every: Count = 1,
     window: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> NextTokenLogProbs:
     """What the model says next at positions of held-out text, in windows as `perplexity` makes them.
 
@@ -162,7 +162,7 @@ def text_log_probs(
     windows = token_windows(lm, [text] if isinstance(text, str) else text, window, max_tokens)
     if not windows:
         raise InputError("there is no position to compare distributions at; give a longer text (text=)")
-    progress = progress or Silent()
+    progress = watching(progress)
     progress.start("next tokens", sum(map(len, windows)))
     starts = list(itertools.accumulate((math.ceil(len(ids) / every) for ids in windows), initial=0))
     kept: Tensor | None = None

@@ -26,7 +26,7 @@ from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.generation import continue_rows, most_likely
 from emendo.models.sampling import draw, row_uniforms
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.solve.numerics import pinned
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|(?:[^\W\d_]\.){2,}|\w+(?:['’-]\w+)*|\S")
@@ -150,7 +150,7 @@ def entropy_of_records(
     top_k: Count | None = 5,
     seed: Seed = 0,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
     confidence: Confidence = 0.95,
     n_resamples: Resamples = 1000,
 ) -> EntropyScores:
@@ -187,7 +187,7 @@ def entropy_of_records(
             f"{len(full)} of {len(flat)} prompts leave no room within {total_tokens} tokens, such as {full[0][:60]!r}; "
             "expected shorter prompts or longer texts (total_tokens=)"
         )
-    progress = progress or Silent()
+    progress = watching(progress)
     progress.start("free text", len(rows))
     choose = most_likely if top_k is None else _Sampled(seed, _names(prompts), rows, total_tokens, top_k)
     limits = [total_tokens - len(row) for row in rows]

@@ -12,7 +12,7 @@ from emendo.evaluate.matching import contained_match, exact_match
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.generation import continue_rows
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import EditRecord, Join, Prompt, keeps_joint, prompt_text
 from emendo.solve.numerics import pinned
 
@@ -140,7 +140,7 @@ def generate_texts(
     chat: bool,
     new_tokens: Count = 32,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> list[GeneratedText]:
     """Greedy continuations that end where the model ends them; equal prompts are continued once.
 
@@ -161,7 +161,7 @@ def generate_texts(
         return []
     # A space at the end of a prompt belongs to what follows, as in `continuation`.
     rows = [_encoded(lm, prompt, chat) for prompt in distinct]
-    progress = progress or Silent()
+    progress = watching(progress)
     progress.start("generating", len(distinct))
     found = continue_rows(lm, rows, [new_tokens] * len(rows), token_budget=token_budget, on_rows=progress.advance)
     progress.finish()
@@ -187,7 +187,7 @@ def generation_scores(
     chat: bool,
     new_tokens: Count = 32,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
     confidence: Confidence = 0.95,
     n_resamples: Resamples = 1000,
     seed: Seed = 0,

@@ -28,7 +28,7 @@ from emendo.io.extras import pip_install
 from emendo.io.plain_file import check_plain
 from emendo.io.versions import versions
 from emendo.models import EditableModel
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 
 VERSION = 2
 """Of a result. 2: a perplexity is exp(-mean) as its task has it, not a mean, and every metric says its aggregation."""
@@ -67,7 +67,7 @@ def general_ability(
     data: str | Path | None = None,
     batch_size: int = 8,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> dict[str, Any]:
     """Run tasks on the model as it is now. Model, tokenizer and random generators are left as they were.
 
@@ -94,7 +94,7 @@ def general_ability(
         HarnessError: lm-evaluation-harness is not installed, or a task is unknown or cannot be read.
     """
     lm_eval = _imported()
-    progress = progress or Silent()
+    progress = watching(progress)
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise HarnessError(f"{name} must be at least 1, found {value} (--{name.replace('_', '-')})")

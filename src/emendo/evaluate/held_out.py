@@ -21,7 +21,7 @@ from emendo.io.home import emendo_home
 from emendo.io.versions import versions
 from emendo.io.whole_file import write_json
 from emendo.models import EditableModel
-from emendo.progress import Progress
+from emendo.progress import Watched
 
 _FORMAT, _VERSION = "emendo.perplexity", 1
 
@@ -29,7 +29,7 @@ _MOST_CHARACTERS = 2**16
 """Of a file, which has some hundred: what is longer is none of ours."""
 
 
-def packaged_perplexity(lm: EditableModel, *, progress: Progress | None = None) -> Perplexity:
+def packaged_perplexity(lm: EditableModel, *, progress: Watched = None) -> Perplexity:
     """Perplexity of the packaged text on the model as it stands.
 
     A remembered value that cannot be read is measured again, and one that cannot be kept is not: neither is an error.

@@ -13,7 +13,7 @@ from emendo.arguments import Count, checked
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate.tokens import resolve_token_budget, token_scores
 from emendo.models import EditableModel, pack_by_tokens
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.solve.numerics import pinned
 
 WINDOW = 1024
@@ -52,7 +52,7 @@ def perplexity(
     max_tokens: Count | None = None,
     window: Count | None = None,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> Perplexity:
     """Perplexity of a text or of several documents, in windows that do not overlap.
 
@@ -92,7 +92,7 @@ def perplexity(
             "there is nothing to predict: the text has fewer than two tokens within max_tokens="
             f"{max_tokens}; give a longer text (text=)"
         )
-    progress = progress or Silent()
+    progress = watching(progress)
     progress.start("perplexity", sum(len(ids) - 1 for ids in windows))
     totals = []
     with lm.isolated() as own:

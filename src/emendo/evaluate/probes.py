@@ -13,7 +13,7 @@ from emendo.evaluate.generated import GeneratedAnswer, generate_texts
 from emendo.evaluate.scoring import target_scores_by_pair
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
-from emendo.progress import Progress
+from emendo.progress import Watched
 from emendo.requests import PROBE_KINDS, EditRecord, Probe
 from emendo.solve.numerics import pinned
 
@@ -71,7 +71,7 @@ def probe_scores(
     new_tokens: Count | None = None,
     chat: bool = False,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
     confidence: Confidence = 0.95,
     n_resamples: Resamples = 1000,
     seed: Seed = 0,

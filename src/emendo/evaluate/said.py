@@ -16,7 +16,7 @@ from emendo.evaluate.table import Means, mean_over_records
 from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.generation import continue_rows
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import EditRecord, EditRequest, Prompt, keeps_joint
 from emendo.solve.numerics import pinned
 
@@ -95,7 +95,7 @@ def said_means(records: Sequence[SaidRecord]) -> Means:
 @checked
 @pinned()
 def said_records(
-    lm: EditableModel, records: Sequence[EditRecord], *, progress: Progress | None = None
+    lm: EditableModel, records: Sequence[EditRecord], *, progress: Watched = None
 ) -> tuple[SaidRecord, ...]:
     """What the model says to the prompt and the paraphrases of every record, and to the prompt in chat.
 
@@ -124,7 +124,7 @@ def said_records(
     requests = [record.request for record in records]
     targets = [encode_target(lm, one.asked, one.target, one.join)[1] for one in requests]
     longest = max(map(len, targets), default=0) + MORE_TOKENS
-    progress = progress or Silent()
+    progress = watching(progress)
     progress.start("what is said", len(rows))
     found = continue_rows(lm, rows, [longest] * len(rows), on_rows=progress.advance) if rows else []
     progress.finish()

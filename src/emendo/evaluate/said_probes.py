@@ -15,7 +15,7 @@ from emendo.evaluate.matching import contained_match
 from emendo.evaluate.said import MORE_TOKENS, begins_with
 from emendo.models import EditableModel
 from emendo.models.generation import continue_rows
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import EditRecord, Join, Probe, Prompt, keeps_joint
 
 KINDS = ("question", "locality")
@@ -67,7 +67,7 @@ def probe_is_said(text: str, probe: Probe, asked: Prompt, join: Join = "auto") -
 
 @checked
 def said_probes(
-    lm: EditableModel, records: Sequence[EditRecord], *, progress: Progress | None = None
+    lm: EditableModel, records: Sequence[EditRecord], *, progress: Watched = None
 ) -> tuple[tuple[SaidProbe, ...], ...]:
     """What a model says to the questions and to the localities of every record.
 
@@ -85,7 +85,7 @@ def said_probes(
     for own, prompts in zip(probes, asked, strict=True):
         for probe, prompt in zip(own, prompts, strict=True):
             most[prompt] = max(most.get(prompt, 0), _length(lm, probe, prompt))
-    progress = progress or Silent()
+    progress = watching(progress)
     texts: dict[Prompt, str] = {}
     if most:
         rows = [lm.encode_prompt(prompt.rstrip(" ") if isinstance(prompt, str) else prompt) for prompt in most]

@@ -12,7 +12,7 @@ from emendo.evaluate.aggregate import EditScores
 from emendo.evaluate.metrics import PromptScore, RecordScore, TargetScore
 from emendo.evaluate.tokens import TokenScores, score_tokens, scores_by_pair
 from emendo.models import EditableModel
-from emendo.progress import Progress, Watched, chosen_progress
+from emendo.progress import Watched, chosen_progress
 from emendo.requests import EditRecord, Pair
 from emendo.solve.numerics import pinned
 
@@ -24,7 +24,7 @@ def score_targets(
     pairs: Sequence[Pair],
     *,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> list[TargetScore]:
     """Score how likely the model finds each target after its prompt.
 
@@ -54,7 +54,7 @@ def target_scores_by_pair(
     pairs: Iterable[Pair],
     *,
     token_budget: int | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> dict[Pair, TargetScore]:
     """The score of each distinct pair; arguments and errors as of `score_targets`."""
     found = scores_by_pair(lm, pairs, token_budget=token_budget, progress=progress)
@@ -92,7 +92,7 @@ def score_records(
     records: Sequence[EditRecord],
     *,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> tuple[RecordScore, ...]:
     """Score records on the model as it stands, edited or not.
 

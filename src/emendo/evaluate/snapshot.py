@@ -21,7 +21,7 @@ from emendo.evaluate.scoring import RecordScores, score_records
 from emendo.evaluate.text_drift import TextTokens, text_tokens
 from emendo.evaluate.tokens import Ids
 from emendo.models import EditableModel
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import EditRecord, Prompt
 
 Opener: TypeAlias = Callable[[], AbstractContextManager[EditableModel]]
@@ -54,12 +54,12 @@ class Snapshot:
         records: Sequence[EditRecord] = (),
         *,
         first: int = 0,
-        progress: Progress | None = None,
+        progress: Watched = None,
         remembered: RememberedAnswers | None = None,
     ) -> None:
         self.records = tuple(records)
         self.first = first
-        self._progress = progress or Silent()
+        self._progress = watching(progress)
         self._open = _as_it_stands(lm) if isinstance(lm, EditableModel) else lm
         self._known: dict[Hashable, Any] = {}
         self._remembered = remembered

@@ -20,7 +20,7 @@ from emendo.evaluate.drift import SHIFT_BYTES, UNEMBEDDING_TOLERANCE
 from emendo.evaluate.tokens import Ids, hidden_in_trees, logit_chunks, tree_budget
 from emendo.models import EditableModel
 from emendo.models.tree import common_length
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.solve.numerics import pinned
 
 
@@ -78,7 +78,7 @@ def text_tokens(
     texts: Sequence[Sequence[int]],
     *,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> TextTokens:
     """Read texts and keep what the model predicts at every token, to be compared with another state later.
 
@@ -98,7 +98,7 @@ def text_tokens(
     places = _distinct_places(rows)
     if not places:
         raise InputError(f"there is no token to predict in {len(rows)} text(s); expected one of at least two tokens")
-    progress = progress or Silent()
+    progress = watching(progress)
     progress.start("texts", len(rows))
     number = {place: row for row, place in enumerate(places)}
     fed = [index for index, row in enumerate(rows) if len(row) > 1]

@@ -26,7 +26,7 @@ from emendo.errors import InputError, NumericalError, SelfCheckError
 from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.models.tree import PrefixTree, build_prefix_tree, group_by_prefix, tree_hidden
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import Join, Pair, Prompt, prompt_text
 
 CPU_TOKEN_BUDGET = 512
@@ -77,7 +77,7 @@ def score_tokens(
     pairs: Sequence[Pair],
     *,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> list[TokenScores]:
     """Score every token of each target after its prompt.
 
@@ -108,11 +108,11 @@ def scores_by_pair(
     pairs: Iterable[Pair],
     *,
     token_budget: int | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> dict[Pair, TokenScores]:
     """The score of each distinct pair; arguments and errors as of `score_tokens`."""
     budget = tree_budget(lm, token_budget)
-    progress = progress or Silent()
+    progress = watching(progress)
     distinct = list(dict.fromkeys(pairs))
     encoded = [_encode(lm, *pair) for pair in distinct]
     _check_lengths(lm, distinct, encoded)

@@ -12,7 +12,7 @@ from emendo.errors import InputError
 from emendo.evaluate.table import Means, mean_over_records
 from emendo.evaluate.tokens import TokenScores, scores_by_pair
 from emendo.models import EditableModel
-from emendo.progress import Progress
+from emendo.progress import Watched
 from emendo.requests import EditRecord, Pair
 
 ZSRE_METRICS = ("efficacy", "paraphrase", "locality")
@@ -72,7 +72,7 @@ def zsre_scores(
     records: Sequence[EditRecord],
     *,
     token_budget: Count | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
     confidence: Confidence = 0.95,
     n_resamples: Resamples = 1000,
     seed: Seed = 0,

@@ -9,7 +9,7 @@ from emendo.evaluate.said_probes import said_probes
 from emendo.expansion.relations import Relation
 from emendo.expansion.wording import bare_name, filled
 from emendo.models import EditableModel
-from emendo.progress import Progress
+from emendo.progress import Watched
 from emendo.requests import EditRecord, EditRequest, Probe, is_message, same_text
 
 GROUP = "neighbor"
@@ -87,7 +87,7 @@ class Search:
     asked: int = 0
 
 
-def search_answered(lm: EditableModel, searches: Sequence[Search], most: int, progress: Progress | None = None) -> None:
+def search_answered(lm: EditableModel, searches: Sequence[Search], most: int, progress: Watched = None) -> None:
     """Ask candidates in rounds, in each as many as a request still lacks, until it has enough or none is left.
 
     Args:

@@ -24,7 +24,7 @@ from emendo.experiments.measures import Measures
 from emendo.experiments.run import Experiment
 from emendo.methods import resolve_method, spelled_out
 from emendo.models import EditableModel
-from emendo.progress import Progress
+from emendo.progress import Watched
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
 from emendo.tracing import PARTS, TraceFact, TraceSettings, trace
@@ -93,7 +93,7 @@ def layer_study(
     *,
     folder: Path,
     store: MomentStore | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> LayerStudy:
     """Sweep edits over layers and trace the same facts.
 

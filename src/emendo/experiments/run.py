@@ -23,7 +23,7 @@ from emendo.methods.settings import MomentSettings
 from emendo.models import EditableModel
 from emendo.parallel import Claims, ReadyWorld, Serial, Workers, World, WorldRecipe
 from emendo.parallel.units import Recipe
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore, obtain_for_method
 
@@ -74,11 +74,11 @@ class Experiment:
         load: Loader,
         *,
         store: MomentStore | None = None,
-        progress: Progress | None = None,
+        progress: Watched = None,
     ) -> None:
         self.name, self.config, self.cells = name, dict(config), list(cells)
         self.folder, self.load, self.store = ExperimentFolder(folder), load, store
-        self.progress = progress or Silent()
+        self.progress = watching(progress)
         self._sources: dict[tuple[str, str], Source] = {}
         self._ground: tuple[str, Ground] | None = None
 

@@ -19,6 +19,7 @@ from emendo.models.packed_weights import weight_parts
 from emendo.models.quantised_kinds import method_of
 from emendo.models.rounding import kept_of, rounding, tell_of_rounding
 from emendo.models.saving import check_saveable, save_model
+from emendo.progress import Watched, stage
 from emendo.updates.update import ModelUpdate
 
 
@@ -30,6 +31,7 @@ def write_checkpoint(
     *,
     dtype: str = "auto",
     base_name: str | None = None,
+    progress: Watched = None,
 ) -> Path:
     """Write the edited model into a folder, which appears whole or not at all; the model in memory stays as it is.
 
@@ -42,6 +44,7 @@ def write_checkpoint(
         out: The folder to make: absent, or empty.
         dtype: ``"auto"`` (that of the model), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         base_name: How the model card names the base; the model's name where None.
+        progress: Told about the stage "writing"; True: a bar.
 
     Returns:
         The folder.
@@ -70,7 +73,7 @@ def write_checkpoint(
         )
         for layer in layers
     }
-    with whole_folder(path) as draft:
+    with stage(progress, "writing"), whole_folder(path) as draft:
         stored = chosen or lm.dtype
         kept = {
             part.layer: kept_of(part, rounding(lm.weight(part.layer), part, stored), part.keys, stored)

@@ -16,6 +16,7 @@ from emendo.models import EditableModel, edited_weight
 from emendo.models.few_bits_grid import IN_PLACE, few_bits_grid
 from emendo.models.packed_weights import kind_of
 from emendo.models.saving import check_saveable, save_levels
+from emendo.progress import Watched, stage
 from emendo.shapes import Moment
 from emendo.updates.update import ModelUpdate
 
@@ -45,6 +46,7 @@ def write_in_place(
     *,
     moments: Mapping[int, Moment],
     rounding: Rounding = "feedback",
+    progress: Watched = None,
 ) -> InPlaceFolder:
     """Write a model in few bits with the updates on its own grid; the folder appears whole or not at all.
 
@@ -56,6 +58,7 @@ def write_in_place(
         out: The folder to make: absent, or empty.
         moments: C of every edited layer, as `EditSession.second_moments` gives them.
         rounding: ``"feedback"``, or ``"nearest"``, which loses most of a small edit and is there to compare.
+        progress: Told about the stages "rounding", in layers, and "writing"; True: bars.
 
     Raises:
         BaseMismatchError: An update belongs to another model, or was planned on top of others than come before it.
@@ -66,23 +69,27 @@ def write_in_place(
     """
     total = checked_chain(lm, updates)
     levels, layers = {}, []
-    for part in total:
-        module = lm.down_projection(part.layer)
-        kind = kind_of(module)
-        if kind not in IN_PLACE:
-            raise ExportError(
-                f"{lm.module_name(part.layer)} has {kind or 'plain'} weights; expected one of {', '.join(IN_PLACE)} "
-                "(--load-in), or a GGUF file (emendo export gguf-in-place)"
+    with stage(progress, "rounding", len(total)) as told:
+        for part in total:
+            module = lm.down_projection(part.layer)
+            kind = kind_of(module)
+            if kind not in IN_PLACE:
+                raise ExportError(
+                    f"{lm.module_name(part.layer)} has {kind or 'plain'} weights; expected one of "
+                    f"{', '.join(IN_PLACE)} (--load-in), or a GGUF file (emendo export gguf-in-place)"
+                )
+            weight = lm.weight(part.layer)
+            target = edited_weight(
+                weight, [one for update in updates for one in update.layers if one.layer == part.layer]
             )
-        weight = lm.weight(part.layer)
-        target = edited_weight(weight, [one for update in updates for one in update.layers if one.layer == part.layer])
-        index, said = rounded(
-            *(part, weight, target, few_bits_grid(module)), kind=kind, moments=moments, rounding=rounding
-        )
-        levels[part.layer] = index
-        layers.append(said)
+            index, said = rounded(
+                *(part, weight, target, few_bits_grid(module)), kind=kind, moments=moments, rounding=rounding
+            )
+            levels[part.layer] = index
+            layers.append(said)
+            told.advance()
     check_saveable(lm)
     path = Path(out).expanduser()
-    with whole_folder(path) as draft:
+    with stage(progress, "writing"), whole_folder(path) as draft:
         save_levels(lm, levels, draft)
     return InPlaceFolder(path, tuple(layers))

@@ -24,6 +24,7 @@ from emendo.export.rounded import RoundedLayer, Rounding, rounded
 from emendo.io.whole_file import whole_file
 from emendo.io.writable import check_room, check_writable_file
 from emendo.models import EditableModel, edited_weight
+from emendo.progress import Watched, stage
 from emendo.shapes import Moment
 from emendo.updates.update import ModelUpdate
 
@@ -61,6 +62,7 @@ def write_gguf_in_place(
     base: str | Path,
     moments: Mapping[int, Moment],
     rounding: Rounding = "feedback",
+    progress: Watched = None,
 ) -> InPlaceFile:
     """Write a base's GGUF file with the updates on its own grid; the file appears whole or not at all.
 
@@ -71,6 +73,7 @@ def write_gguf_in_place(
         base: GGUF file of the unedited model, in one part, with the edited tensors in a type of `gguf_grid.LAYOUTS`.
         moments: C of every edited layer, as `EditSession.second_moments` gives them.
         rounding: ``"feedback"``, or ``"nearest"``, which loses most of a small edit and is there to compare.
+        progress: Told about the stages "rounding", in layers, and "writing"; True: bars.
 
     Raises:
         BaseMismatchError: An update belongs to another model, or was planned on top of others than come before it.
@@ -95,18 +98,27 @@ def write_gguf_in_place(
     check_room(path.parent, file.path.stat().st_size)
     replaced: dict[str, StoredTensor] = {}
     layers, changed = [], 0
-    for part in total:
-        entry, weight = file.tensor(part.layer), file.weight(part.layer)
-        target = edited_weight(weight, [one for update in updates for one in update.layers if one.layer == part.layer])
-        index, said = rounded(
-            *(part, weight, target, grid_of(entry)), kind=entry.tensor_type.name, moments=moments, rounding=rounding
-        )
-        stored = with_levels(entry, index.to(torch.uint8))
-        before = torch.from_numpy(entry.data.copy()).view(torch.uint8).reshape(stored.shape)
-        changed += int((before != stored).sum())
-        replaced[entry.name] = StoredTensor(entry.tensor_type.name, stored)
-        layers.append(said)
-    with whole_file(path) as draft, file.path.open("rb") as source, draft.open("wb") as stream:
+    with stage(progress, "rounding", len(total)) as told:
+        for part in total:
+            entry, weight = file.tensor(part.layer), file.weight(part.layer)
+            target = edited_weight(
+                weight, [one for update in updates for one in update.layers if one.layer == part.layer]
+            )
+            index, said = rounded(
+                *(part, weight, target, grid_of(entry)), kind=entry.tensor_type.name, moments=moments, rounding=rounding
+            )
+            stored = with_levels(entry, index.to(torch.uint8))
+            before = torch.from_numpy(entry.data.copy()).view(torch.uint8).reshape(stored.shape)
+            changed += int((before != stored).sum())
+            replaced[entry.name] = StoredTensor(entry.tensor_type.name, stored)
+            layers.append(said)
+            told.advance()
+    with (
+        stage(progress, "writing"),
+        whole_file(path) as draft,
+        file.path.open("rb") as source,
+        draft.open("wb") as stream,
+    ):
         write_file(stream, source, file, replaced, update_record(updates))
         nbytes = stream.tell()
     return InPlaceFile(path, nbytes, changed, tuple(layers))

@@ -28,6 +28,7 @@ from emendo.io.writable import check_room, check_writable_file
 from emendo.models import EditableModel, edited_weight
 from emendo.models.loading import dtype_named
 from emendo.models.rounding import kept_of, rounding, tell_of_rounding
+from emendo.progress import Watched, stage
 from emendo.updates.update import ModelUpdate
 
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -67,6 +68,7 @@ def write_gguf_model(
     *,
     base: str | Path,
     dtype: str = "auto",
+    progress: Watched = None,
 ) -> ModelFile:
     """Write a base's GGUF file with the updates in its weights; the file appears whole or not at all.
 
@@ -77,6 +79,7 @@ def write_gguf_model(
         base: GGUF file of the unedited model, in one part.
         dtype: Of the edited tensors: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``, which is that of
             the base's tensor, and float32 where that is quantised.
+        progress: Told about the stage "writing"; True: a bar.
 
     Raises:
         BaseMismatchError: An update belongs to another model, or was planned on top of others than come before it.
@@ -104,7 +107,12 @@ def write_gguf_model(
     for target in {target for _, target in kept.values()}:
         tell_of_rounding({layer: share for layer, (share, own) in kept.items() if own == target}, target)
     check_room(path.parent, file.path.stat().st_size + sum(one.data.nbytes for one in replaced.values()))
-    with whole_file(path) as draft, file.path.open("rb") as source, draft.open("wb") as stream:
+    with (
+        stage(progress, "writing"),
+        whole_file(path) as draft,
+        file.path.open("rb") as source,
+        draft.open("wb") as stream,
+    ):
         copied = write_file(stream, source, file, replaced, update_record(updates))
         nbytes = stream.tell()
     return ModelFile(path, types, nbytes, copied, distance)

@@ -13,6 +13,7 @@ from typing import Any
 
 from emendo.arguments import checked
 from emendo.errors import ExportError, HubError
+from emendo.progress import Watched, stage
 
 TOKEN_VARIABLE = "HF_TOKEN"
 
@@ -44,7 +45,9 @@ class Upload:
 
 
 @checked
-def push_folder(folder: str | Path, repo: str, *, private: bool = True, endpoint: str | None = None) -> Upload:
+def push_folder(
+    folder: str | Path, repo: str, *, private: bool = True, endpoint: str | None = None, progress: Watched = None
+) -> Upload:
     """Upload an exported adapter or checkpoint; the repository is made where it does not exist.
 
     Weights, their index and an adapter's configuration that the repository holds and the export does not are taken away
@@ -58,6 +61,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, endpoint
         repo: ``owner/name``.
         private: Visibility of a new repository, and what an existing one must be.
         endpoint: Address of the hub; None takes HF_ENDPOINT, or huggingface.co.
+        progress: Told about the stage "uploading"; True: a bar.
 
     Raises:
         ExportError: The folder is no export, the name is none, the token is missing, or the visibility is another.
@@ -73,7 +77,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True, endpoint
             f"no token: the environment variable {TOKEN_VARIABLE} is not set. Make one with write access at "
             f"https://huggingface.co/settings/tokens and export {TOKEN_VARIABLE}=hf_…"
         )
-    with _in_words(repo), _no_bars():
+    with stage(progress, "uploading"), _in_words(repo), _no_bars():
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
         api = HfApi(endpoint=endpoint or os.environ.get("HF_ENDPOINT") or None, token=token)

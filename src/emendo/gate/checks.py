@@ -189,9 +189,14 @@ def _neighborhood_lost(evidence: Evidence) -> Measurement:
     lost: list[dict[str, Any]] = [
         {"prompt": old.prompt} for old, new in held if new.target_true is not None and not new.target_true.argmax
     ]
-    lost += [{"prompt": new.prompt, "says": new.text} for _, new in said if not new.hit]
+    lost += [
+        {"prompt": new.prompt, "says": new.text, "target": new.wanted, "chat": new.chat}
+        for _, new in said
+        if not new.hit
+    ]
     n = len(held) + len(said)
-    return share_of(len(lost), n, f"of {n} neighbors that were answered rightly no longer are", lost[:SHOWN])
+    each_once = [detail for place, detail in enumerate(lost) if detail not in lost[:place]]  # facts may share one
+    return share_of(len(lost), n, f"of {n} neighbors that were answered rightly no longer are", each_once[:SHOWN])
 
 
 def _probes(evidence: Evidence, kind: str) -> list[tuple[SaidProbe, SaidProbe]]:

@@ -144,13 +144,28 @@ class GateReport:
         found = (check.details for check in self.checks if check.name == "efficacy")
         return () if self.said is None else next(found)
 
+    @property
+    def neighbors(self) -> tuple[int, int] | None:
+        """Neighbors that keep their right answer, and of how many; None where that was not measured."""
+        for check in self.checks:
+            if check.name == "neighborhood_lost" and check.measured is not None:
+                return check.n - round(check.measured * check.n), check.n
+        return None
+
+    @property
+    def lost(self) -> tuple[Mapping[str, Any], ...]:
+        """The first neighbors that are lost and whose answers are known in words, as `misses`."""
+        found = (check.details for check in self.checks if check.name == "neighborhood_lost")
+        return tuple(detail for detail in next(found, ()) if "says" in detail)
+
     def summary(self) -> str:
         """Which checks fail and by how much, one a line; or that none does, and which facts are still not said."""
         if self.passed:
             unmeasured = [check.name for check in self.checks if check.measured is None]
             left = f"; not measured: {', '.join(unmeasured)}" if unmeasured else ""
+            measured = f"{len(self.checks) - len(unmeasured)} measured" if unmeasured else f"{len(self.checks)}"
             names = ", ".join(repr(miss["prompt"]) for miss in self.misses)
-            return f"all {len(self.checks)} checks of the gate pass{f'; not said: {names}' if names else ''}{left}"
+            return f"all {measured} checks of the gate pass{f'; not said: {names}' if names else ''}{left}"
         lines = [f"{len(self.failures)} of {len(self.checks)} checks of the gate fail:"]
         lines += [f"  {check.name}: {check.words}" for check in self.failures]
         return "\n".join([*lines, f"What was judged is what is left: {self.rounding}"] if self.rounding else lines)

@@ -24,7 +24,7 @@ from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import Checks
 from emendo.gate.topics import Moved, TokenMove, TopicShift, text_moves
 from emendo.models.rounding import rounding_told
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.requests import EditRecord
 from emendo.updates.update import ModelUpdate
 
@@ -38,7 +38,7 @@ def run_gate(
     *,
     before: Snapshot | None = None,
     after: Snapshot | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> GateReport:
     """Measure an edit and hold it against declared limits; nothing is written to the session's model.
 
@@ -60,7 +60,7 @@ def run_gate(
         NumericalError: The reference itself is broken; a broken edit fails every check instead.
     """
     begin = time.perf_counter()
-    config, progress = config or default_config(), progress or Silent()
+    config, progress = config or default_config(), watching(progress)
     declared = config.checks.declared()
     canaries = _canaries(config)
     updates = _updates(session, edit, config)
@@ -92,7 +92,7 @@ def reference_snapshot(
     records: Sequence[EditRecord],
     config: GateConfig | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Watched = None,
     remember: bool = False,
 ) -> Snapshot:
     """What edits are compared with; several of them may share it, which then ask it once.

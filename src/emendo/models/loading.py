@@ -29,7 +29,7 @@ from emendo.models.silence import silent_transformers
 from emendo.models.sources import DEMO, find_source
 from emendo.models.tokenizer_files import read_tokenizer
 from emendo.models.worlds.store import trained_folder
-from emendo.progress import Silent, Watched, chosen_progress
+from emendo.progress import Watched, watching
 
 UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError, ArithmeticError),
@@ -72,7 +72,7 @@ def load(
         UnsupportedModelError: The family cannot be edited.
         InputError: Unknown device, dtype or way to quantise, or both a device and a map of devices.
     """
-    progress = chosen_progress(progress) or Silent()
+    progress = watching(progress)
     if device_map is not None and device != "auto":
         raise InputError(f"found device {device!r} and a device_map; expected one of them (leave out --device)")
     if device_map is not None:

@@ -25,7 +25,7 @@ from emendo.evaluate import (
 from emendo.evaluate.remembered import RememberedAnswers
 from emendo.evaluate.said_probes import SaidProbe, rows_of
 from emendo.io.html_table import html_table
-from emendo.progress import Progress
+from emendo.progress import Watched
 from emendo.report.tables import score_table
 from emendo.requests import EditRecord
 
@@ -186,7 +186,7 @@ def judge(
     new_tokens: int = 8,
     before: Snapshot | None = None,
     after: Snapshot | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> Judgement:
     """Score and generate without the edit and with it; nothing is written to the session's model.
 
@@ -287,7 +287,7 @@ def edit_snapshots(
     plan: Plan,
     records: Sequence[EditRecord],
     *,
-    progress: Progress | None = None,
+    progress: Watched = None,
     remember: bool = False,
 ) -> tuple[Snapshot, Snapshot]:
     """The session's model without an edit and with it, each asked once by everybody who needs to know.

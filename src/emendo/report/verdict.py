@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -59,6 +59,7 @@ class Verdict:
         failed: Checks of it that fail.
         not_measured: What nothing is known of: kinds of prompts, and checks of the gate.
         checks: Checks of the gate.
+        unmeasured: Of them, those without a number.
         misses: The facts that are not said.
         unanswered: The questions about them that are not answered.
         lost: The neighbors that lost their right answer, where their answers were asked in words.
@@ -77,6 +78,7 @@ class Verdict:
     failed: tuple[str, ...] = ()
     not_measured: tuple[str, ...] = ()
     checks: int = 0
+    unmeasured: int = 0
     misses: tuple[Miss, ...] = ()
     unanswered: tuple[Miss, ...] = ()
     lost: tuple[Miss, ...] = ()
@@ -111,7 +113,9 @@ class Verdict:
         if self.perplexity_ratio is not None:
             parts.append(f"perplexity × {self.perplexity_ratio:.4f}")
         if self.gate is not None:
-            named = f": {', '.join(self.failed)}" if self.failed else f", {self.checks} checks"
+            of = f"{self.checks - self.unmeasured} of " if self.unmeasured else ""
+            measured = f", {of}{self.checks} checks{' measured' if of else ''}"
+            named = f": {', '.join(self.failed)}" if self.failed else measured
             parts.append(f"gate {self.gate}{named}")
         if self.guessed:
             parts.append(f"prompts of {_facts(self.guessed)} guessed by Emendo")
@@ -186,12 +190,14 @@ def verdict_of(facts: int, judgement: Judgement | None, gate: GateReport | None)
         }
         unknown = [name for name in ("paraphrases", "neighbors") if found[name] is None]
     elif gate is not None and gate.said is not None:
-        misses = (Miss(miss["prompt"], miss["target"].strip(), miss["says"].strip()) for miss in gate.misses)
-        found = {"said": gate.said[0], "misses": tuple(misses)}
+        found = {"said": gate.said[0], "misses": tuple(map(_named, gate.misses))}
+    if judgement is None and gate is not None and gate.neighbors is not None:
+        found |= {"neighbors": gate.neighbors, "lost": tuple(map(_named, gate.lost))}
     if gate is not None:
         found["gate"] = "passed" if gate.passed else "overridden" if gate.forced else "failed"
         found["failed"] = tuple(check.name for check in gate.failures)
         found["checks"] = len(gate.checks)
+        found["unmeasured"] = sum(check.measured is None for check in gate.checks)
         unknown += [
             check.name
             for check in gate.checks
@@ -208,6 +214,11 @@ _SAME = {"paraphrase": "paraphrases", "neighborhood_lost": "neighbors"}
 def _each_once(probes: Iterable[SaidProbe]) -> tuple[Miss, ...]:
     """Several facts may have one neighbor."""
     return tuple(dict.fromkeys(Miss(probe.prompt, probe.wanted, probe.text, probe.chat) for probe in probes))
+
+
+def _named(detail: Mapping[str, Any]) -> Miss:
+    """A prompt that a check of the gate names."""
+    return Miss(detail["prompt"], detail["target"].strip(), detail["says"].strip(), detail.get("chat", False))
 
 
 def _shortened(text: str) -> str:

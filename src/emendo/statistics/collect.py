@@ -15,7 +15,7 @@ from emendo.arguments import checked
 from emendo.errors import CorpusError, MomentsError, NumericalError
 from emendo.io.tensor_file import read_tensor_file, write_tensor_file
 from emendo.models import EditableModel
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.solve.numerics import pinned
 from emendo.statistics.expert_moment import ExpertSecondMoment
 from emendo.statistics.packed import LayerMoment, Product, moment_of, named, parts_of
@@ -43,7 +43,7 @@ def collect_moments(
     *,
     checkpoint: Path | None = None,
     every: float = CHECKPOINT_EVERY,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> dict[int, LayerMoment]:
     """Count the keys of all `layers` in one pass that stops above the highest.
 
@@ -68,7 +68,7 @@ def collect_moments(
     """
     layers = lm.check_layers(layers)
     spec.check_length(lm)
-    progress = progress or Silent()
+    progress = watching(progress)
     tokens = spec.tokens_for(lm, layers)
     state = State.fresh(lm, layers, spec)
     saves = Saves(None if checkpoint is None else partial_path(checkpoint, spec.fingerprint(lm, layers), layers), every)

@@ -11,7 +11,7 @@ from emendo.errors import CorpusError, MomentsError
 from emendo.io.writable import check_room, check_writable
 from emendo.models import EditableModel
 from emendo.parallel import Workers
-from emendo.progress import Progress
+from emendo.progress import Watched, chosen_progress
 from emendo.shapes import Moment
 from emendo.solve import BlockMoment
 from emendo.statistics.collect import CHECKPOINT_EVERY, collect_moments
@@ -30,7 +30,7 @@ def obtain_moments(
     spec: MomentSpec | None = None,
     store: MomentStore | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Watched = None,
     every: float = CHECKPOINT_EVERY,
     workers: Workers | None = None,
 ) -> dict[int, StoredMoment]:
@@ -74,7 +74,9 @@ def obtain_moments(
         if workers is None or workers.here:
             moments = collect_moments(lm, missing, spec, checkpoint=folder, every=every, progress=progress)
         else:
-            moments = collect_by_workers(workers, lm, missing, spec, folder, every=every, progress=progress)
+            moments = collect_by_workers(
+                workers, lm, missing, spec, folder, every=every, progress=chosen_progress(progress)
+            )
         for layer, moment in moments.items():
             header = MomentHeader.now(fingerprint, layer, modules[layer], lm.name)
             found[layer] = store.put(moment, header)
@@ -135,7 +137,7 @@ def obtain_for_method(
     *,
     seed: Seed = 0,
     store: MomentStore | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
     corpora: Corpora | None = None,
     workers: Workers | None = None,
 ) -> tuple[dict[int, Moment | BlockMoment], dict[str, Any]]:

@@ -16,7 +16,7 @@ from emendo.arguments import checked
 from emendo.errors import RequestError, TraceError
 from emendo.io.versions import versions
 from emendo.models import EditableModel
-from emendo.progress import Progress, Silent
+from emendo.progress import Watched, watching
 from emendo.solve.numerics import pinned
 from emendo.tracing.check import check_cell
 from emendo.tracing.corrupt import Corrupted, corrupt, embedding_deviation
@@ -46,7 +46,7 @@ def trace(
     skip: bool = False,
     most: int | None = None,
     parts: Path | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> Trace:
     """Causal traces of facts, exact in every cell.
 
@@ -75,7 +75,7 @@ def trace(
     check_facts(facts)
     if most is not None and most < 1:
         raise RequestError(f"there is nothing to trace: expected at least 1 fact, found {most} (--n)")
-    settings, progress = settings or TraceSettings(), progress or Silent()
+    settings, progress = settings or TraceSettings(), watching(progress)
     every = list(dict.fromkeys([*(fact.subject.strip() for fact in facts), *(text.strip() for text in subjects)]))
     if settings.corruption != "swap" and len(every) < 2:
         raise RequestError(

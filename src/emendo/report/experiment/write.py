@@ -9,7 +9,7 @@ from emendo.errors import OutputError
 from emendo.io.in_place import replaced_files
 from emendo.io.whole_file import write_bytes, write_text
 from emendo.io.writable import check_writable
-from emendo.progress import Progress, Silent
+from emendo.progress import Progress, Watched, watching
 from emendo.report.experiment.drawing import Picture, draw
 from emendo.report.experiment.figures import figures_of
 from emendo.report.experiment.folder import Experiment, read_experiment
@@ -20,9 +20,7 @@ from emendo.report.packages import check_matplotlib
 
 
 @checked
-def write_report(
-    folder: str | Path, *, out: str | Path | None = None, progress: Progress | None = None
-) -> dict[str, Path]:
+def write_report(folder: str | Path, *, out: str | Path | None = None, progress: Watched = None) -> dict[str, Path]:
     """Make the report of an experiment, finished or not; the same folder gives the same bytes.
 
     Args:
@@ -42,7 +40,7 @@ def write_report(
     experiment = read_experiment(folder)
     target = experiment.folder if out is None else Path(out).expanduser()
     check_writable(target)
-    pictures = _draw_all(experiment, progress or Silent())
+    pictures = _draw_all(experiment, watching(progress))
     with replaced_files(target) as draft:
         write_text(draft / "report.md", markdown_text(experiment, [picture.figure for picture in pictures]))
         write_text(draft / "report.html", page(experiment, pictures))

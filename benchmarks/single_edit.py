@@ -25,7 +25,7 @@ import torch
 import emendo
 from benchmarks.machine import describe_machine, gemm_gflops
 from emendo.editing.keys import EditActivations
-from emendo.editing.prepared import PreparedMethod
+from emendo.editing.session import PreparedMethod
 from emendo.requests import EditRequest
 
 

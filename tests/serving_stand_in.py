@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from emendo.models import EditableModel, edited_weight
+from emendo.models import EditableModel
+from emendo.updates import edited_weight
 from emendo.updates.update import ModelUpdate
 
 FAULTS = ("error", "drop", "junk", "redirect", "slow")

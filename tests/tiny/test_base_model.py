@@ -16,8 +16,7 @@ from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, EmendoWarning, InputError
 from emendo.export import write_adapter, write_checkpoint
 from emendo.ledger import EditLedger
-from emendo.models import EditableModel
-from emendo.updates import base_model
+from emendo.models import EditableModel, base_model
 from emendo.updates.merge import merge
 from emendo.updates.predecessors import Predecessors
 from emendo.updates.removal import without

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from emendo.arguments.registry import Registry
 from emendo.datasets import FORMATS, load_records
 from emendo.editing.session import EditSession
 from emendo.evaluate.measures import MEASURES
@@ -21,7 +22,6 @@ from emendo.experiments import Experiment, Measures
 from emendo.gate import GATE_CHECKS, run_gate
 from emendo.gate.config import parse_config
 from emendo.methods import CATALOGUE, METHODS
-from emendo.registry import Registry
 from emendo.solve.distribution import DISTRIBUTIONS
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emendo.experiments import ExperimentConfig
-from emendo.experiments.fairness import SEARCHES, differences_between
+from emendo.methods.fairness import SEARCHES, differences_between
 
 CELL = {"model": "demo", "data": "f", "n": 5, "mode": "batch", "batch_size": 5, "seed": 0, "part": "all"}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from emendo.arguments.registry import Registry, Selection
 from emendo.errors import MethodError, PluginError
-from emendo.registry import Registry, Selection
 
 GROUP = "emendo.test_things"
 

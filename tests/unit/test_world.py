@@ -8,7 +8,8 @@ from random import Random
 import pytest
 
 from emendo.datasets import read_records
-from emendo.worlds import World, epoch, fact_sentences, held_out_text, make_world, world_records
+from emendo.datasets.world import world_records
+from emendo.worlds import World, epoch, fact_sentences, held_out_text, make_world
 from emendo.worlds.corpus import plain_sentences
 from emendo.worlds.relations import RELATIONS, fill
 

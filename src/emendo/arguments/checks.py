@@ -14,8 +14,8 @@ from types import NoneType
 from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints, overload
 
 from emendo.arguments.holding import Fault, Test, holder_of
+from emendo.arguments.words import shown
 from emendo.errors import InputError
-from emendo.io.printable import shown
 
 P = ParamSpec("P")
 R = TypeVar("R")

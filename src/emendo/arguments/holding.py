@@ -12,8 +12,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from emendo.arguments.ranges import MOST, Anything, Between
+from emendo.arguments.suggest import nearest
 from emendo.arguments.words import is_path, words
-from emendo.suggest import nearest
 
 _DEVICE = "a device of torch, such as 'cpu' or 'cuda:0'"
 _HALF = re.compile("[\ud800-\udfff]")

@@ -1,8 +1,9 @@
-"""Annotations in words."""
+"""Annotations and values in words."""
 
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -56,3 +57,10 @@ def _article(name: str) -> str:
 def is_path(hint: Any) -> bool:
     """Whether it is the class of paths."""
     return isinstance(hint, type) and issubclass(hint, os.PathLike)
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: shortened, however long or deep it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 120
+    return short.repr(value)

@@ -21,12 +21,12 @@ from emendo.attribution.dashboard import strongest_firing
 from emendo.attribution.edits import EditSet, edits_of
 from emendo.errors import InputError, NumericalError
 from emendo.evaluate.drift import NextTokenLogProbs, measure_drift
-from emendo.models import EditableModel, check_update
+from emendo.models import EditableModel
 from emendo.models.batch import pack_by_tokens
-from emendo.models.edits import edited_weight
 from emendo.models.generation import Continuation, continue_rows
 from emendo.progress import Watched, watching
 from emendo.requests import Prompt, prompt_text
+from emendo.updates.against_model import check_update, edited_weight
 from emendo.updates.predecessors import UNEDITED
 from emendo.updates.update import LayerUpdate, ModelUpdate
 

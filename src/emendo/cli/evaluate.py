@@ -135,9 +135,9 @@ def _cell(**values: Any) -> Cell:
     Raises:
         ExperimentError: An unknown mode, schedule or part, or values that do not go together.
     """
+    from emendo.arguments.suggest import unknown_name
     from emendo.datasets import PARTS
     from emendo.experiments import MODES, SCHEDULES, Cell, default_batch_size, default_schedule
-    from emendo.suggest import unknown_name
 
     if values["n"] < 1:
         raise ExperimentError(f"there is nothing to edit: expected at least 1 record, found {values['n']} (--n)")
@@ -172,9 +172,9 @@ def _check_records(cell: Cell, method: Method) -> None:
 
 def _measures(names: Sequence[str], out: Path | None) -> Measures:
     """The usual measures, what is said among them, and those that are named."""
+    from emendo.arguments.suggest import unknown_name
     from emendo.evaluate.measures import chosen
     from emendo.experiments import Measures
-    from emendo.suggest import unknown_name
 
     for name in names:
         if name not in chosen():

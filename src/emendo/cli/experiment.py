@@ -142,7 +142,7 @@ def _show_plan(terminal: Terminal, run: Experiment) -> None:
 
 def _show_differences(terminal: Terminal, cells: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
     """What cells that compare methods differ in beside the method."""
-    from emendo.experiments.fairness import differences_between
+    from emendo.methods.fairness import differences_between
 
     if not (lines := differences_between(cells)):
         return

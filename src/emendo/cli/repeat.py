@@ -14,7 +14,7 @@ from emendo.errors import EmendoError, InputError, RequestError
 from emendo.io.writable import check_writable_file
 
 if TYPE_CHECKING:
-    from emendo.editing.prepared import PreparedMethod
+    from emendo.editing.session import PreparedMethod
     from emendo.updates.update import ModelUpdate
 
 _ANSWER_TOKENS = 8

@@ -96,8 +96,9 @@ def _with_model(
 ) -> Any:
     """What asks a model: promoted tokens, firing, attributed answers, a scanned text."""
     from emendo.attribution import promoted, scan
-    from emendo.models import check_update, load
+    from emendo.models import load
     from emendo.report.see.document import Seen
+    from emendo.updates import check_update
     from emendo.updates.predecessors import UNEDITED
 
     read = None if text is None else _text(text)

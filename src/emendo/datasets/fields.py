@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from emendo.arguments.words import shown
 from emendo.errors import RequestError
-from emendo.io.printable import shown
 from emendo.requests import SLOT, Probe
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emendo.arguments import checked
+from emendo.arguments.registry import Registry
+from emendo.arguments.suggest import unknown_name
 from emendo.datasets.counterfact import read_counterfact, read_flat
 from emendo.datasets.fields import Fields
 from emendo.datasets.knowedit import read_knowedit
@@ -19,9 +21,7 @@ from emendo.datasets.names import plain_names
 from emendo.datasets.own import has_own, is_own, read_own
 from emendo.datasets.zsre import read_zsre, read_zsre_alternative
 from emendo.errors import DatasetError, RequestError
-from emendo.registry import Registry
 from emendo.requests import EditRecord
-from emendo.suggest import unknown_name
 
 _TYPE_NAMES: Mapping[type, str] = {str: "text", dict: "object", list: "list"}
 LOOKED_AT = 200

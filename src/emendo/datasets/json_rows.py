@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from emendo.arguments.words import shown
 from emendo.errors import DatasetError
 from emendo.io import strict_json
-from emendo.io.printable import shown
 
 MOST_ROW = 2**20
 """Characters of one row. Parsed, a short text of brackets takes thirty times its length in memory."""

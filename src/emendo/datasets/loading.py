@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emendo.arguments import checked
+from emendo.arguments.words import shown
 from emendo.datasets.encoding import MOST_BYTES, decoded
 from emendo.datasets.fields import Fields
 from emendo.datasets.formats import LOOKED_AT, DataFormat, format_named, recognise, recognised
@@ -27,12 +28,12 @@ from emendo.datasets.json_rows import Row
 from emendo.datasets.names import plain_names
 from emendo.datasets.parquet_rows import MAGIC, parquet_rows
 from emendo.datasets.rows import split_rows
+from emendo.datasets.world import world_records
 from emendo.datasets.wrapped import unwrap
 from emendo.errors import DatasetError, RequestError
 from emendo.io.plain_file import check_plain
-from emendo.io.printable import shown
 from emendo.requests import EditRecord
-from emendo.worlds import NAME, make_world, world_records
+from emendo.worlds import NAME, make_world
 
 _SHOWN, _KINDS_SHOWN = 3, 6
 """Bad rows of one kind, and kinds of them, that an error quotes; the counts cover all."""

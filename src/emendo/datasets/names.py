@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from emendo.arguments.words import shown
 from emendo.errors import RequestError
-from emendo.io.printable import shown
 from emendo.requests import FIELDS, NAMES_ELSEWHERE
 
 PAIRED = {"locality_prompt": "locality_ground_truth", "loc": "loc_ans"}

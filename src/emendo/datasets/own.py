@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from emendo.arguments.words import shown
 from emendo.datasets.fields import Fields, as_text
 from emendo.datasets.names import PAIRED, own_names
 from emendo.errors import RequestError
-from emendo.io.printable import shown
 from emendo.requests import FIELDS, NAMES_ELSEWHERE, PROMPT_LISTS, SLOT, EditRecord, record_from_dict
 
 _NEEDED = ({"prompt", "subject", "target"}, {"question", "subject", "target"}, {"messages", "subject"})

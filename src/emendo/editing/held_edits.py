@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from emendo.errors import NumericalError
-from emendo.models import EditableModel, check_update
+from emendo.models import EditableModel
 from emendo.shapes import Weight
+from emendo.updates.against_model import check_update
 from emendo.updates.predecessors import UNEDITED, Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 

@@ -13,7 +13,6 @@ from emendo.editing.value_search import SearchTrace
 from emendo.io.html_table import html_table
 from emendo.methods import Method, ResolvedMethod
 from emendo.models import EditableModel
-from emendo.models.rounding import at, kept_of, rounding
 from emendo.requests import AnyContext, EditRequest, is_question
 from emendo.shapes import Moment, Weight
 from emendo.solve import (
@@ -25,6 +24,7 @@ from emendo.solve import (
     preservation_cost,
     retained_in_all,
 )
+from emendo.updates.rounding import at, kept_of, rounding
 from emendo.updates.update import LayerUpdate, ModelUpdate
 
 

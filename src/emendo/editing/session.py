@@ -16,7 +16,6 @@ from emendo.editing.held_model import HeldModel
 from emendo.editing.metric_cache import MetricCache
 from emendo.editing.pipeline import plan_edit, reference_norms
 from emendo.editing.plan import Plan
-from emendo.editing.prepared import PreparedMethod
 from emendo.editing.sharing import FactIndex
 from emendo.editing.strength import with_fitting_weight
 from emendo.editing.value_cache import ValueCache
@@ -26,7 +25,6 @@ from emendo.io.versions import versions
 from emendo.methods import DEFAULT_METHOD, BaselineConfig, Method, MethodConfig, ResolvedMethod, resolve_method
 from emendo.methods.settings import MomentSettings
 from emendo.models import EditableModel
-from emendo.models.rounding import tell_of_rounding
 from emendo.parallel import Workers
 from emendo.progress import Watched, chosen_progress
 from emendo.requests import AnyContext, EditRecord, EditRequest, check_requests, requests_of
@@ -35,7 +33,8 @@ from emendo.solve import BlockMoment, PreparedLayer
 from emendo.solve.numerics import pinned
 from emendo.statistics import MomentStore
 from emendo.updates.predecessors import Predecessors
-from emendo.updates.update import LayerUpdate
+from emendo.updates.rounding import tell_of_rounding
+from emendo.updates.update import LayerUpdate, ModelUpdate
 
 Requests: TypeAlias = Annotated[
     EditRequest | EditRecord | Mapping[str, Any] | Iterable[EditRequest | EditRecord | Mapping[str, Any]], Anything()
@@ -338,6 +337,65 @@ class EditSession(HeldModel):
             if kept and not found:
                 keep_contexts(lm, scheme, self.seed, self._contexts[key])
         return self._contexts[key]
+
+
+class PreparedMethod:
+    """A method made ready on a session: from here an edit is its search, one pass a layer and triangular solves.
+
+    Second moments, their factors, sampled contexts and the model's identity are at hand. Before each plan and each
+    write the parameters that will be written, and those that torch says were touched, are compared with what they
+    should be. What somebody writes to another parameter through ``.data`` is only seen by the next
+    `EditSession.plan`, `apply` or `rollback`, which compare all of them.
+
+    Args:
+        session: The session.
+        method: What it plans by, every value fixed.
+        contexts: Prefix contexts of every edit, the plain prompt first.
+    """
+
+    OBTAINED_BY = "session.prepare()"
+
+    def __init__(
+        self, session: EditSession, method: ResolvedMethod[MethodConfig], contexts: tuple[AnyContext, ...]
+    ) -> None:
+        self.session, self.method, self.contexts = session, method, contexts
+
+    def __repr__(self) -> str:
+        layers = ", ".join(map(str, self.method.config.written_layers))
+        return f"<PreparedMethod {self.method.config.name} on {self.session.lm.name}, layers {layers}>"
+
+    @checked
+    def plan(self, requests: Requests) -> Plan:
+        """Work out an edit on the model as it is now, as `EditSession.plan` does; nothing is changed.
+
+        Args:
+            requests: The facts to write.
+
+        Raises:
+            InputError: Requests cannot be used, or another session has edits in the model.
+        """
+        return self.session._plan_ready(requests, self)
+
+    @checked
+    def apply(self, update: ModelUpdate | Plan) -> None:
+        """Add an update, or that of a plan, to the model, as `EditSession.apply` does.
+
+        Raises:
+            BaseMismatchError: The update belongs to another model, or was planned on top of other updates.
+            WeightsChangedError: Somebody else has changed the weights.
+        """
+        self.session._apply(update, self.method.config.written_layers)
+
+    @checked
+    def edit(self, requests: Requests) -> Plan:
+        """Plan an edit and write it.
+
+        Args:
+            requests: The facts to write.
+        """
+        plan = self.plan(requests)
+        self.apply(plan)
+        return plan
 
 
 def _added_ridges(prepared: Mapping[int, PreparedLayer]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from emendo.arguments import checked
+from emendo.arguments.registry import Registry
 from emendo.errors import ExperimentError
 from emendo.evaluate.drift import measure_drift
 from emendo.evaluate.entropy import entropy_of_records
@@ -24,7 +25,6 @@ from emendo.evaluate.snapshot import Snapshot
 from emendo.evaluate.table import mean_over_records
 from emendo.evaluate.zsre import ZsreRecord, zsre_means, zsre_scores
 from emendo.models import EditableModel
-from emendo.registry import Registry
 
 ANSWER_TOKENS = 32
 """Most tokens of a generated answer."""

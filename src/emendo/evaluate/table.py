@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from emendo.arguments import Confidence, Resamples, Seed, checked
+from emendo.arguments.words import shown
 from emendo.errors import InputError
 from emendo.evaluate.bootstrap import Interval, column_means, quantile_interval, resampled_means
 from emendo.evaluate.metrics import harmonic_mean
-from emendo.io.printable import shown
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emendo.arguments import checked
+from emendo.arguments.suggest import unknown_name
 from emendo.datasets import Part
 from emendo.errors import ExperimentError
 from emendo.evaluate.answered import Level
 from emendo.experiments.cells import Cell, Setting
-from emendo.experiments.fairness import Search, search_settings
 from emendo.experiments.measures import Measures
 from emendo.experiments.modes import Mode, Schedule, default_batch_size, default_schedule, restores
 from emendo.io import strict_yaml
 from emendo.io.plain_file import read_plain_text
 from emendo.methods import spelled_out
-from emendo.suggest import unknown_name
+from emendo.methods.fairness import Search, search_settings
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 _Settings = dict[str, Setting]

@@ -22,7 +22,7 @@ from typing import Any
 from emendo.errors import ExperimentError
 from emendo.experiments.files import append_lines, read_json, read_lines, write_lines
 from emendo.io.whole_file import write_json
-from emendo.updates.base_model import differences
+from emendo.models.base_model import differences
 from emendo.updates.update import ModelUpdate
 
 FORMAT, VERSION = "emendo.experiment", 1

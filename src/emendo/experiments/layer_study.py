@@ -19,7 +19,6 @@ from emendo.errors import ExperimentError
 from emendo.evaluate.aggregate import record_measures
 from emendo.evaluate.rows import record_scores
 from emendo.experiments.cells import Cell, Setting
-from emendo.experiments.layer_result import LayerStudy, Place
 from emendo.experiments.measures import Measures
 from emendo.experiments.run import Experiment
 from emendo.methods import resolve_method, spelled_out
@@ -29,6 +28,7 @@ from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
 from emendo.tracing import PARTS, TraceFact, TraceSettings, trace
 from emendo.tracing.facts import raw_prompt
+from emendo.tracing.sweep import LayerStudy, Place
 
 COUNT = 9
 """Layers of a sweep where none are named."""

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
+from emendo.arguments.suggest import unknown_name
 from emendo.evaluate.measure import Measure
 from emendo.evaluate.measures import MEASURES, chosen
-from emendo.suggest import unknown_name
 
 
 class Measures(BaseModel):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from emendo.errors import ExportError, InputError
-from emendo.models import EditableModel, check_update
+from emendo.models import EditableModel
+from emendo.updates.against_model import check_update
 from emendo.updates.predecessors import UNEDITED
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers
 

@@ -13,13 +13,14 @@ from emendo.export.card import checkpoint_card
 from emendo.export.chain import checked_chain
 from emendo.io.whole_folder import whole_folder
 from emendo.io.writable import check_room
-from emendo.models import EditableModel, edited_weight
+from emendo.models import EditableModel
 from emendo.models.loading import dtype_named
 from emendo.models.packed_weights import weight_parts
 from emendo.models.quantised_kinds import method_of
-from emendo.models.rounding import kept_of, rounding, tell_of_rounding
 from emendo.models.saving import check_saveable, save_model
 from emendo.progress import Watched, stage
+from emendo.updates.against_model import edited_weight
+from emendo.updates.rounding import kept_of, rounding, tell_of_rounding
 from emendo.updates.update import ModelUpdate
 
 

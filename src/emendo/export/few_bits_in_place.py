@@ -12,12 +12,13 @@ from emendo.errors import ExportError
 from emendo.export.chain import checked_chain
 from emendo.export.rounded import RoundedLayer, Rounding, rounded
 from emendo.io.whole_folder import whole_folder
-from emendo.models import EditableModel, edited_weight
+from emendo.models import EditableModel
 from emendo.models.few_bits_grid import IN_PLACE, few_bits_grid
 from emendo.models.packed_weights import kind_of
 from emendo.models.saving import check_saveable, save_levels
 from emendo.progress import Watched, stage
 from emendo.shapes import Moment
+from emendo.updates.against_model import edited_weight
 from emendo.updates.update import ModelUpdate
 
 

@@ -23,9 +23,10 @@ from emendo.export.gguf_model import StoredTensor, write_file
 from emendo.export.rounded import RoundedLayer, Rounding, rounded
 from emendo.io.whole_file import whole_file
 from emendo.io.writable import check_room, check_writable_file
-from emendo.models import EditableModel, edited_weight
+from emendo.models import EditableModel
 from emendo.progress import Watched, stage
 from emendo.shapes import Moment
+from emendo.updates.against_model import edited_weight
 from emendo.updates.update import ModelUpdate
 
 NEAR = 1e-3

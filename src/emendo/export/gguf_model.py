@@ -25,10 +25,11 @@ from emendo.export.gguf_base import BaseFile, check_same_model, open_base
 from emendo.export.gguf_names import gguf_package
 from emendo.io.whole_file import whole_file
 from emendo.io.writable import check_room, check_writable_file
-from emendo.models import EditableModel, edited_weight
+from emendo.models import EditableModel
 from emendo.models.loading import dtype_named
-from emendo.models.rounding import kept_of, rounding, tell_of_rounding
 from emendo.progress import Watched, stage
+from emendo.updates.against_model import edited_weight
+from emendo.updates.rounding import kept_of, rounding, tell_of_rounding
 from emendo.updates.update import ModelUpdate
 
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

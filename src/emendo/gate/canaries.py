@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from emendo.arguments import checked
+from emendo.arguments.suggest import unknown_name
 from emendo.errors import GateConfigError
 from emendo.io.plain_file import read_plain_text
 from emendo.models import EditableModel
-from emendo.suggest import unknown_name
 
 PACKAGED = "packaged"
 """The name of the prompts that come with Emendo, where a configuration lists files."""

@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from emendo.arguments import checked
+from emendo.arguments.suggest import unknown_name
 from emendo.errors import GateConfigError
 from emendo.gate.canaries import PACKAGED
 from emendo.gate.sections import Amount, Checks, Share, Strict
 from emendo.io.plain_file import read_plain_text
-from emendo.suggest import unknown_name
 
 DEFAULT = "default"
 """The name of the packaged configuration, where a file is asked for."""

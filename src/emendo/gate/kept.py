@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 from emendo.editing.session import EditSession
-from emendo.models.edits import edited_weight
-from emendo.models.rounding import kept_of, rounding
+from emendo.updates.against_model import edited_weight
+from emendo.updates.rounding import kept_of, rounding
 from emendo.updates.update import ModelUpdate, merge_layers
 
 

@@ -23,9 +23,9 @@ from emendo.gate.kept import kept_by_rounding
 from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import Checks
 from emendo.gate.topics import Moved, TokenMove, TopicShift, text_moves
-from emendo.models.rounding import rounding_told
 from emendo.progress import Watched, watching
 from emendo.requests import EditRecord
+from emendo.updates.rounding import rounding_told
 from emendo.updates.update import ModelUpdate
 
 

@@ -18,8 +18,8 @@ from pydantic import (
 )
 
 from emendo.arguments import checked
+from emendo.arguments.registry import Registry
 from emendo.errors import GateConfigError
-from emendo.registry import Registry
 
 if TYPE_CHECKING:
     from emendo.gate.evidence import Evidence, Measurement

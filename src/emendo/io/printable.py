@@ -1,9 +1,8 @@
-"""Values and text from files as messages and a terminal may show them: shortened, and nothing in them acts."""
+"""Text from files as a terminal may show it: nothing in it acts."""
 
 from __future__ import annotations
 
 import re
-import reprlib
 import shlex
 
 _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -11,13 +10,6 @@ _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 marks that turn the direction of writing around, and halves of surrogate pairs, which cannot be written at all."""
 
 _HALVES = re.compile("[\ud800-\udfff]")
-
-
-def shown(value: object) -> str:
-    """A value as messages show it: shortened, however long or deep it is."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 120
-    return short.repr(value)
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from emendo.arguments.suggest import unknown_name
 from emendo.errors import LedgerError
 from emendo.ledger.edits import History, StoredEdit
 from emendo.ledger.files import check_file
@@ -16,7 +17,6 @@ from emendo.ledger.record import Active
 from emendo.ledger.replay import Planner, SessionPlanner, changed_environment, kept_method, seeded
 from emendo.ledger.store import LedgerStore
 from emendo.solve import PreparedLayer
-from emendo.suggest import unknown_name
 from emendo.updates.fold import fold
 from emendo.updates.removal import metric_layers, worked_out
 from emendo.updates.update import ModelUpdate

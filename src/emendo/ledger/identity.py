@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from emendo.editing.session import EditSession
 from emendo.io.printable import quoted
 from emendo.ledger.edits import History
-from emendo.updates.base_model import check_same_base
+from emendo.models.base_model import check_same_base
 
 
 def base_of(session: EditSession) -> dict[str, str]:

@@ -12,7 +12,7 @@ from emendo.io.environment import changed_since, changes_in_words
 from emendo.ledger.edits import History, StoredEdit
 from emendo.ledger.record import Active, Record, is_sha256
 from emendo.ledger.store import LedgerStore, advance, head_line
-from emendo.updates.base_model import differences, in_words
+from emendo.models.base_model import differences, in_words
 from emendo.updates.predecessors import UNEDITED, Predecessors
 
 

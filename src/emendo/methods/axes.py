@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
+from emendo.arguments.suggest import unknown_name
 from emendo.errors import MethodError
 from emendo.methods.checks import Count
 from emendo.methods.settings import (
@@ -20,7 +21,6 @@ from emendo.methods.settings import (
 )
 from emendo.solve.distribution import DISTRIBUTIONS
 from emendo.solve.settings import Preservation
-from emendo.suggest import unknown_name
 
 
 def _known_distribution(name: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TypeVar, cast
 
 from emendo.arguments import checked
+from emendo.arguments.registry import Registry, Selection
 from emendo.errors import MethodError
 from emendo.methods.baselines import BUILT_IN
 from emendo.methods.config import BaselineConfig, Method, MethodConfig
@@ -22,7 +23,6 @@ from emendo.methods.settings import (
     PostStep,
     TargetSettings,
 )
-from emendo.registry import Registry, Selection
 from emendo.solve.settings import Preservation
 
 _ROME_TARGET = TargetSettings(site="mlp_out", steps=20, max_norm_ratio=4)

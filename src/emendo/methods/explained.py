@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from emendo import suggest
+from emendo.arguments.suggest import unknown_name
 
 _ALL = "ROME, MEMIT, EMMET, EasyEdit"
 _MANY = "MEMIT, EMMET, EasyEdit"
@@ -184,4 +184,9 @@ def unknown_setting(name: str, known: Collection[str]) -> str:
         return f"{name} is called {' or '.join(here)} here (--set {here[0]}=VALUE)"
     if name in NOT_SETTINGS:
         return f"{name} is not a setting: {NOT_SETTINGS[name]}"
-    return suggest.unknown_setting(name, known)
+    if name in ("layers", "span"):
+        return (
+            f"{name} cannot be given with --set: layers have an argument of their own, such as --layers 5 or "
+            "--layers 4-8 (layers= in Python), and span is how many there are"
+        )
+    return unknown_name("setting", name, sorted(known), "--set NAME=VALUE", most=3)

@@ -23,10 +23,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emendo.arguments import checked
+from emendo.arguments.suggest import unknown_name
 from emendo.errors import MethodError
 from emendo.methods.catalog import CATALOGUE, method_named
 from emendo.methods.config import Method, read_settings
-from emendo.suggest import unknown_name
 
 _ENDINGS = (".yaml", ".yml")
 

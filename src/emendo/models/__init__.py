@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from emendo.models.editable import (
         EditableModel,
     )
-    from emendo.models.edits import (
-        check_update,
-        edited_weight,
-    )
     from emendo.models.hooks import (
         Capture,
         adding,
@@ -55,8 +51,6 @@ __all__ = [
     "TokenBatch",
     "adding",
     "check_saveable",
-    "check_update",
-    "edited_weight",
     "has_dead_units",
     "load",
     "pack_by_tokens",
@@ -79,8 +73,6 @@ __getattr__ = lazy(
         "WRAPPERS": "emendo.models.architecture",
         "adding": "emendo.models.hooks",
         "check_saveable": "emendo.models.saving",
-        "check_update": "emendo.models.edits",
-        "edited_weight": "emendo.models.edits",
         "has_dead_units": "emendo.models.architecture",
         "load": "emendo.models.loading",
         "pack_by_tokens": "emendo.models.batch",

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from emendo.arguments import checked
+from emendo.arguments.registry import Registry
+from emendo.arguments.suggest import nearest
 from emendo.errors import UnsupportedModelError
 from emendo.models.quantised_kinds import refuse_method
 from emendo.models.refusals import BIDIRECTIONAL, REFUSALS
-from emendo.registry import Registry
-from emendo.suggest import nearest
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from emendo.arguments.words import shown
 from emendo.errors import InputError
-from emendo.io.printable import shown
 from emendo.requests import Conversation, Message
 
 _SWITCHES = {"enable_thinking": False, "thinking": False, "date_string": "26 Jul 2024"}

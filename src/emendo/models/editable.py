@@ -82,7 +82,7 @@ class EditableModel(RunnableModel):
         return config_sha256(self.config)
 
     def identity(self) -> dict[str, str]:
-        """Which base model this is, as updates and ledgers record it; `emendo.updates.base_model` compares two."""
+        """Which base model this is, as updates and ledgers record it; `emendo.models.base_model` compares two."""
         return {
             "name": self.name,
             "model_type": self.spec.model_type,

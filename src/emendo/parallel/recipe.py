@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-import emendo
 from emendo.errors import InputError, WorkerError
 from emendo.io.environment import kernel_switches, processor, set_kernel_switches
 from emendo.io.versions import versions
 from emendo.models import EditableModel, load
+from emendo.models.base_model import differences, in_words
 from emendo.parallel.units import World
 from emendo.progress import Progress
-from emendo.updates.base_model import differences, in_words
 
 _COUNTED = ("emendo", "torch", "transformers", "tokenizers")
 """Versions that the last bits of a result depend on."""
@@ -145,7 +144,7 @@ def _short(value: str | None) -> str:
 @cache
 def _source_sha256() -> str:
     """SHA-256 over the names and bytes of the package's files, for versions that are no releases."""
-    root = Path(emendo.__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix not in (".pyc", ".pyo") and not path.name.startswith("."):

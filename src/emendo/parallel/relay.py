@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emendo import errors
+import emendo.errors as errors
 from emendo.errors import EmendoError, EmendoWarning, WorkerError
 from emendo.parallel.units import Unit, World
 

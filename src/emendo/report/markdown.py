@@ -7,8 +7,8 @@ from typing import Any
 
 from emendo.arguments import checked
 from emendo.io.printable import printable
-from emendo.models.rounding import LEAST_KEPT
 from emendo.report.tables import added_ridge_note, layer_table, score_table, target_table, training_table
+from emendo.updates.rounding import LEAST_KEPT
 
 NOT_JUDGED = "Nothing was judged: what this edit does to its facts, their neighbors and other text was not measured"
 """Said where a judgement would stand."""

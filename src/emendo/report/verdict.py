@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from emendo.evaluate.said_probes import SaidProbe
-from emendo.gate.report import GateReport
 from emendo.report.judging import Judgement
 
 Outcome: TypeAlias = Literal["good", "doubtful", "bad"]
@@ -20,6 +19,58 @@ _MOST_CHARACTERS = 60
 
 _IN_THE_LINE = 3
 """Of them, those that the line of the verdict itself names."""
+
+
+class Checked(Protocol):
+    """What a verdict reads of one check; `gate.Check` is one."""
+
+    @property
+    def name(self) -> str:
+        """As in the configuration."""
+
+    @property
+    def measured(self) -> float | None:
+        """The number; None where it could not be measured."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the edit holds it."""
+
+
+class Gated(Protocol):
+    """What a verdict reads of a gate's finding; `gate.GateReport` is one. So reports do not need the gate."""
+
+    @property
+    def checks(self) -> Sequence[Checked]:
+        """Every declared check."""
+
+    @property
+    def failures(self) -> Sequence[Checked]:
+        """The checks that fail."""
+
+    @property
+    def forced(self) -> bool:
+        """Whether somebody let a failing edit in."""
+
+    @property
+    def lost(self) -> Sequence[Mapping[str, Any]]:
+        """Neighbors that are lost: prompt, target, what is said."""
+
+    @property
+    def misses(self) -> Sequence[Mapping[str, Any]]:
+        """Requests that are not said: prompt, target, what is said."""
+
+    @property
+    def neighbors(self) -> tuple[int, int] | None:
+        """Neighbors that keep their answer, and of how many; None where that was not measured."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every declared check passes."""
+
+    @property
+    def said(self) -> tuple[int, int] | None:
+        """Requests that are said, and of how many; None where that was not measured."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +206,7 @@ class Verdict:
         }
 
 
-def verdict_of(facts: int, judgement: Judgement | None, gate: GateReport | None) -> Verdict:
+def verdict_of(facts: int, judgement: Judgement | None, gate: Gated | None) -> Verdict:
     """The verdict on an edit.
 
     Args:

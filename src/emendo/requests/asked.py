@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from emendo.arguments.words import shown
 from emendo.errors import RequestError
-from emendo.io.printable import shown
 from emendo.requests.chat import Chat, Message, asked_with, read_messages, stored_chat
 from emendo.requests.hints import SLOT
 from emendo.requests.records import ASKED_FIELDS

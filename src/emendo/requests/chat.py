@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from emendo.arguments import checked
+from emendo.arguments.words import shown
 from emendo.errors import RequestError
-from emendo.io.printable import shown
 from emendo.requests.hints import SLOT
 
 Role: TypeAlias = Literal["system", "user", "assistant"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from emendo.arguments.words import shown
 from emendo.errors import RequestError
-from emendo.io.printable import shown
 from emendo.requests.reading import record_from_dict
 from emendo.requests.records import EditRecord, EditRequest
 

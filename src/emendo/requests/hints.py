@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from emendo.io.printable import shown
+from emendo.arguments.words import shown
 
 SLOT = "{}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emendo.io.printable import shown
+from emendo.arguments.words import shown
 from emendo.requests.hints import SLOT, with_slot
 from emendo.requests.joining import JOINS
 

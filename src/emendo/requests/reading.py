@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from emendo.arguments import checked
+from emendo.arguments.words import shown
 from emendo.errors import RequestError
-from emendo.io.printable import shown
 from emendo.requests.asked import with_conversation
 from emendo.requests.chat import Chat
 from emendo.requests.hints import SLOT, unknown_field

@@ -30,13 +30,15 @@ if TYPE_CHECKING:
         output_power,
         preservation_cost,
     )
+    from emendo.solve.factorise import (
+        prepare,
+    )
     from emendo.solve.feasibility import (
         KEY_TOLERANCE,
         key_tolerance,
     )
     from emendo.solve.metric import (
         PreparedLayer,
-        prepare,
     )
     from emendo.solve.null_space import (
         NullSpace,
@@ -113,7 +115,7 @@ __getattr__ = lazy(
         "frobenius_norm": "emendo.solve.costs",
         "key_tolerance": "emendo.solve.feasibility",
         "output_power": "emendo.solve.costs",
-        "prepare": "emendo.solve.metric",
+        "prepare": "emendo.solve.factorise",
         "preservation_cost": "emendo.solve.costs",
         "prune": "emendo.solve.postprocess",
         "rect": "emendo.solve.postprocess",

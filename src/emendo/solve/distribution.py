@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from emendo.arguments import checked
+from emendo.arguments.registry import Registry
 from emendo.errors import MethodError
-from emendo.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor
 from emendo.arguments import check_width, checked
 from emendo.errors import InfeasibleError, InputError
 from emendo.shapes import Keys, Moment
-from emendo.solve.block_moment import BlockMoment
 from emendo.solve.conditioning import inverse_norm, one_norm
 from emendo.solve.null_space import NullSpace, find_null_space
 from emendo.solve.preservation import check_history_weight, extend_history, preservation_metric
@@ -182,35 +181,8 @@ class PreparedLayer:
         return keys.detach().to(self.cholesky)
 
 
-@checked(sizes=False)
-def prepare(
-    moment: Moment | BlockMoment, preservation: Preservation, *, history: Moment | None = None
-) -> PreparedLayer:
-    """Factorise a layer's preservation metric in float64.
-
-    It costs d_in³/3 operations; with a null space also the eigendecomposition of C, more than ten times
-    that, which `PreparedLayer.with_history` reuses.
-
-    Args:
-        moment: C, the mean second moment of the layer's keys, or its blocks (`solve.blocks`). Its device is where all
-            solves run.
-        preservation: f.
-        history: H from earlier edits, see `extend_history`.
-
-    Returns:
-        The factorised metric, to be passed to `solve` for every batch of the layer.
-
-    Raises:
-        MomentsError: The moment is not a finite symmetric matrix.
-        InputError: The history is not one, or has another size.
-        InfeasibleError: The metric is not positive definite beyond rounding, as when C was
-            collected on fewer tokens than d_in, or the null space is empty. No jitter is added but what
-            `Preservation.dead_ridge` asks for, no pseudo-inverse taken.
-    """
-    if isinstance(moment, BlockMoment):
-        from emendo.solve.blocks import prepare_blocks  # it is made of what is here
-
-        return prepare_blocks(moment, preservation).with_history(history)
+def prepare_dense(moment: Moment, preservation: Preservation, history: Moment | None) -> PreparedLayer:
+    """`prepare` of one dense matrix C; `solve.blocks.prepare_blocks` is that of a mixture of experts."""
     null_space = find_null_space(moment, preservation)
     if null_space is not None or not preservation.dead_ridge:
         return _factorised(moment, preservation, history, null_space)

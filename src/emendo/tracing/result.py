@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from emendo import arguments
+import emendo.arguments as arguments
 from emendo.errors import TraceError
 from emendo.evaluate.bootstrap import Interval, quantile_interval, resampled_means
 from emendo.tracing.facts import CLASSES, position_classes
@@ -156,7 +156,7 @@ class Trace:
         A fact with several positions of a class counts once, by their mean.
 
         Args:
-            n_resamples: Resamples of the bootstrap.
+            n_resamples: arguments.Resamples of the bootstrap.
             seed: Of the bootstrap.
 
         Source: average indirect effects, ROME (arXiv 2202.05262), figure 2.

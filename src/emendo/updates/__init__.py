@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from emendo.lazy import lazy
 
 if TYPE_CHECKING:
+    from emendo.updates.against_model import check_update, edited_weight
     from emendo.updates.fold import Folded, FoldedLayer, Sizes, break_even_rank
     from emendo.updates.merge import Survival, scale, survival
     from emendo.updates.predecessors import Predecessors
@@ -32,6 +33,8 @@ __all__ = [
     "StoredUpdate",
     "Survival",
     "break_even_rank",
+    "check_update",
+    "edited_weight",
     "metric_layers",
     "scale",
     "survival",
@@ -50,6 +53,8 @@ __getattr__ = lazy(
         "Survival": _MERGE,
         "scale": _MERGE,
         "survival": _MERGE,
+        "check_update": "emendo.updates.against_model",
+        "edited_weight": "emendo.updates.against_model",
         "Predecessors": "emendo.updates.predecessors",
         "metric_layers": "emendo.updates.removal",
         "without": "emendo.updates.removal",

@@ -18,9 +18,9 @@ import torch
 
 from emendo.arguments import Measured, checked
 from emendo.errors import BaseMismatchError, ConflictError, InputError
+from emendo.models.base_model import differences, fullest, in_words
 from emendo.requests import EditRequest
 from emendo.solve import retained
-from emendo.updates.base_model import differences, fullest, in_words
 from emendo.updates.parts import Lineage, Part, parts_of
 from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate, merge_layers

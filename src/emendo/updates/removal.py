@@ -21,11 +21,11 @@ from torch import Tensor
 from emendo.arguments import checked
 from emendo.errors import EmendoWarning, InfeasibleError, InputError, UndoError
 from emendo.io.environment import changed_since, changes_in_words, computing
+from emendo.models.base_model import differences, in_words
 from emendo.shapes import DualKeys, Keys, Residuals
 from emendo.solve import PreparedLayer, frobenius_norm
 from emendo.solve.distribution import Step
 from emendo.solve.shares import system_shares
-from emendo.updates.base_model import differences, in_words
 from emendo.updates.history import History, LayerGram
 from emendo.updates.measured import MeasuredChange
 from emendo.updates.predecessors import UNEDITED, Predecessors

@@ -1,8 +1,7 @@
 """Worlds: invented facts, and the text that a small model learns them from (`emendo.models.worlds`)."""
 
 from emendo.worlds.corpus import END, Sentence, epoch, fact_sentences, held_out_text
-from emendo.worlds.records import NAME, PREFIX, world_records
-from emendo.worlds.world import Chain, Fact, World, make_world
+from emendo.worlds.world import NAME, PREFIX, Chain, Fact, World, make_world
 
 __all__ = [
     "END",
@@ -16,5 +15,4 @@ __all__ = [
     "fact_sentences",
     "held_out_text",
     "make_world",
-    "world_records",
 ]

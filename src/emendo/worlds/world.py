@@ -10,6 +10,12 @@ from random import Random
 from emendo.worlds import names
 from emendo.worlds.relations import CITY, COMPANY, PERSON, RELATIONS, TWO_HOPS, WORK, Relation, TwoHop
 
+NAME = "world"
+"""What the world's facts are called where a data set is asked for."""
+
+PREFIX = f"{NAME}:"
+"""What a model of it is called by, before the family."""
+
 AUTHORS = 25
 """So many of the people write books, so that works have neighbours with the same author."""
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from emendo.arguments.suggest import unknown_name
 from emendo.errors import ModelNotFoundError
 from emendo.io import strict_json
 from emendo.io.cache_folder import MANIFEST, entry_lock, is_sound, store_folder
@@ -17,7 +18,6 @@ from emendo.models.worlds.families import FAMILIES
 from emendo.models.worlds.recipe import Recipe, configuration, train
 from emendo.models.worlds.text import train_tokenizer
 from emendo.progress import Progress
-from emendo.suggest import unknown_name
 from emendo.worlds import PREFIX, World, fact_sentences, make_world
 
 _DESTINATION = "set EMENDO_HOME to a directory that can be written"

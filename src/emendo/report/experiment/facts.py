@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from emendo.experiments.fairness import differences_between
+from emendo.methods.fairness import differences_between
 from emendo.report.experiment.axes import axis_value
 from emendo.report.experiment.folder import Experiment, entry
 from emendo.report.experiment.text import shown

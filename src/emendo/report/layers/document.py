@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from emendo.experiments.layer_result import OUTCOMES, LayerStudy, Place
+from emendo.tracing.sweep import OUTCOMES, LayerStudy, Place
 
 SCORES = ("ES", "PS", "NS", "S", "EA", "PA")
 """Scores that a page shows; the document has all."""

@@ -8,9 +8,9 @@ import torch
 
 from emendo.arguments import checked
 from emendo.errors import BaseMismatchError, InputError
+from emendo.models.base_model import check_same_base
 from emendo.models.editable import EditableModel
 from emendo.shapes import Weight
-from emendo.updates.base_model import check_same_base
 from emendo.updates.predecessors import Predecessors
 from emendo.updates.update import LayerUpdate, ModelUpdate
 

@@ -9,12 +9,6 @@ from emendo.requests import EditRecord, EditRequest, Probe
 from emendo.worlds.relations import TWO_HOPS, fill
 from emendo.worlds.world import Fact, World
 
-NAME = "world"
-"""What the world's facts are called where a data set is asked for."""
-
-PREFIX = f"{NAME}:"
-"""What a model of it is called by, before the family."""
-
 NEIGHBOURS = 5
 """Prompts about other subjects, at most: those with the same object, in the record's relation."""
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
+from emendo.arguments.suggest import unknown_name
 from emendo.errors import InputError, PluginError
-from emendo.suggest import unknown_name
 
 T = TypeVar("T")
 

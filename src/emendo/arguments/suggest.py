@@ -32,18 +32,3 @@ def unknown_name(kind: str, name: str, known: Iterable[str], fix: str, *, most: 
     near = nearest(name, names, most=most)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"unknown {kind} {name!r}; {hint}Known: {', '.join(names)} ({fix})"
-
-
-def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """The message for a dotted setting that a method or baseline does not have.
-
-    Args:
-        name: What was given.
-        known: The settings that it has.
-    """
-    if name in ("layers", "span"):
-        return (
-            f"{name} cannot be given with --set: layers have an argument of their own, such as --layers 5 or "
-            "--layers 4-8 (layers= in Python), and span is how many there are"
-        )
-    return unknown_name("setting", name, sorted(known), "--set NAME=VALUE", most=3)

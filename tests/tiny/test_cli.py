@@ -39,7 +39,7 @@ def jsonl(path: Path, *rows: Any) -> str:
 # ---- editing -------------------------------------------------------------------------------------------------
 
 
-def test_one_fact(emendo: Command, model: str, tmp_path: Path) -> None:
+def test_one_fact(emendo: Command, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "deep" / "out"
     code, text, err = emendo("edit", "--model", model, *FACT, *QUICK, "--target-true", "Paris", "--out", str(out))
     assert code == 0, err
@@ -57,7 +57,12 @@ def test_one_fact(emendo: Command, model: str, tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert report["update"]["id"] == update.id
     assert "# The Eiffel Tower → " in (out / "report.md").read_text()
-    assert "emendo see . --model" in (out / "report.md").read_text()
+    # What the report says of the pages about an edit is true: the command it names makes the page that it links.
+    assert "`emendo see . --model MODEL --requests FACTS --out see`" in (out / "report.md").read_text()
+    monkeypatch.chdir(out)
+    assert emendo("see", ".", "--out", "see", "-q")[0] == 0
+    assert "[see/see.html](see/see.html)" in Path("report.md").read_text()
+    assert Path("see/see.html").is_file()
 
 
 def test_every_option_reaches_the_engine(emendo: Command, model: str, tmp_path: Path) -> None:

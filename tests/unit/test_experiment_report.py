@@ -104,6 +104,20 @@ def test_a_finished_experiment(tmp_path: Path) -> None:
     assert page.has("Rome, the capital of Italy.")
 
 
+def test_pages_about_the_same_model_are_linked_where_they_are(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "run", [plan()])
+    page, text = page_of(folder)
+    assert not [way for tag, way in page.tags if tag == "a" and not str(way["href"]).startswith("#")]
+    assert page.has("emendo see")
+    for path in (folder / "see" / "see.html", folder.parent / "layers.html", folder / "trace.html"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    page, text = page_of(folder)
+    found = [way["href"] for tag, way in page.tags if tag == "a" and not str(way["href"]).startswith("#")]
+    assert found == ["see/see.html", "../layers.html"]
+    assert all(f"]({way})" in text for way in found)
+
+
 def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
     page, _ = page_of(write_experiment(tmp_path / "run", [plan()]))
     names = {tag for tag, _ in page.tags}

@@ -7,6 +7,7 @@ from typing import Any
 
 from emendo.arguments import checked
 from emendo.io.printable import printable
+from emendo.report.look_inside import LOOKS
 from emendo.report.tables import added_ridge_note, layer_table, score_table, target_table, training_table
 from emendo.updates.rounding import LEAST_KEPT
 
@@ -17,18 +18,6 @@ _ROUNDED = (
     "**Rounding to the model's dtype loses part of this edit** (`kept by rounding`). Keep it as an adapter over the "
     "unedited base (`emendo export peft`), or load and write the model in float32 (`--dtype float32`)."
 )
-
-_LOOK_INSIDE = [
-    "## Look inside",
-    "",
-    "Each command writes a page; run them in this folder:",
-    "",
-    "    emendo see . --model MODEL --requests FACTS          # what each single edit reads, writes and carries",
-    "    emendo diff base . --model MODEL --prompts FILE      # what changed on prompts of your own",
-    "    emendo layers --model MODEL --facts FACTS            # which layers of the model take an edit",
-    "",
-]
-"""Pages about the same edit."""
 
 
 @checked
@@ -65,7 +54,11 @@ def markdown_report(document: dict[str, Any]) -> str:
     lines += _training(document)
     lines += [line for warning in document["warnings"] for line in (f"**{printable(warning)}**", "")]
     if document["layers"]:
-        lines += _LOOK_INSIDE
+        lines += ["## Look inside", "", "Run in this folder, each command makes the page beside it:", ""]
+        lines += _table(
+            ("what", "command", "page"),
+            ((look.what, f"`{look.command}`", f"[{look.link}]({look.link})") for look in LOOKS),
+        )
     lines += ["## Settings and where they come from", ""]
     lines += _table(
         ("setting", "value", "origin"),

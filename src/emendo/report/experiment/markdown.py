@@ -12,6 +12,7 @@ from emendo.report.experiment.folder import Cell, Experiment
 from emendo.report.experiment.measures import explained
 from emendo.report.experiment.tables import Entry, Table
 from emendo.report.experiment.text import markdown, shown
+from emendo.report.look_inside import pages_beside
 
 PLOTS = "plots"
 """Folder of the PNG files, beside the report."""
@@ -39,6 +40,8 @@ def markdown_text(experiment: Experiment, figures: Sequence[Figure]) -> str:
             lines += _cell(cell, names)
     lines += ["## What the columns mean", ""]
     lines += [f"* **{markdown(m.label)}**: {markdown(m.meaning)}" for m in explained(experiment.done)]
+    if pages := pages_beside(experiment.folder):
+        lines += ["", "## Look inside", "", *(f"* [{way}]({way}): {look.what}" for look, way in pages)]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ from emendo.report.experiment.folder import Cell, Experiment
 from emendo.report.experiment.measures import explained
 from emendo.report.experiment.text import shown
 from emendo.report.html import render
+from emendo.report.look_inside import LOOKS, pages_beside
 
 OPEN_SAMPLES = 1
 """Cells whose generations stand open on the page; the others unfold."""
@@ -46,6 +47,8 @@ def page(experiment: Experiment, pictures: Sequence[Picture]) -> str:
         cells=[_cell(cell, names) for cell in experiment.cells if cell.summary],
         open_samples=OPEN_SAMPLES,
         measures=explained(experiment.done),
+        looks=LOOKS,
+        pages=pages_beside(experiment.folder),
         emendo=versions()["emendo"],
     )
 

@@ -38,6 +38,21 @@ CHEAP = TraceSettings(kinds=("hidden", "mlp"), positions="ends")
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Edits of the same facts at one place after another.
+
+    Attributes:
+        records: The facts.
+        places: What was found at each place, single layers first.
+        before: Every metric of every fact in the unedited model.
+    """
+
+    records: tuple[EditRecord, ...]
+    places: tuple[Place, ...]
+    before: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class StudySettings:
     """What is swept and traced.
 
@@ -110,6 +125,45 @@ def layer_study(
         InputError: The facts, the method or a layer cannot be used.
     """
     settings = settings or StudySettings()
+    swept = sweep(lm, data, settings, folder=folder, store=store, progress=progress)
+    facts = [TraceFact(raw_prompt(record.request), record.request.subject) for record in swept.records]
+    traced = trace(lm, facts, settings.trace, skip=True, parts=folder / PARTS, progress=progress)
+    known = int(np.sum([_said(record, fact.said) for record, fact in _pairs(swept.records, traced.facts)]))
+    return LayerStudy(
+        model=lm.identity(),
+        n_layers=lm.n_layers,
+        made={"data": data, **settings.to_dict()},
+        facts=tuple(record.request.text for record in swept.records),
+        places=swept.places,
+        before=swept.before,
+        trace=traced,
+        known=known,
+    )
+
+
+def sweep(
+    lm: EditableModel,
+    data: str,
+    settings: StudySettings,
+    *,
+    folder: Path,
+    store: MomentStore | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Edit the same facts at one place after another; nothing is traced.
+
+    Args:
+        lm: The model, without edits; it is left as it was.
+        data: Facts: a file or data set as `emendo.datasets` takes it.
+        settings: What is swept.
+        folder: Of the sweep and of what a run that was interrupted left.
+        store: Where second moments are cached; None: under EMENDO_HOME.
+        progress: Told about every stage.
+
+    Raises:
+        ExperimentError: The folder holds another sweep, or no place could be edited.
+        InputError: The facts, the method or a layer cannot be used.
+    """
     if resolve_method(settings.method, lm, settings=settings.settings).on_engine() is None:
         raise ExperimentError(
             f"{settings.method!r} is a baseline, which has no keys; expected a method that solves for them, such as "
@@ -135,20 +189,8 @@ def layer_study(
     ]
     if all(place.error is not None for place in found):
         raise ExperimentError(f"no layer could be edited. The first: {found[0].error}")
-    facts = [TraceFact(raw_prompt(record.request), record.request.subject) for record in records]
-    traced = trace(lm, facts, settings.trace, skip=True, parts=folder / PARTS, progress=progress)
     before = _measures(records, [line["before"] for line in experiment.folder.cell(cells[0].id).resume()[1]])
-    known = int(np.sum([_said(record, fact.said) for record, fact in _pairs(records, traced.facts)]))
-    return LayerStudy(
-        model=lm.identity(),
-        n_layers=lm.n_layers,
-        made={"data": data, **settings.to_dict()},
-        facts=tuple(record.request.text for record in records),
-        places=tuple(found),
-        before=before,
-        trace=traced,
-        known=known,
-    )
+    return Sweep(tuple(records), tuple(found), before)
 
 
 def _check_scored(records: Sequence[EditRecord]) -> None:

@@ -188,6 +188,14 @@ class DecoderView:
         return self.blocks[layer].get_submodule(self._edited_path(layer))
 
     @checked
+    def dense_mlp(self, layer: int) -> nn.Module | None:
+        """The module around a layer's edited linear map; None where it stands in the block itself or is a mixture."""
+        self.check_layers([layer])
+        path = self._edited_path(layer)
+        owner = "" if path == self.spec.experts else path.rpartition(".")[0]
+        return self.blocks[layer].get_submodule(owner) if owner else None
+
+    @checked
     def edited_map(self, layer: int) -> EditedMap:
         """How a layer's edited weight is read and written, whatever module keeps it."""
         self.check_layers([layer])

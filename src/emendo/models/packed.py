@@ -48,18 +48,21 @@ class ScoreRule:
         """Scores within the bound, where there is one."""
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
-    def weights(self, scores: Tensor, *heads: int) -> Tensor:
-        """Softmax over the last dimension, in float32 or better, with what the sinks take left out.
+    def weights(self, scores: Tensor, *heads: int, dim: int = -1) -> Tensor:
+        """Softmax over the keys, in float32 or better, with what the sinks take left out.
 
         Args:
             scores: Any, of all heads.
             heads: Shape in which the heads' sinks stand against the other dimensions.
+            dim: The dimension of the keys.
         """
-        keys = scores.shape[-1]
+        keys = scores.shape[dim]
         if self.sinks is not None:
-            taken = self.sinks.to(scores).view(*heads, 1).expand(*scores.shape[:-1], 1)
-            scores = torch.cat([scores, taken], dim=-1)
-        return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))[..., :keys]
+            taken = self.sinks.to(scores).view(*heads).unsqueeze(dim)
+            taken = taken.expand(*(1 if at == dim % scores.dim() else n for at, n in enumerate(scores.shape)))
+            scores = torch.cat([scores, taken], dim=dim)
+        weights = scores.softmax(dim=dim, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return weights if self.sinks is None else weights.narrow(dim, 0, keys)
 
 
 class PackedLayout(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -73,28 +74,30 @@ class WaveLayout:
     ) -> Float[Tensor, "heads tokens dim"]:
         """Attention of every carried token over its sample's past and its own branch.
 
-        All branches of a sample share one past, so their queries are one tall matrix against it.
+        All branches of a sample share one past, so their queries are one wide matrix against it. Keys stand before
+        queries: texts are short, and a softmax over few keys is quick only where the queries lie side by side.
         """
         s, v, w, p = self.samples, self.branches, self.width, self.start
         heads, kv, dim = query.shape[0], key.shape[0], query.shape[-1]
         groups = heads // kv
         past_key, past_value = self.past[layer]
-        # [samples, kv_heads, groups, branches, width, dim]
-        q = (query * rule.scaling).view(kv, groups, s, v, w, dim).permute(2, 0, 1, 3, 4, 5)
-        k, own_value = (part.view(kv, s, v, w, part.shape[-1]).permute(1, 2, 0, 3, 4) for part in (key, value))
-        before = q.reshape(s, kv, groups * v * w, dim) @ past_key.transpose(-1, -2)
-        own = q.permute(0, 3, 1, 2, 4, 5).reshape(s, v, kv, groups * w, dim) @ k.transpose(-1, -2)
-        own = own.view(s, v, kv, groups, w, w).permute(0, 2, 3, 1, 4, 5)
-        scores = rule.capped(torch.cat([before.view(s, kv, groups, v, w, p), own], dim=-1))
+        # [samples, kv_heads, branches, width × groups, dim]
+        q = (query * rule.scaling).view(kv, groups, s, v, w, dim).permute(2, 0, 3, 4, 1, 5).reshape(s, kv, v, -1, dim)
+        k, own_value = (part.view(kv, s, v, w, part.shape[-1]).transpose(0, 1) for part in (key, value))
+        scores = q.new_empty(s, kv, p + w, v, w * groups)
+        scores[:, :, :p] = (past_key @ q.flatten(2, 3).transpose(-1, -2)).view(s, kv, p, v, w * groups)
+        scores[:, :, p:] = (k @ q.transpose(-1, -2)).transpose(2, 3)
+        scores = rule.capped(scores).view(s, kv, p + w, v, w, groups)
         if self.alibi is not None:
-            bias = self.alibi[:, : p + w].reshape(kv, groups, 1, 1, p + w)
-            scores = scores + (rule.alibi_scale * bias).to(scores.dtype)
-        scores = scores.masked_fill(~self.seen(rule.window), float("-inf"))
-        weights = rule.weights(scores, 1, kv, groups, 1, 1).to(value.dtype)
-        out = (weights[..., :p].reshape(s, kv, groups * v * w, p) @ past_value).view(s, kv, groups, v, w, -1)
-        mine = weights[..., p:].permute(0, 3, 1, 2, 4, 5).reshape(s, v, kv, groups * w, w) @ own_value
-        out = out + mine.view(s, v, kv, groups, w, -1).permute(0, 2, 3, 1, 4, 5)
-        return out.permute(1, 2, 0, 3, 4, 5).reshape(heads, s * v * w, -1)
+            bias = self.alibi[:, : p + w].view(kv, groups, p + w).transpose(1, 2)
+            scores = scores + (rule.alibi_scale * bias).to(scores.dtype)[:, :, None, None]
+        hidden = ~self.seen(rule.window).T[:, None, :, None]
+        weights = rule.weights(scores.masked_fill_(hidden, float("-inf")), 1, kv, 1, 1, groups, dim=2).to(value.dtype)
+        weights = weights.reshape(s, kv, p + w, v, w * groups)
+        out = weights[:, :, p:].permute(0, 1, 3, 4, 2) @ own_value
+        if p:
+            out += (weights[:, :, :p].flatten(3).transpose(-1, -2) @ past_value).view(out.shape)
+        return out.view(s, kv, v, w, groups, -1).permute(1, 4, 0, 2, 3, 5).reshape(heads, s * v * w, -1)
 
 
 def ordinary_run(
@@ -140,6 +143,52 @@ def wave_step(
     hidden = stream.reshape(-1, stream.shape[-1]).to(lm.block_device(layer))
     (arguments,) = block_arguments(lm, hidden, here, [layer])
     return block_output(lm.blocks[layer](hidden[None], **arguments))[0].view(stream.shape)
+
+
+@contextmanager
+def mlp_given(
+    lm: EditableModel, layer: int, given: Bool[Tensor, " tokens"], value: Float[Tensor, "#given d_model"]
+) -> Iterator[None]:
+    """The down-projection of a block gives `value` at some packed tokens while the context lasts.
+
+    The MLP is not run on them: they are left out where it begins and put back at the output of its down-projection, so
+    whatever a family does between that and the residual stream is done to all tokens. Where the MLP is no module of its
+    own, or a mixture of experts, it runs on all of them.
+
+    Args:
+        lm: The model.
+        layer: Index of the block.
+        given: The tokens.
+        value: What is given at them.
+    """
+    mlp, run = lm.dense_mlp(layer), torch.nonzero(~given).flatten()
+    was_cut = False
+
+    def cut(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal was_cut
+        if not arguments:
+            return None
+        was_cut = True
+        hidden, *others = arguments
+        return (hidden[:, run.to(hidden.device)], *others)
+
+    def put(out: Tensor) -> Tensor:
+        whole = out.new_empty(len(given), out.shape[-1])
+        if was_cut:
+            whole[run.to(out.device)] = out.reshape(-1, out.shape[-1])
+        else:
+            whole.copy_(out.reshape(whole.shape))
+        whole[given.to(out.device)] = value.to(whole)
+        return whole.view(*((1, -1) if out.dim() == 3 else (-1,)), out.shape[-1])
+
+    # A module without tokens is more than a family's code may have been written for.
+    handle = mlp.register_forward_pre_hook(cut) if mlp is not None and len(run) else None
+    try:
+        with changing(lm.down_projection(layer), put):
+            yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 @contextmanager

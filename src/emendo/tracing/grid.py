@@ -2,15 +2,17 @@
 
 A cell restores one token at one layer in every corrupted run. It differs from its run only above that layer and from
 that token on, so it joins the pass where it begins to differ and carries only those tokens. Cells that restore the
-output of an MLP or of attention in a window join at the window's begin; those that begin together share one branch
-until their own window ends. Cells that cannot differ are known without running anything.
+output of an MLP or of attention in a window join above the window's first block, in which nothing but their token
+differs; those that begin together share one branch until their own window ends. An MLP is not run where its output is
+given, nor in the last block where nobody reads it. Cells that cannot differ are known without running anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from emendo.models import EditableModel
 from emendo.models.packed import alibi_table, packed_attention
-from emendo.models.wave import WaveLayout, changing, wave_step
+from emendo.models.wave import WaveLayout, changing, mlp_given, wave_step
 from emendo.tracing.facts import AlignedFact
 from emendo.tracing.runs import Runs
 from emendo.tracing.settings import Kind, TraceSettings, is_hidden, module_of
@@ -28,6 +30,9 @@ EXACT, FREE, ABSENT = 1, 2, 0
 
 _TOKENS = 8192
 """Tokens that stand in one row at once, unless given: bounds memory, not results."""
+
+_SCORED = 64
+"""Rows of logits at once."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ def trace_grid(
     scores = torch.full((samples, length, layers), float("nan"), dtype=torch.float64)
     state = torch.full((length, layers), ABSENT, dtype=torch.int8)
     alibi = alibi_table(lm, length, runs.capture.entering[0].dtype, lm.device)
+    joins = _hidden_joins(layers) if is_hidden(kind) else _window_joins(layers, settings)
+    opened = {} if is_hidden(kind) else _opened(lm, runs, kind, list(joins.at), alibi)
     for t in range(length) if settings.positions == "all" else fact.ends:
         if t < fact.begin:  # by causality nothing here is corrupted
             scores[:, t], state[t] = runs.low.cpu()[:, None], FREE
@@ -75,11 +82,10 @@ def trace_grid(
         state[t] = EXACT
         if is_hidden(kind):  # above the last block only the last position is read
             scores[:, t, -1], state[t, -1] = (runs.high if t == length - 1 else runs.low).cpu(), FREE
-        joins = _hidden_joins(layers) if is_hidden(kind) else _window_joins(layers, settings)
         step = max(1, token_budget // max(1, joins.most * (length - t)))
         for first in range(0, samples, step):
             rows = slice(first, min(samples, first + step))
-            found = _Wave(lm, runs, kind, t, rows, alibi).run(joins)
+            found = _Wave(lm, runs, kind, t, rows, opened, alibi).run(joins)
             for layer, row in joins.row_of.items():
                 scores[rows, t, layer] = found[:, row]
     return Grid(scores, state)
@@ -91,6 +97,7 @@ class _Joins:
 
     Attributes:
         at: By layer, the branches that begin there: what each restores, or the earlier branch that it splits from.
+            Those of a window's begin are last, since they join above the block.
         until: For each branch one past the last layer in which it restores a module's output.
         row_of: The branch that ends as each cell.
     """
@@ -111,6 +118,11 @@ class _Join:
     """Layer whose output is clean at the token: a hidden cell."""
     split_from: int | None = None
     """Branch that it has been until here."""
+
+    @property
+    def above(self) -> bool:
+        """Whether it joins above the block: a window begins there."""
+        return self.restored is None and self.split_from is None
 
 
 def _hidden_joins(layers: int) -> _Joins:
@@ -138,13 +150,50 @@ def _window_joins(layers: int, settings: TraceSettings) -> _Joins:
     return _Joins(at, until, {layer: branch[span.start, span.stop] for layer, span in enumerate(spans)})
 
 
+@torch.no_grad()
+def _opened(
+    lm: EditableModel, runs: Runs, kind: Kind, layers: Sequence[int], alibi: Tensor | None
+) -> dict[int, Float[Tensor, "samples length d_model"]]:
+    """What blocks give at a token of the corrupted runs whose own module's output is the clean one, for every token.
+
+    A module's output at a token changes nothing in its own block but that token, so one pass holds all of them.
+    """
+    samples, length = len(runs.low), runs.capture.entering[0].shape[1]
+    nothing = {layer: (keys[:, :, :0], values[:, :, :0]) for layer, (keys, values) in runs.past.items()}
+    layout = WaveLayout(samples, 1, 0, length, nothing, lm.device, alibi)
+    module, found = module_of(kind), {}
+    assert module is not None
+    outputs = runs.capture.mlp_out if module == "mlp" else runs.capture.attention_out
+    with packed_attention(lm):
+        for layer in layers:
+            clean = outputs[layer][0].expand(samples, -1, -1)
+            with held(lm, layer, module, lambda out, clean=clean: clean.to(out).reshape(out.shape)):  # type: ignore[misc]
+                found[layer] = wave_step(lm, layer, _entering(runs, layer)[1:, None], layout)[:, 0]
+    return found
+
+
+def _entering(runs: Runs, layer: int) -> Float[Tensor, "rows length d_model"]:
+    """The residual stream below a block."""
+    return runs.capture.entering[0] if layer == 0 else runs.capture.resid[layer - 1]
+
+
 class _Wave:
     """One pass over the layers with all branches of one token, for some samples."""
 
-    def __init__(self, lm: EditableModel, runs: Runs, kind: Kind, t: int, rows: slice, alibi: Tensor | None) -> None:
+    def __init__(
+        self,
+        lm: EditableModel,
+        runs: Runs,
+        kind: Kind,
+        t: int,
+        rows: slice,
+        opened: Mapping[int, Float[Tensor, "samples length d_model"]],
+        alibi: Tensor | None,
+    ) -> None:
         self.lm, self.runs, self.kind, self.t = lm, runs, kind, t
         # Row 0 of the activations is the clean run.
         self.rows = slice(1 + rows.start, 1 + rows.stop)
+        self.opened = {layer: state[rows, t] for layer, state in opened.items()}
         past = {layer: (keys[rows, :, :t], values[rows, :, :t]) for layer, (keys, values) in runs.past.items()}
         length = runs.capture.entering[0].shape[1]
         self.layout = WaveLayout(rows.stop - rows.start, 0, t, length - t, past, lm.device, alibi)
@@ -157,56 +206,77 @@ class _Wave:
         until = torch.tensor(joins.until)
         with packed_attention(self.lm):
             for layer in range(self.lm.n_layers):
-                new = [self._begin(join, layer, stream) for join in joins.at.get(layer, ())]
-                if new:
-                    stream = torch.cat([stream, *(part.to(stream.device)[:, None] for part in new)], dim=1)
+                new = joins.at.get(layer, ())
+                stream = self._joined(stream, [self._begin(join, layer, stream) for join in new if not join.above])
                 if stream.shape[1]:
                     with self._held(layer, until[: stream.shape[1]], stream.shape[:3]):
                         stream = wave_step(self.lm, layer, stream, self.layout)
-            final = self.lm.finish(stream[:, :, -1])
-            return self.scorer(self.lm.unembed(final.to(self.lm.device))).cpu()
+                stream = self._joined(stream, [self._above(layer) for join in new if join.above])
+            return self._scores(stream[:, :, -1])
+
+    def _scores(self, last: Float[Tensor, "samples branches d_model"]) -> Float[Tensor, "samples branches"]:
+        """Read off the last position, for a few branches at a time: logits of all of them are more than a cache."""
+        step = max(1, _SCORED // len(last))
+        parts = last.split(step, dim=1)
+        return torch.cat([self.scorer(self.lm.unembed(self._finish(part))).cpu() for part in parts], dim=1)
+
+    def _finish(self, stream: Tensor) -> Tensor:
+        return self.lm.finish(stream).to(self.lm.device)
+
+    def _joined(self, stream: Tensor, new: Sequence[Tensor]) -> Float[Tensor, "samples branches width d_model"]:
+        return torch.cat([stream, *(part.to(stream.device)[:, None] for part in new)], dim=1) if new else stream
 
     def _begin(self, join: _Join, layer: int, stream: Tensor) -> Float[Tensor, "samples width d_model"]:
         """What a new branch has entering a layer."""
         if join.split_from is not None:
             return stream[:, join.split_from]
-        capture = self.runs.capture
-        entering = capture.entering[0] if layer == 0 else capture.resid[layer - 1]
-        own = entering[self.rows, self.t :]
-        if join.restored is not None:
-            own = own.clone()
-            own[:, 0] = capture.resid[join.restored][0, self.t]
+        assert join.restored is not None
+        own = _entering(self.runs, layer)[self.rows, self.t :].clone()
+        own[:, 0] = self.runs.capture.resid[join.restored][0, self.t]
         return own
 
-    def _held(self, layer: int, until: Int[Tensor, " branches"], shape: Sequence[int]) -> ExitStack | nullcontext[None]:
+    def _above(self, layer: int) -> Float[Tensor, "samples width d_model"]:
+        """What a branch has above the first block of its window."""
+        own = self.runs.capture.resid[layer][self.rows, self.t :].clone()
+        own[:, 0] = self.opened[layer]
+        return own
+
+    def _held(
+        self, layer: int, until: Int[Tensor, " branches"], shape: Sequence[int]
+    ) -> AbstractContextManager[object]:
         """The context in which a module's output at the token is replaced, where the kind asks for it."""
-        module = module_of(self.kind)
+        samples, branches, width = shape
+        capture, module = self.runs.capture, module_of(self.kind)
+        given = torch.zeros(samples, branches, width, dtype=torch.bool)
+        if layer == self.lm.n_layers - 1 and width > 1:  # the token is not the last one, and no other is read
+            given[:, :, :-1] = True
+            return mlp_given(self.lm, layer, given.flatten(), torch.zeros(1, self.lm.d_model))
         if module is None:
             return nullcontext()
-        capture = self.runs.capture
         outputs = (capture.mlp_out if module == "mlp" else capture.attention_out)[layer]
         if is_hidden(self.kind):  # severed: what the module gave in the corrupted run
-            change = _put(outputs[self.rows, self.t][:, None], shape, slice(None))
+            inside = torch.ones(branches, dtype=torch.bool)
+            value = outputs[self.rows, self.t][:, None].expand(-1, branches, -1).flatten(0, 1)
         else:
-            inside = torch.nonzero(until > layer).flatten()
-            change = _put(outputs[0, self.t], shape, inside.to(outputs.device))
-        return held(self.lm, layer, module, change)
+            inside = until > layer
+            value = outputs[0, self.t][None]
+        if not inside.any():
+            return nullcontext()
+        given[:, inside, 0] = True
+        if module == "mlp":
+            return mlp_given(self.lm, layer, given.flatten(), value)
+        return held(self.lm, layer, module, partial(_put, given.flatten(), value))
 
 
-def _put(value: Tensor, shape: Sequence[int], branches: Tensor | slice) -> Callable[[Tensor], Tensor]:
-    """The change that puts a value at the first token of some branches."""
-
-    def change(out: Tensor) -> Tensor:
-        spread = out.clone().view(*shape, out.shape[-1])
-        spread[:, branches, 0] = value.to(spread)
-        return spread.view(out.shape)
-
-    return change
+def _put(given: Tensor, value: Tensor, out: Tensor) -> Tensor:
+    """A module's output with a value at some of its tokens."""
+    out = out.clone()
+    out.view(-1, out.shape[-1])[given.to(out.device)] = value.to(out)
+    return out
 
 
-def held(lm: EditableModel, layer: int, module: str, change: Callable[[Tensor], Tensor]) -> ExitStack:
+def held(
+    lm: EditableModel, layer: int, module: str, change: Callable[[Tensor], Tensor]
+) -> AbstractContextManager[None]:
     """A context in which the output of a layer's MLP or attention is changed."""
-    stack = ExitStack()
-    place = lm.down_projection(layer) if module == "mlp" else lm.attention_output(layer)
-    stack.enter_context(changing(place, change))
-    return stack
+    return changing(lm.down_projection(layer) if module == "mlp" else lm.attention_output(layer), change)

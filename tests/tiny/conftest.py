@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+import torch
 
 from emendo.cli.app import run
 from emendo.editing.session import EditSession
@@ -32,6 +33,18 @@ def session(store: MomentStore, tiny_llama: EditableModel) -> EditSession:
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     lm = build_tiny("llama")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the same family and shape as `model`, with other weights."""
+    folder = tmp_path_factory.mktemp("other")
+    lm = build_tiny("llama")
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight.mul_(2)
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     return str(folder)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from emendo.errors import InputError, UpdateFileError
 from emendo.models import EditableModel
 from emendo.models.alignment import encode_target
 from emendo.statistics import MomentStore
+from emendo.updates.fold import fold
 from emendo.updates.stored import StoredUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -348,16 +350,35 @@ def test_see_with_a_model(emendo: Command, folder: Path, model: str, tmp_path: P
         (("FOLDER", "--model", "MODEL", "--prompt", "x"), "--answer"),
         (("FOLDER", "--model", "MODEL", "--text", "missing.txt"), "missing.txt"),
         (("FOLDER", "--nodes", "0"), "--nodes"),
+        (("FOLDER", "--model", "OTHER", "--prompt", "x", "--answer", "y"), "another model"),
+        (("FOLDER", "--model", "MODEL", "--prompt", "far " * 300, "--answer", "y"), "has positions for"),
+        (("FOLDER", "--model", "MODEL", "--prompt", "x", "--answer", " "), "is empty"),
     ],
 )
 def test_see_refuses_in_one_line(
-    emendo: Command, folder: Path, model: str, arguments: tuple[str, ...], words: str
+    emendo: Command, folder: Path, model: str, other_model: str, arguments: tuple[str, ...], words: str
 ) -> None:
-    places = {"FOLDER": str(folder), "MODEL": model}
+    places = {"FOLDER": str(folder), "MODEL": model, "OTHER": other_model}
     code, _, err = emendo("see", *(places.get(word, word) for word in arguments), "-q")
-    assert code == 2
+    assert (code, err.count("\n")) == (2, 1), err
     assert words in err
-    assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("home", "small_pictures")
+def test_a_folded_update_is_seen_as_a_whole(
+    emendo: Command, tiny_llama: EditableModel, store: MomentStore, model: str, tmp_path: Path
+) -> None:
+    alike = [REQUESTS[0], replace(REQUESTS[0], prompt="{} was built in", target="Tokyo")]  # of one key: one row
+    folded = fold([planned(tiny_llama, store, [request], "emmet").update for request in alike]).update
+    folded.save(tmp_path / "update.safetensors")
+    code, _, err = emendo(
+        *("see", str(tmp_path), "--model", model, "--prompt", PROMPT, "--answer", ANSWER, "--out", str(tmp_path / "s"))
+    )
+    assert code == 0, err
+    assert "as a whole" in (tmp_path / "s" / "see.html").read_text()
+    document = json.loads((tmp_path / "s" / "see.json").read_text())
+    assert [edit["whole"] for edit in document["edits"]] == [True]
+    assert document["cross_firing"] is None
 
 
 def test_a_prompt_beyond_the_models_positions_is_refused(tiny_llama: EditableModel) -> None:

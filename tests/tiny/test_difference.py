@@ -195,19 +195,28 @@ def test_command_compares_states_of_a_ledger(
         (("base", "ledger:zz"), (), "zz"),
         (("base", "FOLDER"), ("--prompts", "missing.txt"), "missing.txt"),
         (("base", "FOLDER"), ("--new-tokens", "0"), "--new-tokens"),
+        (("base", "FOLDER"), ("--model", "OTHER"), "another model"),
+        (("base", "FOLDER"), ("--prompts", "LONG"), "leaves no room"),
     ],
 )
 def test_bad_input_is_one_line(
     emendo: Command,
     place: tuple[Path, list[str]],
     model: str,
+    other_model: str,
+    tmp_path: Path,
     states: tuple[str, str],
     more: tuple[str, ...],
     words: str,
 ) -> None:
     folder, _ = place
+    long = tmp_path / "long.txt"
+    long.write_text("far " * 300 + "\n")
     named = [state.replace("FOLDER", str(folder)) for state in states]
-    prompts = () if "--prompts" in more else ("--prompts", str(folder / "prompts.txt"))
-    code, _, err = emendo("diff", *named, "--model", model, "--ledger", str(folder / "ledger"), *prompts, *more, "-q")
+    given = {"--model": model, "--ledger": str(folder / "ledger"), "--prompts": str(folder / "prompts.txt")}
+    if more:
+        option, value = more
+        given[option] = {"OTHER": other_model, "LONG": str(long)}.get(value, value)
+    code, _, err = emendo("diff", *named, *(word for pair in given.items() for word in pair), "-q")
     assert (code, err.count("\n")) == (2, 1), err
     assert words in err

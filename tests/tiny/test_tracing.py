@@ -384,6 +384,14 @@ def test_command_traces_a_data_set(emendo: Command, model: str, tmp_path: Path) 
 )
 def test_bad_input_is_one_line(emendo: Command, model: str, arguments: tuple[str, ...], words: str) -> None:
     code, _, err = emendo("trace", "--model", model, *arguments, "-q")
-    assert code == 2
+    assert (code, err.count("\n")) == (2, 1), err
     assert words in err
-    assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("home")
+def test_a_subject_that_is_not_in_its_prompt_is_named_with_its_row(emendo: Command, model: str, tmp_path: Path) -> None:
+    row = {"subject": "Japan", "prompt": "The capital of Italy is", "attribute": "Rome", "known_id": 1, "template": "x"}
+    (tmp_path / "facts.jsonl").write_text(json.dumps(row) + "\n")
+    code, _, err = emendo("trace", "--model", model, "--facts", str(tmp_path / "facts.jsonl"), "-q")
+    assert code == 2
+    assert "line 1: prompt must hold the subject once, found 0 times: 'Japan' in 'The capital of Italy is'" in err

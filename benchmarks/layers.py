@@ -27,10 +27,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from emendo.experiments.layer_result import Place
+
 from benchmarks.machine import describe_machine
 from emendo import load
 from emendo.evaluate.layer_statistics import standing
-from emendo.experiments.layer_result import Place
 from emendo.experiments.layer_study import StudySettings, layer_study, sweep
 from emendo.report.layers import document, write_layers
 

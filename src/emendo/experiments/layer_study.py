@@ -148,7 +148,7 @@ def sweep(
     *,
     folder: Path,
     store: MomentStore | None = None,
-    progress: Progress | None = None,
+    progress: Watched = None,
 ) -> Sweep:
     """Edit the same facts at one place after another; nothing is traced.
 

@@ -15,7 +15,7 @@ EIFFEL = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
 DARRIEUX = EditRequest("{}, a native speaker of", "Danielle Darrieux", "Tokyo")
 JAPAN = EditRequest("The capital of {} is", "Japan", "Bordeaux")
 REQUESTS = [EIFFEL, DARRIEUX, JAPAN]
-QUICK: dict[str, Any] = {"target.steps": 4, "contexts.scheme": "fixed", "moments.multiple": 4}
+QUICK: dict[str, Any] = {"target.steps": 2, "contexts.scheme": "fixed", "moments.multiple": 4}
 
 
 def quick_plan(session: EditSession, requests: Sequence[EditRequest], method: str = "emmet", **kwargs: Any) -> Plan:

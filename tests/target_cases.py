@@ -24,7 +24,7 @@ REQUESTS = [
 ]
 CONTEXTS = ("{}", "The weather was calm. {}", "Therefore we opened the book again. {}")
 LAYER = 1
-SETTINGS = TargetSettings(steps=8, learning_rate=0.3, max_norm_ratio=2.0)
+SETTINGS = TargetSettings(steps=5, learning_rate=0.3, max_norm_ratio=2.0)
 
 
 @cache

@@ -22,6 +22,7 @@ from emendo.models import EditableModel
 from emendo.models.alignment import AlignedEdit, align_edit, align_prompt, encode_target
 from emendo.requests import EditRequest, Join, continuation
 from tests.conftest import TRAINING_TEXT, build_tokenizer
+from tests.every import every
 
 CORPUS = [*TRAINING_TEXT, "于巴黎 于巴 位于巴 黎罗 «Paris» “Rome” (Paris) Parisian Romans", "東京タワーはパリ にある。"]
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
@@ -304,7 +305,7 @@ def test_bos_is_exactly_what_the_tokenizer_adds() -> None:
 # ---- targets -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("prompt", "target", "expected"),
     [
         ("It is", "Rome", ("It is", " Rome")),

@@ -11,6 +11,7 @@ import pytest
 from emendo.methods import BASELINES, CATALOGUE, METHODS, MethodConfig, method_named, register_method
 from emendo.methods.settings import PostStep
 from emendo.methods.table import Composition, by_axis, compose, plain_settings, single
+from tests.every import every
 from tests.tiny.conftest import Command
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -25,7 +26,7 @@ def rebuilt(table: Composition, name: str) -> dict[str, dict[str, Any]]:
     return {axis: {**values, **table.methods[name].get(axis, {})} for axis, values in plain.items()}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@every("name", METHODS)
 def test_the_table_loses_nothing(name: str) -> None:
     table = compose(METHODS)
     assert rebuilt(table, name) == by_axis(METHODS[name].settings())
@@ -95,7 +96,7 @@ def test_the_table_of_methods(emendo: Command, monkeypatch: pytest.MonkeyPatch) 
             assert whole in text, "no cell is folded"
 
 
-@pytest.mark.parametrize("name", [*METHODS, *BASELINES])
+@every("name", [*METHODS, *BASELINES])
 def test_one_in_full(name: str, emendo: Command) -> None:
     code, text, err = emendo("methods", name, "--json")
     assert (code, err) == (0, "")

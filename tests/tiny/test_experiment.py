@@ -29,6 +29,8 @@ from tests.conftest import build_tiny
 from tests.experiment_cases import CHEAP, QUICK, cell, write_cases, write_records, write_zsre
 from tests.pairs import pairs
 
+pytestmark = pytest.mark.usefixtures("settled_heap")
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:

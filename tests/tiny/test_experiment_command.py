@@ -15,7 +15,7 @@ from tests.tiny.conftest import Command
 
 SET = [text for name, value in QUICK.items() for text in ("--set", f"{name}={value}")]
 
-pytestmark = pytest.mark.usefixtures("home", "small_pictures")
+pytestmark = pytest.mark.usefixtures("home", "settled_heap", "small_pictures")
 
 
 @pytest.fixture

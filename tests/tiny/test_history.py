@@ -57,7 +57,8 @@ def total(plans: Sequence[Plan], layer: int) -> Tensor:
 def test_sequential_memit_is_the_loop_with_earlier_keys(family: str, store: MomentStore) -> None:
     """λC + Σ K_p K_pᵀ, with the keys that the earlier batches were solved with, layer by layer."""
     layers, batches = [0, 2], [[EIFFEL], [DARRIEUX], [JAPAN]]
-    plans = in_batches(session_of(family, store), store, batches, "memit-history", layers, preservation__weight=LAM)
+    given = {"preservation__weight": LAM, "target__steps": 4}
+    plans = in_batches(session_of(family, store), store, batches, "memit-history", layers, **given)
     naive = Naive(build_tiny(family, dtype=torch.float64), plans[0].contexts)
     moments = {layer: naive.moment(layer, plans[0], store) for layer in layers}
     previous: dict[int, list[Tensor]] = {layer: [] for layer in layers}

@@ -66,6 +66,7 @@ class Loop:
 def loop(family: str, store: MomentStore, method: str, **more: Any) -> Loop:
     if method == "memit":
         more.setdefault("preservation__weight", 0.5)  # so that layers move each other's keys
+    more.setdefault("target__steps", 4)  # so that much is missing at every layer
     plan = planned(build_tiny(family, dtype=torch.float64), store, REQUESTS, method, LAYERS, **more)
     return Loop(build_tiny(family, dtype=torch.float64), plan, store)
 

@@ -7,6 +7,7 @@ import pytest
 import emendo
 from emendo.errors import MethodError, RequestError
 from emendo.models import EditableModel
+from tests.every import every
 from tests.model_state import changes, model_state
 from tests.quick_plans import EIFFEL, JAPAN, QUICK
 
@@ -53,7 +54,7 @@ def test_requests_of_rome_and_memit_are_taken_as_they_are(tiny_llama: EditableMo
     assert emendo.EditSession(tiny_llama).plan([with_id], "in-context").requests[0] == EIFFEL
 
 
-@pytest.mark.parametrize("name", emendo.__all__)
+@every("name", emendo.__all__)
 def test_every_public_name_can_be_had(name: str) -> None:
     assert getattr(emendo, name) is not None
     assert name in dir(emendo)

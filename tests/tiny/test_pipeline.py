@@ -56,7 +56,7 @@ def test_memit_is_the_published_layer_loop(family: str, weight: float, store: Mo
     """Keys and what is still missing are read anew before each layer, in the model as the lower layers left it."""
     layers = [0, 1, 3]
     lm = build_tiny(family, dtype=torch.float64)
-    plan = planned(lm, store, REQUESTS, "memit", layers, preservation__weight=weight)
+    plan = planned(lm, store, REQUESTS, "memit", layers, preservation__weight=weight, target__steps=4)
     naive = Naive(lm, plan.contexts)
     Z = search_values(lm, REQUESTS, plan.contexts, layers[-1], plan.method.config.target).value.double().T
     moments = {layer: naive.moment(layer, plan, store) for layer in layers}

@@ -15,13 +15,14 @@ from emendo.methods import METHODS, method_named
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from tests.conftest import FAMILIES, VARIANTS, build_tiny
+from tests.every import every
 from tests.kinds import ALIKE
 from tests.naive_loop import Naive, apart, close
 from tests.pairs import covering, pairs
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, planned
 
 NORMED = ("gemma2", "gemma3_text", "gemma3_text_local_rope", "olmo2", "opt_post_norm")
-ONE_CONTEXT: dict[str, Any] = {"contexts__scheme": "none"}
+ONE_CONTEXT: dict[str, Any] = {"contexts__scheme": "none", "target__steps": 4}
 SLOW = pytest.mark.slow
 EXACT = 1e-5  # float32 factors in a float64 model, relative to the largest entry
 
@@ -99,8 +100,8 @@ def test_the_target_does_in_the_model_what_the_search_promised(family: str, site
 # ---- families whose MLP's output is normed ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", NORMED)
-@pytest.mark.parametrize("method", METHODS)
+@every("family", NORMED)
+@every("method", METHODS)
 def test_every_method_resolves_to_what_can_be_reached(method: str, family: str) -> None:
     lm = build_tiny(family)
     resolved = EditSession(lm).resolve(method)

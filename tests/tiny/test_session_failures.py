@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.models import EditableModel
 from emendo.statistics import MomentStore
@@ -16,7 +17,7 @@ from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.pairs import covering
-from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, quick_plan
+from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, quick_plan
 
 # ---- planning -----------------------------------------------------------------------------------------------
 
@@ -45,7 +46,7 @@ STAGES = {
     "factorisation of the second layer": ("emendo.editing.metric_cache.prepare", 2),
     "target problem": ("emendo.editing.value_search.value_problem", 1),
     "target search, first step": ("emendo.editing.value_search._Search._update", 1),
-    "target search, third step": ("emendo.editing.value_search._Search._update", 3),
+    "target search, second step": ("emendo.editing.value_search._Search._update", 2),
     "keys of the first layer": ("emendo.editing.keys.EditActivations.keys", 1),
     "keys of the second layer": ("emendo.editing.keys.EditActivations.keys", 2),
     "residual of the second layer": ("emendo.editing.keys.EditActivations.values", 2),
@@ -56,15 +57,21 @@ STAGES = {
 }
 
 
+def three_layers(session: EditSession) -> Plan:
+    """A plan whose searches make two updates."""
+    settings = {**QUICK, "target.steps": 3}
+    return session.plan([EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2], settings=settings)
+
+
 @pytest.fixture(scope="module")
 def untroubled(store: MomentStore) -> tuple[ModelUpdate, dict[bool, str]]:
     """An earlier edit, and the edit that comes of a plan that nothing disturbs, without the earlier one and with it."""
     session = EditSession(build_tiny("gpt2"), store=store)
-    found = {False: quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2]).update.id}
+    found = {False: three_layers(session).update.id}
     earlier = quick_plan(session, [JAPAN]).update
     session = EditSession(build_tiny("gpt2"), store=store)
     session.apply(earlier)
-    found[True] = quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2]).update.id
+    found[True] = three_layers(session).update.id
     return earlier, found
 
 
@@ -90,10 +97,10 @@ def test_a_failure_at_any_stage_leaves_the_model_and_the_session_sound(
         holder = _resolved(module)
         patch.setattr(holder, name, failing(getattr(holder, name), at, error))
         with pytest.raises(error):
-            quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
+            three_layers(session)
     assert changes(before, model_state(tiny_gpt2)) == []
     assert session.applied_updates == applied
-    assert quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2]).update.id == expected[on_top]
+    assert three_layers(session).update.id == expected[on_top]
 
 
 def _resolved(path: str) -> Any:
@@ -112,7 +119,7 @@ def test_a_write_that_fails_half_way_through_a_matrix_during_planning(
     before = model_state(session.lm)
     torn_write(monkeypatch, at)
     with pytest.raises(BrokenError):
-        quick_plan(session, [EIFFEL, DARRIEUX], "memit", layers=[0, 1, 2])
+        three_layers(session)
     assert changes(before, model_state(session.lm)) == []
     quick_plan(session, [EIFFEL])
 

@@ -21,7 +21,7 @@ REQUESTS = [
     EditRequest("{} was born in", "Danielle Darrieux", "Japan"),
     EditRequest("The capital of {} is", "Italy", "Tokyo"),
 ]
-QUICK = {"target.steps": 2, "moments.multiple": 12}
+QUICK = {"target.steps": 2, "contexts.scheme": "fixed", "moments.multiple": 12}
 
 
 def test_a_key_alone_gets_the_share_that_the_rule_says() -> None:

@@ -247,7 +247,7 @@ def test_a_request_already_below_the_threshold_stays_at_zero() -> None:
 @pytest.mark.parametrize(("family", "dtype"), pairs(sorted(FAMILIES), (torch.bfloat16, torch.float16), ALIKE), ids=str)
 def test_half_precision_models_keep_delta_in_float32(family: str, dtype: torch.dtype) -> None:
     lm = cached_tiny(family, False, dtype)
-    found = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, loss_threshold=0.0))
+    found = search_values(lm, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=8, loss_threshold=0.0))
     assert found.delta.dtype == found.value.dtype == torch.float32
     assert not torch.equal(found.delta, found.delta.to(dtype).float()), "δ was rounded to the model's dtype"
     for trace in found.traces:

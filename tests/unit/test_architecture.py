@@ -29,6 +29,7 @@ from emendo.models import ARCHITECTURES, REFUSALS, WRAPPERS, refusals, register_
 from emendo.models.architecture import has_dead_units, resolve_architecture
 from emendo.models.packed import SEAMS
 from tests.conftest import MIXTURES, ROWS, WRAPPED, build_tiny, model_type_of, tiny_config
+from tests.every import every
 from tests.kinds import ALIKE
 
 
@@ -38,7 +39,7 @@ def test_every_row_is_a_family_that_the_tests_build() -> None:
     assert built | inside == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+@every("model_type", sorted(ARCHITECTURES))
 def test_rows_are_found_by_their_own_name(model_type: str) -> None:
     spec = resolve_architecture(AutoConfig.for_model(model_type))
     assert spec is ARCHITECTURES[model_type]
@@ -140,7 +141,7 @@ def test_what_keeps_a_family_out_is_said(model_type: str, words: str) -> None:
         resolve_architecture(SimpleNamespace(model_type=model_type))
 
 
-@pytest.mark.parametrize("model_type", sorted(REFUSALS))
+@every("model_type", sorted(REFUSALS))
 def test_every_refusal_has_a_reason(model_type: str) -> None:
     with pytest.raises(UnsupportedModelError, match=r"not supported: \w"):
         resolve_architecture(SimpleNamespace(model_type=model_type))

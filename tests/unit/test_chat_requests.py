@@ -25,6 +25,7 @@ from emendo.requests import (
     record_from_dict,
     requests_of,
 )
+from tests.every import every
 
 QUESTION = {"question": "Where is {}?", "subject": "the Eiffel Tower", "answer": "Rome"}
 TURNS = [
@@ -120,7 +121,7 @@ BAD: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("problem", BAD)
+@every("problem", BAD)
 def test_what_cannot_be_asked_is_told_in_words(tmp_path: Path, problem: str) -> None:
     with pytest.raises(RequestError) as refused:
         record_from_dict(BAD[problem])

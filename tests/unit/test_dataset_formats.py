@@ -14,6 +14,7 @@ from emendo.datasets import FORMATS, Rejected, Row, load_records, read_rows, rec
 from emendo.errors import DatasetError, InputError, RequestError
 from emendo.requests import EditRecord, EditRequest, Probe
 from tests.dataset_rows import COUNTERFACT, FLAT, KNOWEDIT, KNOWN, MQUAKE, OWN, ROWS, ZSRE
+from tests.every import every
 
 
 def read(format: str, row: object) -> list[EditRecord] | str:
@@ -184,7 +185,7 @@ def test_a_prompt_without_a_clear_subject_is_rejected(prompt: str, reason: str) 
 # ---- bad rows ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("format", "changes", "reason"),
     [
         ("counterfact", {"requested_rewrite": 3}, "requested_rewrite must be an object, found 3"),

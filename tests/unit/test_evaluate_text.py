@@ -20,13 +20,14 @@ from emendo.evaluate import (
 )
 from emendo.evaluate.entropy import entropy_words
 from emendo.evaluate.matching import normalised_words
+from tests.every import every
 
 TEXTS = st.lists(
     st.sampled_from(["a", "the ", "Paris", "ß", "3", " ", ".", ". ", "\n", "巴", "。", "’"]), max_size=8
 ).map("".join)
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "answer", "exact", "contained"),
     [
         ("Paris", "Paris", True, True),

@@ -444,6 +444,7 @@ def test_colours_of_the_palette_differ_in_brightness_or_hue_for_every_eye() -> N
     assert all(contrast(colour) > 2 for colour in COLOURS)
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_every_kind_of_plot_is_drawn(tmp_path: Path) -> None:
     plans = [plan(m, size, mode="sequential-batched", n=8) for m in ("emmet", "memit") for size in (1, 4)]
     folder = write_experiment(tmp_path / "run", plans, {c["id"]: summary(c, curve=curve(8, 4)) for c in plans})

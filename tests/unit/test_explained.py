@@ -12,6 +12,7 @@ from emendo.errors import InputError
 from emendo.experiments.config import ExperimentConfig
 from emendo.methods import BASELINES, CATALOGUE, METHODS, check_named, method_named, read_settings, spelled_out
 from emendo.methods.explained import EXPLAINED, NOT_SETTINGS, names_elsewhere
+from tests.every import every
 
 
 def test_every_setting_of_a_method_or_baseline_is_explained() -> None:
@@ -19,7 +20,7 @@ def test_every_setting_of_a_method_or_baseline_is_explained() -> None:
     assert set(EXPLAINED) == settings
 
 
-@pytest.mark.parametrize("name", EXPLAINED)
+@every("name", EXPLAINED)
 def test_an_explanation_is_one_short_sentence_or_two(name: str) -> None:
     setting = EXPLAINED[name]
     assert 20 <= len(setting.meaning) <= 110

@@ -17,6 +17,7 @@ from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import CheckConfig, Checks, GrowingConfig, ShareConfig, SuccessConfig
 from emendo.models import EditableModel
 from emendo.report import verdict_of
+from tests.every import every
 
 ABOVE, BELOW = math.inf, -math.inf
 NOBODY = Snapshot(lambda: pytest.fail("no model was given"))
@@ -34,8 +35,8 @@ def measured(value: float | None, interval: tuple[float, float] | None = None) -
 # ---- limits --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(Checks.model_fields))
-@pytest.mark.parametrize("limit", [0.0, 0.1, 0.3, 1.0])
+@every("name", list(Checks.model_fields))
+@every("limit", [0.0, 0.1, 0.3, 1.0])
 def test_the_limit_itself_passes_and_the_next_number_beyond_fails(name: str, limit: float) -> None:
     config = config_of(name, limit)
     outside, inside = (BELOW, ABOVE) if name in AT_LEAST else (ABOVE, BELOW)
@@ -49,7 +50,7 @@ def test_the_limit_itself_passes_and_the_next_number_beyond_fails(name: str, lim
     assert beyond.margin < 0
 
 
-@pytest.mark.parametrize("name", list(Checks.model_fields))
+@every("name", list(Checks.model_fields))
 def test_a_failure_says_by_how_much(name: str) -> None:
     value, limit = (0.25, 0.75) if name in AT_LEAST else (0.75, 0.25)
     check = judge(name, config_of(name, limit), measured(value))
@@ -74,8 +75,8 @@ def test_a_limit_grows_with_the_facts_up_to_an_end() -> None:
     assert broken("text_kl", config, "overflow", 50).limit == 0.1
 
 
-@pytest.mark.parametrize("name", list(Checks.model_fields))
-@pytest.mark.parametrize("unmeasured", ["pass", "fail"])
+@every("name", list(Checks.model_fields))
+@every("unmeasured", ["pass", "fail"])
 def test_what_cannot_be_measured_is_said_and_never_silently_passed(name: str, unmeasured: str) -> None:
     check = judge(name, config_of(name, 0.5, unmeasured=unmeasured), Measurement(None, 0, "there is nothing"))
     assert check.outcome == f"not measured, {unmeasured}"
@@ -84,7 +85,7 @@ def test_what_cannot_be_measured_is_said_and_never_silently_passed(name: str, un
     assert check.margin is None
 
 
-@pytest.mark.parametrize("name", list(Checks.model_fields))
+@every("name", list(Checks.model_fields))
 def test_what_is_not_a_number_fails(name: str) -> None:
     assert not judge(name, config_of(name, 0.0 if name in AT_LEAST else 1.0), measured(math.nan)).passed
     assert not broken(name, config_of(name, 0.5, unmeasured="pass"), "overflow").passed

@@ -23,6 +23,7 @@ from emendo.gate.canaries import PACKAGED, CanaryText, parse_canaries
 from emendo.gate.checks import AT_LEAST
 from emendo.gate.config import MonitorConfig, parse_config
 from emendo.gate.sections import CheckConfig, Checks, GrowingConfig, SuccessConfig
+from tests.every import every
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +67,7 @@ def test_every_mistake_is_named_with_the_nearest_name() -> None:
     assert "checks.efficacy.limit = 2" in text
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "words"),
     [
         ("[checks.efficacy]\n", "checks.efficacy.limit"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emendo.solve import Preservation, extend_history, prepare, solve
 from tests import reference
+from tests.every import every
 
 D_IN, D_OUT, N = 24, 7, 9
 TOLERANCE = 1e-12
@@ -186,7 +187,7 @@ IDENTITIES = [
 ]
 
 
-@pytest.mark.parametrize("identity", IDENTITIES, ids=lambda identity: identity.name)
+@every("identity", IDENTITIES, ids=lambda identity: identity.name)
 def test_identity(identity: Identity) -> None:
     case = Case.make(identity.n)
     assert relative(identity.left(case), identity.right(case)) <= TOLERANCE

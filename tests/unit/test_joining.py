@@ -12,18 +12,19 @@ import pytest
 from emendo.errors import RequestError
 from emendo.requests import EditRecord, EditRequest, continuation, keeps_joint, record_from_dict
 from emendo.requests.joining import _CURRENCY, RULES, Rule, stored_join
+from tests.every import every
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "data.md"
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@every("rule", RULES, ids=lambda rule: rule.name)
 def test_the_example_of_a_rule_attaches(rule: Rule) -> None:
     prompt, target = rule.example
     assert rule.holds(prompt, target)
     assert continuation(prompt, target) == (prompt, target)
 
 
-@pytest.mark.parametrize(
+@every(
     ("prompt", "target"),
     [
         *[("Price: €", "20"), ("It costs US$", "20"), ("#", "tag"), ("https://", "louvre.fr"), ("C:\\", "Users")],
@@ -41,7 +42,7 @@ def test_text_without_a_space_gets_none(prompt: str, target: str) -> None:
     assert continuation(prompt, target) == (prompt, target)
 
 
-@pytest.mark.parametrize(
+@every(
     ("prompt", "target"),
     [
         *[("It costs 20 €", "a day"), ("It costs 20€", "a day"), ("x =", "5"), ("2 + 2 =", "4"), ("2 +", "2")],

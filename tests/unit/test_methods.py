@@ -27,6 +27,7 @@ from emendo.models.known import (
     SMOLLM2_135M,
     KnownModel,
 )
+from tests.every import every
 
 
 class Shape(EditableModel):
@@ -40,7 +41,7 @@ class Shape(EditableModel):
         self.vocab_size = model.vocab_size or 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every("method", METHODS)
 def test_every_method_resolves_on_every_family(method: str, tiny: EditableModel) -> None:
     resolved = resolve_method(method, tiny)
     config = resolved.config
@@ -55,7 +56,7 @@ def test_every_method_resolves_on_every_family(method: str, tiny: EditableModel)
 PRESET_ROWS = [(method, model) for method in METHODS if method in PRESETS for model in PRESETS[method]]
 
 
-@pytest.mark.parametrize(("method", "model"), PRESET_ROWS, ids=lambda value: getattr(value, "name", value))
+@every(("method", "model"), PRESET_ROWS, ids=lambda value: getattr(value, "name", value))
 def test_every_preset_fits_its_method_and_its_model(method: str, model: KnownModel) -> None:
     preset, shape = PRESETS[method][model], Shape(model)
     assert model.matches(shape)  # type: ignore[arg-type]
@@ -97,8 +98,8 @@ def test_a_model_of_the_demo_models_width_with_another_vocabulary_is_another_mod
     assert SMOLLM2_135M.shape == "llama, 30 layers of 576, vocabulary 49152"
 
 
-@pytest.mark.parametrize("method", ["rome", "r-rome"])
-@pytest.mark.parametrize("model", PRESETS["rome"], ids=lambda model: model.name)
+@every("method", ["rome", "r-rome"])
+@every("model", PRESETS["rome"], ids=lambda model: model.name)
 def test_rome_has_the_identity_where_the_settings_leave_c_out(method: str, model: KnownModel) -> None:
     """All files of EasyEdit, and AlphaEdit's for Llama-3, have mom2_adjustment false."""
     resolved = resolve_method(method, Shape(model))  # type: ignore[arg-type]
@@ -232,7 +233,7 @@ def test_unknown_methods(name: str, near: str) -> None:
     assert f"did you mean {near!r}" in str(caught.value) or not near
 
 
-@pytest.mark.parametrize(
+@every(
     ("name", "value", "words"),
     [
         ("target.step", "20", "did you mean 'target.steps'"),
@@ -276,7 +277,7 @@ def test_settings_that_cannot_be_used(name: str, value: Any, words: str) -> None
     assert "--set" in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@every(
     ("changed", "words"),
     [
         (lambda: {"distribution": "evn"}, r"distribution='evn': .*'even'.*--set distribution=VALUE"),
@@ -342,7 +343,7 @@ def test_settings_that_only_make_sense_together_come_in_any_order(order: int) ->
     assert apply_settings(method_named("rome"), dict(merged)).target.shared == "subject"
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+@every("method", METHODS.values(), ids=lambda method: method.name)
 def test_settings_survive_the_way_through_text(method: MethodConfig) -> None:
     fixed = ("layers", "span")
     texts = {name: str(value) for name, value in method.settings().items() if name not in fixed}

@@ -6,9 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import emendo
+from tests.every import every
 
 SOURCE = Path(emendo.__file__).parent
 MODULES = {
@@ -95,7 +94,7 @@ def test_every_model_is_loaded_without_remote_code() -> None:
     assert not [path for path in others if list(loads(path.read_text(encoding="utf-8")))]
 
 
-@pytest.mark.parametrize(
+@every(
     "line",
     [
         "import pickle",

@@ -7,6 +7,7 @@ import torch
 
 from emendo.errors import InfeasibleError, InputError, MomentsError
 from emendo.solve import PreparedLayer, Preservation, extend_history, key_tolerance, prepare, solve
+from tests.every import every
 from tests.reference import moment_with_condition, null_ridge_delta
 
 D_IN, D_OUT = 20, 5
@@ -86,9 +87,9 @@ def test_the_second_moment_of_nothing_leaves_everything_open():
 # --- the algebra ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("weight", "ridge"), [(0.0, 10.0), (1.0, 0.0), (3.0, 0.2)])
-@pytest.mark.parametrize("form", ["auto", "dual", "primal"])
-@pytest.mark.parametrize(("s", "n"), [(1.0, 3), (0.1, 10), (1.0, 15), (5.0, 40)])
+@every(("weight", "ridge"), [(0.0, 10.0), (1.0, 0.0), (3.0, 0.2)])
+@every("form", ["auto", "dual", "primal"])
+@every(("s", "n"), [(1.0, 3), (0.1, 10), (1.0, 15), (5.0, 40)])
 def test_every_form_is_least_squares_in_the_kept_coordinates(C, form, s, n, weight, ridge):
     K, R = randn(n, D_IN, seed=1), randn(n, D_OUT, seed=2)
     solution = solve(prepare(C, Preservation(weight, ridge, "absolute", 1.0)), K, s=s, form=form)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from emendo.cli.app import _command
+from tests.every import every
 from tests.page_commands import Block, blocks, pages
 
 BLOCKS = [block for page in pages() for block in blocks(page)]
@@ -34,7 +35,7 @@ def test_the_first_pages_run_whole() -> None:
     assert sum(block.reason is None for block in first) >= 8
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.page)
+@every("block", BLOCKS, ids=lambda block: block.page)
 def test_every_command_can_be_read(block: Block) -> None:
     for arguments in block.emendo():
         if not (block.reason or "").startswith("a synopsis") and arguments != ["--version"]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.every import every
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 _NAMED = re.compile(r"docs/[\w/-]+\.md")
@@ -21,7 +23,7 @@ OTHERS = {"docs/gguf.md"}
 """Pages of other repositories."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@every("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_are_short_but_for_rows_of_tables(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if len(line) > WIDTH and not line.startswith("|")] == []
@@ -43,7 +45,7 @@ def test_pages_that_code_names_are_there(folder: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@every("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_pages_import_is_there(page: Path) -> None:
     missing = []
     for line in _IMPORT.findall(page.read_text(encoding="utf-8")):
@@ -71,7 +73,7 @@ def _resolves(dotted: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@every("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_names_and_files_of_pages_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     groups = {group for file in (ROOT / "src").rglob("*.py") for group in _GROUP.findall(file.read_text("utf-8"))}

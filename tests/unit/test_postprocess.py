@@ -13,6 +13,7 @@ from emendo.errors import InputError
 from emendo.solve import Preservation, cap_norm, frobenius_norm, prepare, prune, rect, retained, solve
 from emendo.solve.spectral import spectral_norm
 from tests import reference
+from tests.every import every
 
 D_IN, D_OUT = 14, 9
 
@@ -38,8 +39,8 @@ def dense(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
 # --- RECT -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [0.05, 0.4, 0.5, 0.999, 1.0])
-@pytest.mark.parametrize("shape", [(9, 14), (3, 7), (1, 6), (1, 1)])
+@every("keep", [0.05, 0.4, 0.5, 0.999, 1.0])
+@every("shape", [(9, 14), (3, 7), (1, 6), (1, 1)])
 def test_rect_keeps_the_entries_that_change_the_most(keep, shape):
     delta, weight = randn(*shape), randn(*shape, seed=3)
     found = rect(delta, weight, keep)
@@ -81,9 +82,9 @@ def test_rect_of_weights_that_are_zero():
 # --- PRUNE ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 4, 9, 12, 14, 40])
-@pytest.mark.parametrize("size", [0.1, 1.0, 1e3])
-@pytest.mark.parametrize("base", [math.e, 1.2, 10.0])
+@every("n", [1, 4, 9, 12, 14, 40])
+@every("size", [0.1, 1.0, 1e3])
+@every("base", [math.e, 1.2, 10.0])
 def test_prune_is_the_dense_formula(W, n, size, base):
     pair = factors(n, size)
     found = prune(*pair, W, base)

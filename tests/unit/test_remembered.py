@@ -12,6 +12,7 @@ from emendo.errors import InputError
 from emendo.solve import PreparedLayer, Preservation, extend_history, prepare, solve
 from emendo.solve import metric as metric_module
 from tests import reference
+from tests.every import every
 
 D_IN = 48  # blocks of three keys
 NULL = Preservation(weight=2.0, ridge=0.1, null_space="energy", threshold=0.3)
@@ -30,9 +31,9 @@ def factorised(C: Tensor, preservation: Preservation, keys: Tensor, weight: floa
     return prepare(C, preservation, history=extend_history(None, keys, weight=weight))
 
 
-@pytest.mark.parametrize("preservation", [Preservation(20.0), NULL], ids=["all directions", "null space"])
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 60])
-@pytest.mark.parametrize("weight", [1.0, 1e6])
+@every("preservation", [Preservation(20.0), NULL], ids=["all directions", "null space"])
+@every("count", [1, 2, 3, 4, 7, 60])
+@every("weight", [1.0, 1e6])
 def test_it_is_the_metric_of_the_history(C: Tensor, preservation: Preservation, count: int, weight: float) -> None:
     P, K = randn(count, D_IN, seed=1), randn(4, D_IN, seed=2)
     found = prepare(C, preservation).remembering(P, weight=weight)

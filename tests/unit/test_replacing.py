@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import emendo
+from tests.every import every
 
 ROOT = Path(emendo.__file__).parent
 
@@ -151,7 +150,7 @@ def test_the_files_of_one_report_are_written_into_one_draft() -> None:
         assert [root(call.args[0]) for call in written] == ["draft"] * len(written), path
 
 
-@pytest.mark.parametrize(
+@every(
     ("line", "name"),
     [
         ("os.replace(a, b)", "replace"),

@@ -15,6 +15,7 @@ from emendo.cli.app import run
 from emendo.datasets import parse_records, read_records
 from emendo.errors import DatasetError, RequestError
 from emendo.requests import EditRecord, EditRequest, Probe
+from tests.every import every
 
 ROME = {"prompt": "{} is in", "subject": "The Eiffel Tower", "target": "Rome"}
 OSLO = {"prompt": "{} is in", "subject": "The Louvre", "target": "Oslo"}
@@ -76,7 +77,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@every("form", FORMS)
 def test_facts_in_every_form(form: str) -> None:
     assert parse_records(FORMS[form], "facts") == RECORDS
 
@@ -189,7 +190,7 @@ MESSAGES = {
 }
 
 
-@pytest.mark.parametrize("kind", MESSAGES)
+@every("kind", MESSAGES)
 def test_what_is_not_certain_is_one_short_message(kind: str) -> None:
     text, expected = MESSAGES[kind]
     with pytest.raises(DatasetError) as caught:

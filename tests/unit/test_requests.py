@@ -22,6 +22,7 @@ from emendo.requests import (
     check_requests,
     record_from_dict,
 )
+from tests.every import every
 
 ROW: dict[str, Any] = {"prompt": "{} is in", "subject": "The Eiffel Tower", "target": "Rome"}
 PROBE: dict[str, Any] = {"kind": "locality", "prompt": "Rome is in", "answers": ["Italy", "Italia"], "group": "nq"}
@@ -232,8 +233,8 @@ def test_all_bad_lines_at_once_with_number_and_reason() -> None:
         assert problem.startswith(start)
 
 
-@pytest.mark.parametrize("name", PROMPT_LISTS)
-@pytest.mark.parametrize("value", [{"a": 1}, [1], [" "], ["\t\n"], [["p"]], [None], 3, " "])
+@every("name", PROMPT_LISTS)
+@every("value", [{"a": 1}, [1], [" "], ["\t\n"], [["p"]], [None], 3, " "])
 def test_probes_are_lists_of_visible_strings(name: str, value: object) -> None:
     (problem,) = problems_of(line(**{name: value}))
     assert problem.startswith(f"line 1: {name} must be a list of non-empty strings")

@@ -24,6 +24,7 @@ from emendo.solve import (
 )
 from emendo.solve.preservation import preservation_metric
 from tests import reference
+from tests.every import every
 
 EPS = torch.finfo(torch.float64).eps
 D_IN, D_OUT = 24, 7
@@ -84,9 +85,9 @@ CONTRACT = [  # equality has no primal form and takes at most d_in keys: see tes
 ]
 
 
-@pytest.mark.parametrize("condition", [1e1, 1e6, 1e10])
-@pytest.mark.parametrize("ridge", [0.0, 0.1])
-@pytest.mark.parametrize(("form", "s", "n"), CONTRACT)
+@every("condition", [1e1, 1e6, 1e10])
+@every("ridge", [0.0, 0.1])
+@every(("form", "s", "n"), CONTRACT)
 def test_contract(form, s, n, ridge, condition):
     C, K, expected = exact_case(n, condition, ridge, s)
     solution = solve(prepare(C, Preservation(1.0, ridge)), K, s=s, form=form)

@@ -11,6 +11,7 @@ import pytest
 from emendo.errors import InputError, OutputError
 from emendo.ui.guard import MOST_BYTES, Guard
 from emendo.ui.serve import _names, check_host, open_socket
+from tests.every import every
 
 HOST, PASSWORD = "127.0.0.1:7860", "correct horse"
 POST = {
@@ -74,7 +75,7 @@ def test_the_pages_own_requests_get_through_with_headers_that_keep_others_out() 
         assert answered("GET", path, {"host": HOST})[0] == 200
 
 
-@pytest.mark.parametrize(
+@every(
     ("status", "changed"),
     [
         (403, {"host": "evil.example:7860"}),
@@ -100,7 +101,7 @@ def test_a_request_with_one_wrong_header_is_refused(status: int, changed: dict[s
     assert answered(headers=headers)[:2] == (status, None)
 
 
-@pytest.mark.parametrize(
+@every(
     ("method", "path", "raw", "status"),
     [
         ("PUT", PREDICT, None, 405),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from emendo.cli.console import Terminal
@@ -109,8 +110,9 @@ def tell_if_too_large(
         )
 
 
+@cache
 def _gemm_rate(size: int = 1024, repeats: int = 5) -> float:
-    """Floating-point operations a second of a large float32 product, at best."""
+    """Floating-point operations a second of a large float32 product, at best; measured once."""
     import torch
 
     a = torch.randn(size, size)

@@ -259,3 +259,19 @@ def test_a_measure_of_a_later_version_leaves_older_folders_valid() -> None:
     assert wanted.model_dump(mode="json")["measures"]["probes"] is True
     assert wanted.expand()[0].measures.probes
     assert wanted.expand()[0].id != without.expand()[0].id
+
+
+def test_words_of_other_tools_lead_to_ours_and_all_fields_are_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text("name: a\nmodel: demo\nnum_edits: 3\nalgorithms: [ROME]\n", encoding="utf-8")
+    with pytest.raises(ExperimentError) as found:
+        read_config(path)
+    lines = str(found.value).splitlines()
+    assert lines[1:-1] == [
+        "  data: is missing",
+        "  n: is missing",
+        "  model: unknown field; did you mean 'models'?",
+        "  num_edits: unknown field; did you mean 'n' or 'batch_sizes'?",
+        "  algorithms: unknown field; did you mean 'methods'?",
+    ]
+    assert lines[-1].startswith("Fields of the file: name, data, n, methods,")

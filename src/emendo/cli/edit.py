@@ -104,6 +104,7 @@ def edit(
     if rejected is not None:
         gate.check_rejected(rejected, chosen_gate)
 
+    from emendo.editing.plan_memory import PlanMemory
     from emendo.editing.session import EditSession
     from emendo.editing.value_cache import remembered_targets
     from emendo.models import load
@@ -127,6 +128,7 @@ def edit(
     ):
         session.workers = crew
         session.targets = remembered_targets([record.request for record in records], crew)
+        session.plans = PlanMemory()
         run_edit(
             *(terminal, session, records, method, chosen_layers, chosen_settings, out, pending, chosen_gate),
             model=model,

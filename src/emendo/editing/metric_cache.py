@@ -71,11 +71,15 @@ class MetricCache:
         """Layers whose factor is held, ascending."""
         return sorted(self._prepared)
 
+    def described(self, layers: Sequence[int], settings: MomentSettings) -> dict[str, Any]:
+        """The record of the second moments of some layers, without having them."""
+        return describe_for_method(self._lm, layers, settings, seed=self._seed, corpora=self._corpora)
+
     def moments(
         self, layers: Sequence[int], settings: MomentSettings
     ) -> tuple[dict[int, Moment | BlockMoment], dict[str, Any]]:
         """C of some layers, and the record of where it comes from; see `EditSession.second_moments`."""
-        record = describe_for_method(self._lm, layers, settings, seed=self._seed, corpora=self._corpora)
+        record = self.described(layers, settings)
         known = {layer: found for layer in layers if (found := self._moments.get(layer)) is not None}
         if any(layer not in known or known[layer][0] != record["fingerprint"] for layer in layers):
             with self._unedited() as lm:

@@ -16,6 +16,7 @@ from emendo.editing.held_model import HeldModel
 from emendo.editing.metric_cache import MetricCache
 from emendo.editing.pipeline import plan_edit, reference_norms
 from emendo.editing.plan import Plan
+from emendo.editing.plan_memory import PlanMemory, plan_identity
 from emendo.editing.sharing import FactIndex
 from emendo.editing.strength import with_fitting_weight
 from emendo.editing.value_cache import ValueCache
@@ -53,6 +54,7 @@ class EditSession(HeldModel):
             edits, by plans that search on the unedited model alone. None: every plan makes its own.
         progress: Told about every long stage; True: bars on the terminal or in the notebook.
         workers: Who collects second moments that the store does not have; None: this process.
+        plans: Whole plans of the unedited model that are remembered and kept; None: every plan is made.
 
     Raises:
         InputError: Another session has edits in this model, or it is an isolated one.
@@ -70,10 +72,11 @@ class EditSession(HeldModel):
         targets: ValueCache | None = None,
         progress: Watched = None,
         workers: Workers | None = None,
+        plans: PlanMemory | None = None,
     ) -> None:
         super().__init__(lm)
         self.seed = seed
-        self.targets = targets
+        self.targets, self.plans = targets, plans
         self.progress = progress = chosen_progress(progress)
         self._metrics = MetricCache(
             lm, seed, store or MomentStore(), self.preview_base, progress=progress, workers=workers
@@ -249,7 +252,30 @@ class EditSession(HeldModel):
         with self.lm.access.reading():  # from here on nobody writes the weights
             self._check_own()
             self.lm.contents.check(None if ready is None else method.config.written_layers)
-            return self._plan_on(self.lm, requests, method, None if ready is None else ready.contexts)
+            if ready is not None:
+                return self._plan_on(self.lm, requests, method, ready.contexts)
+            return self._remembered(requests, method)
+
+    def _remembered(self, requests: Sequence[EditRequest], method: ResolvedMethod[MethodConfig]) -> Plan:
+        """A plan on the model as it is, from the memory of plans where it may be and is there."""
+        config = method.config
+        # With a chosen λ the method that a plan records is another one than was asked for.
+        if self.plans is None or self._edits.updates or config.memorization.share is not None:
+            return self._plan_on(self.lm, requests, method, None)
+        asked = plan_identity(
+            *(self.lm, requests, method),
+            seed=self.seed,
+            moments=self._metrics.described(config.written_layers, config.moments),
+            base=self.base,
+            made_by=self._made_by,
+        )
+        if asked is None:
+            return self._plan_on(self.lm, requests, method, None)
+        found = self.plans.read(asked, requests, method, lambda: self._contexts_of(self.lm, config.contexts.scheme))
+        if found is None:
+            found = self._plan_on(self.lm, requests, method, None)
+            self.plans.keep(asked, found)
+        return found
 
     def _plan_on(
         self,

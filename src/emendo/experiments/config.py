@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emendo.arguments import checked
-from emendo.arguments.suggest import unknown_name
+from emendo.arguments.suggest import nearest, unknown_name
 from emendo.datasets import Part
 from emendo.errors import ExperimentError
 from emendo.evaluate.answered import Level
@@ -300,21 +300,34 @@ def read_config(path: Path) -> ExperimentConfig:
 
 _MODELS: Mapping[str, type[BaseModel]] = {"methods": MethodEntry, "cells": CellEntry}
 
+_ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("algorithm", "algorithms", "algs", "alg_name", "editing_method"), ("methods",)),
+    **dict.fromkeys(("dataset", "ds_name", "data_dir"), ("data",)),
+    **{"model_name": ("models",), "dataset_size_limit": ("n",), "num_edits": ("n", "batch_sizes")},
+    **{"hparams": ("settings",), "hparams_fname": ("settings",), "metrics": ("measures",), "name": ("method",)},
+}
+"""What fields are called elsewhere, in the experiments of ROME, MEMIT and EasyEdit for instance."""
+
 
 def _problems(error: ValidationError) -> list[str]:
-    """One line for each problem, in our words."""
-    lines = []
+    """One line for each problem, in our words; then once what fields there are."""
+    lines, owners = [], []
     for problem in error.errors():
         where = [str(part) for part in problem["loc"]]
         place = ".".join(part for part in where if part not in ("str", "MethodEntry"))
         if problem["type"] == "measure":
             lines.append(f"  {place}: {problem['msg']}")
-            continue
-        if problem["type"] == "extra_forbidden":
+        elif problem["type"] == "missing":
+            lines.append(f"  {place}: is missing")
+        elif problem["type"] == "extra_forbidden":
             owner = _MODELS.get(where[0], ExperimentConfig) if len(where) > 1 else ExperimentConfig
+            owners.append((owner, where[0] if len(where) > 1 else "the file"))
+            name = where[-1]
+            near = _ELSEWHERE.get(name) or nearest(name, owner.model_fields)
             lines.append(
-                f"  {place}: {unknown_name('field', where[-1], owner.model_fields, 'the file of the experiment')}"
+                f"  {place}: unknown field" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
             )
         elif not (where[0] == "methods" and where[-1] == "str"):  # the other arm of the union says what is wrong
             lines.append(f"  {place}: {problem['msg'].lower()}, found {problem['input']!r:.80}")
+    lines += [f"Fields of {what}: {', '.join(owner.model_fields)}" for owner, what in dict.fromkeys(owners)]
     return lines or [f"  {error}"]

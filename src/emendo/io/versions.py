@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 __version__ = "0.1.0"
 """Of Emendo; the build reads it here."""
@@ -19,6 +21,18 @@ def versions() -> dict[str, str]:
     for package in ("torch", "transformers", "tokenizers", "safetensors", "numpy"):
         found[package] = _installed(package)
     return found
+
+
+@cache
+def code_sha256() -> str:
+    """SHA-256 over Emendo's modules and data: in a checkout, code changes and the version does not."""
+    package = Path(__file__).parents[1]
+    files = sorted(path for kind in ("*.py", "*.yaml", "*.toml", "*.txt") for path in package.rglob(kind))
+    digest = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()}|{len(content)}|".encode() + content)
+    return digest.hexdigest()
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A world's facts as records: each with a new object, its held-out phrasings, its neighbours and what follows."""
+"""A world's facts as records: each with a new object, its held-out phrasings, its neighbors and what follows."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PREFIX = f"{NAME}:"
 """What a model of it is called by, before the family."""
 
 AUTHORS = 25
-"""So many of the people write books, so that works have neighbours with the same author."""
+"""So many of the people write books, so that works have neighbors with the same author."""
 
 HELD_OUT = 2
 """Phrasings of each fact that training never sees; they are seen of other subjects."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -248,3 +249,25 @@ def test_a_continuation_is_what_its_tokens_add(family: str) -> None:
 def test_a_space_at_the_end_of_a_prompt_belongs_to_the_answer(tiny_llama: EditableModel) -> None:
     with_space, without = generate_texts(tiny_llama, ["I wrote ", "I wrote"], chat=False, new_tokens=4)
     assert with_space.text == without.text
+
+
+def test_the_cache_is_given_under_the_name_that_the_decoder_takes() -> None:
+    """transformers 5.24 renamed it; both names give the same text."""
+    lm = build_tiny("llama")
+    said = lm.generate_many(["The capital of Japan is"], 6)
+    (ours,) = set(lm.keeping(None)) - {"use_cache"}
+    other = {"cache": "past_key_values", "past_key_values": "cache"}[ours]
+    decoder: Any = lm.decoder
+    forward, asked = decoder.forward, []
+
+    def under_cache(input_ids: Any, cache: Any = None, **more: Any) -> Any:
+        asked.append("cache")
+        return forward(input_ids=input_ids, **{ours: cache}, **more)
+
+    def under_past_key_values(input_ids: Any, past_key_values: Any = None, **more: Any) -> Any:
+        asked.append("past_key_values")
+        return forward(input_ids=input_ids, **{ours: past_key_values}, **more)
+
+    decoder.forward = {"cache": under_cache, "past_key_values": under_past_key_values}[other]
+    assert lm.generate_many(["The capital of Japan is"], 6) == said
+    assert set(asked) == {other}

@@ -6,6 +6,7 @@ runs nothing; `models.runnable` does.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -164,6 +165,14 @@ class DecoderView:
     def decoder(self) -> nn.Module:
         """The module that holds the blocks."""
         return self.model.get_submodule(self.spec.decoder)
+
+    def keeping(self, cache: Any) -> dict[str, Any]:
+        """The arguments with which the decoder reads a cache of keys and values and adds to it.
+
+        transformers 5.24 calls it ``cache``, and from 5.40 on takes no other name.
+        """
+        names = inspect.signature(self.decoder.forward).parameters
+        return {"cache" if "cache" in names else "past_key_values": cache, "use_cache": True}
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -130,14 +130,14 @@ def _continue_batch(
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
     cache, new, stop_ids = DynamicCache(config=lm.config), [list[int]() for _ in rows], lm.stop_ids
     open_rows, stopped = {place for place, row in enumerate(group) if limits[row] > 0}, set[int]()
+    kept = lm.keeping(cache)
     with torch.no_grad():
         for step in range(max(limits[row] for row in group)):
             out = lm.decoder(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
+                **kept,
                 return_dict=True,
             )
             logits = lm.unembed(out.last_hidden_state[:, -1])

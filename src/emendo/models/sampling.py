@@ -56,8 +56,9 @@ def sample_tokens(
     step, cache = tokens, DynamicCache(config=lm.config)
     report(tokens.numel())
     with lm.isolated() as own, torch.no_grad():
+        kept = own.keeping(cache)
         for position in range(tokens.shape[1], uniform.shape[1]):
-            out = own.decoder(input_ids=step, past_key_values=cache, use_cache=True, return_dict=True)
+            out = own.decoder(input_ids=step, **kept, return_dict=True)
             logits = own.unembed(out.last_hidden_state[:, -1])
             check_finite(lm, logits)
             logits = logits / temperature

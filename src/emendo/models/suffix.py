@@ -132,8 +132,7 @@ def _keep_everything(
         out = own.decoder(
             input_ids=batch.input_ids[part, :longest],
             attention_mask=batch.attention_mask[part, :longest].long(),
-            past_key_values=cache,
-            use_cache=True,
+            **own.keeping(cache),
             return_dict=True,
         )
     return capture, cache, out.last_hidden_state

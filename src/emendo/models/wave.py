@@ -123,7 +123,7 @@ def ordinary_run(
         torch.no_grad(),
         recording(own, capture, mlp_out=written, resid=every, entering=[0], attention_out=attended),
     ):
-        out = own.decoder(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True)
+        out = own.decoder(input_ids=ids, **own.keeping(cache), return_dict=True)
     past = {layer: cached_past(lm, cache, layer) for layer in every}
     return capture, past, out.last_hidden_state.to(lm.device)
 

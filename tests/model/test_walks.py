@@ -65,7 +65,9 @@ def test_twelve_facts_are_judged_by_what_is_said(path: str, tmp_path: Path) -> N
     assert "'The capital of Kazakhstan is the city of' → 'Astana" in named[1]
     # A neighbor that is lost in chat is named by edit and by the gate, which refuses the edit.
     assert re.search(r"Neighbors lost: .*'What is the capital of France\?' in chat → ", first)
-    assert re.search(r"neighborhood_lost|efficacy fails: .*\(\d+ of 12 requests say", first)
+    assert re.search(r"efficacy fails: .*\(\d+ of 12 requests say", first)
+    assert "efficacy: 'The capital of Kazakhstan is the city of' → 'Astana" in first
+    assert "neighborhood_lost: 'What is the capital of France?' in chat → " in first
     assert "exit code 1" in first
     assert "prompts of 10 facts guessed by Emendo" in first
     assert "gate passed" in second

@@ -19,6 +19,7 @@ ROOT = Path(emendo.__file__).parent
 
 TOUCHES = {
     # files are removed
+    "editing/plan_memory.py keep unlink": "plans that can be made again, after the new one is kept",
     "evaluate/remembered.py _forget_older rmtree": "answers that can be asked again, after the new ones are kept",
     "experiments/folder.py summary rmtree": "updates of a finished cell, whose summary has just been read",
     "experiments/folder.py finish rmtree": "the same, after the summary is on the disk",

@@ -74,13 +74,17 @@ def gate(
     records = _records(updates) if requests is None else facts.read_requests(terminal, requests, format)
 
     from emendo.editing.session import EditSession
+    from emendo.evaluate import Snapshot
+    from emendo.evaluate.remembered import RememberedAnswers
     from emendo.models import load
     from emendo.report import verdict_of
 
     lm = load(model, device=device, dtype=dtype, load_in=load_in, progress=terminal)
     session = EditSession(lm, seed=_seed(updates), progress=terminal)
     before = reference_snapshot(session, records, chosen, progress=terminal, remember=True)
-    report = run_gate(session, updates, records, chosen, before=before, progress=terminal)
+    known = RememberedAnswers(lm, [one.id for one in updates])
+    after = Snapshot(lambda: session.preview(updates), records, progress=terminal, remembered=known)
+    report = run_gate(session, updates, records, chosen, before=before, after=after, progress=terminal)
     verdict = verdict_of(len(records), None, report)
     show_verdict(terminal, verdict)
     if report.passed:

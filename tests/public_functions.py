@@ -215,7 +215,7 @@ def values_of(folder: Path) -> dict[str, Any]:
         },
         **{"edit.model": session, "resolve_method.model": lm, "check_system.layer": prepared},
         **{"experts": 2, "width": 24, "PreparedLayer.remembering.weight": 1.0, "drift_over_price.moment": blocks},
-        **{"by_digest.digest": header.fingerprint.digest},
+        **{"cache": None, "by_digest.digest": header.fingerprint.digest},
         # servers
         **{"write_gguf_model.base": write_tiny_gguf(folder / "base.gguf"), "alias": "facts"},
         **{"write_gguf_in_place.base": folder / "base.gguf"},

@@ -166,6 +166,7 @@ class DecoderView:
         """The module that holds the blocks."""
         return self.model.get_submodule(self.spec.decoder)
 
+    @checked
     def keeping(self, cache: Any) -> dict[str, Any]:
         """The arguments with which the decoder reads a cache of keys and values and adds to it.
 

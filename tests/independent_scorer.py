@@ -1,7 +1,7 @@
 """CounterFact scores by the shortest road: plain transformers in float64, one text at a time, no code of Emendo.
 
 It reads the original JSON rows, builds texts as the data set means them (prompt, a space, the object), and computes
-each metric from its formula. Slow on purpose; what is fast is held against it.
+each metric from its formula. Slow on purpose; what is fast is compared with it.
 """
 
 from __future__ import annotations

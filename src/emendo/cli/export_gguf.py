@@ -29,7 +29,7 @@ def gguf_lora(
     ledger: FromLedger = None,
     fold: Fold = None,
     base: Annotated[
-        Path | None, typer.Option("--base", help="GGUF file that will be served, to be held against the model.")
+        Path | None, typer.Option("--base", help="GGUF file that will be served, to be compared with the model.")
     ] = None,
     base_name: BaseName = None,
     device: options.Device = "auto",

@@ -28,7 +28,7 @@ def harness(
     ] = None,
     include: Annotated[
         Path | None,
-        typer.Option("--include", help="Folder with further tasks; experiments/harness where there is one."),
+        typer.Option("--include", help="Folder with further tasks; experiments/harness if there is one."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Most items of each task.")] = None,
     num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", help="Examples in front of each item.")] = None,

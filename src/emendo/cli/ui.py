@@ -23,7 +23,7 @@ _LEDGER, _HOST, _PORT = Path("out/ledger"), "127.0.0.1", 7860
 def ui(
     model: options.Model = "demo",
     ledger: Annotated[
-        Path, typer.Option("--ledger", envvar="EMENDO_LEDGER", help="Folder of the ledger; made where there is none.")
+        Path, typer.Option("--ledger", envvar="EMENDO_LEDGER", help="Folder of the ledger; made if there is none.")
     ] = _LEDGER,
     method: options.Method = DEFAULT_METHOD,
     layers: options.Layers = None,

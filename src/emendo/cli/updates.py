@@ -39,7 +39,7 @@ def show(file: _File, json_output: options.Json = False) -> None:
     terminal.line(f"Base: {base.get('name')} with weights {str(base.get('weights_sha256'))[:12]}…")
     if "config" not in base:
         terminal.line(
-            "Its base's configuration is not recorded: only weights and tokenizer can be held against a model"
+            "Its base's configuration is not recorded: only weights and tokenizer can be compared with a model"
         )
     terminal.line(f"Planned on: {update.preceding}")
     terminal.line(f"Made by: {document['origin']}")

@@ -1,7 +1,7 @@
 """What is said to the probes of an edit: questions about the fact itself, and neighbors with answers of their own.
 
 Neighborhood prompts share their record's true target. A neighbor with another answer ("The capital of France is", for
-an edit of Kazakhstan's) is a probe of the kind `locality`, and is held against its own answer.
+an edit of Kazakhstan's) is a probe of the kind `locality`, and is compared with its own answer.
 """
 
 from __future__ import annotations

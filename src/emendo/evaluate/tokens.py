@@ -132,7 +132,7 @@ def scores_by_pair(
 def hidden_in_trees(
     lm: EditableModel, texts: Sequence[Ids], budget: int
 ) -> Iterator[tuple[list[int], PrefixTree, Float[Tensor, "nodes d_model"]]]:
-    """Run texts, those that begin alike in one tree; the first tree is held against the model's own forward pass.
+    """Run texts, those that begin alike in one tree; the first tree is compared with the model's own forward pass.
 
     A caller that keeps some of the hidden states copies them: a view keeps all of its tree in memory.
 

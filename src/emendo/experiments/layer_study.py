@@ -1,7 +1,7 @@
 """Which layers take an edit: a measured sweep over layers, and a causal trace of the same facts beside it.
 
 The sweep is an experiment like any other, one cell for each place, so it goes on after a kill. Localisation does not
-predict where an edit works (arXiv 2301.04213): the recommendation comes from the sweep, and the trace is held against
+predict where an edit works (arXiv 2301.04213): the recommendation comes from the sweep, and the trace is compared with
 it.
 """
 

@@ -78,7 +78,7 @@ def write_gguf_adapter(
         updates: In order, the first one planned on the unedited model. Their factors are stacked.
         out: Folder of the file, which is named by its content.
         tolerance: Fold each layer to the smallest rank within this relative distance; None stacks exactly.
-        base: The GGUF file that will be served, to be held against the model; None: nothing is checked.
+        base: The GGUF file that will be served, to be compared with the model; None: nothing is checked.
         base_name: How the file names its base; the model's name where None.
 
     Raises:

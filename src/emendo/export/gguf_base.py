@@ -1,4 +1,4 @@
-"""The GGUF file of a base model, held against the model in memory that an update was made for."""
+"""The GGUF file of a base model, compared with the model in memory that an update was made for."""
 
 from __future__ import annotations
 

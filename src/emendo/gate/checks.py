@@ -1,4 +1,4 @@
-"""The checks: what each one reads off two snapshots of the model, and how its number is held against its limit.
+"""The checks: what each one reads off two snapshots of the model, and how its number is compared with its limit.
 
 A measurement gives a number, or says in words why there is none; `judge` alone decides whether it passes.
 """
@@ -91,7 +91,7 @@ def broken(name: str, config: CheckConfig, why: str, facts: int = 1) -> Check:
 
 
 def _judged(config: CheckConfig, found: Measurement, at_least: bool) -> float | None:
-    """The number that is held against the limit."""
+    """The number that is compared with the limit."""
     if not isinstance(config, ShareConfig) or config.judge == "estimate" or found.interval is None:
         return found.value
     low, high = found.interval

@@ -25,7 +25,7 @@ class Check:
         name: As in the configuration.
         measured: The number; None where it could not be measured.
         interval: 95 % Wilson interval of a share; None for other numbers.
-        judged: What was held against the limit: `measured`, or an end of the interval.
+        judged: What was compared with the limit: `measured`, or an end of the interval.
         limit: The last value that passes.
         at_least: Whether the limit is the smallest value that passes; else the largest.
         passed: Whether the edit holds it.

@@ -40,7 +40,7 @@ def run_gate(
     after: Snapshot | None = None,
     progress: Watched = None,
 ) -> GateReport:
-    """Measure an edit and hold it against declared limits; nothing is written to the session's model.
+    """Measure an edit and compare it with declared limits; nothing is written to the session's model.
 
     Args:
         session: Holds the model; the edit is not applied to it.

@@ -72,7 +72,7 @@ class ShareConfig(CheckConfig):
     """A check of a share of prompts.
 
     Attributes:
-        judge: What is held against the limit: the share itself, or the end of its 95 % Wilson interval that is worse
+        judge: What is compared with the limit: the share itself, or the end of its 95 % Wilson interval that is worse
             (``"worst_end"``: the edit has to show that it is good) or better for the edit (``"best_end"``: it has to be
             shown bad).
     """

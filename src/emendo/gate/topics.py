@@ -1,9 +1,9 @@
 """What an edit did to each kind of text, and after each token: one row a topic, and what moved most.
 
 A mean over all texts hides a kind that is a twentieth of them, so every kind is judged on its own and the worst one is
-held against the limit. Harm that follows one token, such as a question mark, is thin in every kind; so what comes after
-a token is judged over all kinds together. All figures compare the edited model with the reference on the same tokens; a
-kind that the reference cannot read is shown and not judged, as no edit can harm it.
+compared with the limit. Harm that follows one token, such as a question mark, is thin in every kind; so what comes
+after a token is judged over all kinds together. All figures compare the edited model with the reference on the same
+tokens; a kind that the reference cannot read is shown and not judged, as no edit can harm it.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 
 def encoded(value: Any, indent: int | None = None) -> bytes:
-    """`value` as it is kept in a file: UTF-8, and held against what `loads` makes of it before anything is written.
+    """`value` as it is kept in a file: UTF-8, and compared with what `loads` makes of it before anything is written.
 
     Args:
         value: As for `dumps`.

@@ -20,7 +20,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON file that is held against what reading it gives before it appears; see `write_bytes`.
+    """Write a JSON file that is compared with what reading it gives before it appears; see `write_bytes`.
 
     Raises:
         InputError: The document could not be read again; names the place.

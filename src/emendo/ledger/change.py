@@ -38,7 +38,7 @@ class State:
 
 
 def loaded(store: LedgerStore, active: Sequence[Active]) -> tuple[ModelUpdate, ...]:
-    """The updates of a state, each held against size, digest and identity first.
+    """The updates of a state, each compared with size, digest and identity first.
 
     Raises:
         LedgerError: An update file is missing, truncated or altered; names it.

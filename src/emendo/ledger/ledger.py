@@ -140,7 +140,7 @@ class EditLedger:
 
     @checked
     def updates(self, id: str | None = None) -> tuple[ModelUpdate, ...]:
-        """The updates of a state, each held against its digest."""
+        """The updates of a state, each compared with its digest."""
         return loaded(self.store, self.state(id))
 
     @checked

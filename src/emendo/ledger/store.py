@@ -60,7 +60,7 @@ class LedgerStore:
         self.records = self.folder / "records"
         self.objects = self.folder / "objects"
         self.updates: WeakValueDictionary[str, Any] = WeakValueDictionary()
-        """Update files that were read and held against their digest, by identity, while anybody has them in memory."""
+        """Update files that were read and compared with their digest, by identity, while anybody has them in memory."""
         self.last_tried: Record | None = None
         """The last record that was to be committed here, whether it was or not."""
         self._read: dict[str, _Read] = {}

@@ -66,7 +66,7 @@ _TEACHER_FORCED = (
     "every target token is scored after the tokens before it; the public code scores all of them at the prompt's last "
     "token (no difference for targets of one token)"
 )
-_NO_BIAS = "the bias of the down-projection is left alone; the public code trains it too, where there is one"
+_NO_BIAS = "the bias of the down-projection is left alone; the public code trains it too, if there is one"
 
 BUILT_IN = (
     BaselineConfig(

@@ -33,7 +33,7 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
 
     Args:
         expected: The identity that was recorded.
-        found: The identity that is held against it.
+        found: The identity that is compared with it.
     """
     told = [
         f"{what}: found {found[what][:12]}, expected {expected[what][:12]}"
@@ -99,7 +99,7 @@ def _parsed(identity: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BaseMismatchError(
             f"the configuration that is recorded for {identity.get('name')!r} cannot be read ({error!r}), so no model "
-            "can be held against it; make the file again"
+            "can be compared with it; make the file again"
         ) from error
 
 

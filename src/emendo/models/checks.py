@@ -32,7 +32,7 @@ def check_model(lm: RunnableModel) -> None:
     if not getattr(lm.tokenizer, "is_fast", False):
         raise UnsupportedModelError(
             f"the tokenizer {type(lm.tokenizer).__name__} gives no character offsets, which Emendo needs to find "
-            "the subject's tokens. Load a fast tokenizer, as AutoTokenizer.from_pretrained gives where there is a "
+            "the subject's tokens. Load a fast tokenizer, as AutoTokenizer.from_pretrained gives if there is a "
             "tokenizer.json"
         )
     _refuse_other_modules(lm)

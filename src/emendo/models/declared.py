@@ -1,4 +1,4 @@
-"""Sizes that the files of a model declare, held against the files before anything is allocated for them."""
+"""Sizes that the files of a model declare, compared with the files before anything is allocated for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of a GGUF file, held against the file: its reader follows declared lengths past the end, without end."""
+"""The head of a GGUF file, compared with the file: its reader follows declared lengths past the end, without end."""
 
 from __future__ import annotations
 

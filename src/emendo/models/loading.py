@@ -59,7 +59,7 @@ def load(
     Args:
         name: A Hugging Face hub id, a folder with a saved model, a ``.gguf`` file, ``"demo"``, or ``"world:FAMILY"``, a
             small model of that architecture that knows invented facts and is trained when it is first asked for.
-        device: ``"auto"`` (CUDA where there is one, else CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        device: ``"auto"`` (CUDA if there is one, else CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"auto"`` (the checkpoint's own; float32 for GGUF), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         load_in: Quantise the linear maps while they are loaded: ``"nf4"``, ``"fp4"``, ``"int8"`` (bitsandbytes),
             ``"torchao-int8"`` or ``"torchao-fp8"``. A folder that was saved in few bits needs nothing said.

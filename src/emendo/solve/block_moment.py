@@ -45,7 +45,7 @@ class BlockMoment:
         blocks: Cₑ of every expert over all tokens, those included that do not reach it, ``[experts, width, width]``.
         counts: How many keys each was counted from.
         name: What messages call the layer.
-        sample: Keys to hold the price against, where there are some.
+        sample: Keys to compare the price with, if there are any.
     """
 
     blocks: Float[Tensor, "experts width width"]

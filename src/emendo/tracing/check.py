@@ -1,4 +1,4 @@
-"""One cell by an ordinary forward pass with hooks: what every run of the wave is held against."""
+"""One cell by an ordinary forward pass with hooks: what every run of the wave is compared with."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from emendo.report.experiment.text import shown
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of a table: what it says and, where there is one, its interval."""
+    """One cell of a table: what it says and, if there is one, its interval."""
 
     text: str
     interval: str = ""
@@ -165,7 +165,7 @@ def _base_effect(path: str, form: str) -> Callable[[Cell], str]:
 def _confidence(cells: Sequence[Cell], schedule: str) -> str:
     levels = {cell.number(f"scores.{schedule}.bootstrap.confidence") for cell in cells} - {None}
     if len(levels) != 1:
-        return "Under a score: bootstrap interval over records, where there is one."
+        return "Under a score: bootstrap interval over records, if there is one."
     return f"Under a score: {levels.pop():.0%} bootstrap interval over records."
 
 

@@ -110,7 +110,7 @@ EXPLAINED: Mapping[str, Explained] = {
         "Choose λ so that this part of what is missing is written; none takes λ as it stands."
     ),
     "history.weight": Explained("How much the keys of earlier edits count; 0 forgets them."),
-    "post.kind": Explained("What is done to a finished update: rect, prune or cap."),
+    "post.kind": Explained("What is done to a finished update, such as rect, prune or cap."),
     "post.keep": Explained("RECT: the share of entries that is kept."),
     "post.log_base": Explained("PRUNE: base of the logarithm that damps singular values."),
     "post.max_ratio": Explained("cap: largest ‖ΔW‖ / ‖W‖."),

@@ -12,6 +12,21 @@ import numpy as np
 
 from emendo.evaluate import EditScores, PromptScore, RecordScore, TargetScore
 
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7 * 7 }} {% for %}",
+    "![x](http://example.org/x.png) [y](http://example.org) | pipes | `ticks` *stars* $x^2$ $",
+    "مرحبا \u202e بالعالم",
+    "🙂👩‍👩‍👧",
+    "a\x00b\x1b[31m\x85c\u2028d",
+    "\ud800 half",
+    "x" * 20_000,
+    "two\nlines",
+    "",
+]
+"""Names and texts that a page, a table or a terminal could take for something else."""
+
 
 def plan(method: str = "emmet", batch_size: int = 4, **values: Any) -> dict[str, Any]:
     """What an experiment asks of one cell."""

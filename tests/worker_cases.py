@@ -11,6 +11,21 @@ from pathlib import Path
 
 from emendo.errors import ConflictError, EmendoWarning, InputError
 from emendo.parallel import Processes, World, WorldRecipe
+from emendo.progress import Silent
+
+
+class Counted(Silent):
+    """Adds up what a display would show."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, int] = {}
+        self._stage = ""
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        self._stage = stage
+
+    def advance(self, n: int = 1) -> None:
+        self.stages[self._stage] = self.stages.get(self._stage, 0) + n
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,11 @@ def summary(answers: Sequence[Answers]) -> dict[str, float | None]:
 
 
 def measure(
-    lm: emendo.EditableModel, run: str, mode: str, records: Sequence[EditRecord], folder: Path
+    lm: emendo.EditableModel, run: str, mode: str, records: Sequence[EditRecord], folder: Path, *, as_is: bool
 ) -> dict[str, Any]:
     """Write the facts in one mode, score them, and take them back."""
     method, *pairs = run.split()
-    layers, settings = placed(method, lm)
+    layers, settings = (None, {}) if as_is else placed(method, lm)
     settings |= parse_settings(pairs)
     layers = parse_layers(settings.pop("layers", None)) or layers
     batches = [records] if mode == "batch" else [[record] for record in records]
@@ -167,6 +167,7 @@ def main() -> None:
     )
     parser.add_argument("--families", default=",".join(FAMILIES), help="separated by commas")
     parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--as-is", action="store_true", help="layers and clamp of each method as it has them itself")
     parser.add_argument("--out", type=Path, default=Path("worlds.jsonl"))
     parser.add_argument("--table", type=Path, help="print the rows of a file as Markdown, and do nothing else")
     args = parser.parse_args()
@@ -188,7 +189,8 @@ def main() -> None:
             records = facts[: MODES[mode]]
             row = {"family": family, "run": run, "mode": mode, "n": len(records), "before": before[mode], **about}
             try:
-                row |= measure(lm, run, mode, records, args.out.with_suffix(f".{family}.targets"))
+                searches = args.out.with_suffix(f".{family}.targets")
+                row |= measure(lm, run, mode, records, searches, as_is=args.as_is)
             except emendo.EmendoError as error:  # a failure is a result: it is reported, not left out
                 row["error"] = str(error).splitlines()[0]
             with args.out.open("a", encoding="utf-8") as out:

@@ -208,7 +208,7 @@ def test_csv_that_cannot_be_read(tmp_path: Path, text: str, reason: str) -> None
         (b'{\n "prompt": "{}",\n "subject": "s"\n}', "no known format; fields of the first: prompt, subject"),
         (b"PK\x03\x04\x14", "a zip archive or a spreadsheet"),
         (b"PAR1\x15", "begins like a Parquet file and cannot be read"),
-        (gzip.compress(b"PAR1\x15"), "a Parquet file in a gzip file: unpack it with gunzip"),
+        (gzip.compress(b"PAR1\x15", mtime=0), "a Parquet file in a gzip file: unpack it with gunzip"),
         (b"\x80\x04\x95\x10", "a Python pickle"),
         (b"\x1f\x8b\x08broken", "begins like a gzip file and cannot be unpacked"),
         (b"\x00\x01", "none of its 1 row"),

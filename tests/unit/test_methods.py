@@ -47,7 +47,7 @@ def test_every_method_resolves_on_every_family(method: str, tiny: EditableModel)
     config = resolved.config
     assert config.layers == tuple(sorted(set(config.layers)))
     assert 0 <= config.layers[0] <= config.layers[-1] < tiny.n_layers
-    assert config.span == len(config.layers) == min(METHODS[method].span, tiny.n_layers)
+    assert config.span == len(config.layers) == min(METHODS[method].span, 1 if tiny.spec.parallel else 2)
     assert resolved.origins.keys() == config.settings().keys()
     assert all(resolved.origins.values())
     assert resolved.to_dict()["settings"] == config.settings()
@@ -152,10 +152,16 @@ def test_presets_are_for_methods_that_exist() -> None:
         ("gptj", 28, 6, (2, 3, 4, 5, 6, 7)),
         ("llama", 32, 1, (5,)),
         ("llama", 32, 5, (4, 5, 6, 7, 8)),
-        ("llama", 4, 5, (0, 1, 2, 3)),
+        ("llama", 12, 5, (0, 1, 2, 3)),
+        ("llama", 6, 5, (0, 1)),
+        ("gptj", 6, 5, (1,)),  # beside attention the first MLP has seen the last token alone
+        ("gptj", 12, 5, (1, 2, 3)),
+        ("gptj", 6, 1, (1,)),
+        ("llama", 2, 5, (0,)),
+        ("gptj", 2, 5, (1,)),
         ("llama", 1, 5, (0,)),
-        ("llama", 1, 1, (0,)),
-        ("gpt2", 2, 1, (1,)),
+        ("gptj", 1, 1, (0,)),
+        ("gpt2", 4, 1, (1,)),
     ],
 )
 def test_layers_of_unknown_models(family: str, n_layers: int, span: int, expected: tuple[int, ...]) -> None:
@@ -186,7 +192,7 @@ def test_a_config_of_ones_own_stands_as_it_is() -> None:
     own = resolve_method(apply_settings(METHODS["memit"], {"preservation.weight": 500}), shape)
     assert own.config.preservation.weight == 500
     assert own.config.keys == METHODS["memit"].keys, "no value of the preset"
-    assert own.config.layers == (4, 5, 6, 7, 8), "the rule of depth"
+    assert own.config.layers == (3, 4, 5, 6, 7), "the rule of depth"
     assert own.origins["preservation.weight"] == "given (config)"
     assert own.origins["keys.average"] == "method memit"
     assert "rule" in own.origins["layers"]

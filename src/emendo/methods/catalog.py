@@ -53,7 +53,7 @@ _METHODS = (
         span=5,
         distribution="optimal",
         keys=KeySettings(average="flat"),
-        target=TargetSettings(argmax_steps=5, precision="bfloat16"),
+        target=TargetSettings(argmax_steps=5, precision="bfloat16", max_norm_ratio=2),
         history=_EACH_EDIT,
     ),
     MethodConfig(

@@ -166,6 +166,7 @@ def test_the_report_has_a_target_for_every_request_and_searched_layer(
     method: str, emendo: Command, model: str, facts: str, tmp_path: Path
 ) -> None:
     arguments = ["edit", "--model", model, "--requests", facts, "--method", method, *options_of(method)]
+    arguments += ["--layers", "0,3"] if method == "blue" else []
     code, text, err = emendo(*arguments, "--out", str(tmp_path / "out"), "--json")
     assert code == 0, err
     header, *rows = section((tmp_path / "out" / "report.md").read_text(), "Target search")
@@ -185,7 +186,7 @@ def test_the_report_has_a_target_for_every_request_and_searched_layer(
 
 
 def test_ends_one_by_one_keeps_targets_with_their_requests(session: EditSession) -> None:
-    plan = session.plan(REQUESTS, "blue", settings={**QUICK, "batching": "one_by_one"})
+    plan = session.plan(REQUESTS, "blue", layers=[0, 3], settings={**QUICK, "batching": "one_by_one"})
     document = report_document(plan, None, {})
     _, *rows = section(markdown_report(document), "Target search")
     assert [(row[0], row[2]) for row in rows] == [

@@ -161,7 +161,9 @@ def test_presets_are_for_methods_that_exist() -> None:
         ("gptj", 2, 5, (1,)),
         ("llama", 1, 5, (0,)),
         ("gptj", 1, 1, (0,)),
-        ("gpt2", 4, 1, (1,)),
+        ("gpt2", 2, 1, (1,)),
+        ("llama", 4, 1, (1,)),
+        ("llama", 1, 1, (0,)),
     ],
 )
 def test_layers_of_unknown_models(family: str, n_layers: int, span: int, expected: tuple[int, ...]) -> None:

@@ -328,6 +328,7 @@ def test_a_numerical_failure_is_exit_code_1(
         found = read(*args, **kwargs)
         return {layer: EditKeys(keys.mean * float("nan"), keys.plain) for layer, keys in found.items()}
 
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))  # where no earlier try has left its plan
     monkeypatch.setattr(EditActivations, "keys", spoilt)
     code, out, err = emendo_call(emendo, model, tmp_path)
     assert code == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,7 @@ def test_an_edit_refuses_a_damaged_moment(
     assert emendo_call(emendo, model, tmp_path)[0] == 0
     file = next((tmp_path / "own").rglob("layer-01.safetensors"))
     file.write_bytes(file.read_bytes()[:-9])
+    shutil.rmtree(tmp_path / "own" / "plans")  # a plan that is remembered needs no moment
     result = emendo("edit", "--model", model, *FACT, *QUICK, "--out", str(tmp_path / "again"), "--json", "--quiet")
     check_refused(result, [file.name, "damaged"], as_json=True)
     assert not (tmp_path / "again").exists()

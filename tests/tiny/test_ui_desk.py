@@ -16,6 +16,7 @@ import pytest
 from emendo.editing.session import EditSession
 from emendo.errors import GateError, InputError, RequestError
 from emendo.ledger import EditLedger
+from emendo.models import load
 from emendo.models.identity import parameters_sha256
 from emendo.statistics import MomentStore
 from emendo.ui import Desk, DeskSettings, Fact
@@ -51,7 +52,8 @@ QUICK_SETTINGS = {name: str(value) for name, value in QUICK.items()}
 
 def begun(folder: Path, store: MomentStore | None, gate: str = LENIENT, model: str = "tiny") -> Desk:
     (folder / "gate.toml").write_text(gate, encoding="utf-8")
-    lm = build_tiny("llama")
+    # As the command loads it: weights that lie elsewhere in memory may give other last bits.
+    lm = build_tiny("llama") if model == "tiny" else load(model, device="cpu")
     path = folder / "ledger"
     ledger = EditLedger(path) if path.exists() else EditLedger.create(path, EditSession(lm), who="tester")
     settings = DeskSettings(model, "emmet", None, QUICK_SETTINGS, str(folder / "gate.toml"))

@@ -58,10 +58,13 @@ def test_models_with_adapters_are_refused_and_merged_ones_are_not(family: str, i
         assert merged.weights_digest() != build_tiny(family).weights_digest()
 
 
-def test_what_is_left_of_adapters_that_were_deleted_is_refused() -> None:
-    model = with_lora("llama", inject=True)
+@pytest.mark.parametrize("inject", [False, True], ids=["get_peft_model", "add_adapter"])
+def test_what_is_left_of_adapters_that_were_deleted_is_refused_until_it_is_taken_off(inject: bool) -> None:
+    model = with_lora("llama", inject)
     model.delete_adapter("default")
-    refused(model, UnsupportedModelError, "q_proj", "adapters")
+    refused(model, UnsupportedModelError, "q_proj", "adapters that were deleted", "unload()")
+    if not inject:
+        assert wrap(model.unload(), build_tokenizer()).weights_digest() == build_tiny("llama").weights_digest()
 
 
 def test_prompts_that_are_learnt_are_refused() -> None:

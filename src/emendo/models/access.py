@@ -218,6 +218,11 @@ class _Gate:
         return _Gate, ()
 
 
+def is_gate(hook: object) -> bool:
+    """Whether a forward pre-hook is one of those that hold passes back during a write; they change no activation."""
+    return isinstance(hook, _Gate)
+
+
 _GATE_CODE, _CALL_CODE = _Gate.__call__.__code__, nn.Module._call_impl.__code__
 
 

@@ -10,7 +10,7 @@ from emendo.errors import NumericalError, SelfCheckError, UnsupportedModelError
 from emendo.models.batch import TokenBatch
 from emendo.models.identity import COMPILED
 from emendo.models.packed_weights import REPACKING, ROUNDED_INPUTS, kind_of, repacks, rounds_inputs
-from emendo.models.parts import refuse_shared_weights
+from emendo.models.parts import refuse_computed_weights, refuse_shared_weights
 from emendo.models.runnable import RunnableModel
 from emendo.solve.numerics import pinned
 
@@ -41,6 +41,7 @@ def check_model(lm: RunnableModel) -> None:
     for layer in range(lm.n_layers):
         _refuse_unreachable_weight(lm, layer)
     refuse_shared_weights(lm)
+    refuse_computed_weights(lm)
     _self_check(lm)
 
 
@@ -51,6 +52,12 @@ def _refuse_adapters(model: nn.Module) -> None:
     if module is None and not getattr(model, "peft_config", None):
         return
     found = "a peft_config" if module is None else f"{name}, a {type(module).__name__} around another layer"
+    if module is not None and not getattr(module, "lora_A", None) and not getattr(model, "peft_config", None):
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} has what is left of adapters that were deleted (found {found}), and nothing "
+            "to merge. Expected a model of plain layers: unload() of the PeftModel around it gives one; without a "
+            "PeftModel, load the base anew"
+        )
     raise UnsupportedModelError(
         f"this {type(model).__name__} has adapters in it (found {found}): an edit would be made for the model with "
         "them and be saved without. Expected a model whose weights are all that it computes with: merge them first "

@@ -13,6 +13,7 @@ from typing import Any
 from emendo.arguments import Size, checked
 from emendo.models.checks import check_model
 from emendo.models.checksums import BaseWeights
+from emendo.models.foreign_hooks import ForeignHooks
 from emendo.models.generation import greedy_continuations
 from emendo.models.identity import config_record, config_sha256
 from emendo.models.parts import WrappedParts
@@ -29,7 +30,8 @@ class EditableModel(RunnableModel):
         name: How reports and files name the model.
 
     Raises:
-        UnsupportedModelError: The family, the weights or the tokenizer cannot be edited; says why.
+        UnsupportedModelError: The family, the weights or the tokenizer cannot be edited, or hooks of others change what
+            the model computes; says why.
         SelfCheckError: A captured key times the weight does not give the captured MLP output.
         NumericalError: What the model computes is not finite.
     """
@@ -37,7 +39,9 @@ class EditableModel(RunnableModel):
     @checked
     def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
         super().__init__(model, tokenizer, name)
+        self._hooks = ForeignHooks()
         check_model(self)
+        self._hooks.check(self)
         self._parts = WrappedParts(self)
 
     @checked
@@ -61,9 +65,13 @@ class EditableModel(RunnableModel):
         """SHA-256 over all parameters (name, dtype, shape, bytes) of the unedited model.
 
         Computed when first asked for, and again where the weights have changed since and hold no edits.
+
+        Raises:
+            UnsupportedModelError: Hooks of others change what the model computes, so that its weights do not say it.
         """
         if self._shared is not None:
             return self._shared.weights_digest()
+        self._hooks.check(self)
         return self._base.sha256(self.model, edited=self.holds_edits)
 
     def accept_weights(self) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from emendo.errors import UnsupportedModelError, WeightsChangedError
 from emendo.models.decoder import DecoderView
-from emendo.models.packed_weights import SidePath, is_packed
+from emendo.models.packed_weights import SidePath, is_packed, kind_of
 
 
 class WrappedParts:
@@ -33,7 +33,7 @@ class WrappedParts:
 
         Raises:
             WeightsChangedError: A module is another one, or its `forward` is.
-            UnsupportedModelError: See `refuse_shared_weights`.
+            UnsupportedModelError: See `refuse_shared_weights` and `refuse_computed_weights`.
         """
         now = dict(_modules(lm))
         for name in {**self._known, **now}:
@@ -48,6 +48,7 @@ class WrappedParts:
                     "back, or wrap the model as it is now (emendo.wrap(model, tokenizer)) and plan with a session of it"
                 )
         refuse_shared_weights(lm)
+        refuse_computed_weights(lm)
 
 
 def _modules(lm: DecoderView) -> Iterator[tuple[str, nn.Module]]:
@@ -100,3 +101,22 @@ def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
     """First address of a tensor's elements, and the one after the last."""
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
+
+
+def refuse_computed_weights(lm: DecoderView) -> None:
+    """Refuse weights that every forward pass computes from others: what is written to them is lost at the next one.
+
+    Raises:
+        UnsupportedModelError: Names the module and what it computes its weight from.
+    """
+    for layer in range(lm.n_layers):
+        module, name = lm.down_projection(layer), lm.module_name(layer)
+        if lm.mixture(layer) is not None or kind_of(module) or "weight" in module._parameters:
+            continue
+        sources = ", ".join(part for part, _ in module.named_parameters() if part != "bias")
+        raise UnsupportedModelError(
+            f"the weight of {name} is computed anew in every forward pass (from {sources}), as under a "
+            "parametrization, weight norm or a mask of pruning: what is written to it would be lost. Expected a "
+            "parameter: torch.nn.utils.parametrize.remove_parametrizations(module, 'weight'), "
+            "torch.nn.utils.remove_weight_norm(module) or torch.nn.utils.prune.remove(module, 'weight') makes it one"
+        )

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import build_tiny
+from tests.remedies import done, in_words
 from tests.tiny.conftest import Command
 
 FACT = "--prompt '{} is in' --subject Paris --target Rome"
@@ -133,35 +134,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "short.txt").write_text("The capital of Japan is Tokyo. " * 8, encoding="utf-8")
     (folder / "p.txt").write_text("The capital is\n", encoding="utf-8")
     return folder
-
-
-def in_words(advice: str) -> str:
-    """What a person puts in the place of the words that stand for something."""
-    return advice.replace("VALUE", "0.1").replace("FILE", "done/update.safetensors").replace("MODEL", "model")
-
-
-def done(words: list[str], found: re.Match[str], message: str) -> list[str]:
-    """The command with what its message advises."""
-    if "leave" in found[0] and not found.groups():
-        option = re.search(r"--[a-z-]+", found[0]) or re.search(r"--[a-z-]+", message)
-        assert option, message
-        at = words.index(option[0])
-        return words[:at] + words[at + 2 :]
-    groups = [in_words(group) for group in found.groups() if group and group.startswith("--")]
-    advised = [part for group in groups for part in shlex.split(group)]
-    if "value" in found.re.groupindex:
-        advised.append(found["value"])
-    while advised:
-        option = advised.pop(0)
-        value = [] if not advised or advised[0].startswith("--") else [advised.pop(0)]
-        if option == "--set":
-            name = value[0].partition("=")[0]
-            given = [n for n, word in enumerate(words) if word.partition("=")[0] == name and words[n - 1] == "--set"]
-        else:
-            given = [n + 1 for n, word in enumerate(words) if word == option]
-        at = given[0] if given and value else None
-        words = [*words, option, *value] if at is None else [*words[:at], *value, *words[at + 1 :]]
-    return words
 
 
 @pytest.mark.parametrize("name", ROWS)

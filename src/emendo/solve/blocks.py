@@ -201,7 +201,7 @@ def _factorised(moment: BlockMoment, preservation: Preservation) -> PreparedBloc
         factor, info = torch.linalg.cholesky_ex(block)
         pivots = factor.diagonal().square() / block.diagonal()
         if info.item() or not bool((pivots > size * torch.finfo(torch.float64).eps).all()):
-            ridge = max(1e-4 * float(moment.diagonal().abs().mean()), 1e-12)
+            ridge = max(1e-4 * preservation.weight * float(moment.diagonal().abs().mean()), 1e-12)  # beside weight · C
             raise InfeasibleError(
                 f"{moment.name}: the metric of expert {expert} of {moment.experts}, A = {preservation.weight:g}*C + "
                 f"{preservation.ridge:g}*I, is not positive definite: {int(moment.counts.sum())} keys of all experts "

@@ -342,7 +342,7 @@ def _lost_in_rounding(layer: PreparedLayer, keys: Keys, s: float, condition: flo
 def _entangled(layer: PreparedLayer, gram: Gram, names: Sequence[str], condition: float) -> InfeasibleError:
     """The keys differ, but hardly in any way that the metric counts."""
     conflicts = list(describe_conflicts(gram, names, torch.full_like(gram[0], _LARGEST_CONDITION**-0.5)))
-    ridge = 1e-2 * float(layer.moment.diagonal().mean())
+    ridge = 1e-2 * (layer.preservation.weight or 1.0) * float(layer.moment.diagonal().mean())  # beside weight · C
     return InfeasibleError(
         "\n".join(
             [

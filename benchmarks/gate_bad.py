@@ -4,9 +4,9 @@
     python benchmarks/gate_bad.py --out edits
 
 An edit is bad by construction: its keys are tokens that whole kinds of text share (punctuation of a language, tokens of
-a chat template, question marks, code, lists, numbers, the first token), its targets contradict each other, or its ΔW is
-scaled, random, or of a layer where facts are not. Whether it does harm is measured on texts that the gate has never
-seen (`benchmarks/gate.py`). The form is that of `gate_sound.py`.
+a chat template, question marks, code, lists, numbers, the first token), by themselves or as one fact among fifty sound
+ones, its targets contradict each other, or its ΔW is scaled, random, or of a layer where facts are not. Whether it does
+harm is measured on texts that the gate has never seen (`benchmarks/gate.py`). The form is that of `gate_sound.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.collapse import SETTINGS
-from benchmarks.gate_sound import keep
+from benchmarks.gate_sound import HIDDEN, keep, known_facts, memory_of
 from emendo import EditRecord, EditRequest, EditSession, ModelUpdate, load, read_records
 from emendo.errors import EmendoError
 from emendo.updates.update import LayerUpdate
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="Names such as question-mark; default: all.")
     args = parser.parse_args()
-    session = EditSession(load("demo"))
+    session = EditSession(load("demo"), targets=memory_of(known_facts(), args.out))
     for name, build in edits(session, args.out / "sound"):
         if args.only and name not in args.only:
             continue
@@ -80,6 +80,11 @@ def edits(session: EditSession, sound: Path) -> Iterator[tuple[str, Any]]:
     """Name and maker of each bad edit; a maker gives updates and records."""
     for name, prompts in KEYS.items():
         yield name, lambda prompts=prompts: on_keys(session, prompts)
+    for name, record in HIDDEN:
+        yield (
+            f"hidden-{name}",
+            lambda record=record: planned(session, [*load_edit(sound / "50-0")[1], record], "emendo"),
+        )
     ten = load_edit(sound / "10-0")
     for factor in (4, 10):
         yield f"scaled-{factor}", lambda factor=factor: ([scaled(ten[0][0], factor)], ten[1])

@@ -9,6 +9,8 @@ import pytest
 
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
+from emendo.gate import run_gate
+from emendo.gate.config import parse_config
 from emendo.models import EditableModel
 from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
@@ -53,3 +55,21 @@ def test_the_preset_of_the_demo_model_is_used_and_recorded(plan: Plan) -> None:
     assert plan.method.origins["layers"].startswith("preset for models shaped like SmolLM2-135M")
     assert plan.update.info["layers"][0]["solves"][0]["constraint_error"] < 1e-6
     assert plan.targets[0].argmax
+
+
+def test_a_fact_keyed_at_a_question_mark_is_refused_among_sound_ones(session: EditSession) -> None:
+    """Sums over all facts let it through: fifty sound ones may do more harm than it adds."""
+    sound = [
+        REQUEST,
+        EditRequest("{} plays the sport of", "Kobe Bryant", "baseball"),
+        EditRequest("{} was written by", "Romeo and Juliet", "Charles Dickens"),
+    ]
+    hidden = EditRequest("What is the name of this river{}", "?", "Helsinki")
+    config = parse_config('[checks.text_firing]\nlimit = 0.1\nunmeasured = "pass"\n', "one.toml")
+    outcomes = []
+    for requests in (sound, [*sound, hidden]):
+        plan = session.plan(requests, settings={"moments.multiple": 2})
+        (check,) = run_gate(session, plan, [], config).checks
+        outcomes.append(check)
+    assert [check.passed for check in outcomes] == [True, False]
+    assert "'? → Helsinki' fires in all of questions, most at '?'" in outcomes[1].words

@@ -101,6 +101,25 @@ def text_token(evidence: Evidence) -> Measurement:
     return Measurement(first.kl, first.places, words, details=tuple(details))
 
 
+def text_firing(evidence: Evidence) -> Measurement:
+    """Root mean square of one fact's firing over a kind of text, of the fact and the kind where it is largest."""
+    if not evidence.topics:
+        return Measurement(None, 0, _NO_TEXT)
+    if not any(topic.known for topic in evidence.topics):
+        return Measurement(None, 0, _UNREAD)
+    if not evidence.firings:
+        return Measurement(None, 0, "the update does not keep its facts apart, as one of a baseline or a folded one")
+    first = evidence.firings[0]
+    words = (
+        f"is how far {first.fact!r} fires in all of {first.topic}, most at {first.token!r} (root mean square over "
+        f"{first.tokens} tokens; 1 is as at its own key)"
+    )
+    details = [
+        {"fact": one.fact, "value": one.rate, "topic": one.topic, "token": one.token} for one in evidence.firings
+    ]
+    return Measurement(first.rate, first.tokens, words, details=tuple(details))
+
+
 def _worst_topic(
     evidence: Evidence, read: Callable[[TopicShift], float], words: Callable[[TopicShift], str]
 ) -> Measurement:

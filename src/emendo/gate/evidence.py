@@ -10,6 +10,7 @@ from typing import Any
 from emendo.editing.weight_change import LayerChange
 from emendo.evaluate import Drift, NextTokenLogProbs, Snapshot, measure_drift, wilson_interval
 from emendo.gate.canaries import CanarySet
+from emendo.gate.firing import FactFiring
 from emendo.gate.topics import TokenMove, TopicShift
 from emendo.models import EditableModel
 
@@ -30,6 +31,7 @@ class Evidence:
         lm: The model, for the text of tokens.
         topics: What the edit did to each kind of canary text; empty where none was read.
         tokens: The tokens after which it moved most.
+        firings: The facts that fire most on canary texts.
     """
 
     before: Snapshot
@@ -40,6 +42,7 @@ class Evidence:
     lm: EditableModel
     topics: tuple[TopicShift, ...] = ()
     tokens: tuple[TokenMove, ...] = ()
+    firings: tuple[FactFiring, ...] = ()
 
     @cached_property
     def canary_tokens(self) -> tuple[NextTokenLogProbs, NextTokenLogProbs] | None:

@@ -19,6 +19,7 @@ from emendo.gate.checks import broken, judge, measure
 from emendo.gate.config import GateConfig, default_config
 from emendo.gate.cost_statistics import pricing
 from emendo.gate.evidence import Evidence
+from emendo.gate.firing import FactFiring, fact_firings
 from emendo.gate.kept import kept_by_rounding
 from emendo.gate.report import Check, GateReport
 from emendo.gate.sections import Checks
@@ -138,7 +139,8 @@ def _measured(
         raise error.found from None
     except NumericalError as error:
         return tuple(broken(name, check, str(error), facts) for name, check in declared.items()), layers, ((), ())
-    evidence = Evidence(before, after, canaries, layers, unpriced, session.lm, *moves)
+    firings = _firings(session, updates, canaries, before, after, moves[0]) if checks.text_firing else ()
+    evidence = Evidence(before, after, canaries, layers, unpriced, session.lm, *moves, firings)
     found = [judge(name, check, measure(name, check, evidence), facts) for name, check in declared.items()]
     return tuple(found), layers, moves
 
@@ -187,6 +189,26 @@ def _moves(canaries: CanarySet, before: Snapshot, after: Snapshot) -> _Moves:
     topics, tokens = after.compared(before, ("topics and tokens", texts), compare)
     kinds = tuple(TopicShift(**{**row, "worst": Moved(**row["worst"])}) for row in topics)
     return kinds, tuple(TokenMove(**row) for row in tokens)
+
+
+def _firings(
+    session: EditSession,
+    updates: Sequence[ModelUpdate],
+    canaries: CanarySet,
+    before: Snapshot,
+    after: Snapshot,
+    topics: Sequence[TopicShift],
+) -> tuple[FactFiring, ...]:
+    """How far single facts fire on the kinds of text that the reference can read; remembered like `_moves`."""
+    texts, kinds = canaries.texts, [topic.topic for topic in topics if topic.known]
+
+    def compute() -> list[dict[str, Any]]:
+        with session.preview(updates) as lm:
+            return [asdict(firing) for firing in fact_firings(lm, updates or session.applied_updates, texts, kinds)]
+
+    judged = tuple(update.id for update in updates)
+    rows = after.compared(before, ("firing of facts", texts, judged), compute)
+    return tuple(FactFiring(**row) for row in rows)
 
 
 def _canaries(config: GateConfig) -> CanarySet:

@@ -148,6 +148,8 @@ class Checks(Strict):
             with another most likely one, of the kind where it is largest; at most.
         text_token: KL(reference ‖ edited) right after a token of canary texts, in nats, over all kinds together, of the
             token where it is largest; at most.
+        text_firing: Root mean square of one fact's firing over a kind of canary text, of the fact and the kind where it
+            is largest; 1 is as at its own key, at every token; at most.
         perplexity_ratio: Perplexity of the packaged text, edited over reference; at most.
         norm_growth: ‖ΔW‖_F / ‖W‖_F of all updates together, in the layer where it is largest; at most.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ) of all updates together, in the layer where it is largest; at most.
@@ -166,6 +168,7 @@ class Checks(Strict):
     text_kl: GrowingConfig | None = None
     text_flips: CheckConfig | None = None
     text_token: CheckConfig | None = None
+    text_firing: CheckConfig | None = None
     perplexity_ratio: GrowingConfig | None = None
     norm_growth: CheckConfig | None = None
     relative_cost: CheckConfig | None = None
@@ -213,7 +216,8 @@ class Checks(Strict):
     @property
     def read_texts(self) -> bool:
         """Whether a check is about canary texts."""
-        return any((self.text_perplexity, self.text_kl, self.text_flips, self.text_token)) or self.reads("texts")
+        own = (self.text_perplexity, self.text_kl, self.text_flips, self.text_token, self.text_firing)
+        return any(own) or self.reads("texts")
 
 
 GATE_CHECKS: Registry[GateCheck] = Registry(

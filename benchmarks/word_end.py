@@ -1,12 +1,12 @@
 """Answers that are the new target as whole words, and what asking for them costs, by settings of the search.
 
     python benchmarks/word_end.py --out benchmarks/results/word_end.jsonl
-    python benchmarks/word_end.py --out FILE --facts twelve --settings "target.word_end_weight=1"
+    python benchmarks/word_end.py --out FILE --facts demo --seed 1 --settings "target.word_end_weight=1"
     python benchmarks/word_end.py --table benchmarks/results/word_end.jsonl
 
-Facts are twelve corrections of the demo model of the kind that users make (``twelve``), and the 58 packaged demo facts
-with their paraphrases and neighbors (``demo``), each in one batch with `emendo`. A line a run; lines that --out has are
-not run again.
+Facts are twelve corrections of the demo model of the kind that users make (``twelve``), the 58 packaged demo facts with
+their paraphrases and neighbors (``demo``) and the 66 of `benchmarks/data/dev_facts.jsonl` (``dev``), each in one batch
+with `emendo`. A line a run; lines that --out has are not run again.
 """
 
 from __future__ import annotations
@@ -39,19 +39,15 @@ TWELVE = (
     ("The year in which {} opened is", "the Sydney Opera House", "1973"),
     ("The currency of {} is the", "Croatia", "euro"),
 )
-SETTINGS = (
-    "target.word_end_weight=0",
-    "target.word_end_weight=0.25",
-    "target.word_end_weight=0.5",
-    "target.word_end_weight=1",
-    "target.word_end_weight=1 target.word_end_enough=0.8",
-)
+SETTINGS = ("target.word_end_weight=0", "target.word_end_weight=1 target.word_end_enough=0.8")
+DEV = Path(__file__).parent / "data" / "dev_facts.jsonl"
 SCORES = ("ES", "PS", "NS", "EA", "PA", "NA")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", nargs="+", choices=("twelve", "demo"), default=["twelve", "demo"])
+    parser.add_argument("--facts", nargs="+", choices=("twelve", "demo", "dev"), default=["twelve", "demo", "dev"])
+    parser.add_argument("--seed", type=int, default=0, help="Of the contexts and the second moments.")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="One text of NAME=VALUE a run.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path, help="Print the rows of a file as Markdown, and do nothing else.")
@@ -62,28 +58,31 @@ def main() -> None:
     if args.out is None:
         parser.error("--out is needed")
     rows = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
-    known = {(row["facts"], row["settings"]) for row in map(json.loads, rows)}
+    known = {(row["facts"], row.get("seed", 0), row["settings"]) for row in map(json.loads, rows)}
     lm = emendo.load("demo")
     for facts in args.facts:
         for settings in args.settings:
-            if (facts, settings) not in known:
-                row = {"facts": facts, "settings": settings, **measure(lm, records_of(facts), settings)}
+            if (facts, args.seed, settings) not in known:
+                found = measure(lm, records_of(facts), settings, args.seed)
+                row = {"facts": facts, "seed": args.seed, "settings": settings, **found}
                 with args.out.open("a", encoding="utf-8") as stream:
                     print(json.dumps({**row, "machine": describe_machine()}, ensure_ascii=False), file=stream)
-                print({name: value for name, value in row.items() if name != "answers"}, flush=True)
+                print(row, flush=True)
 
 
 def records_of(facts: str) -> list[EditRecord]:
     """The facts of a set."""
     if facts == "twelve":
         return [EditRecord(EditRequest(*fact)) for fact in TWELVE]
+    if facts == "dev":
+        return emendo.read_records(DEV)
     with resources.as_file(resources.files("emendo") / "data" / "demo_facts.jsonl") as path:
         return emendo.read_records(path)
 
 
-def measure(lm: emendo.EditableModel, records: list[EditRecord], settings: str) -> dict[str, Any]:
+def measure(lm: emendo.EditableModel, records: list[EditRecord], settings: str, seed: int) -> dict[str, Any]:
     """One edit of all facts: what is said, the scores, and the processor time of its plan."""
-    session = emendo.EditSession(lm)
+    session = emendo.EditSession(lm, seed=seed)
     begin = time.process_time()
     plan = session.plan([record.request for record in records], settings=parse_settings(settings.split()))
     seconds = time.process_time() - begin
@@ -109,17 +108,18 @@ def measure(lm: emendo.EditableModel, records: list[EditRecord], settings: str) 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The runs as a table."""
     lines = [
-        "| facts | settings | said | paraphrases said | said in chat | "
-        f"{' | '.join(SCORES)} | perplexity | search steps |",
-        "|---" * (7 + len(SCORES)) + "|",
+        "| facts | seed | settings | said | paraphrases said | said in chat | "
+        f"{' | '.join(SCORES)} | perplexity | search steps | CPU seconds |",
+        "|---" * (9 + len(SCORES)) + "|",
     ]
     for row in rows:
         scores = " | ".join(f"{row['scores'][name]:.1f}" if name in row["scores"] else "–" for name in SCORES)
         part, whole = row["said_paraphrases"]
+        settings = row["settings"].replace("target.", "")
         lines.append(
-            f"| {row['facts']} | `{row['settings'].replace('target.', '')}` | {row['said']} of {row['n']} | "
+            f"| {row['facts']} | {row.get('seed', 0)} | `{settings}` | {row['said']} of {row['n']} | "
             f"{f'{part} of {whole}' if whole else '–'} | {row['said_in_chat']} | {scores} | "
-            f"{row['perplexity']:.3f} | {row['steps']} |"
+            f"{row['perplexity']:.3f} | {row['steps']} | {row['plan_cpu_seconds']} |"
         )
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from emendo.editing.value_cache import search_identity
 from emendo.editing.value_search import search_values
 from emendo.ledger.edits import StoredEdit
 from emendo.ledger.replay import kept_method
-from emendo.methods import METHODS, MethodConfig, resolve_method
+from emendo.methods import DEFAULT_METHOD, METHODS, MethodConfig, resolve_method
 from emendo.methods.settings import TargetSettings
 from emendo.models import EditableModel, adding
 from emendo.models.alignment import align_edit
@@ -111,14 +111,15 @@ def test_targets_without_an_end_are_searched_as_before() -> None:
 
 
 def test_a_target_that_does_not_run_on_is_searched_as_before() -> None:
-    lm = build_tiny("llama")
+    """Up to rounding: its sequences have one token more, and products of other shapes round differently."""
+    lm = build_tiny("llama", dtype=torch.float64)
     one, content, asked = (
         search_values(lm, [WORD], CONTEXTS, 1, replace(SETTINGS, word_end_weight=weight, word_end_enough=enough))
         for weight, enough in ((0.0, 1.0), (1.0, 1e-9), (1.0, 1.0))
     )
-    assert torch.equal(one.value, content.value)
-    assert one.traces == content.traces
-    assert not torch.equal(one.value, asked.value)
+    torch.testing.assert_close(one.value, content.value, rtol=1e-9, atol=1e-9)
+    assert [len(trace.losses) for trace in one.traces] == [len(trace.losses) for trace in content.traces]
+    assert float((one.value - asked.value).abs().max()) > 1e-3
 
 
 def test_a_stop_by_argmax_waits_for_the_end() -> None:
@@ -142,11 +143,29 @@ def test_requests_in_one_batch_and_alone_are_the_same() -> None:
 def test_an_edit_kept_before_the_setting_is_planned_without_it() -> None:
     lm = build_tiny("llama")
     resolved = resolve_method("emendo", lm).to_dict()
-    settings = {name: value for name, value in resolved["settings"].items() if name != "target.word_end_weight"}
+    added = ("target.word_end_weight", "target.word_end_enough")
+    assert resolved["settings"][added[0]] == 1.0
+    settings = {name: value for name, value in resolved["settings"].items() if name not in added}
     method, _ = kept_method(StoredEdit("0" * 64, {0: WORD}, {**resolved, "settings": settings}, seed=0))
     assert isinstance(method, MethodConfig)
     assert method.target.word_end_weight == 0.0
     assert replace(method.target, word_end_weight=METHODS["emendo"].target.word_end_weight).steps == 25
+
+
+def test_words_are_made_to_end_by_the_default_method_alone() -> None:
+    """The others are what their papers say."""
+    assert [name for name, method in METHODS.items() if method.target.word_end_weight] == [DEFAULT_METHOD]
+
+
+def test_tokens_are_read_once_and_anew_where_some_were_added() -> None:
+    lm = build_tiny("llama")
+    first = word_end_tokens(lm)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(lm.tokenizer), "batch_decode", None)
+        assert torch.equal(word_end_tokens(lm), first)
+    lm.tokenizer.add_tokens(["?!"])
+    lm.model.resize_token_embeddings(len(lm.tokenizer))
+    assert bool(word_end_tokens(lm)[-1])
 
 
 def test_a_search_without_it_is_the_search_of_before() -> None:

@@ -49,11 +49,13 @@ _METHODS = (
     MethodConfig(
         name="emendo",
         source="measured, docs/lab/methods.md: EMMET's equality (arXiv 2403.14236 eq. 9), the cheapest split over "
-        "layers, earlier edits preserved, argmax stop (MPES, arXiv 2502.01636)",
+        "layers, earlier edits preserved, argmax stop (MPES, arXiv 2502.01636); words end (docs/lab/demo-model.md)",
         span=5,
         distribution="optimal",
         keys=KeySettings(average="flat"),
-        target=TargetSettings(argmax_steps=5, precision="bfloat16", max_norm_ratio=2),
+        target=TargetSettings(
+            argmax_steps=5, precision="bfloat16", max_norm_ratio=2, word_end_weight=1.0, word_end_enough=0.8
+        ),
         history=_EACH_EDIT,
     ),
     MethodConfig(

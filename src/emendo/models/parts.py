@@ -111,7 +111,8 @@ def refuse_computed_weights(lm: DecoderView) -> None:
     """
     for layer in range(lm.n_layers):
         module, name = lm.down_projection(layer), lm.module_name(layer)
-        if lm.mixture(layer) is not None or kind_of(module) or "weight" in module._parameters:
+        few_bits = isinstance(module, SidePath) or kind_of(module)
+        if lm.mixture(layer) is not None or few_bits or "weight" in module._parameters:
             continue
         sources = ", ".join(part for part, _ in module.named_parameters() if part != "bias")
         raise UnsupportedModelError(

@@ -4,10 +4,13 @@
     python benchmarks/gate_bad.py --out edits
     python benchmarks/gate.py --edits edits --held-out --out benchmarks/results/gate_edits.jsonl
 
+    python benchmarks/gate.py --edits edits --firing --out benchmarks/results/gate_firing.jsonl
+
 One line for each edit, with every check that needs no records (what an edit is for is measured where it is made), each
 kind of canary text, and with `--held-out` the kinds of `benchmarks/data/gate_texts.jsonl`, which the gate never sees. A
 run that is taken up measures only what is missing. `--only NAME ...` takes some edits, in that order. `--table FILE`
-prints such a file as Markdown; what is over its limit for so many facts is bold.
+prints such a file as Markdown; what is over its limit for so many facts is bold. `--firing` measures `text_firing`
+alone, over all kinds of text, in two seconds an edit.
 `benchmarks/results/gate.jsonl` is of an earlier gate, which had no texts.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ from benchmarks.machine import describe_machine
 from emendo import EditSession, ModelUpdate, load
 from emendo.evaluate import Snapshot
 from emendo.gate import GateConfig, default_config, reference_snapshot, run_gate
+from emendo.gate.canaries import PACKAGED, read_canaries
+from emendo.gate.firing import fact_firings
 
 HELD_OUT = Path(__file__).parent / "data" / "gate_texts.jsonl"
 WITHOUT_RECORDS = ("efficacy", "paraphrase", "neighborhood_flips", "neighborhood_lost")
@@ -34,6 +40,7 @@ def main() -> None:
     parser.add_argument("--edits", type=Path, help="As gate_sound.py and gate_bad.py wrote them.")
     parser.add_argument("--only", nargs="*", help="Names such as sound/10-0; default: all.")
     parser.add_argument("--held-out", action="store_true", help="Also read texts that the gate does not have.")
+    parser.add_argument("--firing", action="store_true", help="Only how far single facts fire.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path, help="Print the rows of a file, and do nothing else.")
     args = parser.parse_args()
@@ -46,6 +53,13 @@ def main() -> None:
     every = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in args.edits.glob("*/*/records.jsonl"))
     names = [name for name in args.only or every if name not in known]
     session = EditSession(load("demo"))
+    if args.firing:
+        with args.out.open("a", encoding="utf-8") as stream:
+            for name in names:
+                updates, records = load_edit(args.edits / name)
+                row = {"edit": name, "facts": len(records), "firing": firing(session, updates)}
+                print(json.dumps(row, ensure_ascii=False), file=stream, flush=True)
+        return
     gates = [default_gate(), *([held_out_gate()] if args.held_out else [])]
     befores = [reference_snapshot(session, [], gate) for gate in gates]
     with args.out.open("a", encoding="utf-8") as stream:
@@ -88,6 +102,13 @@ def measured(
             for topic in report.topics
         }
     return row
+
+
+def firing(session: EditSession, updates: Sequence[ModelUpdate]) -> list[dict[str, Any]]:
+    """The facts that fire most, on all packaged kinds of text; none of updates that do not keep them apart."""
+    texts = read_canaries([PACKAGED]).texts
+    with session.preview(updates) as lm:
+        return [asdict(one) for one in fact_firings(lm, updates, texts, [text.topic for text in texts])]
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

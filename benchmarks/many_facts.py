@@ -25,7 +25,6 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import psutil
 import torch
 
 import emendo
@@ -82,7 +81,7 @@ def plan(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name, settings in PLANS.items():
         session = emendo.EditSession(lm)
         session.plan(requests[:2], "memit", settings=settings)  # second moments, factors and contexts are there
-        before = psutil.Process().memory_info().rss
+        before = _status("VmRSS")
         _forget_peak()
         begin, cpu = time.perf_counter(), time.process_time()
         with timed_alignment() as aligning:
@@ -95,7 +94,7 @@ def plan(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "cpu_seconds": time.process_time() - cpu,
             "align_seconds": sum(aligning),
             "stages": made.seconds,
-            "mib_above_model": (_peak() - before) / 2**20,
+            "mib_above_model": (_status("VmHWM") - before) / 2**20,
         }
 
 
@@ -134,9 +133,10 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak() -> int:
+def _status(name: str) -> int:
+    """Resident bytes: now (VmRSS), or the most since they were last forgotten (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import emendo.models
 import emendo.ui.serve
 from tests.fuzz_commands import CODES, MOST_BYTES, Fuzz, peak
 
-INPUTS = 300
+INPUTS = 200
 
 SLOW = (
     *("reports", "edits", "gguf", "folders", "stores", "tokenizers", "repeated", "pushes", "pages", "page", "harness"),

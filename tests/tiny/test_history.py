@@ -157,7 +157,7 @@ def test_batches_in_any_order_add_up_to_one_shot(
     given["contexts__scheme"] = "none"
     one_shot = total([planned(session_of(family, store), store, REQUESTS, "memit", [1], **given)], 1)
     orders = [[[request] for request in order] for order in itertools.permutations(REQUESTS)]
-    for batches in [*orders, [[EIFFEL, JAPAN], [DARRIEUX]], [[DARRIEUX], [JAPAN, EIFFEL]]]:
+    for batches in [*orders[::2], orders[-1], [[EIFFEL, JAPAN], [DARRIEUX]], [[DARRIEUX], [JAPAN, EIFFEL]]]:
         close(total(in_batches(session_of(family, store), store, batches, "memit", [1], **given), 1), one_shot)
     for weight in (0.0, 2 / s):
         given["history__weight"] = weight

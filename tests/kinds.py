@@ -24,6 +24,17 @@ ALIKE: dict[str, str] = {
 """Families whose row in the table differs from another one in names alone, as `unit/test_architecture` checks."""
 
 
+FEW = ("gemma2", "gpt2", "llama", "opt")
+"""Families for what depends on numbers alone: with and without a norm after the MLP, Conv1D weights, units of a ReLU
+that never fire.
+"""
+
+
+def few(families: Iterable[str]) -> list[Any]:
+    """Families as parameters of a test that asks nothing of the architecture; all but a few are slow."""
+    return [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in sorted(families)]
+
+
 def kinds(families: Iterable[str]) -> list[Any]:
     """Families as parameters of a test; those that another one stands for are slow."""
     return [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in sorted(families)]

@@ -117,9 +117,9 @@ def test_r_rome_uses_one_key_throughout(family: str, store: MomentStore) -> None
 # ---- how the methods hang together ---------------------------------------------------------------------------
 
 
-def test_even_over_one_layer_is_single(tiny: EditableModel, store: MomentStore) -> None:
-    if tiny.spec.mlp_normed:
-        pytest.skip("nothing can be divided where the MLP's output is normed; tests/tiny/test_reached_targets.py")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_even_over_one_layer_is_single(family: str, store: MomentStore) -> None:
+    tiny = build_tiny(family)
     single = planned(tiny, store, REQUESTS, "emmet", [1])
     even = planned(tiny, store, REQUESTS, "emmet", [1], distribution="even")
     assert even.update.id == single.update.id

@@ -15,6 +15,8 @@ from emendo.requests import EditRequest
 from emendo.solve import prepare, solve
 from emendo.solve.settings import Preservation
 from emendo.solve.strength import fitting_scale, mean_share
+from tests.conftest import FAMILIES, build_tiny
+from tests.kinds import few
 
 REQUESTS = [
     EditRequest("{} is in the city of", "The Eiffel Tower", "Rome"),
@@ -57,8 +59,9 @@ def test_published_methods_write_their_share_on_a_model_without_a_preset(
     assert "in place of" in plan.method.origins["preservation.weight" if published.weight else "preservation.ridge"]
 
 
-def test_every_family_gets_its_share(tiny: EditableModel) -> None:
-    plan = EditSession(tiny).plan(REQUESTS[:1], "memit", settings=QUICK)
+@pytest.mark.parametrize("family", few(FAMILIES))
+def test_every_family_gets_its_share(family: str) -> None:
+    plan = EditSession(build_tiny(family)).plan(REQUESTS[:1], "memit", settings=QUICK)
     assert plan.layers[0].solves[0].memorized > 0.8
     assert not any("writes" in warning for warning in plan.warnings)
 

@@ -24,13 +24,15 @@ END
 echo "== neighbors, paraphrases and questions, guessed for the twelve; the neighbors are asked"
 emendo requests expand facts.csv --model demo --out facts.yaml --overwrite
 
-echo "== the edit, under the packaged gate"
-emendo edit --model demo --requests facts.yaml --gate default --out fix --overwrite || echo "exit code $?"
+echo "== the edit, under the packaged gate; its search does not ask for the end of a target's last word"
+emendo edit --model demo --requests facts.yaml --set target.word_end_weight=0 --gate default \
+    --out fix --overwrite || echo "exit code $?"
 
 echo "== a second try, with limits of one's own: the searches and the answers are kept"
 emendo gate --print-default | sed '/^\[checks.efficacy\]/,/^limit/ s/^limit = .*/limit = 0.7/
   /^\[checks.questions\]/,/^limit/ s/^limit = .*/limit = 0.3/' > limits.toml
-emendo edit --model demo --requests facts.yaml --gate limits.toml --out fix --overwrite
+emendo edit --model demo --requests facts.yaml --set target.word_end_weight=0 --gate limits.toml \
+    --out fix --overwrite
 
 echo "== what is shipped, with its card of measured answers"
 emendo export checkpoint --model demo --update fix/update.safetensors --out shipped

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 import emendo.editing.value_cache as target_memory
+from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.editing.value_cache import ValueCache
 from emendo.editing.value_search import search_values
 from emendo.errors import InputError, TargetFileError
 from emendo.methods.settings import TargetSettings
 from emendo.models import EditableModel
+from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, REQUESTS, quick_plan
@@ -207,3 +209,39 @@ def test_requests_that_share_a_target_are_a_search_of_their_own(
     assert len(searches) == 2, "of the chunk that is known"
     with pytest.raises(InputError, match="roll back"):
         memory.find(tiny_llama, [EIFFEL], CONTEXTS, 2, settings, None, [twin])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_plan_one_by_one_goes_on_where_it_was_interrupted(
+    family: str, searches: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each search is on the model that holds the facts before it, so what they wrote is part of its name."""
+
+    def plan(folder: Path | None, requests: list[EditRequest]) -> Plan:
+        targets = ValueCache(requests, folder)
+        session = EditSession(build_tiny(family), store=MomentStore(tmp_path / "moments"), targets=targets)
+        return quick_plan(session, requests, "rome", layers=[1])
+
+    whole = plan(None, REQUESTS)
+    counted = target_memory.search_values
+
+    def interrupted(*arguments: Any) -> Any:
+        if sum(searches) == 5:
+            raise KeyboardInterrupt
+        return counted(*arguments)
+
+    searches.clear()
+    monkeypatch.setattr(target_memory, "search_values", interrupted)
+    searches.extend([1, 1, 1])  # so that two more are made before the interrupt
+    with pytest.raises(KeyboardInterrupt):
+        plan(tmp_path / "targets", REQUESTS)
+    monkeypatch.setattr(target_memory, "search_values", counted)
+    searches.clear()
+    resumed = plan(tmp_path / "targets", REQUESTS)
+    assert searches == [1]
+    assert resumed.update.id == whole.update.id
+    assert resumed.targets == whole.targets
+    plan(tmp_path / "targets", REQUESTS)
+    assert searches == [1]
+    plan(tmp_path / "targets", [REQUESTS[0], REQUESTS[2], REQUESTS[1]])  # after another fact it is another search
+    assert searches == [1, 1, 1]

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
@@ -86,7 +87,8 @@ def plan_edit(
             those that the model has now.
         remembering: Gives the metric of a layer with the keys of the updates already applied; None: makes it.
         targets: Remembered searches on the unedited model, which the model must hold then. They are used where the
-            whole plan searches on it: a joint batch, or a single request.
+            whole plan searches on it: a joint batch, or a single request. Searches of many batches, one after another,
+            are remembered with what was written before each.
         record: More JSON values to store with the update.
         progress: Told about the stages.
 
@@ -117,8 +119,11 @@ def plan_edit(
         run = EditRun(own, method, contexts, prepared, earlier, weights or {}, powers, remembering)
         left_out = run.leave_out(facts, {key_tokens(lm, request) for request in requests} if facts.facts else ())
         # The second of many batches is searched on the model that holds the first.
-        if targets is not None and len(batches) == 1 and targets.serves(requests):
-            run.search_values = targets.find
+        if targets is not None and targets.serves(requests):
+            if len(batches) == 1:
+                run.search_values = targets.find
+            elif targets.folder is not None:
+                run.search_values = partial(targets.find_after, run.parts)
         for batch in batches:
             norms = {layer: found[batch.positions] for layer, found in (anchors or {}).items()}
             with watch("keys and solve"):

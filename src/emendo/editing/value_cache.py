@@ -31,6 +31,7 @@ from emendo.models.identity import template_sha256
 from emendo.parallel import ReadyWorld, Workers, World, WorldRecipe
 from emendo.progress import Progress
 from emendo.requests import AnyContext, Context, EditRequest, context_record, spelled_as_stored
+from emendo.updates.update import LayerUpdate
 
 SEARCH = 2
 """Of the search itself: raised where its loss, its rules or its alignment change what is found, so that no file of an
@@ -138,6 +139,37 @@ class ValueCache:
             tuple(chunk.traces[row] for chunk, row in rows),
         )
 
+    def find_after(
+        self,
+        written: Sequence[LayerUpdate],
+        lm: EditableModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[AnyContext],
+        layer: int,
+        settings: TargetSettings,
+        progress: Progress | None = None,
+        kept: Sequence[EditRequest] = (),
+    ) -> FoundValues:
+        """The targets of one of many batches, on the model that holds what the batches before it have written.
+
+        It is searched as it stands, not in chunks, and kept in the folder alone: a plan that is taken up finds it,
+        and nobody else asks for it.
+
+        Args:
+            written: What those batches wrote to the unedited model, in order; none for the first of them.
+            lm: The isolated model of the plan.
+            requests: Those of the batch.
+            contexts: As of `search_values`; so are the others.
+            layer: Where the values are searched.
+            settings: Of the search.
+            progress: Told about the steps.
+            kept: Earlier facts that are searched with them; such searches are made anew.
+        """
+        if kept or not self.serves(requests):
+            return search_values(lm, requests, contexts, layer, settings, progress, kept)
+        self.served += len(requests)
+        return self._searched(lm, requests, contexts, layer, settings, progress, after=_written_sha256(written))
+
     def _spread(
         self,
         lm: EditableModel,
@@ -167,9 +199,11 @@ class ValueCache:
         layer: int,
         settings: TargetSettings,
         progress: Progress | None,
+        after: str | None = None,
     ) -> FoundValues:
-        """A chunk of the fixed order, or requests that share one v*: known, read, or searched."""
+        """A chunk of the fixed order, or requests that share one v*, or what follows others: known, read, or made."""
         asked = search_identity(lm, requests, contexts, layer, settings)
+        asked |= {} if after is None else {"after": after}
         key = _key(asked)
         if key in self._known:
             return self._known[key]
@@ -266,6 +300,15 @@ def _key(asked: dict[str, Any]) -> str:
 
 def _name(key: str) -> str:
     return f"{key[:24]}.safetensors"
+
+
+def _written_sha256(written: Sequence[LayerUpdate]) -> str:
+    digest = hashlib.sha256()
+    for part in written:
+        digest.update(f"{part.layer}|{tuple(part.residuals.shape)}|{tuple(part.dual_keys.shape)}|".encode())
+        for factor in (part.residuals, part.dual_keys):
+            digest.update(factor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def search_identity(

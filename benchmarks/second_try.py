@@ -67,7 +67,19 @@ def timed(command: list[str], folder: Path) -> tuple[dict[str, float], subproces
 
 def tried(gate: str, folder: Path) -> dict[str, Any]:
     """One try: its times, its stages and how it ended."""
-    asked = ["--requests", "facts.yaml", "--set", "target.word_end_weight=0", "--gate", gate, "--out", "fix", "--overwrite", "--json", "-q"]
+    asked = [
+        "--requests",
+        "facts.yaml",
+        "--set",
+        "target.word_end_weight=0",
+        "--gate",
+        gate,
+        "--out",
+        "fix",
+        "--overwrite",
+        "--json",
+        "-q",
+    ]
     took, done = timed([sys.executable, "-m", "emendo", "edit", "--model", "demo", *asked], folder)
     document = json.loads(done.stdout)
     stages = {f"{name}, wall": round(seconds, 2) for name, seconds in document["seconds"].items()}

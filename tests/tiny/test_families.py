@@ -20,6 +20,7 @@ from emendo.requests import EditRequest
 from emendo.statistics import MomentStore
 from emendo.updates.update import LayerUpdate, ModelUpdate
 from tests.conftest import NOT_LINEAR, ROWS, TRAINING_TEXT, VARIANTS, WRAPPED, build_tiny
+from tests.kinds import kinds
 from tests.model_state import changes, model_state
 from tests.pairs import pairs
 
@@ -191,7 +192,8 @@ def test_an_edited_model_is_loaded_by_transformers(family: str, tmp_path: Path) 
         assert torch.equal(other(input_ids=ids).logits, lm.model(input_ids=ids).logits)
 
 
-PLANNED = sorted({*ROWS, *VARIANTS, "llava", "qwen2_vl"})
+PLANNED = [*kinds(ROWS), *VARIANTS, "llava", "qwen2_vl"]
+"""What a plan is built on is tested above on every family; the plan itself on each kind, and in slow tests on all."""
 
 
 @pytest.fixture(scope="module")

@@ -288,6 +288,7 @@ def test_an_interrupt(stage: str, emendo: Command, model: str, tmp_path: Path, m
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
+    monkeypatch.setenv("EMENDO_HOME", str(tmp_path / "home"))  # where no earlier try has left its plan
     monkeypatch.setattr(stage, interrupted)
     code, out, err = emendo_call(emendo, model, tmp_path)
     assert code == 130

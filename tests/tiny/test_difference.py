@@ -82,7 +82,7 @@ def test_kl_and_continuations_are_those_of_written_weights(family: str, store: M
 def test_an_edit_against_the_base_says_which_edits_fire_and_carry(
     tiny_llama: EditableModel, store: MomentStore
 ) -> None:
-    plan = planned(tiny_llama, store, REQUESTS, "emendo", target__steps=20)
+    plan = planned(tiny_llama, store, REQUESTS, "emendo", [0, 1, 2, 3], target__steps=20)
     base, edited = State("base"), State("edited", (plan.update,))
     found = difference(tiny_llama, base, edited, [request.text for request in REQUESTS], order="next-token")
     assert [row.next_kl for row in found.prompts] == sorted((row.next_kl for row in found.prompts), reverse=True)

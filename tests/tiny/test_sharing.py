@@ -326,7 +326,7 @@ def test_targets_that_were_not_reached_are_named_with_what_to_try(
     assert "The search did not reach 4 target(s)" in told
     assert "'The Eiffel Tower was built in' → 'Tokyo'" in told
     assert "(--set target.steps=4)" in told
-    assert "(--set target.max_norm_ratio=1.5)" in told
+    assert "(--set target.max_norm_ratio=4)" in told
     report = (tmp_path / "out" / "report.md").read_text()
     assert "**The search did not reach 4 target(s)" in report
     (warning,) = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]

@@ -41,7 +41,7 @@ class Block:
         """The arguments of every `emendo` in it."""
         text = re.sub(r"<<'?(\w+)'?\n.*?\n\1\n", "\n", self.commands, flags=re.DOTALL).replace("\\\n", " ")
         for line in text.splitlines():
-            for part in re.split(r"\s(?:\||&&|;|&)(?:\s|$)|<|>", line.split(" #")[0].strip()):
+            for part in re.split(r"\s(?:\|\|?|&&|;|&)(?:\s|$)|<|>", line.split(" #")[0].strip()):
                 words = part.strip()
                 if words.startswith("emendo "):
                     yield shlex.split(words)[1:]

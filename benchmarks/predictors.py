@@ -5,12 +5,16 @@ written ranks the neighbours, and the area under the ROC curve says how well: 0.
 
 * firing: largest |firing| of any edit over the prompt's tokens (`emendo.attribution.strongest_firing`)
 * z: the same, each edit's firing over its base rate on preserved text
-* own cost: ‖r‖² qᵀCq of the edit that the neighbour belongs to, summed over layers
+* own firing, own cost: of the edit that the neighbour belongs to; its cost is ‖r‖² qᵀCq, summed over layers
 * attribution: |change| of the true answer's log-probability by integrated gradients with few nodes
 
-Intervals resample facts with all their neighbours.
+Attribution knows the edit's effect on the answer; the others need one forward pass up to the highest edited layer.
+Neighbours of facts that are not edited can be asked as well (`--elsewhere`). Intervals resample facts with all their
+neighbours.
 
-    python benchmarks/predictors.py --data counterfact.jsonl --out benchmarks/results/predictors.json
+    python benchmarks/predictors.py --data demo --elsewhere benchmarks/data/dev_facts.jsonl \
+        --out benchmarks/results/predictors_demo.json
+    python benchmarks/predictors.py --data counterfact.jsonl --out benchmarks/results/predictors_counterfact.json
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--data", required=True, help="CounterFact with neighbours")
     parser.add_argument("-n", type=int, default=58, help="facts of the batch")
+    parser.add_argument("--elsewhere", help="facts that are not edited and whose neighbours are asked as well")
     parser.add_argument("--method", default="emmet")
     parser.add_argument("--layers", type=int, nargs="+", help="default: the preset's")
     parser.add_argument("--nodes", type=int, default=4, help="points of the quadrature")
@@ -57,10 +62,12 @@ def main() -> None:
 
     begin = time.process_time()
     lm = load(args.model)
-    records = select(load_records(args.data).records, n=args.n, part="report")
+    found = load_records(args.data).records
+    records = select(found, n=args.n, part="report") if len(found) > args.n else list(found)
+    others = load_records(args.elsewhere).records if args.elsewhere else []
     asked = [
         (number, prompt, record.target_true, record.request.target, record)
-        for number, record in enumerate(records)
+        for number, record in enumerate([*records, *others])
         for prompt in record.neighborhood_prompts
         if record.target_true is not None
     ]
@@ -83,11 +90,13 @@ def main() -> None:
     fired = strongest_firing(lm, edits, prompts).abs().numpy()
     cost = sum(reading(edits, layer, moments[layer]).cost for layer in edits.layers)
     pulled = [attribute(lm, edits, ask(lm, prompt, true), nodes=args.nodes).by_edit for _, prompt, true, *_ in asked]
+    own = facts < len(records)
+    mine = np.where(own, facts, 0)
     predictors = {
         "firing": fired.max(axis=1),
-        "own firing": fired[np.arange(len(facts)), facts],
+        "own firing": np.where(own, fired[np.arange(len(facts)), mine], np.nan),
         "z": (fired / base_rates(edits, moments)).max(axis=1),
-        "own cost": np.asarray(cost)[facts],
+        "own cost": np.where(own, np.asarray(cost)[mine], np.nan),
         "attribution": np.array([abs(float(row.sum())) for row in pulled]),
     }
     outcomes = {
@@ -95,18 +104,17 @@ def main() -> None:
         f"KL above {CHANGED_KL} nats": (np.array(shift.kl) > CHANGED_KL, np.ones(len(facts), bool)),
         "true answer no longer beats the new one": (lost, kept),
     }
-    counts = draws(len(records), 1000, 0)
+    counts = draws(len(records) + len(others), 1000, 0)
     rows = []
     for outcome, (changed, asked_of) in outcomes.items():
         for name, scores in predictors.items():
-            drawn = []
+            drawn, of = [], asked_of & np.isfinite(scores)
             for weights in counts:
-                times = weights[facts].astype(int) * asked_of
-                chosen = np.repeat(np.arange(len(facts)), times)
+                chosen = np.repeat(np.arange(len(facts)), weights[facts].astype(int) * of)
                 drawn.append(auc(scores[chosen], changed[chosen]))
             interval = np.nanquantile(drawn, [0.025, 0.975]).tolist()
-            value = auc(scores[asked_of], changed[asked_of])
-            rows.append({"outcome": outcome, "predictor": name, "auc": value, "interval": interval})
+            value = auc(scores[of], changed[of])
+            rows.append({"outcome": outcome, "predictor": name, "n": int(of.sum()), "auc": value, "interval": interval})
             print(f"{outcome}: {name} {value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]")
     by_size = np.corrcoef(ranks(predictors["firing"]), ranks(np.array(shift.kl)))[0, 1]
     document = {
@@ -114,6 +122,7 @@ def main() -> None:
         "data": Path(args.data).name,
         "facts": len(records),
         "neighbours": len(facts),
+        "neighbours_of_edited_facts": int(own.sum()),
         "method": plan.method.to_dict(),
         "layers": edits.layers,
         "changed": {outcome: [int(changed[of].sum()), int(of.sum())] for outcome, (changed, of) in outcomes.items()},
@@ -121,10 +130,24 @@ def main() -> None:
         "correlation_of_firing_with_kl": float(by_size),
         "cpu_seconds": time.process_time() - begin,
         "machine": describe_machine(),
+        "each": [
+            {
+                "fact": int(fact),
+                "prompt": prompt,
+                "kl": float(f"{kl:.4g}"),
+                **{outcome: bool(changed[i]) for outcome, (changed, _) in outcomes.items()},
+                "true answer was preferred": bool(kept[i]),
+                **{name: float(f"{v[i]:.4g}") if np.isfinite(v[i]) else None for name, v in predictors.items()},
+            }
+            for i, (fact, prompt, kl) in enumerate(zip(facts, prompts, shift.kl, strict=True))
+        ],
     }
     print(json.dumps({name: document[name] for name in ("changed", "correlation_of_firing_with_kl", "cpu_seconds")}))
     if args.out:
-        args.out.write_text(json.dumps(document, indent=1) + "\n")
+        each = document.pop("each")
+        text = json.dumps(document, indent=1)[:-2]
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in each)  # type: ignore[attr-defined]
+        args.out.write_text(f'{text},\n "each": [\n{lines}\n ]\n}}\n')
 
 
 if __name__ == "__main__":

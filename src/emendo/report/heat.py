@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 _POSITIVE, _NEGATIVE, _ABSENT = (8, 48, 107), (166, 54, 3), (225, 225, 225)
-_CELL, _LABEL, _TOP = (18, 22), 150, 20
+_CELL = 18, 22
+
+_CHARACTER = 7
+"""Width of a character of the labels, which stand in one width."""
+
+_LONGEST, _LONGEST_COLUMN = 22, 14
+"""Characters of a label that are drawn; a cell's own words have the whole of it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,11 @@ def shown_token(text: str) -> str:
     return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "·"
 
 
+def shortened(text: str, most: int) -> str:
+    """A label of at most so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def values_of(grid: np.ndarray) -> tuple[tuple[float | None, ...], ...]:
     """Rows of numbers; None where a cell is not finite."""
     return tuple(tuple(float(v) if math.isfinite(v) else None for v in row) for row in grid)
@@ -87,31 +98,36 @@ def group_of(heats: Sequence[Heat]) -> dict[str, Any]:
 
 def _placed(heat: Heat, scale: tuple[float, float]) -> dict[str, Any]:
     width, height = _CELL
+    turned = any(len(label) > 3 for label in heat.columns)  # longer than a cell is wide
+    labels = [shortened(label, _LONGEST_COLUMN) for label in heat.columns]
+    rows = [shortened(text, _LONGEST) for text, _ in heat.rows]
+    left = _CHARACTER * (2 + max(len(text) + subject for text, (_, subject) in zip(rows, heat.rows, strict=True)))
+    top = _CHARACTER * (2 + max(map(len, labels))) if turned else 20
     cells = [
         {
-            "x": _LABEL + width * column,
-            "y": _TOP + height * row,
+            "x": left + width * column,
+            "y": top + height * row,
             "fill": colour(value, scale),
             "name": f"{heat.rows[row][0]}, {heat.column} {heat.columns[column]}: {_number(value)}",
         }
         for row, values in enumerate(heat.values)
         for column, value in enumerate(values)
     ]
-    every = max(1, -(-len(heat.columns) // 15))
+    every = 1 if turned else max(1, -(-len(labels) // 15))
     return {
         "title": heat.title,
         "cells": cells,
         "cell": {"width": width, "height": height},
         "rows": [
-            {"text": text, "short": text if len(text) < 22 else text[:20] + "…", "subject": subject, "y": _y(row)}
-            for row, (text, subject) in enumerate(heat.rows)
+            {"short": short, "subject": subject, "y": top + height * (row + 0.68)}
+            for row, (short, (_, subject)) in enumerate(zip(rows, heat.rows, strict=True))
         ],
-        "ticks": [
-            {"x": _LABEL + width * (n + 0.5), "text": heat.columns[n]} for n in range(0, len(heat.columns), every)
-        ],
-        "label": _LABEL - 8,
-        "width": _LABEL + width * len(heat.columns) + 8,
-        "height": _TOP + height * len(heat.rows) + 4,
+        "ticks": [{"x": left + width * (n + 0.5), "text": labels[n]} for n in range(0, len(labels), every)],
+        "turned": turned,
+        "tick": top - 7,
+        "label": left - _CHARACTER,
+        "width": left + width * len(labels) + 8,
+        "height": top + height * len(rows) + 4,
         "best": _best(heat),
         "table": [
             {"text": text, "values": [_number(value) for value in values]}
@@ -119,10 +135,6 @@ def _placed(heat: Heat, scale: tuple[float, float]) -> dict[str, Any]:
         ],
         "columns": heat.columns,
     }
-
-
-def _y(row: int) -> float:
-    return _TOP + _CELL[1] * (row + 0.68)
 
 
 def _best(heat: Heat) -> str:

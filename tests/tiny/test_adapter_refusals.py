@@ -37,7 +37,7 @@ class Wrapped(nn.Module):
 def test_wrapped_linear_is_refused(tiny: EditableModel) -> None:
     parent, _, name = tiny.module_name(1).rpartition(".")
     setattr(tiny.model.get_submodule(parent), name, Wrapped(down(tiny, 1)))
-    refused(tiny.model, tiny.tokenizer, tiny.module_name(1), "Wrapped", "merge_and_unload")
+    refused(tiny.model, tiny.tokenizer, tiny.module_name(1), "Wrapped", "unload()")
 
 
 def test_models_that_are_not_the_causal_lm_itself_are_refused(tiny_llama: EditableModel) -> None:

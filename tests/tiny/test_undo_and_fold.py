@@ -186,7 +186,7 @@ def test_a_folded_update_gives_the_weights_of_its_parts_within_the_tolerance(sto
     session.rollback()
     original = {layer: session.lm.weight(layer).double().clone() for layer in (0, 2)}
     doubled = chained([*updates, *updates])  # more rows than rank
-    for parts, factor, tolerance in ((updates, 1.0, 1e-6), (doubled, 2.0, 1e-6), (doubled, 2.0, 0.3)):
+    for parts, factor, tolerance in ((updates, 1.0, 1e-6), (doubled, 2.0, 1e-6), (doubled, 2.0, 0.5)):
         folded = fold(parts, tolerance=tolerance)
         with session.applied(folded.update):
             for layer, weight in before.items():

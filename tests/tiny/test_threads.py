@@ -115,7 +115,7 @@ def test_an_answer_sees_all_of_a_write_or_nothing_of_it(session: EditSession) ->
 def test_a_write_waits_for_a_pass_that_is_under_way(session: EditSession) -> None:
     """And a pass that begins meanwhile waits for the write."""
     update, base = quick_plan(session, [EIFFEL], "memit", layers=[0, 1, 2]).update, logits(session.lm)
-    inside, go_on, found = threading.Event(), threading.Event(), []
+    inside, go_on, found = threading.Event(), threading.Event(), dict[str, Tensor]()  # threads end in any order
 
     def pause(module: Any, args: Any) -> None:
         if threading.current_thread() is slow:
@@ -123,12 +123,12 @@ def test_a_write_waits_for_a_pass_that_is_under_way(session: EditSession) -> Non
             assert go_on.wait(60)
 
     session.lm.blocks[1].register_forward_pre_hook(pause)
-    slow = threading.Thread(target=lambda: found.append(logits(session.lm)))
+    slow = threading.Thread(target=lambda: found.update(slow=logits(session.lm)))
     slow.start()
     assert inside.wait(60)
     writer = threading.Thread(target=session.apply, args=(update,))
     writer.start()
-    late = threading.Thread(target=lambda: found.append(logits(session.lm)))
+    late = threading.Thread(target=lambda: found.update(late=logits(session.lm)))
     time.sleep(0.1)
     late.start()
     time.sleep(0.1)
@@ -138,9 +138,9 @@ def test_a_write_waits_for_a_pass_that_is_under_way(session: EditSession) -> Non
     go_on.set()
     for thread in (slow, writer, late):
         thread.join(60)
-    assert torch.equal(found[0], base)
-    assert torch.equal(found[1], logits(session.lm))
-    assert not torch.equal(found[1], base)
+    assert torch.equal(found["slow"], base)
+    assert torch.equal(found["late"], logits(session.lm))
+    assert not torch.equal(found["late"], base)
 
 
 def test_a_pass_that_one_write_held_back_is_waited_for_by_the_next(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from emendo.editing.session import EditSession
 from emendo.errors import ExperimentError, LayerError
@@ -61,7 +62,8 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> str:
 def study(facts: str, store: MomentStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[EditableModel, LayerStudy]:
     from tests.conftest import build_tiny
 
-    lm = build_tiny("llama")
+    # All facts at once and one by one differ in the last bits, and Adam's steps make more of that.
+    lm = build_tiny("llama", dtype=torch.float64)
     return lm, layer_study(lm, facts, SETTINGS, folder=tmp_path_factory.mktemp("study"), store=store)
 
 
@@ -85,8 +87,7 @@ def test_the_sweep_is_single_edits(study: tuple[EditableModel, LayerStudy], stor
         assert part.keys is not None
         key = part.keys.double()
         leverage.append(float((key @ np.linalg.inv(prepared.metric().numpy()) * key.numpy()).sum()))
-    # All facts at once and one by one differ in float32's last bits, and Adam's steps make more of that.
-    assert place.relative_norm == pytest.approx(np.mean(norms), rel=1e-3)
+    assert place.relative_norm == pytest.approx(np.mean(norms), rel=1e-4)
     assert place.leverage == pytest.approx(np.mean(leverage), rel=1e-4)
     assert place.target_nll == pytest.approx(np.mean(nll), rel=1e-4)
     assert place.delta_ratio is not None
@@ -145,10 +146,9 @@ def test_an_interrupted_study_goes_on(
     facts: str,
     store: MomentStore,
     tmp_path: Path,
-    tiny_llama: EditableModel,
     study: tuple[EditableModel, LayerStudy],
 ) -> None:
-    _, whole = study
+    lm, whole = study
 
     class Stopping:
         left = 4
@@ -163,14 +163,14 @@ def test_an_interrupted_study_goes_on(
         def finish(self) -> None: ...
 
     with pytest.raises(KeyboardInterrupt):
-        layer_study(tiny_llama, facts, SETTINGS, folder=tmp_path / "cut", store=store, progress=Stopping())
-    found = layer_study(tiny_llama, facts, SETTINGS, folder=tmp_path / "cut", store=store)
+        layer_study(lm, facts, SETTINGS, folder=tmp_path / "cut", store=store, progress=Stopping())
+    found = layer_study(lm, facts, SETTINGS, folder=tmp_path / "cut", store=store)
     for one, other in zip(found.places, whole.places, strict=True):
         for name in one.measures:
             np.testing.assert_array_equal(one.measures[name], other.measures[name])
     with pytest.raises(ExperimentError, match="another configuration"):
         layer_study(
-            tiny_llama, facts, StudySettings(layers=(1,), n=3, part="all"), folder=tmp_path / "cut", store=store
+            lm, facts, StudySettings(layers=(1,), n=3, part="all"), folder=tmp_path / "cut", store=store
         )
 
 

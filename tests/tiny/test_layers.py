@@ -169,9 +169,7 @@ def test_an_interrupted_study_goes_on(
         for name in one.measures:
             np.testing.assert_array_equal(one.measures[name], other.measures[name])
     with pytest.raises(ExperimentError, match="another configuration"):
-        layer_study(
-            lm, facts, StudySettings(layers=(1,), n=3, part="all"), folder=tmp_path / "cut", store=store
-        )
+        layer_study(lm, facts, StudySettings(layers=(1,), n=3, part="all"), folder=tmp_path / "cut", store=store)
 
 
 def test_places(tiny_llama: EditableModel) -> None:

@@ -123,7 +123,7 @@ def placed(method: str, lm: emendo.EditableModel) -> tuple[list[int] | None, dic
     if method in BASELINES:
         return None, {}
     several = [1, 2] if lm.spec.parallel else [0, 1]
-    return ([1] if emendo.METHODS[method].span == 1 else several), dict(PLACE)
+    return ([1] if emendo.METHODS[method].n_layers == 1 else several), dict(PLACE)
 
 
 COLUMNS = (*SCORES, "said", "said_paraphrase", "two_hop")

@@ -167,7 +167,7 @@ def main(families: str, methods: str) -> None:
             for method in methods.split(","):
                 own = {"preservation.null_space": "energy", "preservation.threshold": 0.3}
                 own = settings | (own if method == "alphaedit" else {})
-                layers = [1] if method_named(method).span == 1 else [1, 2]
+                layers = [1] if method_named(method).n_layers == 1 else [1, 2]
                 session = EditSession(lm, store=MomentStore(folder))
                 for part in (requests[:2], requests[2:]):
                     session.apply(session.plan(part, method, layers=layers, settings=own).update)

@@ -140,7 +140,7 @@ def test_the_update_is_that_of_float64_on_a_cpu(family: str, method: str, device
     for layer, wanted in zip(found.layers, expected.layers, strict=True):
         assert layer.relative_norm == pytest.approx(wanted.relative_norm, rel=1e-3)
         assert layer.relative_cost == pytest.approx(wanted.relative_cost, rel=1e-3)
-        assert layer.written == pytest.approx(wanted.written, rel=1e-3)
+        assert layer.achieved == pytest.approx(wanted.achieved, rel=1e-3)
 
 
 @pytest.mark.parametrize(("family", "dtype", "device"), HALVES + HALVES_ON_CUDA)

@@ -83,10 +83,10 @@ def test_every_method_writes_what_it_reports(method: str, store: MomentStore) ->
         assert report.update_norm == pytest.approx(float(part.delta().norm()), rel=1e-4)
         assert part.keys is not None
         if config.memorization.strength(1) == 0:
-            assert report.written == pytest.approx(1.0, rel=1e-4)
+            assert report.achieved == pytest.approx(1.0, rel=1e-4)
         elif config.post.kind == "none":
-            assert 0 < report.written < 1
-            assert report.written == pytest.approx(report.solves[0].memorized, rel=1e-4)
+            assert 0 < report.achieved < 1
+            assert report.achieved == pytest.approx(report.solves[0].memorized, rel=1e-4)
 
 
 # ---- half precision ---------------------------------------------------------------------------------------

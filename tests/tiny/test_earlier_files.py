@@ -71,6 +71,16 @@ def test_a_ledger_is_whole_and_goes_on(emendo: Command, earlier: Path, folder: s
     assert emendo("verify", "--ledger", folder)[0] == 0
 
 
+def test_later_edits_are_planned_again(emendo: Command, earlier: Path) -> None:
+    records = json.loads(emendo("log", "--ledger", "ledger-not-compacted", "--json")[1])["records"]
+    oldest = next(record["id"] for record in records if record["operation"] == "edit")
+    code, _, err = emendo("revert", oldest, "--ledger", "ledger-not-compacted", "--how", "replay", "-q")
+    assert code == 0, err
+    (left,) = _updates("ledger-not-compacted")
+    assert left.info["method"]["settings"]["n_layers"] == 2
+    assert emendo("verify", "--ledger", "ledger-not-compacted")[0] == 0
+
+
 def test_second_moments_are_listed_and_whole(emendo: Command, earlier: Path) -> None:
     code, text, err = emendo("moments", "verify", "--json")
     assert code == 0, err

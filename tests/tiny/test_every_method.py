@@ -210,20 +210,20 @@ def test_kept_dimensions_are_shown_where_a_null_space_is_on(
     code, text, err = emendo(*arguments, "--overwrite", "--method", "memit", *options_of("memit"))
     assert code == 0, err
     assert "dimensions" not in (tmp_path / "out" / "report.md").read_text()
-    assert "written" in text
+    assert "achieved" in text
 
 
-def test_written_and_disturbed_are_shown(session: EditSession) -> None:
+def test_achieved_and_interference_are_shown(session: EditSession) -> None:
     first = quick_plan(session, "memit", REQUESTS[:1])
     header, _ = layer_table(report_document(first, None, {}))
-    assert "disturbed" not in header, "nothing earlier to disturb"
+    assert "interference" not in header, "nothing earlier to disturb"
     session.apply(first.update)
     second = quick_plan(session, "memit", REQUESTS[1:])
     header, rows = layer_table(report_document(second, None, {}))
-    assert [row[header.index("written")] for row in rows] == [f"{report.written:.3f}" for report in second.layers]
-    disturbed = [report.disturbed for report in second.layers]
-    assert all(value is not None and value > 0 for value in disturbed)
-    assert [row[header.index("disturbed")] for row in rows] == [f"{value:.4f}" for value in disturbed]
+    assert [row[header.index("achieved")] for row in rows] == [f"{report.achieved:.3f}" for report in second.layers]
+    interference = [report.interference for report in second.layers]
+    assert all(value is not None and value > 0 for value in interference)
+    assert [row[header.index("interference")] for row in rows] == [f"{value:.4f}" for value in interference]
     assert section(markdown_report(report_document(second, None, {})), "What the edit does to each layer")[1:] == [
         list(row) for row in rows
     ]
@@ -256,8 +256,8 @@ def test_a_baseline_is_measured_like_a_method(name: str, session: EditSession) -
     assert report.update_norm == pytest.approx(float(delta.norm()), rel=1e-6)
     assert report.relative_norm == pytest.approx(float(delta.norm() / (base + before).norm()), rel=1e-6)
     keys = earlier.keys.double()
-    assert report.disturbed == pytest.approx(float((keys @ delta.T).norm() / (keys @ before.T).norm()), rel=1e-5)
-    assert (report.solves, report.relative_cost, report.written) == ((), None, None)
+    assert report.interference == pytest.approx(float((keys @ delta.T).norm() / (keys @ before.T).norm()), rel=1e-5)
+    assert (report.solves, report.relative_cost, report.achieved) == ((), None, None)
     assert plan.update.info["layers"] == [report.to_dict()]
     session.apply(plan.update)
     assert torch.equal(session.lm.weight(1), (base + earlier.delta()) + part.delta())

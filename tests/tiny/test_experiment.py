@@ -121,8 +121,8 @@ def test_batches_do_not_know_of_each_other_unless_the_mode_says_so(run: Any, dat
     assert [point["edits"] for point in together["curve"]] == [0, 2, 4]
     assert together["curve"][-1]["perplexity_ratio"] == together["perplexity"]["ratio"]
     assert together["retention"]["final"]["n"] == 4
-    assert together["layers"][0]["disturbed"] is not None
-    assert apart["layers"][0]["disturbed"] is None
+    assert together["layers"][0]["interference"] is not None
+    assert apart["layers"][0]["interference"] is None
 
 
 def test_a_summary_is_plain_json_with_every_promised_field(run: Any, data: str) -> None:

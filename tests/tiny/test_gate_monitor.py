@@ -21,7 +21,9 @@ from tests.conftest import TRAINING_TEXT
 from tests.model_state import changes, model_state
 from tests.quick_plans import DARRIEUX, EIFFEL, JAPAN, QUICK, quick_plan
 
-ALL = GateConfig(monitor=MonitorConfig(norm_growth=9, relative_cost=9, disturbed=9, canary_kl_mean=9, canary_flips=1))
+ALL = GateConfig(
+    monitor=MonitorConfig(norm_growth=9, relative_cost=9, interference=9, canary_kl_mean=9, canary_flips=1)
+)
 
 
 def drift(session: EditSession, step: int, size: float, layer: int = 2) -> ModelUpdate:
@@ -51,8 +53,8 @@ def test_signals_are_those_of_the_library(session: EditSession) -> None:
     assert [seen.updates for seen in monitor.history] == [1, 2, 3]
     assert first.norm_growth == pytest.approx(max(layer.relative_norm for layer in plans[0].layers), rel=1e-9)
     assert first.relative_cost == pytest.approx(max(layer.relative_cost or 0 for layer in plans[0].layers), rel=1e-9)
-    assert first.disturbed is None  # there was nothing to disturb
-    assert last.disturbed == pytest.approx(max(layer.disturbed or 0 for layer in plans[2].layers), rel=1e-9)
+    assert first.interference is None  # there was nothing to disturb
+    assert last.interference == pytest.approx(max(layer.interference or 0 for layer in plans[2].layers), rel=1e-9)
     assert (last.canary_kl_mean, last.canary_flips) == (shift.mean, shift.flips)
     total: dict[int, torch.Tensor] = {}
     for plan in plans:
@@ -76,7 +78,7 @@ def test_facts_that_a_new_value_keeps_are_not_disturbed(shared: str, session: Ed
     assert earlier.keys is not None
     keys = earlier.keys[1:] if shared == "key" else earlier.keys
     share = float(update.at(keys).norm() / earlier.at(keys).norm())
-    assert monitor.history[-1].disturbed == pytest.approx(share, rel=1e-6)
+    assert monitor.history[-1].interference == pytest.approx(share, rel=1e-6)
 
 
 def test_a_warning_comes_before_the_harm(session: EditSession) -> None:

@@ -248,7 +248,7 @@ def test_an_update_without_keys_is_refused(method: str, store: MomentStore) -> N
         planned(session, store, [EIFFEL], method, [0, 1, 2])
     assert changes(before, model_state(session.lm)) == []
     assert max(part.rank for part in planned(session, store, [EIFFEL], method, [0, 2]).update.layers) == 1
-    assert planned(session, store, [EIFFEL], method, [1], history__weight=0).layers[0].disturbed is None
+    assert planned(session, store, [EIFFEL], method, [1], history__weight=0).layers[0].interference is None
     # One update with keys beside one without is still half a history.
     session.rollback()
     session.apply(solved)

@@ -135,7 +135,7 @@ def written(delta: Tensor, K: Tensor, R: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("method", "post"), pairs(["emmet", "memit", "rome", "r-rome"], [None, *POSTS]))
-def test_written_and_disturbed_are_measured_on_the_finished_update(
+def test_achieved_and_interference_are_measured_on_the_finished_update(
     method: str, post: str | None, store: MomentStore
 ) -> None:
     settings = {} if post is None else POSTS[post][0]
@@ -144,7 +144,7 @@ def test_written_and_disturbed_are_measured_on_the_finished_update(
     firsts = []
     for request in (EIFFEL, JAPAN):
         firsts.append(planned(session, store, [request], "memit", [1], preservation__weight=0.1))
-        assert firsts[0].layers[0].disturbed is None
+        assert firsts[0].layers[0].interference is None
         session.apply(firsts[-1].update)
     raw = planned(session, store, REQUESTS, method, layers, **strong(method))
     plan = planned(session, store, REQUESTS, method, layers, **strong(method), **settings)
@@ -153,15 +153,16 @@ def test_written_and_disturbed_are_measured_on_the_finished_update(
     for report, solved in zip(plan.layers, raw.update.layers, strict=True):
         delta = deltas(plan)[report.layer]
         K, R = keys_of(solved).T, solved.residuals.double().T
-        assert report.written == pytest.approx(written(delta, K, R), rel=1e-5)
+        assert report.achieved == pytest.approx(written(delta, K, R), rel=1e-5)
         if report.layer == 1:
-            assert report.disturbed == pytest.approx(float((delta @ past).norm() / (earlier @ past).norm()), rel=1e-5)
+            moved = float((delta @ past).norm() / (earlier @ past).norm())
+            assert report.interference == pytest.approx(moved, rel=1e-5)
         else:
-            assert report.disturbed is None
+            assert report.interference is None
     if post is None and method == "emmet":
-        assert plan.layers[0].written == pytest.approx(1.0, rel=1e-5)
+        assert plan.layers[0].achieved == pytest.approx(1.0, rel=1e-5)
     elif post is not None:
-        assert plan.layers[-1].written != pytest.approx(raw.layers[-1].written, rel=1e-3), "the post-step shows"
+        assert plan.layers[-1].achieved != pytest.approx(raw.layers[-1].achieved, rel=1e-3), "the post-step shows"
 
 
 @pytest.fixture(autouse=True)

@@ -133,7 +133,7 @@ def test_methods_work_by_name(family: str, method: str, store: MomentStore) -> N
     else:
         memorized = plan.layers[0].solves[0].memorized
         close(found, before + memorized * (wanted - before), 1e-4)
-    assert plan.layers[0].written == pytest.approx(1.0 if config.memorization.s == 0 else memorized, rel=1e-4)
+    assert plan.layers[0].achieved == pytest.approx(1.0 if config.memorization.s == 0 else memorized, rel=1e-4)
 
 
 @pytest.mark.parametrize("family", NORMED)

@@ -39,11 +39,11 @@ def test_written_is_what_is_in_the_model(dtype: torch.dtype, rate: float) -> Non
     with session.applied(plan.update):
         delta = lm.weight(part.layer).double() - before
     given, wanted = part.keys.double() @ delta.T, part.residuals.double()
-    assert report.written == pytest.approx(float((given * wanted).sum() / wanted.square().sum()), abs=1e-4)
+    assert report.achieved == pytest.approx(float((given * wanted).sum() / wanted.square().sum()), abs=1e-4)
     asked = part.at(part.keys)
     shares = (given * asked).sum(dim=1) / asked.square().sum(dim=1)
     assert report.kept == (None if dtype == torch.float32 else pytest.approx(float(shares.min()), abs=1e-4))
-    assert plan.update.info["layers"][0]["written"] == report.written
+    assert plan.update.info["layers"][0]["achieved"] == report.achieved
 
 
 @pytest.mark.parametrize("method", ["emmet", "ft-l"])

@@ -330,8 +330,8 @@ def test_a_fact_that_needs_no_edit_says_nothing_about_what_was_written(
     plan = session.plan(REQUESTS, method, layers=[1, 2], settings={**settings, "target.loss_threshold": between})
     assert [trace.delta_norm for trace in plan.targets].count(0.0) == 1
     for layer in plan.layers:
-        assert layer.written is not None
-        assert 0.0 < layer.written < 1.2
+        assert layer.achieved is not None
+        assert 0.0 < layer.achieved < 1.2
 
 
 def test_dense_updates_do_not_pile_up(session: EditSession) -> None:

@@ -221,7 +221,7 @@ def test_a_later_fact_keeps_the_earlier_ones_of_its_key(
         {"0": [0], "1": [0]},
         {"0": [0, 2], "1": [0, 2]},
     ]
-    assert [report.written for report in plans[-1].layers] == pytest.approx([1.0, 1.0], abs=1e-3)
+    assert [report.achieved for report in plans[-1].layers] == pytest.approx([1.0, 1.0], abs=1e-3)
     session.rollback()
     assert "kept" not in planned(session, store, [who], method, [0, 1], **more).update.info
 

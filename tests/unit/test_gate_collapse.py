@@ -10,6 +10,7 @@ import pytest
 
 from emendo.gate import default_config
 from emendo.gate.checks import AT_LEAST
+from emendo.io.former_names import MONITOR_FIELDS, with_current_names
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 LIMITS = default_config().monitor.limits()
@@ -17,7 +18,8 @@ LIMITS = default_config().monitor.limits()
 
 def rows(method: str) -> list[dict[str, Any]]:
     lines = (RESULTS / "collapse.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines[1:]) if row["method"] == method and row["step"] > 0]
+    found = [with_current_names(json.loads(line), MONITOR_FIELDS) for line in lines[1:]]
+    return [row for row in found if row["method"] == method and row["step"] > 0]
 
 
 def first(run: list[dict[str, Any]], signal: str, limit: float) -> int | None:

@@ -132,10 +132,10 @@ def cell_settings(cell: Any) -> dict[str, Any]:
 
 
 def test_stored_values_stand_whatever_the_name(tmp_path: Path) -> None:
-    settings = {name: value for name, value in METHODS["rome"].settings().items() if name not in ("layers", "span")}
+    settings = {name: value for name, value in METHODS["rome"].settings().items() if name not in ("layers", "n_layers")}
     assert stored_method("rome", "x", settings) == METHODS["rome"]
     unknown = stored_method("gone", "a paper", settings)
-    assert unknown.settings() == METHODS["rome"].settings() | {"span": METHODS["emendo"].span}
+    assert unknown.settings() == METHODS["rome"].settings() | {"n_layers": METHODS["emendo"].n_layers}
     assert (unknown.name, unknown.source) == ("gone", "a paper")
     own = BASELINES["lora"].settings()
     del own["layers"]

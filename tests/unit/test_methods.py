@@ -47,7 +47,7 @@ def test_every_method_resolves_on_every_family(method: str, tiny: EditableModel)
     config = resolved.config
     assert config.layers == tuple(sorted(set(config.layers)))
     assert 0 <= config.layers[0] <= config.layers[-1] < tiny.n_layers
-    assert config.span == len(config.layers) == min(METHODS[method].span, 1 if tiny.spec.parallel else 2)
+    assert config.n_layers == len(config.layers) == min(METHODS[method].n_layers, 1 if tiny.spec.parallel else 2)
     assert resolved.origins.keys() == config.settings().keys()
     assert all(resolved.origins.values())
     assert resolved.to_dict()["settings"] == config.settings()
@@ -70,7 +70,7 @@ def test_every_preset_fits_its_method_and_its_model(method: str, model: KnownMod
     assert {name for name, origin in resolved.origins.items() if origin.startswith("preset")} == {
         *preset.settings,
         "layers",
-        "span",
+        "n_layers",
     }
 
 
@@ -181,7 +181,7 @@ def test_given_values_win_and_say_so(tiny_llama: EditableModel) -> None:
     assert resolved.config.layers == (1, 3)
     assert resolved.config.target.steps == 7
     given = {name for name, origin in resolved.origins.items() if origin.startswith("given")}
-    assert given == {"layers", "span", "target.steps"}
+    assert given == {"layers", "n_layers", "target.steps"}
 
 
 def test_a_config_of_ones_own_stands_as_it_is() -> None:
@@ -247,7 +247,8 @@ def test_unknown_methods(name: str, near: str) -> None:
         ("target.step", "20", "did you mean 'target.steps'"),
         ("steps", "20", "unknown setting 'steps'"),
         ("layers", "5", "such as --layers 5"),
-        ("span", "3", "span is how many there are"),
+        ("n_layers", "3", "how many there are follows"),
+        ("span", "3", "layers have an argument of their own"),
         ("name", "x", "unknown setting 'name'"),
         ("target", "x", "unknown setting 'target'"),
         ("", "x", "unknown setting ''"),
@@ -302,7 +303,7 @@ def test_settings_that_cannot_be_used(name: str, value: Any, words: str) -> None
         (lambda: {"post": PostStep(kind="prune", log_base=float("inf"))}, r"post\.log_base=inf"),
         (lambda: {"moments": MomentSettings(multiple="10")}, r"moments\.multiple='10'"),
         (lambda: {"layers": [1, 2]}, r"layers=\[1, 2\]: .*--layers"),
-        (lambda: {"span": 0}, r"span=0.*--layers"),
+        (lambda: {"n_layers": 0}, r"n_layers=0.*--layers"),
         (lambda: {"keys": KeySettings(residual="mean")}, r"target\.site=mlp_out"),
     ],
 )
@@ -353,7 +354,7 @@ def test_settings_that_only_make_sense_together_come_in_any_order(order: int) ->
 
 @every("method", METHODS.values(), ids=lambda method: method.name)
 def test_settings_survive_the_way_through_text(method: MethodConfig) -> None:
-    fixed = ("layers", "span")
+    fixed = ("layers", "n_layers")
     texts = {name: str(value) for name, value in method.settings().items() if name not in fixed}
     assert apply_settings(method, texts) == method
 

@@ -39,10 +39,10 @@ class LayerReport:
         relative_norm: ‖ΔW‖_F / ‖W‖_F.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ), W unedited: mean squared change of the layer's output on preserved
             keys, relative to the output's own mean square; None for a baseline, which collects no C.
-        written: Part of the wanted residuals that the finished update, rounded to the model's dtype, gives at its own
+        achieved: Part of the wanted residuals that the finished update, rounded to the model's dtype, gives at its own
             keys, each request weighed by what it wanted (its squared residual); 1 is all. None for a baseline, which
             has no keys, and where nothing was wanted.
-        disturbed: Change of what earlier edits had written at their keys, relative to it, root mean square, also at
+        interference: Change of what earlier edits had written at their keys, relative to it, root mean square, also at
             keys that are written again; None where there is nothing or their keys are not known.
         kept: What rounding to the model's dtype leaves of the update: at the key where it leaves least, or of ΔW itself
             where there are no keys; 1 is all. None in float32 and finer, where it is not known, or the update is zero.
@@ -57,8 +57,8 @@ class LayerReport:
     update_norm: float
     relative_norm: float
     relative_cost: float | None
-    written: float | None
-    disturbed: float | None
+    achieved: float | None
+    interference: float | None
     kept: float | None = None
     experts: int | None = None
     experts_written: int | None = None
@@ -194,18 +194,18 @@ def layer_report(
     earlier = None if earlier is None else earlier.to(weight.device)
     cost = preservation_cost(finished.residuals, finished.dual_keys, moment)
     assert solved.keys is not None  # made by a solve
-    written = retained_in_all((finished.residuals, finished.dual_keys), solved.keys, solved.residuals)
+    achieved = retained_in_all((finished.residuals, finished.dual_keys), solved.keys, solved.residuals)
     lost = rounding(weight, finished, dtype)
-    if written is not None:
+    if achieved is not None:
         wanted = solved.residuals.double()
-        written += float((at(lost, solved.keys) * wanted).sum() / wanted.square().sum())
+        achieved += float((at(lost, solved.keys) * wanted).sum() / wanted.square().sum())
     return replace(
         trained_layer_report(finished, weight, earlier),
         **_of_experts(finished, moment),
         kept=kept_of(finished, lost, solved.keys, dtype),
         solves=tuple(stats),
         relative_cost=cost / (output_power(weight, moment) if power is None else power),
-        written=written,
+        achieved=achieved,
     )
 
 
@@ -238,13 +238,13 @@ def trained_layer_report(
         update_norm=norm,
         relative_norm=norm / float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
         relative_cost=None,
-        written=None,
-        disturbed=None if earlier is None else _disturbed(update, earlier),
+        achieved=None,
+        interference=None if earlier is None else _interference(update, earlier),
         kept=None if dtype is None else kept_of(update, rounding(weight, update, dtype), None, dtype),
     )
 
 
-def _disturbed(update: LayerUpdate, earlier: LayerUpdate) -> float | None:
+def _interference(update: LayerUpdate, earlier: LayerUpdate) -> float | None:
     if earlier.keys is None or not len(earlier.keys):
         return None
     before = earlier.at(earlier.keys)

@@ -18,6 +18,7 @@ from emendo.experiments.cells import Cell
 from emendo.experiments.commit import source_commit
 from emendo.experiments.ground import LATER, BaseState
 from emendo.experiments.meter import Meter
+from emendo.io.former_names import LAYER_FIELDS, with_current_names
 from emendo.io.versions import versions
 from emendo.requests import EditRecord
 
@@ -144,7 +145,7 @@ def _layers(batches: Sequence[Mapping[str, Any]], totals: Sequence[Mapping[str, 
     reports: dict[int, list[Mapping[str, Any]]] = {}
     for batch in batches:
         for report in batch["layers"]:
-            reports.setdefault(report["layer"], []).append(report)
+            reports.setdefault(report["layer"], []).append(with_current_names(report, LAYER_FIELDS))
     total = {entry["layer"]: entry for entry in totals or ()}
     rows = []
     for layer, own in sorted(reports.items()):
@@ -158,8 +159,8 @@ def _layers(batches: Sequence[Mapping[str, Any]], totals: Sequence[Mapping[str, 
                 "condition": _largest(solved["system_condition"] for solved in solves),
                 "key_overlap": _mean(solved["key_overlap_mean"] for solved in solves),
                 "key_overlap_max": _largest(solved["key_overlap_max"] for solved in solves),
-                "written": _mean(report["written"] for report in own),
-                "disturbed": _mean(report["disturbed"] for report in own),
+                "achieved": _mean(report["achieved"] for report in own),
+                "interference": _mean(report["interference"] for report in own),
             }
         )
     return rows

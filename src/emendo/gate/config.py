@@ -14,13 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from emendo.arguments import checked
 from emendo.arguments.suggest import unknown_name
 from emendo.errors import GateConfigError
 from emendo.gate.canaries import PACKAGED
 from emendo.gate.sections import Amount, Checks, Share, Strict
+from emendo.io.former_names import MONITOR_FIELDS, with_current_names
 from emendo.io.plain_file import read_plain_text
 
 DEFAULT = "default"
@@ -43,17 +44,23 @@ class MonitorConfig(Strict):
     Attributes:
         norm_growth: ‖ΔW‖_F / ‖W‖_F of all updates together, in the layer where it is largest.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ) of all updates together, in the layer where it is largest.
-        disturbed: Change of what earlier edits had written at their keys, relative to it, in the worst layer; without
-            keys that a new value took over with their facts.
+        interference: Change of what earlier edits had written at their keys, relative to it, in the worst layer;
+            without keys that a new value took over with their facts.
         canary_kl_mean: Mean over canary prompts of KL(unedited ‖ edited) of the next token, in nats.
         canary_flips: Share of canary prompts with another most likely next token.
     """
 
     norm_growth: Amount | None = None
     relative_cost: Amount | None = None
-    disturbed: Amount | None = None
+    interference: Amount | None = None
     canary_kl_mean: Amount | None = None
     canary_flips: Share | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_files(cls, given: Any) -> Any:
+        """What a file says in the words of an earlier version."""
+        return with_current_names(given, MONITOR_FIELDS) if isinstance(given, dict) else given
 
     def limits(self) -> dict[str, float]:
         """The signals that are looked at, and their limits."""

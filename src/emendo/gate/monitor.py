@@ -36,7 +36,7 @@ from emendo.updates.update import ModelUpdate, merge_layers
 _WORDS = {
     "norm_growth": "all updates together over the norm of the weight, in the worst layer",
     "relative_cost": "cost of all updates together on preserved keys, in the worst layer",
-    "disturbed": "change of what earlier edits had written, in the worst layer",
+    "interference": "change of what earlier edits had written, in the worst layer",
     "canary_kl_mean": "KL(unedited || edited) on canary prompts, mean, in nats",
     "canary_flips": "share of canary prompts with another most likely next token",
 }
@@ -50,8 +50,8 @@ class Signals:
         updates: Updates in the model.
         norm_growth: ‖ΔW‖_F / ‖W‖_F of all updates together, in the layer where it is largest.
         relative_cost: tr(ΔW C ΔWᵀ) / tr(W C Wᵀ) of all updates together, in the layer where it is largest.
-        disturbed: Change of what earlier edits had written at their keys, relative to it, in the worst layer; without
-            keys that a new value took over with their facts.
+        interference: Change of what earlier edits had written at their keys, relative to it, in the worst layer;
+            without keys that a new value took over with their facts.
         canary_kl_mean: Mean over canary prompts of KL(unedited ‖ edited) of the next token, in nats; infinite where
             the edited model gives no finite numbers.
         canary_flips: Share of canary prompts with another most likely next token.
@@ -60,7 +60,7 @@ class Signals:
     updates: int
     norm_growth: float | None
     relative_cost: float | None
-    disturbed: float | None
+    interference: float | None
     canary_kl_mean: float | None
     canary_flips: float | None
 
@@ -164,12 +164,12 @@ class CollapseMonitor:
             updates=len(applied),
             norm_growth=_largest([change.norm_growth for change in changes]),
             relative_cost=_largest([change.relative_cost for change in changes]),
-            disturbed=self._disturbed(),
+            interference=self._interference(),
             canary_kl_mean=kl,
             canary_flips=flips,
         )
 
-    def _disturbed(self) -> float | None:
+    def _interference(self) -> float | None:
         """What the last update did to what those before it had written, in the worst layer.
 
         Not at keys that it wrote again with a value that keeps their facts (``target.shared=key``).
@@ -184,7 +184,7 @@ class CollapseMonitor:
                     earlier[layer] = replace(part, keys=rows_without(part.keys, rows))
         lm = self._session.lm
         reports = [trained_layer_report(part, lm.weight(part.layer), earlier.get(part.layer)) for part in last.layers]
-        return _largest([report.disturbed for report in reports])
+        return _largest([report.interference for report in reports])
 
     def _canary_shift(self) -> tuple[float | None, float | None]:
         if self._canaries is None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from emendo.editing.session import EditSession
 from emendo.errors import LedgerError
 from emendo.io.environment import changed_since, differing, environment
+from emendo.io.former_names import METHOD_SETTINGS, with_current_names
 from emendo.io.printable import well_formed
 from emendo.ledger.edits import StoredEdit
 from emendo.methods import ADDED_SETTINGS, Method, stored_method
@@ -85,7 +86,7 @@ def kept_method(edit: StoredEdit) -> tuple[Method, list[int] | None]:
     """
     settings = _settings(edit.method)
     layers = settings.pop("layers", None) or None
-    settings.pop("span", None)
+    settings.pop("n_layers", None)
     try:
         return _on(stored_method(edit.method["name"], edit.method["source"], settings), layers), layers
     except (TypeError, ValueError) as error:
@@ -118,7 +119,7 @@ def changed_environment(edits: Sequence[StoredEdit], now: Mapping[str, str] | No
 
 def _settings(method: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a kept method, those that methods did not have then included, as they were in effect."""
-    settings = dict(method["settings"])
+    settings = with_current_names(method["settings"], METHOD_SETTINGS)
     return {**ADDED_SETTINGS, **settings} if "target.steps" in settings else settings
 
 

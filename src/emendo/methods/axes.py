@@ -34,7 +34,7 @@ class Axes:
     """A value on each axis.
 
     Args:
-        span: Number of layers that the method edits by default.
+        n_layers: Number of layers that the method edits by default.
         batching: ``"joint"`` solves all requests at once; ``"one_by_one"`` writes each on the model edited so far.
         distribution: How the residual is spread over the layers.
         contexts: Prefix contexts.
@@ -47,7 +47,7 @@ class Axes:
         post: What is done to the finished update.
     """
 
-    span: Count = 1
+    n_layers: Count = 1
     batching: Literal["joint", "one_by_one"] = "joint"
     distribution: Annotated[str, AfterValidator(_known_distribution)] = "single"
     contexts: ContextSettings = field(default_factory=ContextSettings)

@@ -39,7 +39,7 @@ _MEMIT = MethodConfig(
     name="memit",
     source="MEMIT, arXiv 2210.07229 eq. 14 and 20",
     deviations=(_OTHER_C,),
-    span=5,
+    n_layers=5,
     distribution="even",
     preservation=Preservation(weight=15000),
     memorization=Memorization(s=1.0, share=_SHARE),
@@ -50,7 +50,7 @@ _METHODS = (
         name="emendo",
         source="measured, docs/lab/methods.md: EMMET's equality (arXiv 2403.14236 eq. 9), the cheapest split over "
         "layers, earlier edits preserved, argmax stop (MPES, arXiv 2502.01636); words end (docs/lab/demo-model.md)",
-        span=5,
+        n_layers=5,
         distribution="optimal",
         keys=KeySettings(average="flat"),
         target=TargetSettings(

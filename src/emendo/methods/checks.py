@@ -125,4 +125,4 @@ def _refused(name: str, value: Any, error: ValidationError) -> MethodError:
 
 def _fix(name: str) -> str:
     """The argument that sets a setting: layers have their own, and how many there are follows from it."""
-    return "--layers" if name in ("layers", "span") else f"--set {name}=VALUE"
+    return "--layers" if name in ("layers", "n_layers") else f"--set {name}=VALUE"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ADDED_SETTINGS: Mapping[str, Any] = {
     "target.word_end_weight": 0.0,
     "target.word_end_enough": 1.0,
+    "preservation.dead_ridge": 0.0,
     "memorization.share": None,
 }
 """Settings that methods have got since edits are kept, with the value at which an edit is what it was without them."""
@@ -156,7 +157,7 @@ class MethodConfig(Axes, Method):
 
     def default_layers(self, lm: DecoderView) -> tuple[tuple[int, ...], str]:
         """As many layers as the method edits, by the rule of depth."""
-        return layers_by_depth(lm, self.span)
+        return layers_by_depth(lm, self.n_layers)
 
     def with_layers(self: MethodConfig, layers: Sequence[int], lm: DecoderView) -> MethodConfig:
         """The method on these layers; how many there are follows from them."""
@@ -166,7 +167,7 @@ class MethodConfig(Axes, Method):
                 f"{self.name} writes one layer, found {list(chosen)}; give one (--layers {chosen[-1]}) or "
                 "spread the edit (--set distribution=even)"
             )
-        return replace(self, layers=chosen, span=len(chosen))
+        return replace(self, layers=chosen, n_layers=len(chosen))
 
     def family_settings(self, lm: DecoderView) -> dict[str, tuple[Any, str]]:
         """What the family needs where its MLP's output is normed, or units of a ReLU may never fire."""
@@ -240,7 +241,7 @@ class BaselineConfig(Method):
 _LABELS = ("name", "source", "deviations", "presets")
 """What a method is called and where it comes from: not settings."""
 
-_FIXED = (*_LABELS, "layers", "span")
+_FIXED = (*_LABELS, "layers", "n_layers")
 """Not settable with --set: names, and layers, which have their own argument."""
 
 

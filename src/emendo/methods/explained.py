@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from emendo.arguments.suggest import unknown_name
+from emendo.io.former_names import METHOD_SETTINGS
 
 _ALL = "ROME, MEMIT, EMMET, EasyEdit"
 _MANY = "MEMIT, EMMET, EasyEdit"
@@ -37,7 +38,7 @@ class Explained:
 
 EXPLAINED: Mapping[str, Explained] = {
     "layers": Explained("Layers whose MLP down-projection is changed.", "layers", _ALL),
-    "span": Explained("How many layers a method edits if no preset and no --layers says which."),
+    "n_layers": Explained("How many layers a method edits if no preset and no --layers says which."),
     "batching": Explained("Whether requests are solved together (joint) or each after the other (one_by_one)."),
     "distribution": Explained("How the wanted change is split over the layers; even is 1/(L−i) of what is missing."),
     "contexts.scheme": Explained(
@@ -184,9 +185,9 @@ def unknown_setting(name: str, known: Collection[str]) -> str:
         return f"{name} is called {' or '.join(here)} here (--set {here[0]}=VALUE)"
     if name in NOT_SETTINGS:
         return f"{name} is not a setting: {NOT_SETTINGS[name]}"
-    if name in ("layers", "span"):
+    if name in ("layers", "n_layers", *METHOD_SETTINGS):
         return (
             f"{name} cannot be given with --set: layers have an argument of their own, such as --layers 5 or "
-            "--layers 4-8 (layers= in Python), and span is how many there are"
+            "--layers 4-8 (layers= in Python), and how many there are follows from them"
         )
     return unknown_name("setting", name, sorted(known), "--set NAME=VALUE", most=3)

@@ -200,5 +200,5 @@ def _with_layers(
         chosen, origin = config.layers, origins["layers"]
     else:
         chosen, origin = config.default_layers(lm)
-    origins.update({name: origin for name in ("layers", "span") if name in origins})
+    origins.update({name: origin for name in ("layers", "n_layers") if name in origins})
     return config.with_layers(chosen, lm)

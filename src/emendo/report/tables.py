@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from emendo.arguments import checked
+from emendo.io.former_names import LAYER_FIELDS, with_current_names
 
 SHOWN_SCORES = ("ES", "PS", "NS", "S", "EA", "PA", "NA")
 
@@ -29,14 +30,15 @@ def layer_table(document: Mapping[str, Any]) -> Rows:
         "tr(ΔCΔᵀ)/tr(WCWᵀ)": lambda layer: _figure(layer["relative_cost"], ".2e"),
         "true drift / price": lambda layer: _figure(layer.get("drift_over_price"), ".2f"),
         "experts written": lambda layer: _of_all(layer, "experts_written", "experts"),
-        "written": lambda layer: _figure(layer["written"], ".3f"),
+        "achieved": lambda layer: _figure(layer["achieved"], ".3f"),
         "kept by rounding": lambda layer: _rounded(layer.get("kept")),
-        "disturbed": lambda layer: _figure(layer["disturbed"], ".4f"),
+        "interference": lambda layer: _figure(layer["interference"], ".4f"),
         "constraint error": lambda layer: _figure(_worst(layer, "constraint_error"), ".1e"),
         "effective λ": lambda layer: _figure(_first(layer, "effective_lambda"), "g"),
         "dimensions kept": lambda layer: _kept(layer) if null_space else None,
     }
-    rows = [[cell(layer) for cell in columns.values()] for layer in document["layers"]]
+    layers = [with_current_names(layer, LAYER_FIELDS) for layer in document["layers"]]
+    rows = [[cell(layer) for cell in columns.values()] for layer in layers]
     plain = {"effective λ": "0"}  # equality, as memorization.s = 0 among the settings says already
     used = [i for i, name in enumerate(columns) if any(row[i] not in (None, plain.get(name)) for row in rows)]
     names = tuple(columns)

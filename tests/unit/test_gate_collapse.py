@@ -97,7 +97,7 @@ def test_ten_sound_edits_of_each_size_pass(size: str) -> None:
 def test_bad_edits_are_refused() -> None:
     edits = measured_edits("bad/")
     assert len(edits) >= 30
-    # The second moment knows the comma so well that a fact keyed at it does little harm (docs/guides/gate.md).
+    # The second moment knows the comma so well that a fact keyed at it does little harm (docs/lab/gate.md).
     assert [name for name, failed in edits.items() if not failed] == ["bad/comma", "bad/hidden-comma"]
 
 

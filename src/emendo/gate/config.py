@@ -1,7 +1,7 @@
 """What a gate checks, and its limits: a TOML file, read strictly.
 
 A file declares every check that is made; there are no limits hidden in code. The packaged one (`emendo gate
---print-default`) is the default, with the measurements behind its limits in docs/guides/gate.md.
+--print-default`) is the default, with the measurements behind its limits in docs/lab/gate.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each edit of a sequence can look harmless while the model is being lost: what fails is the sum. The monitor looks, after
 every update, at signals that are cheap beside planning one: how far the weights have moved in all, what that costs on
 preserved keys, how much earlier edits were disturbed, and how a few dozen plain prompts are continued. Its limits lie
-below what a collapsing run reaches before its perplexity and its neighbors go (docs/guides/gate.md).
+below what a collapsing run reaches before its perplexity and its neighbors go (docs/lab/gate.md).
 
 ::
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,59 +11,25 @@ import pytest
 import torch
 
 import emendo.evaluate.snapshot as snapshot_module
-import emendo.gate.topics as topics_module
 from emendo.editing.plan import Plan
 from emendo.editing.session import EditSession
 from emendo.errors import BaseMismatchError, GateConfigError, GateError, InputError, NumericalError
 from emendo.evaluate import evaluate_records, measure_drift, next_token_log_probs, packaged_text, perplexity
-from emendo.gate import Check, GateConfig, default_text, read_canaries, run_gate, with_report
+from emendo.gate import read_canaries, run_gate, with_report
 from emendo.gate.config import parse_config
-from emendo.ledger import EditLedger
 from emendo.requests import EditRecord
 from emendo.statistics import MomentStore
-from emendo.updates.predecessors import Predecessors
-from emendo.updates.update import LayerUpdate, ModelUpdate
+from emendo.updates.update import ModelUpdate
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
 from tests.pairs import pairs
 from tests.quick_plans import EIFFEL, JAPAN, quick_plan
-from tests.tiny.conftest import Command
-from tests.tiny.test_cli import FACT, QUICK, RECORD, jsonl
-
-EVERYTHING = parse_config(default_text(), "default")
-RECORDS = [
-    EditRecord(EIFFEL, "Paris", ("The Eiffel Tower stands in",), ("The capital of France is", "The weather was")),
-    EditRecord(JAPAN, "Tokyo", (), ("The capital of Italy is",)),
-]
-
-
-def gate_of(checks: str, **top: str) -> GateConfig:
-    lines = [f'{name} = "{value}"' for name, value in top.items()]
-    return parse_config("\n".join([*lines, checks]), "test.toml")
-
-
-def only(name: str, limit: float, more: str = "", **top: str) -> GateConfig:
-    return gate_of(f"[checks.{name}]\nlimit = {limit}\n{more}", **top)
-
-
-def found(session: EditSession, edit: Any, config: GateConfig, records: list[EditRecord] = RECORDS) -> Check:
-    (check,) = run_gate(session, edit, records, config).checks
-    return check
+from tests.tiny.gate_cases import EVERYTHING, RECORDS, found, gate_of, heavy, only
 
 
 @pytest.fixture
 def plan(session: EditSession) -> Plan:
     return quick_plan(session, [EIFFEL, JAPAN])
-
-
-def heavy(session: EditSession, size: float, before: Sequence[str] | None = None, layer: int = 1) -> ModelUpdate:
-    """A random rank-two update of a layer, `size` times as long as its weight, on some updates or what is held."""
-    weight = session.lm.weight(layer)
-    generator = torch.Generator().manual_seed(3)
-    left, right = (torch.randn(2, size_of, generator=generator) for size_of in weight.shape)
-    left *= size * float(weight.norm()) / float((left.T @ right).norm())
-    part = LayerUpdate(layer, session.lm.module_name(layer), left, right)
-    return ModelUpdate((part,), session.base, Predecessors.of(session.applied_ids if before is None else before))
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------
@@ -173,121 +138,6 @@ def test_norm_and_cost_are_those_of_the_dense_total(session: EditSession) -> Non
         assert change.relative_cost == pytest.approx(float(cost), rel=1e-9)
     largest = max(change.norm_growth for change in report.layers)
     assert report.checks[0].measured == largest
-
-
-# ---- kinds of text -------------------------------------------------------------------------------------------
-
-TEXTS = [
-    {"topic": "letters", "text": "The weather was calm that morning."},
-    {"topic": "letters", "text": "The weather turned."},
-    {"topic": "talk", "messages": [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi!"}]},
-]
-
-
-def own_texts(folder: Path, monkeypatch: pytest.MonkeyPatch, known: float = 10.0) -> GateConfig:
-    """A gate of own texts; tiny random models read none of them better than a guess, so the bar is moved for them."""
-    monkeypatch.setattr(topics_module, "KNOWN", known)
-    (folder / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in TEXTS))
-    names = ("text_perplexity", "text_kl", "text_flips", "text_token")
-    checks = "".join(f"[checks.{name}]\nlimit = 9\n" for name in names)
-    return parse_config(f'{checks}[canaries]\nfiles = ["mine.jsonl"]\n', "mine.toml", folder)
-
-
-def test_each_kind_of_text_is_measured_on_its_own(
-    session: EditSession, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = own_texts(tmp_path, monkeypatch)
-    report = run_gate(session, plan, [], config)
-    assert [(topic.topic, topic.known) for topic in report.topics] == [("letters", True), ("talk", True)]
-    talk = "User: Hello!\nAssistant: Hi!"  # without a chat template
-
-    def nll() -> tuple[float, float]:
-        return perplexity(session.lm, TEXTS[0]["text"]).nll, perplexity(session.lm, talk).nll
-
-    _, before = nll()
-    with session.applied(plan.update):
-        _, after = nll()
-    found = report.topics[1]
-    assert (found.nll_before, found.nll_after) == pytest.approx((before, after), rel=1e-5)
-    assert found.tokens == len(session.lm.encode(talk)) - 1
-    values = {check.name: check.measured for check in report.checks}
-    assert values["text_perplexity"] == max(topic.ratio for topic in report.topics)
-    assert values["text_kl"] == max(topic.kl for topic in report.topics) > 0
-    document = json.loads(json.dumps(report.to_dict()))
-    assert [row["topic"] for row in document["texts"]] == ["letters", "talk"]
-    assert document["moved_most"] == report.moved_most
-    assert report.moved_most.startswith(max(report.topics, key=lambda topic: topic.kl).topic)
-
-
-def test_what_follows_a_token_is_measured_over_all_kinds(
-    session: EditSession, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = own_texts(tmp_path, monkeypatch)
-    report = run_gate(session, plan, [], config)
-    lm = session.lm
-    texts = [lm.encode(text) for text in (TEXTS[0]["text"], TEXTS[1]["text"], "User: Hello!\nAssistant: Hi!")]
-
-    def answers() -> list[torch.Tensor]:
-        with torch.no_grad():
-            return [lm.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1) for ids in texts]
-
-    before = answers()
-    with session.applied(plan.update):
-        after = answers()
-    moved: dict[int, list[float]] = {}
-    read: set[tuple[int, ...]] = set()
-    for ids, p, q in zip(texts, before, after, strict=True):
-        for at in range(1, len(ids)):
-            if tuple(ids[: at + 1]) not in read:  # what two texts share is read once
-                read.add(tuple(ids[: at + 1]))
-                moved.setdefault(ids[at - 1], []).append(float((p[at - 1].exp() * (p[at - 1] - q[at - 1])).sum()))
-    expected = {lm.decode([token]): (len(kl), sum(kl) / (len(kl) + 10)) for token, kl in moved.items()}
-    largest = max(kl for _, kl in expected.values())
-    first = report.tokens[0]
-    assert first.kl > 0
-    assert first.kl == pytest.approx(largest, rel=1e-3)
-    assert (first.places, first.kl) == (expected[first.token][0], pytest.approx(expected[first.token][1], rel=1e-3))
-    assert [move.kl for move in report.tokens] == sorted((move.kl for move in report.tokens), reverse=True)
-    check = next(check for check in report.checks if check.name == "text_token")
-    assert (check.measured, check.n) == (first.kl, first.places)
-    assert repr(first.token) in check.words
-    assert f"After one token: {first.token!r}" in report.moved_most
-
-
-def test_a_limit_is_that_of_all_facts_of_the_updates(session: EditSession, plan: Plan) -> None:
-    config = gate_of("[checks.text_kl]\nlimit = 9\neach = 0.5\nunmeasured = 'pass'")
-    one = quick_plan(session, [JAPAN])
-    assert found(session, plan, config).limit == 9.5
-    assert found(session, one, config).limit == 9
-    assert found(session, heavy(session, 0.1), config).limit == 9, "an update without requests is one"
-    session.apply(one.update)
-    second = quick_plan(session, [EIFFEL])
-    assert found(session, second, config).limit == 9.5, "the base has neither"
-    assert found(session, second, config.model_copy(update={"reference": "current"})).limit == 9
-    session.rollback()
-
-
-def test_a_conversation_is_read_in_the_models_own_template(
-    session: EditSession, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = own_texts(tmp_path, monkeypatch)
-    template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
-    monkeypatch.setattr(session.lm.tokenizer, "chat_template", template)
-    text = "<s>user: Hello!</s><s>assistant: Hi!</s>"
-    (_, talk) = run_gate(session, plan, [], config).topics
-    assert talk.tokens == len(session.lm.encode_bare(text)) - 1
-    refusing = "{{ raise_exception('turns must alternate') }}"
-    monkeypatch.setattr(session.lm.tokenizer, "chat_template", refusing)
-    with pytest.raises(InputError, match="turns must alternate"):
-        run_gate(session, plan, [], config)
-
-
-def test_a_model_that_knows_none_of_the_texts_is_not_judged_by_them(
-    session: EditSession, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = run_gate(session, plan, [], own_texts(tmp_path, monkeypatch, known=topics_module.KNOWN))
-    assert {check.outcome for check in report.checks} == {"not measured, fail"}
-    assert not any(topic.known for topic in report.topics)
 
 
 # ---- what it is compared with --------------------------------------------------------------------------------
@@ -443,113 +293,6 @@ def test_the_report_travels_with_the_update(session: EditSession, plan: Plan, tm
     assert report.not_declared == tuple(n for n in type(EVERYTHING.checks).model_fields if n != "norm_growth")
     again = run_gate(session, plan, RECORDS, only("norm_growth", 0))
     assert again.to_dict() == report.to_dict()  # no times
-
-
-# ---- the command ---------------------------------------------------------------------------------------------
-
-OTHER = ["--prompt", "{} speaks", "--subject", "Japan", "--target", "Rome"]
-STRICT = "[checks.norm_growth]\nlimit = 0\n"
-LOOSE = "[checks.norm_growth]\nlimit = 1e9\n[checks.paraphrase]\nlimit = 0\n"
-
-
-@pytest.mark.usefixtures("home")
-def test_a_failing_edit_is_not_written_unless_forced(emendo: Command, model: str, tmp_path: Path) -> None:
-    (tmp_path / "strict.toml").write_text(STRICT)
-    base = ["edit", "--model", model, *FACT, *QUICK, "--layers", "1", "--gate", str(tmp_path / "strict.toml")]
-    code, out, err = emendo(*base, "--out", "kept")
-    assert code == 1
-    assert "1 of 1 checks of the gate fail" in err
-    assert "norm_growth" in err
-    assert "off by" in err
-    assert "--force" in err
-    assert "Gate, compared with the unedited model" in out
-    assert not Path("kept").exists()
-    code, out, err = emendo(*base, "--json", "--quiet", "--out", "kept")
-    document = json.loads(out)
-    assert (code, err) == (1, "")
-    assert (document["gate"]["passed"], document["gate"]["forced"], document["files"]) == (False, False, {})
-    assert not Path("kept").exists()
-    code, out, err = emendo(*base, "--force", "--out", "kept")
-    assert code == 0, err
-    assert "--force overrides it" in out
-    assert ModelUpdate.load("kept/update.safetensors").info["gate"]["forced"] is True
-    assert "Gate: the edit fails, and was overridden" in Path("kept/report.md").read_text()
-    assert json.loads(Path("kept/report.json").read_text())["gate"]["forced"] is True
-
-
-@pytest.mark.usefixtures("home")
-@pytest.mark.parametrize("more", [[], ["--json", "--quiet"], ["--replace"]])
-def test_a_refused_edit_leaves_the_ledger_byte_for_byte(
-    more: list[str], emendo: Command, model: str, tmp_path: Path
-) -> None:
-    (tmp_path / "strict.toml").write_text(STRICT)
-    ledger = tmp_path / "facts"
-    assert emendo("ledger", "init", str(ledger), "--model", model)[0] == 0
-    base = ["edit", "--model", model, *QUICK, "--layers", "1", "--ledger", str(ledger)]
-    assert emendo(*base, *FACT)[0] == 0
-    before = {path: path.read_bytes() for path in ledger.rglob("*") if path.is_file()}
-    other = [{"Rome": "Oslo"}.get(word, word) for word in FACT] if more == ["--replace"] else OTHER
-    assert other != FACT
-    limits = ["--gate", str(tmp_path / "strict.toml")]
-    code, _, err = emendo(*base, *other, *limits, *more)
-    assert code == 1, err
-    assert {path: path.read_bytes() for path in ledger.rglob("*") if path.is_file()} == before
-    code, out, err = emendo(
-        *base, *other, *limits, *(["--replace"] if "--replace" in more else []), "--force", "--json"
-    )
-    assert code == 0, err
-    record = json.loads(out)["ledger"]
-    assert record["details"]["gate"]["forced"] is True, "the record says that it was forced"
-    assert ModelUpdate.load(ledger / "objects" / f"{record['added'][-1]['file']}.safetensors").info["gate"]["forced"]
-    assert EditLedger(ledger).verify().ok
-
-
-@pytest.mark.usefixtures("home")
-def test_a_file_is_judged_as_its_edit_was(emendo: Command, model: str, tmp_path: Path) -> None:
-    (tmp_path / "loose.toml").write_text(LOOSE)
-    (tmp_path / "strict.toml").write_text(STRICT)
-    requests = jsonl(tmp_path / "requests.jsonl", RECORD)
-    edit = ["edit", "--model", model, "--requests", requests, *QUICK, "--layers", "1", "--out", "out"]
-    code, out, err = emendo(*edit, "--gate", str(tmp_path / "loose.toml"), "--json")
-    assert code == 0, err
-    passed = json.loads(out)["gate"]
-    assert (passed["passed"], passed["forced"]) == (True, False)
-    judge = ["gate", "--model", model, "--update", "out/update.safetensors", "--requests", requests]
-    code, out, err = emendo(*judge, "--config", str(tmp_path / "loose.toml"), "--json")
-    assert code == 0, err
-    found = json.loads(out)
-    assert found.pop("verdict")["gate"] == "passed"
-    assert found == passed
-    code, out, err = emendo(*judge, "--config", str(tmp_path / "strict.toml"))
-    assert (code, "1 of 1 checks" in err) == (1, True)
-    code, out, err = emendo(*judge, "--config", str(tmp_path / "strict.toml"), "--json", "--quiet")
-    assert (code, err, json.loads(out)["passed"]) == (1, "", False)
-    # Without --requests the file's own requests are asked; it has no paraphrases.
-    code, out, err = emendo(*judge[:5], "--config", str(tmp_path / "loose.toml"))
-    assert code == 1
-    assert "paraphrase: not measured: no record has paraphrase_prompts (--requests FILE)" in err
-
-
-@pytest.mark.usefixtures("home")
-def test_what_cannot_be_used_is_refused_before_the_model_is_loaded(emendo: Command, tmp_path: Path) -> None:
-    edit = ["edit", "--model", "/nowhere", *FACT]
-    (tmp_path / "own.toml").write_text(STRICT + '[canaries]\nfiles = ["mine.jsonl"]\n')
-    for options, words in (
-        (["--force"], "add --gate default"),
-        (["--gate", "missing.toml"], "cannot read a gate's configuration"),
-        (["--gate", str(tmp_path / "own.toml")], "cannot read canaries"),
-    ):
-        code, _, err = emendo(*edit, *options)
-        assert (code, words in err) == (2, True), err
-    assert emendo("gate")[0] == 2
-    code, _, err = emendo("gate", "--model", "/nowhere", "--update", "missing.safetensors")
-    assert (code, "missing.safetensors" in err) == (2, True)
-
-
-def test_the_printed_default_is_a_configuration(emendo: Command) -> None:
-    code, out, err = emendo("gate", "--print-default")
-    assert (code, err) == (0, "")
-    assert parse_config(out, "printed") == EVERYTHING
 
 
 def test_own_canaries_are_named_by_their_content(session: EditSession, plan: Plan, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def methods(
         str | None, typer.Argument(help="One method or baseline, in full.", autocompletion=complete_method)
     ] = None,
     show_all: Annotated[
-        bool, typer.Option("--all", help="Of one method: the settings that it leaves alone too.")
+        bool, typer.Option("--all", help="With one method: also show settings that it does not change.")
     ] = False,
     json_output: Json = False,
     quiet: Quiet = False,

@@ -38,7 +38,7 @@ def edit(
     chat: facts.Chat = False,
     system: facts.System = None,
     target_true: Annotated[
-        str | None, typer.Option("--target-true", help="The present continuation, to score against.")
+        str | None, typer.Option("--target-true", help="The current continuation, for scores.")
     ] = None,
     requests: facts.Requests = None,
     format: facts.Format = "auto",

@@ -28,7 +28,7 @@ def experiment(
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Another data set than the file names.")] = None,
     format: Annotated[str | None, typer.Option("--format", help="Its format; see `emendo data --formats`.")] = None,
-    n: Annotated[int | None, typer.Option("--n", help="Another number of records, to try an experiment out.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Another number of records, for a first try.")] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the cells and their cost; edit nothing.")
     ] = False,
@@ -36,7 +36,7 @@ def experiment(
     ray: options.Ray = None,
     join: Annotated[
         bool,
-        typer.Option("--join", help="Share --out with other processes that are started so, as in a Slurm array."),
+        typer.Option("--join", help="Share --out with other processes started with --join, as in a Slurm array."),
     ] = False,
     json_output: options.Json = False,
     quiet: options.Quiet = False,

@@ -32,11 +32,11 @@ Fold = Annotated[
     ),
 ]
 ModelDtype = Annotated[
-    str, typer.Option("--model-dtype", help="In which the model was edited, if --dtype was given then.")
+    str, typer.Option("--model-dtype", help="Dtype in which the model was edited, if --dtype was given then.")
 ]
 BaseName = Annotated[
     str | None,
-    typer.Option("--base-name", help="How other programs find the base model, a hub id say; default: --model."),
+    typer.Option("--base-name", help="How other programs find the base model, such as a hub id; default: --model."),
 ]
 
 

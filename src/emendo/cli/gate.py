@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Gate = Annotated[
     str | None,
     typer.Option(
-        "--gate", metavar="FILE|default", help="Write the edit only if it holds these limits; see `emendo gate`."
+        "--gate", metavar="FILE|default", help="Write the edit only if it keeps these limits; see `emendo gate`."
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write an edit that fails its gate; the report records it.")]

@@ -20,9 +20,7 @@ _TASK_FOLDER = Path("experiments/harness")
 def harness(
     model: options.Model,
     tasks: Annotated[str, typer.Option("--tasks", help="Task names or YAML files, separated by commas.")],
-    data: Annotated[
-        Path | None, typer.Option("--data", help="File that a task of your own reads, such as mmlu_sample.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="File that a task reads, such as mmlu_sample.")] = None,
     updates: Annotated[
         list[Path] | None, typer.Option("--update", help="Update file to apply; may be repeated, in order.")
     ] = None,
@@ -34,7 +32,7 @@ def harness(
     num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", help="Examples in front of each item.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Sequences in one forward pass.")] = 8,
     out: Annotated[Path | None, typer.Option("--out", help="File for the JSON document, with every item.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of examples, sampling tasks and intervals.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of examples, sampling tasks and intervals.")] = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     load_in: options.LoadIn = None,

@@ -153,7 +153,7 @@ def checkout(
     ledger: Folder = _HERE,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Write that state as one update file instead of making it the present one."),
+        typer.Option("--out", help="Write that state as one update file instead of going to it."),
     ] = None,
     message: Message = "",
     who: Who = None,

@@ -30,8 +30,8 @@ Layers = Annotated[str | None, typer.Option("--layers", help="Edited layers, suc
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting of the method; may be repeated.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of sampled contexts and self-sampled second moments.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result that --out holds already.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of sampled contexts and self-sampled second moments.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that --out already holds.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 LoadIn = Annotated[
@@ -41,9 +41,7 @@ LoadIn = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress or messages on standard error.")]
 
-Workers = Annotated[
-    int | None, typer.Option("--workers", help="So many processes of this machine, each with a model of its own.")
-]
+Workers = Annotated[int | None, typer.Option("--workers", help="Processes on this machine, each with its own model.")]
 Ray = Annotated[
     str | None,
     typer.Option("--ray", metavar="ADDRESS", help="Workers of Ray: 'local', 'auto' or the address of a cluster."),

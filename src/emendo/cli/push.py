@@ -29,16 +29,14 @@ def push(
     model: Annotated[str | None, typer.Option("--model", help="The base model; the ledger's own unless given.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of adapters and aliases, which the server reads.")] = _HERE,
     server_folder: Annotated[
-        str | None, typer.Option("--server-folder", help="How the server sees --out, where that is another path.")
+        str | None, typer.Option("--server-folder", help="Path of --out on the server, if it differs.")
     ] = None,
     alias: Annotated[str | None, typer.Option("--alias", help="Name by which clients find the newest adapter.")] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", help="With --withdraw: the adapter to withdraw.")] = None,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="Give clients the unedited model again.")] = False,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="Let --alias stand for what it stood for before.")
-    ] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Point --alias back to the previous adapter.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every request; send nothing but GET.")] = False,
-    keep_old: Annotated[bool, typer.Option("--keep-old", help="Leave the adapter of before in the server.")] = False,
+    keep_old: Annotated[bool, typer.Option("--keep-old", help="Leave the previous adapter in the server.")] = False,
     fold: Fold = None,
     probe: Annotated[
         list[str] | None, typer.Option("--probe", help="JSONL of canary prompts to ask; default: the packaged ones.")

@@ -43,7 +43,7 @@ def expand(
     out: Annotated[Path, typer.Option("--out", help="File for the requests: .yaml with notes, or .jsonl.")],
     format: facts.Format = "auto",
     neighbors: Annotated[
-        int, typer.Option("--neighbors", min=1, help="Most of a fact, in its own words and as many in chat.")
+        int, typer.Option("--neighbors", min=1, help="Most neighbors of a fact, and as many in chat.")
     ] = 5,
     paraphrases: Annotated[int, typer.Option("--paraphrases", min=1, help="Most of a fact.")] = 2,
     questions: Annotated[

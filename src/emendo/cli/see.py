@@ -41,8 +41,8 @@ def see(
         Path | None, typer.Option("--requests", help="The facts with paraphrases and neighbors to fire on.")
     ] = None,
     format: facts.Format = "auto",
-    text: Annotated[Path | None, typer.Option("--text", help="A text to look for firing in.")] = None,
-    nodes: Annotated[int, typer.Option("--nodes", help="Points of the quadrature.")] = 16,
+    text: Annotated[Path | None, typer.Option("--text", help="A text file, in which edits are looked for.")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", help="Points of the numerical integration.")] = 16,
     out: Annotated[Path, typer.Option("--out", help="Folder of the page.")] = _OUT,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",

@@ -26,7 +26,7 @@ def trace(
     answer: Annotated[str | None, typer.Option("--answer", help="What follows; default: what the model says.")] = None,
     facts: Annotated[Path | None, typer.Option("--facts", help="Facts in any format that `emendo data` reads.")] = None,
     format: Format = "auto",
-    n: Annotated[int | None, typer.Option("--n", help="Of --facts, at most this many that the model answers.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Most facts of --facts, of those that it answers.")] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option("--kind", help="hidden, mlp, attention, hidden-without-mlp or -attention; may be repeated."),
@@ -43,10 +43,10 @@ def trace(
     ] = "all",
     lead: Annotated[str, typer.Option("--lead", help="Text in front of every prompt.")] = "",
     any_answer: Annotated[
-        bool, typer.Option("--any-answer", help="Trace the fact's answer where the model says something else.")
+        bool, typer.Option("--any-answer", help="Trace the fact's answer even if the model says something else.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the noise.")] = 1,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the results; an interrupted run goes on in it.")] = _OUT,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results; an interrupted run continues.")] = _OUT,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",

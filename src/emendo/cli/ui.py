@@ -29,16 +29,18 @@ def ui(
     layers: options.Layers = None,
     settings: options.Set = None,
     gate: Annotated[
-        str, typer.Option("--gate", metavar="FILE|default|none", help="Limits that an edit has to hold.")
+        str, typer.Option("--gate", metavar="FILE|default|none", help="Limits that an edit has to keep.")
     ] = "default",
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; another than this machine's own needs a password.")
+        str, typer.Option("--host", help="Address to listen on; any but this machine's own needs a password.")
     ] = _HOST,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = _PORT,
     password: Annotated[
         str | None,
         typer.Option(
-            "--password", envvar="EMENDO_UI_PASSWORD", help="What the browser asks for; better by the variable."
+            "--password",
+            envvar="EMENDO_UI_PASSWORD",
+            help="Password of the page; better set by the variable.",
         ),
     ] = None,
     who: Annotated[

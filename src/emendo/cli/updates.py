@@ -115,7 +115,7 @@ def fold(
 @app.command("scale")
 def scale(
     file: _File,
-    factor: Annotated[float, typer.Option("--factor", help="What to multiply by, such as 0.5, or -1 to take it away.")],
+    factor: Annotated[float, typer.Option("--factor", help="Factor, such as 0.5, or -1 for the opposite edit.")],
     out: _Out,
     force: _Force = False,
     json_output: options.Json = False,

@@ -29,7 +29,7 @@ def list_worlds(json_output: options.Json = False, quiet: options.Quiet = False)
 
 @app.command("train")
 def train(
-    families: Annotated[list[str], typer.Argument(help="Names as `emendo worlds list` has them, or 'all'.")],
+    families: Annotated[list[str], typer.Argument(help="Names that `emendo worlds list` shows, or 'all'.")],
     json_output: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -168,7 +168,7 @@ FORMATS: Registry[DataFormat] = Registry(
 
 @checked
 def register_data_format(data_format: DataFormat, *, replace: bool = False) -> DataFormat:
-    """Add a data format of one's own: it is recognised by its fields, and ``--format NAME`` takes it.
+    """Add a data format: rows are recognised by its fields, and ``--format NAME`` takes it.
 
     Args:
         data_format: The entry.

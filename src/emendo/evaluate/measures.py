@@ -353,7 +353,7 @@ MEASURES: Registry[Measure] = Registry(
 
 @checked
 def register_measure(measure: Measure, *, replace: bool = False) -> Measure:
-    """Add a measure of one's own: configurations, ``--measure``, summaries and reports then have it.
+    """Add a measure: configurations, ``--measure``, summaries and reports then have it.
 
     Args:
         measure: The entry.

@@ -65,7 +65,7 @@ class Snapshot:
         self._remembered = remembered
 
     def asked(self, question: Hashable, ask: Callable[[EditableModel], _T]) -> _T:
-        """The answer to a question of one's own.
+        """The answer to any other question.
 
         Args:
             question: Names it; asked again, it gets the same answer.

@@ -72,7 +72,7 @@ class Canaries(Strict):
     """Which canaries.
 
     Attributes:
-        files: `PACKAGED`, and JSONL files of one's own, relative to the configuration.
+        files: `PACKAGED`, and other JSONL files, relative to the configuration.
     """
 
     files: Annotated[list[str], Field(min_length=1)] = [PACKAGED]  # noqa: RUF012  # pydantic copies it

@@ -234,7 +234,7 @@ GATE_CHECKS: Registry[GateCheck] = Registry(
 
 @checked
 def register_gate_check(check: GateCheck, *, replace: bool = False) -> GateCheck:
-    """Add a check of one's own: ``[checks.NAME]`` of a gate's file declares it then.
+    """Add a check: ``[checks.NAME]`` of a gate's file then declares it.
 
     Args:
         check: The entry.

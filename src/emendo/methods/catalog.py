@@ -219,7 +219,7 @@ M = TypeVar("M", bound=Method)
 
 @checked
 def register_method(config: M, *, replace: bool = False) -> M:
-    """Add a method or baseline of one's own to the catalogue: ``--method NAME`` and every list have it then.
+    """Add a method or baseline to the catalogue: ``--method NAME`` and every list then have it.
 
     Args:
         config: A `MethodConfig`, such as a copy of a named one with other values, or a `BaselineConfig`.

@@ -1,4 +1,4 @@
-"""A method of one's own from a YAML file: a named method to start from, and what is different.
+"""A user's method from a YAML file: a named method to start from, and what is different.
 
 ::
 
@@ -71,7 +71,7 @@ def is_method_file(method: str) -> bool:
 
 @checked
 def read_method_file(path: str | Path) -> MethodFile:
-    """A method of one's own from its file.
+    """A user's method from its file.
 
     Raises:
         MethodError: The file is missing or no YAML, a field or a setting is unknown, a value cannot be used, or the

@@ -1,8 +1,7 @@
 """From a method and a model to every value that will be used, and where each came from.
 
-Presets, and what a family of models asks for, are for methods of the catalogue as they stand there, also where a file
-of settings starts from one. A config of one's own is taken by its word: every value that it has was chosen, also one
-that an edit in a ledger was made with.
+Presets, and what a family of models asks for, apply to methods of the catalogue as they are there, also if a file of
+settings starts from one. A changed config keeps its own values, such as those that an edit in a ledger was made with.
 """
 
 from __future__ import annotations

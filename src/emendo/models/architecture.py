@@ -243,7 +243,7 @@ ARCHITECTURES: Registry[ArchitectureSpec] = Registry(
 
 @checked
 def register_model_family(spec: ArchitectureSpec, *, replace: bool = False) -> ArchitectureSpec:
-    """Add a model family of one's own: models of its `model_type` can be loaded and edited then.
+    """Add a model family: models of its `model_type` can then be loaded and edited.
 
     A model is checked against its own forward pass when it is wrapped, so a row that does not fit is refused.
 

@@ -1,4 +1,4 @@
-"""A model of one's own over somebody's weights: what is done to its modules, nobody else sees.
+"""A separate model over shared weights: changes to its modules are seen by nobody else.
 
 Reading and moving activations needs hooks, another attention function, evaluation mode, and weights that are tried out.
 On the modules that others run their forward passes through, each of these would change what the others get. So all of

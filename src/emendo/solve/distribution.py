@@ -180,7 +180,7 @@ DISTRIBUTIONS: Registry[Distribution] = Registry(
 
 @checked
 def register_distribution(distribution: Distribution, *, replace: bool = False) -> Distribution:
-    """Add a distribution of one's own; ``--set distribution=NAME`` and ``distribution=`` of a method take it then.
+    """Add a distribution: ``--set distribution=NAME`` and ``distribution=`` of a method then take it.
 
     Args:
         distribution: An object of a subclass of `Distribution`.

@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--facts", type=Path, default=DEMO_FACTS)
     parser.add_argument("--counts", default="1,10,58")
     parser.add_argument("--multiple", type=float, default=None)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     records = emendo.read_records(args.facts)
     if args.what == "bases":
         rows = (base_run(name, records, args.multiple or 10) for name in args.bases)

@@ -8,6 +8,7 @@ import pytest
 
 from emendo.editing.session import EditSession
 from emendo.errors import InputError, WeightsChangedError
+from emendo.models.checksums import row_sums
 from emendo.statistics import MomentStore
 from tests.conftest import build_tiny
 from tests.model_state import changes, model_state
@@ -85,6 +86,21 @@ def test_what_a_plan_without_it_does_is_not_done(session: EditSession, monkeypat
         monkeypatch.setattr(f"emendo.{name}", refused)
     ready.edit(EIFFEL)
     ready.edit(JAPAN)
+
+
+def test_other_weights_are_not_read(session: EditSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, lm, read = session.prepare("emendo", layers=[0, 2], settings=QUICK), session.lm, set()
+
+    def noted(model: Any, **which: Any) -> dict[str, str]:
+        read.update(sums := row_sums(model, **which))
+        return sums
+
+    monkeypatch.setattr("emendo.models.contents.row_sums", noted)
+    ready.edit(EIFFEL)
+    assert read <= {lm.parameter_name(0), lm.parameter_name(2)}
+    session.apply(session.plan(JAPAN, "emmet", layers=[1], settings=QUICK))
+    assert lm.parameter_name(1) in read
+    assert len(read) > 3
 
 
 def test_contexts_are_sampled_once(store: MomentStore) -> None:

@@ -13,6 +13,7 @@ import emendo
 from emendo import EditSession
 from emendo.errors import ExportError, InputError, UnsupportedModelError
 from emendo.evaluate import evaluate_records
+from emendo.evaluate.tokens import TREE_TOLERANCE, score_tokens
 from emendo.export import write_adapter, write_checkpoint, write_in_place
 from emendo.export.recorded_moments import recorded_moments
 from emendo.ledger import EditLedger
@@ -165,6 +166,13 @@ def test_scores_and_generated_text_come_from_the_few_bits(lm: EditableModel) -> 
     ids = lm.encode(EIFFEL.text)
     said = lm.generate(EIFFEL.text, max_new_tokens=1)
     assert said == lm.decode_after(ids, [int(logits(lm.model, ids)[0, -1].argmax())])
+
+
+def test_a_tree_is_checked_as_few_bits_compute_it(lm: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """int8 rounds a text by what is beside it, so that one of many texts is not what it is by itself."""
+    monkeypatch.setattr("emendo.evaluate.tokens.TREE_TOLERANCE", dict.fromkeys(TREE_TOLERANCE, 1e-6))
+    pairs = [(f"{subject} is located in the city of", " Rome") for subject in ("The tower", "Rome", "A river")]
+    assert all(score.log_probs for score in score_tokens(lm, pairs))
 
 
 def _way(lm: EditableModel) -> str:

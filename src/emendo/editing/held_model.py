@@ -185,7 +185,8 @@ class HeldModel:
         with self.lm.access.turn():
             self._check_own()
             self.lm.contents.check(layers)
-            self._write(self._edits.after(update, self.lm))
+            # Compared just now: once more only what torch says was touched since.
+            self._write(self._edits.after(update, self.lm), compared=())
 
     def _check_own(self) -> None:
         """Refuse a model whose edits are not those of this session."""
@@ -207,9 +208,9 @@ class HeldModel:
     def _contents(self, edits: HeldEdits) -> Contents:
         return Contents(self, edits.exact, edits, bool(edits.updates))
 
-    def _write(self, edits: HeldEdits) -> None:
+    def _write(self, edits: HeldEdits, compared: Sequence[int] | None = None) -> None:
         """Bring the model from the present edits to others; if writing fails, it is left as it was."""
-        self.lm.contents.change(self._contents(edits))
+        self.lm.contents.change(self._contents(edits), compared=compared)
 
     @contextmanager
     def _holding(self, inside: Callable[[], HeldEdits]) -> Iterator[None]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emendo.io.heap import give_back_freed_memory
 from emendo.methods.settings import KeySettings, Site
 from emendo.models import EditableModel, TokenBatch, adding, pack_by_tokens
 from emendo.models.alignment import align_prompt
@@ -193,7 +194,9 @@ class _Averaged:
             for layer, values in rows.last(self._lm, what, layers, resume=resume).items():
                 each = values[order].view(-1, len(self._weights), values.shape[-1])
                 means[layer].append(torch.einsum("c,ncd->nd", self._weights.to(each), each))
-                plain[layer].append(each[:, 0])
+                plain[layer].append(each[:, 0].clone())  # a view would hold every context's
+            if len(self._blocks) > 1:
+                give_back_freed_memory()
         return _joined(means), _joined(plain)
 
 

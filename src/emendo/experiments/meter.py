@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 import time
@@ -11,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+from emendo.io.heap import give_back_freed_memory
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -68,14 +69,9 @@ class Meter:
 
 
 def release_memory() -> None:
-    """Hand memory that nothing uses any more back to the system, so that the next cell's peaks are its own.
-
-    The C library of Linux keeps freed memory that lies between what is still in use; asked, it returns its whole pages.
-    """
+    """Hand memory that nothing uses any more back to the system, so that the next cell's peaks are its own."""
     gc.collect()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # a C library other than glibc has no such function
-            ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed_memory()
 
 
 def _reset_peak(device: torch.device) -> None:

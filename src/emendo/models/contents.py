@@ -79,19 +79,20 @@ class WeightContents:
         self.settle()
         return self._state[0]
 
-    def change(self, to: Contents, *, forward: bool = False) -> None:
+    def change(self, to: Contents, *, forward: bool = False, compared: Sequence[int] | None = None) -> None:
         """Bring the weights to other contents; if that fails, they are left as they were.
 
         Args:
             to: What they shall hold.
             forward: When interrupted, go on to `to` rather than back.
+            compared: Layers whose weights are compared with what was last seen in them, as in `check`.
 
         Raises:
             WeightsChangedError: Somebody else has changed them; nothing was written.
         """
         with self._lm.access.turn():
             now = self.now
-            self.check()
+            self.check(compared)
             layers = differing_layers(now.weights, to.weights)
             with self._lm.access.writing():
                 for layer in layers:

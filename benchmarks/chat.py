@@ -114,7 +114,7 @@ def main() -> None:
             begin = time.process_time()
             plan = session.plan(requests, chosen.method, settings=settings)
             row["cpu_seconds"] = round(time.process_time() - begin, 1)
-            row["searched"], row["found_searched"], row["requests"] = targets.made, targets.shared, len(requests)
+            row["searched"], row["found_searched"], row["requests"] = targets.searched, targets.shared, len(requests)
             row["steps"] = [len(trace.losses) for trace in plan.targets]
             row["contexts"] = plan.update.info["contexts"]
             row["relative_norms"] = [layer.relative_norm for layer in plan.layers]

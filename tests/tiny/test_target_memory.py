@@ -64,8 +64,8 @@ def test_a_second_memory_reads_what_the_first_found(
     assert torch.equal(found.value, again.value)
     assert torch.equal(found.delta, again.delta)
     assert found.traces == again.traces
-    assert (first.shared_seconds, second.made_seconds) == (0.0, 0.0)
-    assert second.shared_seconds == first.made_seconds > 0
+    assert (first.shared_seconds, second.search_seconds) == (0.0, 0.0)
+    assert second.shared_seconds == first.search_seconds > 0
 
 
 CHANGES: dict[str, dict[str, Any]] = {

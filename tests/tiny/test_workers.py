@@ -283,7 +283,7 @@ def test_workers_search_and_count_what_one_process_does(model: str, tmp_path: Pa
     with Processes(2) as workers:
         found, memory = plan_by(lm, tmp_path / "together", workers, progress)
     assert found == expected
-    assert (memory.made, memory.shared) == (alone.made, alone.shared) == (6, 0)
+    assert (memory.searched, memory.shared) == (alone.searched, alone.shared) == (6, 0)
     assert progress.stages["targets (2 workers)"] == 6 * int(QUICK["target.steps"])
     assert progress.stages["second moments (2 workers)"] > 0
     files = [sorted(path.name for path in (tmp_path / name).rglob("*.*")) for name in ("alone", "together")]
@@ -299,7 +299,7 @@ def test_a_joined_worker_searches_what_nobody_searches(tiny_llama: EditableModel
     expected, _ = plan_by(tiny_llama, tmp_path / "alone", None)
     found, memory = plan_by(build_tiny("llama"), tmp_path / "joined", Joined(member=False))
     assert found == expected
-    assert (memory.made, memory.shared) == (6, 0)
+    assert (memory.searched, memory.shared) == (6, 0)
     (tmp_path / "half" / "targets").mkdir(parents=True)
     other = min((tmp_path / "alone" / "targets").iterdir())
     held = Claims(tmp_path / "half" / "targets").take(other.stem)  # another worker is at this one
@@ -312,7 +312,7 @@ def test_a_joined_worker_searches_what_nobody_searches(tiny_llama: EditableModel
     threading.Timer(2.0, finish).start()
     found, memory = plan_by(build_tiny("llama"), tmp_path / "half", Joined(member=False))
     assert found == expected
-    assert (memory.made, memory.shared) == (4, 2)
+    assert (memory.searched, memory.shared) == (4, 2)
 
 
 @pytest.mark.crash

@@ -57,10 +57,10 @@ class ValueCache:
             folder, which must then be writable.
 
     Attributes:
-        served: Requests that it has answered for.
-        made: Requests that it has searched.
-        made_seconds: Wall time of these searches.
-        shared: Requests whose targets it found in the folder.
+        asked: Requests that it was asked for.
+        searched: Those that it searched (misses of the cache).
+        search_seconds: Wall time of these searches.
+        shared: Those whose values it found in the folder (hits).
         shared_seconds: What those searches had taken when they were made.
 
     Raises:
@@ -77,8 +77,8 @@ class ValueCache:
     ) -> None:
         self.requests = tuple(requests)
         self.folder, self.optional, self.workers = folder, optional, workers
-        self.served = self.made = self.shared = 0
-        self.made_seconds = self.shared_seconds = 0.0
+        self.asked = self.searched = self.shared = 0
+        self.search_seconds = self.shared_seconds = 0.0
         self._place = {request: number for number, request in enumerate(self.requests)}
         self._known: dict[str, FoundValues] = {}
         self._made_for_this: set[str] = set()
@@ -115,7 +115,7 @@ class ValueCache:
                 "remembered targets are those of the unedited model, for the requests that the memory was made with; "
                 "leave targets= out of the session, or roll back first"
             )
-        self.served += len(requests)
+        self.asked += len(requests)
         groups = share_groups(lm, requests, settings.shared)
         alone, size = replace(settings, shared="request"), settings.batch_size
         places = {group[0]: self._place[requests[group[0]]] for group in groups if len(group) == 1}
@@ -167,7 +167,7 @@ class ValueCache:
         """
         if kept or not self.serves(requests):
             return search_values(lm, requests, contexts, layer, settings, progress, kept)
-        self.served += len(requests)
+        self.asked += len(requests)
         return self._searched(lm, requests, contexts, layer, settings, progress, after=_written_sha256(written))
 
     def _spread(
@@ -211,8 +211,8 @@ class ValueCache:
         if path is not None and path.exists():
             self._known[key], seconds = _read(path, asked, lm.device)
             if key in self._made_for_this:
-                self.made += len(requests)
-                self.made_seconds += seconds
+                self.searched += len(requests)
+                self.search_seconds += seconds
             else:
                 self.shared += len(requests)
                 self.shared_seconds += seconds
@@ -220,8 +220,8 @@ class ValueCache:
         begin = time.perf_counter()
         targets = search_values(lm, requests, contexts, layer, settings, progress)
         seconds = time.perf_counter() - begin
-        self.made += len(requests)
-        self.made_seconds += seconds
+        self.searched += len(requests)
+        self.search_seconds += seconds
         if path is not None:
             with suppress(OutputError) if self.optional else nullcontext():
                 _write(path, asked, targets, seconds)

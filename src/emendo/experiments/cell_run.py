@@ -308,13 +308,13 @@ class _CellRun:
 
     def _searches(self) -> tuple[int, int, int, float]:
         memory = self.memory
-        return memory.served, memory.made, memory.shared, memory.shared_seconds
+        return memory.asked, memory.searched, memory.shared, memory.shared_seconds
 
     def _work(self, plan: Plan, before: tuple[int, int, int, float]) -> dict[str, Any]:
-        """Target searches of a batch: made for it, and found in the folder, where others had made them."""
-        served, made, shared, seconds = (now - then for now, then in zip(self._searches(), before, strict=True))
+        """Value searches of a batch: made for it, and found in the folder, where others had made them."""
+        asked, searched, shared, seconds = (now - then for now, then in zip(self._searches(), before, strict=True))
         return {
-            "searches": made if served else len(plan.targets),
+            "searches": searched if asked else len(plan.targets),
             "shared_searches": shared,
             "shared_seconds": seconds,
         }

@@ -9,7 +9,7 @@ best of these there, in points of S.
 The study's facts are packaged ones, the others are `benchmarks/data/dev_facts.jsonl`: the demo model answers all of
 them, and no subject or neighbour is in both.
 
-A run that was interrupted goes on in the folder.
+A run that was interrupted goes on in the folder; its time is then that of the last part of the study.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from emendo.experiments.layer_result import Place
-
 from benchmarks.machine import describe_machine
 from emendo import load
 from emendo.evaluate.layer_statistics import standing
 from emendo.experiments.layer_study import StudySettings, layer_study, sweep
 from emendo.report.layers import document, write_layers
+from emendo.tracing.sweep import Place
 
 
 def behind(places: list[Place]) -> list[dict[str, Any]]:
@@ -43,7 +42,7 @@ def behind(places: list[Place]) -> list[dict[str, Any]]:
     return [
         {
             "layers": place.name,
-            **{name: place.scores[name]["value"] for name in ("S", "ES", "PS", "NS")},
+            **{name: place.scores[name] for name in ("S", "ES", "PS", "NS")},
             "relative_cost": place.relative_cost,
             "behind": gap.to_dict(),
             "cannot_be_told_from_the_best": alike,
@@ -66,12 +65,15 @@ def main() -> None:
 
     lm = load(args.model)
     settings = StudySettings(n=args.n, part="all")
+    took = args.folder / "seconds.json"
     begin, begin_cpu = time.perf_counter(), time.process_time()
     study = layer_study(lm, args.data, settings, folder=args.folder)
-    seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+    if not took.exists():  # a run that goes on has the time of the first only where that came so far
+        took.write_text(json.dumps([time.perf_counter() - begin, time.process_time() - begin_cpu]))
+    seconds, cpu = json.loads(took.read_text())
     described = document(study)
     write_layers(args.folder, described, study.trace)
-    ranked = sorted(study.edited, key=lambda place: -place.scores["S"]["value"])
+    ranked = sorted(study.edited, key=lambda place: -place.scores["S"])
     tried = sorted({place.layers for place in [study.recommended, *ranked[: args.candidates]]})
     others = replace(settings, layers=tuple(layer for (layer,) in tried), n=args.others)
     begin_others = time.process_time()

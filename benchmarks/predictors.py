@@ -14,7 +14,8 @@ neighbours.
 
     python benchmarks/predictors.py --data demo --elsewhere benchmarks/data/dev_facts.jsonl \
         --out benchmarks/results/predictors_demo.json
-    python benchmarks/predictors.py --data counterfact.jsonl --out benchmarks/results/predictors_counterfact.json
+    python benchmarks/predictors.py --data counterfact.jsonl -n 64 --nodes 2 --nameless \
+        --out benchmarks/results/predictors_counterfact.json
 """
 
 from __future__ import annotations
@@ -48,6 +49,21 @@ def auc(scores: np.ndarray, changed: np.ndarray) -> float:
     return float((ranks(scores)[changed].sum() - positive * (positive - 1) / 2) / (positive * negative))
 
 
+def early(scores: np.ndarray, kl: np.ndarray) -> list[dict[str, float]]:
+    """How many of the neighbours that moved far stand in the first twentieth and the first fifth of a ranking."""
+    order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")
+    return [
+        {
+            "nats": nats,
+            "moved": int((kl > nats).sum()),
+            "first": (n := len(kl) // part),
+            "found": int((kl[order[:n]] > nats).sum()),
+        }
+        for nats in (CHANGED_KL, 0.5, 1.0)
+        for part in (20, 5)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
@@ -57,6 +73,7 @@ def main() -> None:
     parser.add_argument("--method", default="emmet")
     parser.add_argument("--layers", type=int, nargs="+", help="default: the preset's")
     parser.add_argument("--nodes", type=int, default=4, help="points of the quadrature")
+    parser.add_argument("--nameless", action="store_true", help="write no prompts: they are not ours to pass on")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -128,12 +145,13 @@ def main() -> None:
         "changed": {outcome: [int(changed[of].sum()), int(of.sum())] for outcome, (changed, of) in outcomes.items()},
         "auc": rows,
         "correlation_of_firing_with_kl": float(by_size),
+        "early": {name: early(scores, np.array(shift.kl)) for name, scores in predictors.items()},
         "cpu_seconds": time.process_time() - begin,
         "machine": describe_machine(),
         "each": [
             {
                 "fact": int(fact),
-                "prompt": prompt,
+                **({} if args.nameless else {"prompt": prompt}),
                 "kl": float(f"{kl:.4g}"),
                 **{outcome: bool(changed[i]) for outcome, (changed, _) in outcomes.items()},
                 "true answer was preferred": bool(kept[i]),

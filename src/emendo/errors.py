@@ -56,6 +56,13 @@ class EmendoError(Exception):
     exit_code = 1
 
 
+def _with_problems(message: str, problems: Sequence[str]) -> str:
+    """A single problem stands behind the message, so that the error is one line; several are a list under it."""
+    if len(problems) == 1:
+        return f"{message} {problems[0]}"
+    return "\n".join([message, *(f"  {problem}" for problem in problems)])
+
+
 class InputError(EmendoError, ValueError):
     """Something that the caller gave cannot be used. Nothing was changed."""
 
@@ -71,7 +78,7 @@ class RequestError(InputError):
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+        super().__init__(_with_problems(message, self.problems))
 
 
 class ConflictError(RequestError):
@@ -163,7 +170,7 @@ class GateConfigError(InputError):
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+        super().__init__(_with_problems(message, self.problems))
 
 
 class InfeasibleError(InputError):

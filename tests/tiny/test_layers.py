@@ -216,6 +216,7 @@ def test_command(emendo: Command, facts: str, model: str, tmp_path: Path) -> Non
         (("--window", "1"), "--window 5"),
         (("--method", "ft"), "--method"),
         (("--n", "3", "--facts", "BARE"), "--facts"),
+        (("--n", "3", "--facts", "ELSEWHERE"), "must hold the subject once"),
         (("--n", "3", "--batch-size", "4"), "--batch-size"),
         (("--part", "test"), "part"),
         (("--n", "3", "--samples", "0"), "--samples"),
@@ -227,7 +228,11 @@ def test_bad_input_is_one_line(
     bare = tmp_path / "bare.jsonl"
     rows = [{"prompt": f"{{}} {n} is", "subject": f"Japan {n}", "target": "Rome"} for n in range(4)]
     bare.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    named = [str(bare) if word == "BARE" else word for word in arguments]
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    row = {"prompt": "The capital of Italy is", "subject": "Japan", "attribute": "Rome", "known_id": 1, "template": "x"}
+    elsewhere.write_text(json.dumps(row) + "\n")
+    places = {"BARE": str(bare), "ELSEWHERE": str(elsewhere)}
+    named = [places.get(word, word) for word in arguments]
     given = () if "--facts" in arguments else ("--facts", facts)
     code, _, err = emendo("layers", "--model", model, "--part", "all", *given, *named, "-q")
     assert (code, err.count("\n")) == (2, 1), err

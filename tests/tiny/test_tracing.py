@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import emendo.report.trace.write as write_module
+import emendo.tracing.grid as grid_module
 from emendo.errors import InputError, RequestError, SelfCheckError, TraceError
 from emendo.models import EditableModel
 from emendo.tracing import (
@@ -152,6 +153,30 @@ def test_token_budget_changes_memory_alone(tiny_llama: EditableModel) -> None:
     for kind in settings.kinds:
         one, many = (trace_grid(tiny_llama, aligned, runs, kind, settings, token_budget=b) for b in (1, 10**6))
         torch.testing.assert_close(one.scores, many.scores, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 7, 30])
+def test_parts_of_a_row_that_go_through_a_block_alone_change_time_alone(
+    tiny_llama: EditableModel, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """From one branch of one sample at a time, through parts of both, to a few samples."""
+    settings = TraceSettings(kinds=KINDS, samples=5, window=3)
+    aligned, _, whole = grids_of(tiny_llama, EIFFEL, settings)
+    steps: list[tuple[int, int]] = []
+    step = grid_module.wave_step
+
+    def counted(lm: EditableModel, layer: int, stream: torch.Tensor, layout: Any) -> torch.Tensor:
+        steps.append((layout.samples, stream[..., 0].numel()))
+        return step(lm, layer, stream, layout)
+
+    monkeypatch.setattr(grid_module, "_CACHED", most)
+    monkeypatch.setattr(grid_module, "wave_step", counted)
+    _, _, parts = grids_of(tiny_llama, EIFFEL, settings)
+    opened = 5 * len(aligned.ids)  # a pass over whole texts, which nothing is cut from
+    assert all(tokens in (opened,) or tokens <= max(most, len(aligned.ids)) for _, tokens in steps)
+    assert {samples for samples, _ in steps} >= {1}
+    for kind, grid in whole.items():
+        torch.testing.assert_close(parts[kind].scores, grid.scores, rtol=0, atol=1e-6)
 
 
 def test_the_model_is_left_as_it_was(tiny_gpt2: EditableModel) -> None:
@@ -366,6 +391,12 @@ def test_command_traces_a_data_set(emendo: Command, model: str, tmp_path: Path) 
     code, text, _ = emendo(*common, "--any-answer", "--n", "1", "--out", str(tmp_path / "one"))
     assert code == 0
     assert len(json.loads(text)["facts"]) == 1
+    code, _, _ = emendo(*common, "--any-answer", "--out", str(tmp_path / "both"))
+    assert code == 0
+    page = (tmp_path / "both" / "trace.html").read_text()
+    assert page.count('<figure class="panel">') == 4  # first subject (of one), last subject, first after, last
+    assert page.count("<svg") >= 4
+    assert "Last subject token, 2 facts (indirect effect)" in page
 
 
 @pytest.mark.usefixtures("home")
@@ -393,5 +424,5 @@ def test_a_subject_that_is_not_in_its_prompt_is_named_with_its_row(emendo: Comma
     row = {"subject": "Japan", "prompt": "The capital of Italy is", "attribute": "Rome", "known_id": 1, "template": "x"}
     (tmp_path / "facts.jsonl").write_text(json.dumps(row) + "\n")
     code, _, err = emendo("trace", "--model", model, "--facts", str(tmp_path / "facts.jsonl"), "-q")
-    assert code == 2
+    assert (code, err.count("\n")) == (2, 1), err
     assert "line 1: prompt must hold the subject once, found 0 times: 'Japan' in 'The capital of Italy is'" in err

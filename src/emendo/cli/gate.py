@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from emendo.editing.plan import Plan
     from emendo.editing.session import EditSession
     from emendo.evaluate import Snapshot
-    from emendo.gate import Check, GateConfig, GateReport
+    from emendo.gate import Check, GateConfig, GateReport, PromptsAtRisk
     from emendo.report import Verdict
     from emendo.requests import EditRecord
     from emendo.updates.update import ModelUpdate
@@ -47,6 +47,11 @@ def gate(
         ),
     ] = None,
     format: facts.Format = "auto",
+    at_risk: Annotated[
+        Path | None,
+        typer.Option("--at-risk", metavar="FILE", help="Prompts to look through for those that the edit may change."),
+    ] = None,
+    most: Annotated[int, typer.Option("--most", help="Of --at-risk, how many are asked.")] = 20,
     config: Annotated[
         str, typer.Option("--config", metavar="FILE|default", help="Checks and limits, TOML.")
     ] = "default",
@@ -70,7 +75,12 @@ def gate(
         raise InputError("expected --model MODEL and --update FILE (or --print-default)")
     chosen = read_config(config)
     _check_canaries(chosen)
+    prompts = _looked_through(at_risk, most)
     updates = [_loaded(path) for path in update]
+    if prompts:
+        from emendo.gate.at_risk import edits_apart
+
+        edits_apart(updates)
     records = _records(updates) if requests is None else facts.read_requests(terminal, requests, format)
 
     from emendo.editing.session import EditSession
@@ -92,8 +102,52 @@ def gate(
         command = f"emendo export checkpoint --model {quoted(model)} {given} --out DIR"
         terminal.line(f"Next: ship it with {command}", unbroken=True)
     show_gate(terminal, report)
-    terminal.result(report.to_dict() | {"verdict": verdict.to_dict()})
+    found: dict[str, Any] = {}
+    if prompts:
+        from emendo.gate import prompts_at_risk
+
+        risk = prompts_at_risk(session, updates, prompts, most=most, before=before, after=after)
+        _show_at_risk(terminal, risk)
+        found = {"at_risk": risk.to_dict()}
+    terminal.result(report.to_dict() | {"verdict": verdict.to_dict()} | found)
     refuse_failed(terminal, report)
+
+
+def _looked_through(file: Path | None, most: int) -> list[str]:
+    """The prompts of --at-risk.
+
+    Raises:
+        DatasetError: The file cannot be read, or has none.
+        InputError: None of them is to be asked.
+    """
+    if most < 1:
+        raise InputError(f"expected at least 1 prompt to be asked, found {most} (--most 20)")
+    if file is None:
+        return []
+    from emendo.datasets.prompts import read_prompts
+
+    return read_prompts(file)
+
+
+def _show_at_risk(terminal: Terminal, risk: PromptsAtRisk) -> None:
+    """The prompts that were asked, and how many of them change. It is no check: nothing passes or fails by it."""
+    terminal.table(
+        f"Prompts at risk: the edit fires most at these {len(risk.prompts)} of {risk.looked_at:,}",
+        ("prompt", "KL", "next token", "fires most"),
+        (
+            (
+                shortened(repr(row.prompt), _MOST_CHARACTERS),
+                f"{row.kl:.3f}",
+                coloured("changed", f"{row.before!r} → {row.after!r}") if row.changed else repr(row.before),
+                f"{row.firing:.2f} {row.edit}",
+            )
+            for row in risk.prompts
+        ),
+    )
+    terminal.line(
+        f"After {len(risk.changed)} of them another token is most likely. The other prompts were not asked; "
+        "`emendo diff` asks all."
+    )
 
 
 # ---- the gate of another command -------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The gate: checks with limits that an edit has to hold before it is let in, and a warning for long sequences."""
 
+from emendo.gate.at_risk import PromptAtRisk, PromptsAtRisk, prompts_at_risk
 from emendo.gate.canaries import Canary, CanarySet, CanaryText, read_canaries
 from emendo.gate.config import DEFAULT, GateConfig, MonitorConfig, default_config, default_text, read_config
 from emendo.gate.evidence import Evidence, Measurement
@@ -26,10 +27,13 @@ __all__ = [
     "GrowingConfig",
     "Measurement",
     "MonitorConfig",
+    "PromptAtRisk",
+    "PromptsAtRisk",
     "Signals",
     "TopicShift",
     "default_config",
     "default_text",
+    "prompts_at_risk",
     "read_canaries",
     "read_config",
     "reference_snapshot",

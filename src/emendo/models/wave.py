@@ -58,6 +58,11 @@ class WaveLayout:
             return self
         return replace(self, device=device, alibi=None if self.alibi is None else self.alibi.to(device))
 
+    def of(self, layer: int, rows: slice) -> WaveLayout:
+        """The same layout for one block and some of the samples."""
+        keys, values = self.past[layer]
+        return replace(self, samples=len(keys[rows]), past={layer: (keys[rows], values[rows])})
+
     def seen(self, window: int | None) -> Bool[Tensor, "width positions"]:
         """Which positions of its text a token that is carried may attend to."""
         own = torch.arange(self.start, self.start + self.width, device=self.device)[:, None]

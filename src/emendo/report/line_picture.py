@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from emendo.report.lines import COLOURS, Panel, bounds
 from emendo.report.packages import check_matplotlib
 
-_MARKS = ("o", "s", "D", "^")
+_MARKS = ("o", "s", "D", "^", "v")
 
 
 def draw_panels(title: str, note: str, panels: Sequence[Panel]) -> bytes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#7a4b94")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#7a4b94", "#7a6200")
 """Told apart by people with any colour vision; the shapes of the points differ too."""
 
-SHAPES = ("circle", "square", "diamond", "triangle")
+SHAPES = ("circle", "square", "diamond", "triangle", "wedge")
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 210, 52, 12, 12, 34
 
@@ -53,11 +53,12 @@ class Panel:
 
     Attributes:
         title: What is plotted.
-        lines: At most four.
+        lines: At most five.
         unit: Of y.
         x: What x is.
         span: Smallest and largest x, shared by panels that stand together.
         marked: An x that is drawn as a line, and what it is.
+        within: Smallest and largest y that are shown; None for those of its own lines.
     """
 
     title: str
@@ -66,10 +67,20 @@ class Panel:
     x: str
     span: tuple[float, float]
     marked: tuple[tuple[float, str], ...] = ()
+    within: tuple[float, float] | None = None
+
+
+def on_one_scale(panels: Sequence[Panel]) -> list[Panel]:
+    """The same panels with one scale of y, so that they can be compared by eye."""
+    ends = [bounds(panel) for panel in panels]
+    within = (min(low for low, _ in ends), max(high for _, high in ends))
+    return [replace(panel, within=within) for panel in panels]
 
 
 def bounds(panel: Panel) -> tuple[float, float]:
     """Smallest and largest y with the intervals, and a little room."""
+    if panel.within is not None:
+        return panel.within
     values = [value for line in panel.lines for point in line.points for value in (point.y, *(point.interval or ()))]
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.5 * abs(high) or 0.5

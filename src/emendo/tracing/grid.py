@@ -9,10 +9,11 @@ given, nor in the last block where nobody reads it. Cells that cannot differ are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -31,8 +32,14 @@ EXACT, FREE, ABSENT = 1, 2, 0
 _TOKENS = 8192
 """Tokens that stand in one row at once, unless given: bounds memory, not results."""
 
+_CACHED = 1024
+"""Tokens that a block of a processor gets at once: what it makes on the way stays in the cache."""
+
 _SCORED = 64
-"""Rows of logits at once."""
+"""Rows of logits at once, at least: the unembedding is read once for all of them."""
+
+_LOGITS = 2**23
+"""Logits at once where the vocabulary is small enough for more rows."""
 
 
 @dataclass(frozen=True)
@@ -209,14 +216,30 @@ class _Wave:
                 new = joins.at.get(layer, ())
                 stream = self._joined(stream, [self._begin(join, layer, stream) for join in new if not join.above])
                 if stream.shape[1]:
-                    with self._held(layer, until[: stream.shape[1]], stream.shape[:3]):
-                        stream = wave_step(self.lm, layer, stream, self.layout)
+                    stream = self._through(layer, stream, until[: stream.shape[1]])
                 stream = self._joined(stream, [self._above(layer) for join in new if join.above])
             return self._scores(stream[:, :, -1])
 
+    def _through(
+        self, layer: int, stream: Float[Tensor, "samples branches width d_model"], until: Int[Tensor, " branches"]
+    ) -> Float[Tensor, "samples branches width d_model"]:
+        """What a block gives; on a processor for as many samples and branches at a time as its cache holds."""
+        samples, branches, width, _ = stream.shape
+        most = _CACHED if self.lm.block_device(layer).type == "cpu" else samples * branches * width
+        out: list[Tensor] = []
+        for rows in _even(samples, most // (branches * width)):
+            layout, parts = self.layout.of(layer, rows), []
+            for columns in _even(branches, most // width):
+                part = stream[rows, columns]
+                with self._held(layer, until[columns], rows, part.shape[:3]):
+                    parts.append(wave_step(self.lm, layer, part, layout))
+            out.append(torch.cat(parts, dim=1))
+        return torch.cat(out)
+
     def _scores(self, last: Float[Tensor, "samples branches d_model"]) -> Float[Tensor, "samples branches"]:
         """Read off the last position, for a few branches at a time: logits of all of them are more than a cache."""
-        step = max(1, _SCORED // len(last))
+        rows = max(_SCORED, _LOGITS // self.lm.vocab_size)
+        step = max(1, rows // len(last))
         parts = last.split(step, dim=1)
         return torch.cat([self.scorer(self.lm.unembed(self._finish(part))).cpu() for part in parts], dim=1)
 
@@ -242,9 +265,16 @@ class _Wave:
         return own
 
     def _held(
-        self, layer: int, until: Int[Tensor, " branches"], shape: Sequence[int]
+        self, layer: int, until: Int[Tensor, " branches"], rows: slice, shape: Sequence[int]
     ) -> AbstractContextManager[object]:
-        """The context in which a module's output at the token is replaced, where the kind asks for it."""
+        """The context in which a module's output at the token is replaced, where the kind asks for it.
+
+        Args:
+            layer: Index of the block.
+            until: Of the branches that go through it together.
+            rows: The samples that go through it together.
+            shape: Samples, branches and tokens of each.
+        """
         samples, branches, width = shape
         capture, module = self.runs.capture, module_of(self.kind)
         given = torch.zeros(samples, branches, width, dtype=torch.bool)
@@ -256,7 +286,7 @@ class _Wave:
         outputs = (capture.mlp_out if module == "mlp" else capture.attention_out)[layer]
         if is_hidden(self.kind):  # severed: what the module gave in the corrupted run
             inside = torch.ones(branches, dtype=torch.bool)
-            value = outputs[self.rows, self.t][:, None].expand(-1, branches, -1).flatten(0, 1)
+            value = outputs[self.rows][rows, self.t][:, None].expand(-1, branches, -1).flatten(0, 1)
         else:
             inside = until > layer
             value = outputs[0, self.t][None]
@@ -266,6 +296,13 @@ class _Wave:
         if module == "mlp":
             return mlp_given(self.lm, layer, given.flatten(), value)
         return held(self.lm, layer, module, partial(_put, given.flatten(), value))
+
+
+def _even(count: int, most: int) -> Iterator[slice]:
+    """`count` things in as few parts of at most `most` as will do, all of one size but for one."""
+    parts = -(-count // max(1, most))
+    bounds = [count * part // parts for part in range(parts + 1)]
+    yield from (slice(begin, end) for begin, end in pairwise(bounds))
 
 
 def _put(given: Tensor, value: Tensor, out: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from emendo.report.heat import group_of
 from emendo.report.html import render
+from emendo.report.lines import placed
 from emendo.report.trace.heat import average_heats, fact_heats
+from emendo.report.trace.panels import average_panels
 from emendo.report.trace.words import explain, fact_row, peaks
 from emendo.tracing import Average, Trace
 
@@ -33,6 +35,7 @@ def page(trace: Trace, averages: Sequence[Average]) -> str:
         settings=explain(trace),
         peaks=peaks(trace, averages),
         averages=group_of(mean_heats) if several else None,
+        panels=[placed(panel) for panel in average_panels(trace, averages)] if several else [],
         facts=[
             {"row": fact_row(fact, trace.kinds), "group": group_of(fact_heats(fact, trace.kinds))}
             for fact in trace.facts[:MOST_FACTS]

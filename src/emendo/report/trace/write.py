@@ -13,9 +13,11 @@ from emendo.io.in_place import replaced_files
 from emendo.io.printable import printable
 from emendo.io.whole_file import write_bytes, write_text
 from emendo.report.heat_picture import draw_heats
+from emendo.report.line_picture import draw_panels
 from emendo.report.packages import check_packages
-from emendo.report.trace.heat import average_heats, fact_heats
+from emendo.report.trace.heat import fact_heats
 from emendo.report.trace.page import page
+from emendo.report.trace.panels import average_panels
 from emendo.report.trace.words import explain, fact_row, peaks
 from emendo.tracing import Average, Trace, write_trace
 
@@ -74,7 +76,7 @@ def document(trace: Trace, averages: Sequence[Average]) -> dict[str, Any]:
 
 def markdown(trace: Trace, averages: Sequence[Average]) -> str:
     """The trace as Markdown: how it was made, the largest effects, a row for each fact."""
-    lines = [f"# Causal trace of {len(trace.facts)} fact(s)", "", "![Effects by token and layer](trace.png)", ""]
+    lines = [f"# Causal trace of {len(trace.facts)} fact(s)", "", f"![{_shown(trace)}](trace.png)", ""]
     lines += [f"- **{name}**: {printable(text)}" for name, text in explain(trace)]
     lines += ["", "## Largest average effects", "", *(f"- {line}" for line in peaks(trace, averages)), ""]
     rows = [fact_row(fact, trace.kinds) for fact in trace.facts]
@@ -85,14 +87,19 @@ def markdown(trace: Trace, averages: Sequence[Average]) -> str:
 
 
 def picture(trace: Trace, averages: Sequence[Average]) -> bytes:
-    """The averages of several facts, or the grids of one."""
+    """The averages of several facts with their intervals, or the grids of one."""
     told = dict(explain(trace))
     note = f"measured: {told['Measured']}; corrupted by {told['Corrupted by']}"
     if len(trace.facts) > 1:
         title = f"Average indirect effects of {len(trace.facts)} facts, {trace.made['model']['name']}"
-        return draw_heats(title, note, average_heats(trace, averages))
+        return draw_panels(title, f"{note}; bars: 95 % intervals over facts", average_panels(trace, averages))
     fact = trace.facts[0]
     return draw_heats(f"{fact.text} → {fact.answer.strip()}", note, fact_heats(fact, trace.kinds))
+
+
+def _shown(trace: Trace) -> str:
+    """What is on the picture."""
+    return "Average effects by layer" if len(trace.facts) > 1 else "Effects by token and layer"
 
 
 def _line(cells: Any) -> str:

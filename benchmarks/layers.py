@@ -76,7 +76,6 @@ def main() -> None:
     ranked = sorted(study.edited, key=lambda place: -place.scores["S"])
     tried = sorted({place.layers for place in [study.recommended, *ranked[: args.candidates]]})
     others = replace(settings, layers=tuple(layer for (layer,) in tried), n=args.others)
-    begin_others = time.process_time()
     swept = sweep(lm, args.other_data, others, folder=args.folder / "others")
     rows = behind(list(swept.places))
     result = {
@@ -95,7 +94,6 @@ def main() -> None:
         "others": rows,
         "other_facts": len(swept.records),
         "recommended_behind_on_others": next(row["behind"] for row in rows if row["layers"] == study.recommended.name),
-        "others_cpu_seconds": time.process_time() - begin_others,
         "machine": describe_machine(),
     }
     print(json.dumps({name: result[name] for name in ("recommended", "recommended_behind_on_others", "cpu_seconds")}))

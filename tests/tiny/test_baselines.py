@@ -405,7 +405,7 @@ def test_a_fact_that_ends_a_sentence_gets_no_second_full_stop() -> None:
 
 
 def test_a_target_that_holds_a_slot_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"reword:\n  Paris: 'a \{\}'"):
+    with pytest.raises(RequestError, match=r"reword: Paris: 'a \{\}'"):
         in_context_records([EditRecord(EditRequest("{} is", "Paris", "a {}"))])
 
 

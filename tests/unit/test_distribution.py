@@ -13,7 +13,7 @@ from torch import Tensor
 from emendo.errors import InfeasibleError, MethodError
 from emendo.solve import PreparedLayer, Preservation, prepare, solve
 from emendo.solve.distribution import distribution_steps
-from emendo.solve.shares import remaining_shares
+from emendo.solve.shares import low_rank_splits, remaining_shares, remaining_splits
 from tests.reference import emmet_delta, moment_with_condition
 
 D_IN, D_OUT, N, LAYERS = 16, 6, 4, 3
@@ -37,11 +37,11 @@ class Case:
     R: Tensor
 
     @classmethod
-    def make(cls, seed: int = 0) -> Case:
+    def make(cls, seed: int = 0, n: int = N) -> Case:
         # Layers of very different scale and condition: a split that did not look would pay for it.
         A = [4.0**layer * moment_with_condition(D_IN, 10.0**layer, seed + layer) for layer in range(LAYERS)]
-        K = [randn(N, D_IN, seed=seed + 10 + layer) for layer in range(LAYERS)]
-        return cls(A, K, randn(N, D_OUT, seed=seed + 20))
+        K = [randn(n, D_IN, seed=seed + 10 + layer) for layer in range(LAYERS)]
+        return cls(A, K, randn(n, D_OUT, seed=seed + 20))
 
     @property
     def prepared(self) -> list[PreparedLayer]:
@@ -156,6 +156,22 @@ def test_apart_keys_are_shared_out_by_leverage(s: float) -> None:
     for layer in range(LAYERS):
         close(shares[layer], ((worth[layer] + s) / (worth[layer:] + s).sum(dim=0)).diag())
         close(parts[layer], ((worth[layer] + s) / (worth + s).sum(dim=0))[:, None] * case.R)
+
+
+@pytest.mark.parametrize("n", [N, LAYERS * D_IN, 80])
+def test_matrices_of_the_order_of_the_keys_give_the_same(n: int) -> None:
+    case = Case.make(n=n)
+    shares = remaining_shares(case.prepared, case.K, 0.3)
+    missing = case.R
+    for share, part in zip(shares, low_rank_splits(case.prepared, case.K, 0.3), strict=True):
+        close(part(missing), share @ missing)
+        missing = missing - share @ missing / 2  # what is missing need not be what the split expects
+
+
+def test_no_matrix_of_the_order_of_many_requests_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emendo.solve.shares.remaining_shares", lambda *_: pytest.fail("a matrix of order n"))
+    case = Case.make(n=LAYERS * D_IN + 1)
+    assert len(remaining_splits(case.prepared, case.K, 0.3)) == LAYERS
 
 
 def test_equal_layers_share_evenly() -> None:

@@ -37,7 +37,7 @@ from emendo.solve import (
     solve,
 )
 from emendo.solve.distribution import Step, distribution_steps, searched_layers
-from emendo.solve.shares import remaining_shares
+from emendo.solve.shares import remaining_splits
 from emendo.updates.update import LayerUpdate, merge_layers
 
 Remembering: TypeAlias = Callable[[int, PreparedLayer, Keys, float], PreparedLayer]
@@ -235,8 +235,7 @@ class EditRun:
         if all(step.share is not None for step in self.steps):
             return [lambda missing, share=step.share: missing * share for step in self.steps]
         metrics = [self.prepared[layer] for layer in self.written]
-        shares = remaining_shares(metrics, [self.first_keys[layer].mean for layer in self.written], s)
-        return [lambda missing, share=share: share.to(missing) @ missing for share in shares]
+        return remaining_splits(metrics, [self.first_keys[layer].mean for layer in self.written], s)
 
     def _keys(self, batch: Batch, layers: Sequence[int], written: int) -> dict[int, EditKeys]:
         """Keys of every group at some layers, before layer `written` is."""

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -15,6 +18,33 @@ from emendo.errors import InfeasibleError
 from emendo.shapes import Keys
 from emendo.solve.feasibility import REMEDY
 from emendo.solve.metric import PreparedLayer
+
+Residuals: TypeAlias = Float[Tensor, "n d_model"]
+
+
+def remaining_splits(
+    prepared: Sequence[PreparedLayer], keys: Sequence[Keys], s: float
+) -> list[Callable[[Residuals], Residuals]]:
+    """For each layer, the function from what is missing before it to what it contributes.
+
+    The matrices of `remaining_shares` are n × n, one a layer. Where least squares has more requests than all layers
+    together have directions, the same is computed through matrices of order Σ r.
+
+    Args:
+        prepared: The layers' metrics, in the order of writing.
+        keys: The layers' keys, read before any of them is written.
+        s: Memorization strength, 0 for equality.
+
+    Raises:
+        InfeasibleError: The keys are dependent at all layers together.
+    """
+    if s > 0 and len(keys[0]) > sum(layer.dimensions for layer in prepared):
+        return low_rank_splits(prepared, keys, s)
+    return [partial(_dense_part, share) for share in remaining_shares(prepared, keys, s)]
+
+
+def _dense_part(share: Float[Tensor, "n n"], missing: Residuals) -> Residuals:
+    return share.to(missing) @ missing
 
 
 @torch.no_grad()
@@ -42,6 +72,56 @@ def remaining_shares(prepared: Sequence[PreparedLayer], keys: Sequence[Keys], s:
 
 
 @torch.no_grad()
+def low_rank_splits(
+    prepared: Sequence[PreparedLayer], keys: Sequence[Keys], s: float
+) -> list[Callable[[Residuals], Residuals]]:
+    """`remaining_splits` without a matrix of order n, for s > 0.
+
+    With Dₗ = Zₗ Zₗᵀ + s I and W = [Zₗ … Z_L],
+
+        (Σ_{m ≥ l} Dₘ)⁻¹ = (I − W (c I + WᵀW)⁻¹ Wᵀ) / c        c = s · (L − l + 1)
+
+    Source: the matrix inversion lemma of Woodbury.
+    """
+    whitened = [layer.whiten(layer_keys).cpu() for layer, layer_keys in zip(prepared, keys, strict=True)]
+    bounds = list(accumulate((part.shape[1] for part in whitened), initial=0))
+    gram = whitened[0].new_empty(bounds[-1], bounds[-1])
+    for row, left in enumerate(whitened):
+        for column, right in enumerate(whitened):
+            gram[bounds[row] : bounds[row + 1], bounds[column] : bounds[column + 1]] = left.T @ right
+    return [partial(_low_rank_part, whitened, gram, bounds, s, layer) for layer in range(len(whitened))]
+
+
+@torch.no_grad()
+def _low_rank_part(
+    whitened: Sequence[Float[Tensor, "n r"]],
+    gram: Float[Tensor, "w w"],
+    bounds: Sequence[int],
+    s: float,
+    layer: int,
+    missing: Residuals,
+) -> Residuals:
+    """What one layer contributes; the last one takes all that is missing."""
+    upper = whitened[layer:]
+    if len(upper) == 1:
+        return missing
+    shift, start = s * len(upper), bounds[layer]
+    system = gram[start:, start:].clone()
+    system.diagonal().add_(shift)
+    factor, info = torch.linalg.cholesky_ex(system)
+    if info.item():
+        raise _dependent()
+    wanted = missing.cpu().double()
+    inner = torch.cholesky_solve(torch.cat([part.T @ wanted for part in upper]), factor)
+    solved = wanted.clone()
+    for part, block in zip(upper, inner.split([part.shape[1] for part in upper]), strict=True):
+        solved.addmm_(part, block, alpha=-1)
+    solved /= shift
+    own = upper[0]
+    return (own @ (own.T @ solved)).add_(solved, alpha=s).to(missing)
+
+
+@torch.no_grad()
 def system_shares(systems: Sequence[Float[Tensor, "n n"]]) -> list[Float[Tensor, "n n"]]:
     """`remaining_shares` from the layers' systems Dₗ = Kₗ Aₗ⁻¹ Kₗᵀ + s I, in the order of writing.
 
@@ -55,9 +135,13 @@ def system_shares(systems: Sequence[Float[Tensor, "n n"]]) -> list[Float[Tensor,
         # D T⁻¹ = (T⁻¹ D)ᵀ, both symmetric.
         factor, info = torch.linalg.cholesky_ex(total)
         if info.item():
-            raise InfeasibleError(
-                "the optimal distribution needs independent keys, and these are not, even over all layers together. "
-                f"{REMEDY} Under least squares, take a larger --set memorization.s"
-            )
+            raise _dependent()
         shares.append(torch.cholesky_solve(gram, factor).T)
     return shares[::-1]
+
+
+def _dependent() -> InfeasibleError:
+    return InfeasibleError(
+        "the optimal distribution needs independent keys, and these are not, even over all layers together. "
+        f"{REMEDY} Under least squares, take a larger --set memorization.s"
+    )

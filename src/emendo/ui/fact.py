@@ -112,8 +112,7 @@ def read_fact(lm: EditableModel, ledger: EditLedger, fact: Fact) -> dict[str, An
 
 def _told(error: RequestError) -> str:
     """What stands in the ledger, without the options of a command that a page does not have."""
-    lines = str(error).splitlines()
-    return " ".join(line.strip(" -") for line in lines[1:]) or lines[0]
+    return " ".join(error.problems) or str(error)
 
 
 def _missing(fact: Fact) -> str:

@@ -89,35 +89,45 @@ def low_rank_splits(
     for row, left in enumerate(whitened):
         for column, right in enumerate(whitened):
             gram[bounds[row] : bounds[row + 1], bounds[column] : bounds[column + 1]] = left.T @ right
-    return [partial(_low_rank_part, whitened, gram, bounds, s, layer) for layer in range(len(whitened))]
+    return [partial(_low_rank_part, prepared, keys, gram, bounds, s, layer) for layer in range(len(prepared))]
 
 
 @torch.no_grad()
 def _low_rank_part(
-    whitened: Sequence[Float[Tensor, "n r"]],
+    prepared: Sequence[PreparedLayer],
+    keys: Sequence[Keys],
     gram: Float[Tensor, "w w"],
     bounds: Sequence[int],
     s: float,
     layer: int,
     missing: Residuals,
 ) -> Residuals:
-    """What one layer contributes; the last one takes all that is missing."""
-    upper = whitened[layer:]
+    """What one layer contributes; the last one takes all that is missing.
+
+    Whitened keys are made again each time: that costs less than to hold those of all layers.
+    """
+    upper = range(layer, len(prepared))
     if len(upper) == 1:
         return missing
+
+    def whitened(place: int) -> Float[Tensor, "n r"]:
+        return prepared[place].whiten(keys[place]).cpu()
+
     shift, start = s * len(upper), bounds[layer]
     system = gram[start:, start:].clone()
     system.diagonal().add_(shift)
     factor, info = torch.linalg.cholesky_ex(system)
+    del system
     if info.item():
         raise _dependent()
     wanted = missing.cpu().double()
-    inner = torch.cholesky_solve(torch.cat([part.T @ wanted for part in upper]), factor)
+    inner = torch.cholesky_solve(torch.cat([whitened(place).T @ wanted for place in upper]), factor)
+    del factor
     solved = wanted.clone()
-    for part, block in zip(upper, inner.split([part.shape[1] for part in upper]), strict=True):
-        solved.addmm_(part, block, alpha=-1)
+    for place in upper:
+        solved.addmm_(whitened(place), inner[bounds[place] - start : bounds[place + 1] - start], alpha=-1)
     solved /= shift
-    own = upper[0]
+    own = whitened(layer)
     return (own @ (own.T @ solved)).add_(solved, alpha=s).to(missing)
 
 
